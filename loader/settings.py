@@ -1,0 +1,99 @@
+"""The settings: what can be set, by which environment variable, and what holds when nothing is.
+
+`DATABASE_URL` names the database; every other variable starts with `LOADER_`. `loader --help` and the README list
+what this module declares, so a setting is described here and nowhere else.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from platformdirs import user_data_path
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from loader.errors import UsageError
+
+
+def default_home() -> Path:
+    """Return where the embedded database lives when `LOADER_HOME` is not set.
+
+    PostgreSQL refuses to run as root, so root's server runs as another user, who cannot enter root's own home.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/lib/loader")
+    return user_data_path("loader")
+
+
+class Settings(BaseSettings):
+    """The settings of one process, read from its environment."""
+
+    model_config = SettingsConfigDict(env_prefix="LOADER_", extra="ignore", frozen=True)
+
+    database_url: str = Field(
+        default="",
+        validation_alias=AliasChoices("DATABASE_URL"),
+        description="PostgreSQL 16 or newer to use, as postgresql://user:password@host:port/database. "
+        "Without it the embedded PostgreSQL under LOADER_HOME is started.",
+    )
+    home: Path = Field(
+        default_factory=default_home,
+        description="Folder of the embedded database, of dbt's artifacts and logs.",
+    )
+    embedded_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="TCP port of the embedded database on 127.0.0.1; 0 picks a free one and keeps it.",
+    )
+    embedded_idle: float = Field(
+        default=600.0,
+        ge=0,
+        description="Seconds the embedded database stays up after the last command and the last connection.",
+    )
+    workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=64,
+        description="Processes that `loader load` parses and copies with, one connection each.",
+    )
+    threads: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Connections that `loader transform` splits events with.",
+    )
+
+
+@cache
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        UsageError: A variable holds something that is not a setting's value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{variable_name(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"A setting cannot be read: {problems}. `loader --help` lists the settings.") from None
+
+
+def variable_name(field: str) -> str:
+    """Return the environment variable of a setting, e.g. `LOADER_HOME` for `home`."""
+    name = field.upper()
+    return name if name == "DATABASE_URL" else f"LOADER_{name}"
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Return variable, default and description of every setting, for the help and the README."""
+    described = []
+    for name, field in Settings.model_fields.items():
+        if name == "home":
+            default = "~/.local/share/loader, /var/lib/loader for root"
+        elif name == "workers":
+            default = "number of cores"
+        else:
+            default = str(field.default)
+        described.append((variable_name(name), default, field.description or ""))
+    return described
