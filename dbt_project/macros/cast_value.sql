@@ -1,0 +1,55 @@
+{#-
+    Engine-specific: reading JSON and casting without ever raising. One bad value must cost one NULL, not the run.
+-#}
+
+{#- The text at a dotted path of a JSON value: a string without its quotes, an array or object as JSON. -#}
+{% macro json_text(value, path) -%}
+    {%- set keys = path.split('.') -%}
+    {{ value }}{% for key in keys %} {{ '->>' if loop.last else '->' }} {{ string_literal(key) }}{% endfor %}
+{%- endmacro %}
+
+
+{#-
+    A text as a column's type, NULL when the type cannot hold it.
+
+    Whole-valued numbers such as 12.0 are integers, as in a Segment warehouse; 12.5 is not cut to 12. A time needs date
+    and clock in ISO order: PostgreSQL would also read 'now' and 'today', which mean something else in every run.
+-#}
+{% macro cast_value(text, data_type) -%}
+    {%- if data_type == 'text' -%}
+        {{ text }}
+    {%- elif data_type == 'bigint' -%}
+        case
+            when pg_input_is_valid({{ text }}, 'bigint') then ({{ text }})::bigint
+            when pg_input_is_valid({{ text }}, 'numeric')
+                then case
+                    when ({{ text }})::numeric between -9223372036854775808 and 9223372036854775807 and ({{ text }})::numeric % 1 = 0
+                        then ({{ text }})::numeric::bigint
+                end
+        end
+    {%- elif data_type == 'numeric' -%}
+        case
+            when pg_input_is_valid({{ text }}, 'numeric') and ({{ text }})::numeric not in ('NaN', 'Infinity', '-Infinity')
+                then ({{ text }})::numeric
+        end
+    {%- elif data_type == 'boolean' -%}
+        case lower({{ text }}) when 'true' then true when 'false' then false end
+    {%- elif data_type == 'timestamp with time zone' -%}
+        case
+            when ({{ text }} like '____-__-__T%' or {{ text }} like '____-__-__ %') and pg_input_is_valid({{ text }}, 'timestamptz')
+                then ({{ text }})::timestamptz
+        end
+    {%- else -%}
+        {%- do exceptions.raise_compiler_error("No column of the layout has type " ~ data_type ~ "; see docs/design.md for those there are.") -%}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- A cheap test that lets every value pass which surely fits; what it catches is looked at with `cast_value`. -#}
+{% macro may_not_fit(text, data_type) -%}
+    {%- if data_type == 'boolean' -%}
+        lower({{ text }}) not in ('true', 'false')
+    {%- else -%}
+        pg_input_is_valid({{ text }}, '{{ data_type }}') is false
+    {%- endif -%}
+{%- endmacro %}

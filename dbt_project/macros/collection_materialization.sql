@@ -1,0 +1,229 @@
+{#-
+    One served table per source, grown in place.
+
+    In one transaction per source: lock the cursor, create what is missing, add the new events in landing order, note what
+    did not fit, move the cursor, report. Nothing is dropped, renamed or swapped, so views, grants and open readers never
+    notice a run; a full refresh deletes and inserts under the same rule.
+-#}
+{% materialization collection, adapter='postgres' %}
+    {{ run_hooks(pre_hooks, inside_transaction=False) }}
+    {{ run_hooks(pre_hooks, inside_transaction=True) }}
+
+    {%- set totals = namespace(rows=0) -%}
+    {%- set relations = [] -%}
+    {%- for source_name in registered_sources() -%}
+        {%- set relation = api.Relation.create(database=target.database, schema=source_name, identifier=model.alias, type='table') -%}
+        {%- do relations.append(relation) -%}
+        {%- set totals.rows = totals.rows + fill_table(relation, source_name, sql) -%}
+        {%- do apply_grants(relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
+        {%- do adapter.commit() -%}
+    {%- endfor -%}
+
+    {%- call noop_statement('main', 'INSERT ' ~ totals.rows, 'INSERT', totals.rows) -%}{%- endcall -%}
+
+    {%- if post_hooks -%}
+        {%- call statement('begin') -%} select 1 {%- endcall -%}
+        {{ run_hooks(post_hooks, inside_transaction=True) }}
+        {%- do adapter.commit() -%}
+    {%- endif -%}
+    {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {{ return({'relations': relations}) }}
+{% endmaterialization %}
+
+
+{#- Brings one source's table up to the invocation's snapshot; returns by how many rows it grew. -#}
+{% macro fill_table(relation, source_name, sql) %}
+    {%- set full_refresh = should_full_refresh() -%}
+    {%- set run = read_from(source_name, rebuild=full_refresh) -%}
+    {%- set new_columns = shape_table(relation) -%}
+    {%- set rebuild = full_refresh or not run.cursor_snapshot -%}
+
+    {%- if run.first_run and not full_refresh and has_rows(relation) -%}
+        {%- do exceptions.raise_compiler_error(
+            relation ~ " holds rows that did not come from raw.events. Move the table away, or run with --full-refresh to replace its rows."
+        ) -%}
+    {%- endif -%}
+
+    {%- set removed = 0 -%}
+    {%- if rebuild -%}
+        {%- set removed = empty_table(relation, source_name) -%}
+    {%- endif -%}
+
+    {%- set read_rows = count_new_events() -%}
+    {%- set table_rows = 0 -%}
+    {%- if read_rows -%}
+        {%- set overtaken = 0 if rebuild else remove_overtaken(relation, source_name) -%}
+        {%- set inserted = run_counted(insert_new_events(relation, sql)) -%}
+        {%- set table_rows = inserted - overtaken -%}
+        {%- do record_mismatches(relation, source_name) -%}
+    {%- endif -%}
+
+    {%- if read_rows or new_columns or rebuild -%}
+        {%- do finish_table(source_name, run, rebuild, read_rows, table_rows, new_columns) -%}
+    {%- endif -%}
+    {{ return(table_rows - removed) }}
+{% endmacro %}
+
+
+{#- Runs a statement and returns how many rows it touched. -#}
+{% macro run_counted(command) %}
+    {%- call statement('counted', fetch_result=False) -%}
+        {{ command }}
+    {%- endcall -%}
+    {{ return(load_result('counted').response.rows_affected) }}
+{% endmacro %}
+
+
+{% macro has_rows(relation) %}
+    {{ return(run_query("select exists (select from " ~ relation ~ ")").rows[0][0]) }}
+{% endmacro %}
+
+
+{#- Readers go on seeing the old rows until the commit, which truncate would not let them. -#}
+{% macro empty_table(relation, source_name) %}
+    {%- do run_query("delete from raw.mismatches where model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'") -%}
+    {{ return(run_counted("delete from " ~ relation)) }}
+{% endmacro %}
+
+
+{% macro count_new_events() %}
+    {%- set counted -%}
+        select count(*) from {{ source('raw', 'events') }} where {{ event_filter(model.name == 'tracks') }} and {{ since_last_run() }}
+    {%- endset -%}
+    {{ return(run_query(counted).rows[0][0]) }}
+{% endmacro %}
+
+
+{% macro insert_new_events(relation, sql) -%}
+    insert into {{ relation }} (
+        {%- for column in model.columns.values() %}
+        {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+        {%- endfor %}
+    )
+    {{ sql }}
+    on conflict (id) do nothing
+{%- endmacro %}
+
+
+{#-
+    Of several events with one id the first one landed counts, also when its transaction committed after a run had already
+    taken a later one. Such an event can only come from a transaction that was running when that run took its snapshot
+    (load_xid below the snapshot's xmax): these are compared, by landing order, with the event that holds the id now, and
+    the row that loses is removed so that the insert that follows takes the winner.
+-#}
+{% macro remove_overtaken(relation, source_name) %}
+    {%- set previous = previous_snapshot() -%}
+    {%- set anybody_late = run_query("select pg_snapshot_xmin(" ~ previous ~ ") < pg_snapshot_xmax(" ~ previous ~ ")").rows[0][0] -%}
+    {%- if not anybody_late -%}
+        {{ return(0) }}
+    {%- endif -%}
+    {%- set events = source('raw', 'events') -%}
+    {%- set every_event = model.name == 'tracks' -%}
+    {%- set removal -%}
+        with late as materialized (
+            select message_id, seq, load_xid
+            from {{ events }}
+            where
+                {{ event_filter(every_event) }}
+                and {{ since_last_run() }}
+                and load_xid < pg_snapshot_xmax({{ previous_snapshot() }})
+        ),
+
+        contested as materialized (
+            select late.message_id, late.seq, coalesce(syncs.previous_snapshot, '1:1:'::pg_snapshot) as held_since
+            from late
+            inner join {{ relation }} as served on served.id = late.message_id
+            inner join raw.syncs
+                on syncs.model = '{{ model.name }}'
+                and syncs.source = '{{ source_name }}'
+                and syncs.started_at = served.uuid_ts
+                and late.load_xid < pg_snapshot_xmax(syncs.snapshot)
+        ),
+
+        holders as materialized (
+            select message_id, min(seq) as seq
+            from {{ events }}
+            where
+                {{ event_filter(every_event) }}
+                and message_id in (select message_id from contested)
+                and load_xid >= (select pg_snapshot_xmin(held_since) from contested order by pg_snapshot_xmin(held_since) limit 1)
+                and pg_visible_in_snapshot(load_xid, (select {{ previous_snapshot() }}))
+            group by message_id
+        )
+
+        delete from {{ relation }} as served
+        using contested
+        inner join holders using (message_id)
+        where served.id = contested.message_id and contested.seq < holders.seq
+    {%- endset -%}
+    {{ return(run_counted(removal)) }}
+{% endmacro %}
+
+
+{#- Values that are there but NULL in the table, because the column's type cannot hold them. An empty string is no value. -#}
+{% macro record_mismatches(relation, source_name) %}
+    {%- set typed = [] -%}
+    {%- for column in model.columns.values() if column.data_type != 'text' -%}
+        {%- set origin = column.config.get('meta', {}) or column.meta -%}
+        {%- if origin.get('property') or origin.get('context') -%}
+            {%- do typed.append({'name': column.name, 'type': column.data_type, 'text': column_text(origin)}) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if not typed -%}{{ return(none) }}{%- endif -%}
+    {%- set insertion -%}
+        insert into raw.mismatches (model, source, event_id, column_name, value)
+        select '{{ model.name }}', '{{ source_name }}', events.message_id, found.column_name, found.value
+        from (
+            select events.message_id, events."properties", events."context"
+            from (
+                {{ new_events(source('raw', 'events')) }}
+            ) as events
+            where
+                {%- for column in typed %}
+                {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.type) }})
+                {%- endfor %}
+            offset 0
+        ) as events
+        inner join {{ relation }} as served on served.id = events.message_id
+        cross join lateral (
+            values
+            {%- for column in typed %}
+            ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.type) }} is null and served.{{ adapter.quote(column.name) }} is null){{ "," if not loop.last }}
+            {%- endfor %}
+        ) as found (column_name, value, is_lost)
+        where found.is_lost and found.value <> ''
+        on conflict do nothing
+    {%- endset -%}
+    {%- do run_query(insertion) -%}
+{% endmacro %}
+
+
+{#- Moves the cursor and writes the sync report. -#}
+{% macro finish_table(source_name, run, rebuild, read_rows, table_rows, new_columns) %}
+    {%- set key = "model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'" -%}
+    {%- set finish %}
+        {#- A run that added nothing leaves the cursor: its snapshot may be older than the one the cursor stands at. -#}
+        {%- if read_rows or rebuild -%}
+        update raw.cursors
+        set
+            snapshot = '{{ run.snapshot }}',
+            read_rows = {{ "" if rebuild else "read_rows + " }}{{ read_rows }},
+            table_rows = {{ "" if rebuild else "table_rows + " }}{{ table_rows }},
+            updated_at = clock_timestamp()
+        where {{ key }};
+        {%- endif %}
+
+        insert into raw.syncs
+            (transform_id, model, source, full_refresh, read_rows, table_rows, new_columns, previous_snapshot, snapshot, started_at, duration)
+        values (
+            '{{ invocation_id }}', '{{ model.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }},
+            array[{% for name in new_columns %}{{ string_literal(name) }}{{ ", " if not loop.last }}{% endfor %}]::text[],
+            {{ "null" if rebuild or not run.cursor_snapshot else "'" ~ run.cursor_snapshot ~ "'" }},
+            '{{ run.snapshot }}', '{{ run.started_at }}', clock_timestamp() - now()
+        )
+        on conflict (transform_id, model, source) do update set
+            read_rows = syncs.read_rows + excluded.read_rows,
+            table_rows = syncs.table_rows + excluded.table_rows;
+    {%- endset -%}
+    {%- do run_query(finish) -%}
+{% endmacro %}

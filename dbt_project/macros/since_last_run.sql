@@ -1,0 +1,91 @@
+{#-
+    The cut: the events this run is to add. An event is new when the run's snapshot sees its transaction and the snapshot
+    the model last finished with did not. No watermark could say so: a transaction that began early may commit late.
+
+    The snapshots come from settings of the transaction (`read_from` sets them), so the compiled SQL is the same in every
+    run. Outside a run nothing is set and everything committed counts as new.
+-#}
+{% macro since_last_run() -%}
+    load_xid >= pg_snapshot_xmin({{ previous_snapshot() }})
+        and pg_visible_in_snapshot(load_xid, (select {{ current_snapshot() }}))
+        and not pg_visible_in_snapshot(load_xid, (select {{ previous_snapshot() }}))
+{%- endmacro %}
+
+
+{#- What the model has seen before; nothing at all (no transaction is older than 1) in its first run. -#}
+{% macro previous_snapshot() -%}
+    coalesce(nullif(current_setting('loader.previous_snapshot', true), ''), '1:1:')::pg_snapshot
+{%- endmacro %}
+
+
+{% macro current_snapshot() -%}
+    coalesce(nullif(current_setting('loader.snapshot', true), ''), pg_current_snapshot()::text)::pg_snapshot
+{%- endmacro %}
+
+
+{% macro current_source() -%}
+    coalesce(nullif(current_setting('loader.source', true), ''), source)
+{%- endmacro %}
+
+
+{#- One moment for the whole invocation, the same in every table. -#}
+{% macro run_started_at() -%}
+    coalesce(nullif(current_setting('loader.started_at', true), '')::timestamptz, now())
+{%- endmacro %}
+
+
+{#-
+    Locks the model's cursor for one source and sets what `since_last_run` reads, for this transaction.
+
+    The lock makes a second run of the model wait for the first to commit; it then finds the cursor moved. A run whose
+    snapshot is no newer than the cursor's (it started earlier and came later) has nothing to add.
+-#}
+{% macro read_from(source_name, rebuild) %}
+    {%- set run = lock_cursor(source_name, rebuild) -%}
+    {%- if run is none -%}
+        {%- do run_query("insert into raw.cursors (model, source) values ('" ~ model.name ~ "', '" ~ source_name ~ "') on conflict do nothing") -%}
+        {%- set run = lock_cursor(source_name, rebuild) -%}
+        {%- if run is none -%}
+            {%- do exceptions.raise_compiler_error("This invocation is not in raw.transforms: the project's on-run-start hook did not run.") -%}
+        {%- endif -%}
+        {%- do run.update({'first_run': true}) -%}
+    {%- endif -%}
+    {{- return(run) -}}
+{% endmacro %}
+
+
+{% macro lock_cursor(source_name, rebuild) %}
+    {%- call statement('cursor', fetch_result=True) -%}
+        select
+            coalesce(cursors.snapshot::text, '') as cursor_snapshot,
+            transforms.snapshot::text as snapshot,
+            transforms.started_at::text as started_at,
+            set_config('loader.source', cursors.source, true),
+            set_config('loader.started_at', transforms.started_at::text, true),
+            set_config('loader.snapshot', transforms.snapshot::text, true),
+            set_config(
+                'loader.previous_snapshot',
+                case when {{ rebuild }} then '' else coalesce(cursors.snapshot::text, '') end,
+                true
+            ),
+            {#- An increment is small against the history: never read all of it, however old the statistics are. -#}
+            set_config('enable_seqscan', case when {{ rebuild }} or cursors.snapshot is null then 'on' else 'off' end, true),
+            set_config('timezone', 'UTC', true),
+            set_config('datestyle', 'ISO, MDY', true)
+        from raw.cursors
+        cross join raw.transforms
+        where
+            cursors.model = '{{ model.name }}'
+            and cursors.source = '{{ source_name }}'
+            and transforms.id = '{{ invocation_id }}'
+        for update of cursors
+    {%- endcall -%}
+    {%- set rows = load_result('cursor').table.rows -%}
+    {%- if not rows -%}{{ return(none) }}{%- endif -%}
+    {{- return({
+        'cursor_snapshot': rows[0]['cursor_snapshot'] or '',
+        'snapshot': rows[0]['snapshot'],
+        'started_at': rows[0]['started_at'],
+        'first_run': false,
+    }) -}}
+{% endmacro %}

@@ -1,0 +1,55 @@
+{#-
+    What an invocation records of itself. The snapshot taken at its start is what every one of its models reads up to,
+    so that its tables agree with each other whatever lands meanwhile.
+-#}
+{% macro start_transform() %}
+    {%- if execute and flags.WHICH in ('run', 'build') -%}
+        {%- set found = run_query("select to_regclass('raw.transforms') is not null and to_regclass('raw.cluster') is not null") -%}
+        {%- if not found.rows[0][0] -%}
+            {%- do exceptions.raise_compiler_error(
+                "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or too old. Run `loader migrate` with DATABASE_URL set to it, then this command again."
+            ) -%}
+        {%- endif -%}
+        {#- After a restore into another cluster the stored transaction ids are history. -#}
+        select raw.adopt_cluster();
+
+        update raw.transforms
+        set status = 'interrupted', finished_at = clock_timestamp(), error = 'It ended without a word.'
+        where
+            status = 'running'
+            and not exists (
+                select from pg_stat_activity
+                where datname = current_database() and application_name = 'dbt' and pid <> pg_backend_pid()
+            );
+
+        insert into raw.transforms (id, snapshot) values ('{{ invocation_id }}', pg_current_snapshot());
+    {%- endif -%}
+{% endmacro %}
+
+
+{% macro finish_transform(results) %}
+    {%- if execute and flags.WHICH in ('run', 'build') -%}
+        {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error']) | list -%}
+        update raw.transforms
+        set
+            finished_at = clock_timestamp(),
+            status = '{{ "error" if failed else "success" }}',
+            error = {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }}
+        where id = '{{ invocation_id }}';
+    {%- endif -%}
+{% endmacro %}
+
+
+{#- The sources whose events there may be, in a fixed order so that two runs lock their cursors in the same one. -#}
+{% macro registered_sources() %}
+    {%- set found = run_query("select schema_name from raw.sources order by id").columns[0].values() | list -%}
+    {%- if not found -%}
+        {%- do exceptions.raise_compiler_error("There is no source yet. Add one with `loader source add Iterable`, then run this again.") -%}
+    {%- endif -%}
+    {{- return(found) -}}
+{% endmacro %}
+
+
+{% macro string_literal(value) -%}
+    '{{ value | string | replace("'", "''") }}'
+{%- endmacro %}

@@ -1,0 +1,1 @@
+{{ collection(every_event=true) }}

@@ -1,0 +1,258 @@
+"""The database: where it is, whether it will do, and its raw schema.
+
+`DATABASE_URL` names it; without that, the embedded PostgreSQL is started. Whoever opens it gets a database of a
+version that works, with the raw schema this version of the loader needs, whose stored transaction ids are its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import alembic.command
+import psycopg
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from loader.embedded import EmbeddedServer
+from loader.errors import DatabaseError, SchemaBehindError, UsageError
+from loader.settings import Settings
+
+# `pg_input_is_valid`, which every safe cast uses, came with 16.
+MINIMUM_VERSION = 16
+
+# Held while the schema is brought up, so that two commands starting at once do not both try.
+_MIGRATION_LOCK = 7_226_010_001
+
+_CONNECT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Database:
+    """An open database.
+
+    Attributes:
+        url: The connection URL, as any PostgreSQL client takes it.
+        engine: SQLAlchemy's engine on it.
+        embedded: The server behind it is the loader's own.
+    """
+
+    url: str
+    engine: Engine
+    embedded: bool
+
+    def connect(self) -> psycopg.Connection:
+        """Open a plain psycopg connection, for COPY.
+
+        Raises:
+            DatabaseError: The database does not answer.
+        """
+        return connect(self.url)
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Open a SQLAlchemy connection in a transaction that commits at the end of the block."""
+        with self.engine.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def open_database(settings: Settings, *, migrate_behind: bool = False) -> Iterator[Database]:
+    """Open the database the settings name, ready to use.
+
+    Args:
+        settings: The process's settings.
+        migrate_behind: Bring an older raw schema up instead of refusing it. The embedded database is always brought
+            up: nobody else looks after it.
+
+    Raises:
+        DatabaseError: The database does not answer, is too old, or (`SchemaBehindError`) its raw schema is.
+        UsageError: `DATABASE_URL` is no PostgreSQL URL.
+    """
+    if settings.database_url:
+        with _engine(libpq_url(settings.database_url), embedded=False) as database:
+            _prepare(database, migrate_behind=migrate_behind)
+            yield database
+        return
+    server = EmbeddedServer(settings.home, port=settings.embedded_port, idle=settings.embedded_idle)
+    url = server.acquire()
+    try:
+        with _engine(url, embedded=True) as database:
+            _prepare(database, migrate_behind=True)
+            yield database
+    finally:
+        server.release()
+
+
+def connect(url: str, **options: str) -> psycopg.Connection:
+    """Open a psycopg connection with the settings every connection of the loader has.
+
+    Args:
+        url: A libpq connection URL.
+        **options: Further libpq parameters.
+
+    Raises:
+        DatabaseError: The database does not answer.
+    """
+    try:
+        return psycopg.connect(
+            url, **{"connect_timeout": str(_CONNECT_SECONDS), "application_name": "loader"} | options
+        )
+    except psycopg.OperationalError as error:
+        raise _unreachable(url, error) from None
+
+
+def libpq_url(url: str) -> str:
+    """Return a database URL as libpq takes it, whatever dialect prefix it came with.
+
+    Raises:
+        UsageError: It is not a PostgreSQL URL.
+    """
+    problem = "DATABASE_URL must look like postgresql://user:password@host:5432/database"
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise UsageError(f"{problem}.") from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise UsageError(f"{problem}; it starts with {parsed.drivername}://.")
+    return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def connection_environment(url: str) -> dict[str, str]:
+    """Return the libpq environment variables of a connection URL, as dbt's profile and psql read them."""
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+        "sslmode": "PGSSLMODE",
+        "sslrootcert": "PGSSLROOTCERT",
+        "sslcert": "PGSSLCERT",
+        "sslkey": "PGSSLKEY",
+    }
+    parameters = conninfo_to_dict(url)
+    return {names[key]: str(value) for key, value in parameters.items() if key in names}
+
+
+def bundled(folder: str) -> Path:
+    """Return where a folder that ships with the package lies: inside it once installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
+def migrate(engine: Engine) -> tuple[str | None, str]:
+    """Bring the raw schema up to what this version needs, in one transaction.
+
+    Returns:
+        The revision it was at (None for none) and the one it is at now.
+
+    Raises:
+        DatabaseError: The schema is newer than this version of the loader.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(bundled("migrations")))
+    with engine.begin() as connection:
+        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        connection.execute(text("create schema if not exists raw"))
+        before = _revision(connection)
+        _refuse_newer(before)
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+        return before, _head()
+
+
+def check_version(number: int) -> None:
+    """Refuse a PostgreSQL that is too old.
+
+    Args:
+        number: `server_version_num`, e.g. 150004 for 15.4.
+
+    Raises:
+        DatabaseError: It is older than `MINIMUM_VERSION`.
+    """
+    if number // 10000 < MINIMUM_VERSION:
+        raise DatabaseError(
+            f"The database is PostgreSQL {number // 10000}; {MINIMUM_VERSION} or newer is needed. Point DATABASE_URL "
+            "at a newer server, or unset it to use the embedded PostgreSQL 18."
+        )
+
+
+def _prepare(database: Database, *, migrate_behind: bool) -> None:
+    try:
+        with database.begin() as connection:
+            check_version(int(connection.execute(text("show server_version_num")).scalar_one()))
+            revision = _revision(connection)
+    except OperationalError as error:
+        raise _unreachable(database.url, error.orig) from None
+    _refuse_newer(revision)
+    if revision != _head():
+        if not migrate_behind:
+            state = "is not there yet" if revision is None else f"is at revision {revision}, behind {_head()}"
+            raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
+        migrate(database.engine)
+    if database.embedded and revision is None:
+        # What a new user needs first; on a database of their own they say themselves what they want.
+        with database.begin() as connection:
+            connection.execute(
+                text(
+                    "insert into raw.sources (name, schema_name) values ('Iterable', 'iterable') on conflict do nothing"
+                )
+            )
+    with database.begin() as connection:
+        connection.execute(text("select raw.adopt_cluster()"))
+
+
+@contextmanager
+def _engine(url: str, *, embedded: bool) -> Iterator[Database]:
+    engine = create_engine(
+        _sqlalchemy_url(url),
+        poolclass=NullPool,
+        connect_args={"connect_timeout": _CONNECT_SECONDS, "application_name": "loader"},
+    )
+    try:
+        yield Database(url=url, engine=engine, embedded=embedded)
+    finally:
+        engine.dispose()
+
+
+def _sqlalchemy_url(url: str) -> URL:
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def _revision(connection: Connection) -> str | None:
+    if connection.execute(text("select to_regclass('raw.alembic_version')")).scalar_one() is None:
+        return None
+    return MigrationContext.configure(connection, opts={"version_table_schema": "raw"}).get_current_revision()
+
+
+def _head() -> str:
+    head = ScriptDirectory(str(bundled("migrations"))).get_current_head()
+    if head is None:
+        raise DatabaseError("The migrations are missing from the installation. Install the package again.")
+    return head
+
+
+def _refuse_newer(revision: str | None) -> None:
+    known = {script.revision for script in ScriptDirectory(str(bundled("migrations"))).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise DatabaseError(
+            f"The raw schema is at revision {revision}, which this version of the loader does not know: it was brought "
+            "up by a newer one. Upgrade this installation."
+        )
+
+
+def _unreachable(url: str, error: object) -> DatabaseError:
+    parameters = conninfo_to_dict(url)
+    where = f"{parameters.get('host', 'localhost')}:{parameters.get('port', 5432)}/{parameters.get('dbname', '')}"
+    reason = " ".join(str(error).split())
+    return DatabaseError(
+        f"Cannot connect to the database at {where}: {reason}. Check DATABASE_URL and that the server is up."
+    )

@@ -1,0 +1,66 @@
+"""What the loader passes from parsing to landing: an event, or a message refused with its reason.
+
+These are plain values with no knowledge of files, HTTP or the database.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Reason(StrEnum):
+    """Why a message was refused; the codes Segment shows for its own discards where it has one."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_UTF8 = "invalid_utf8"
+    TRUNCATED_LINE = "truncated_line"
+    NOT_OBJECT = "not_object"
+    TOO_DEEP = "too_deep"
+    LINE_TOO_LONG = "line_too_long"
+    NUL_CHARACTER = "nul_character"
+    LONE_SURROGATE = "lone_surrogate"
+    REFUSED_BY_DATABASE = "refused_by_database"
+    BAD_REQUEST = "bad_request"
+    NO_USER_ANON_ID = "no_user_anon_id"
+    ID_NOT_STRING = "id_not_string"
+    EVENT_NOT_DEFINED = "event_not_defined"
+    EVENT_NOT_STRING = "event_not_string"
+    PROPERTIES_NOT_OBJECT = "properties_not_object"
+    TRAITS_NOT_OBJECT = "traits_not_object"
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One accepted call, ready to land.
+
+    Attributes:
+        payload: The message as JSON, byte for byte as it came (white space around it aside).
+        offset: Where its line begins, in bytes of the decompressed file.
+        message_id: The id of its row in every table.
+        collection: The table it belongs to; empty for an event without one, None when the call is not a `track`.
+        received_at: When a server first received it, as text PostgreSQL reads; None for now.
+    """
+
+    payload: bytes
+    offset: int
+    message_id: str
+    collection: str | None
+    received_at: str | None
+
+
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """One message for the quarantine.
+
+    Attributes:
+        payload: The original bytes.
+        offset: Where they begin, in bytes of the decompressed file.
+        reason: Why.
+        detail: What exactly, for a person.
+        repaired: The event landed all the same, with the characters JSON text cannot hold replaced by U+FFFD; what
+            is kept is the original.
+    """
+
+    payload: bytes
+    offset: int
+    reason: Reason
+    detail: str
+    repaired: bool = False

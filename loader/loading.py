@@ -1,0 +1,231 @@
+"""`loader load`: files of events into the raw schema, resumable at any moment.
+
+raw.loads remembers how far each file has come, and a digest of everything before that point. A file is the same file
+if those bytes are the same, whatever it is called and however it is compressed; one that has grown is continued.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+from psycopg.rows import class_row
+
+from loader.errors import FileError
+from loader.files import EMPTY_DIGEST, STANDARD_INPUT, Chunk, LineReader, digests_at, open_events, read_head
+from loader.landing import Landed
+from loader.workers import Work, Workers, land_and_advance
+
+Outcome = Literal["loaded", "continued", "unchanged", "failed"]
+
+
+@dataclass
+class FileLoaded:
+    """What became of one file.
+
+    Attributes:
+        path: The file.
+        outcome: loaded from its beginning, continued where an earlier load had stopped, unchanged since it was
+            loaded, or failed.
+        landed: Rows and quarantined messages of this run.
+        error: Why it failed, or what was wrong with it although its lines were loaded.
+    """
+
+    path: str
+    outcome: Outcome
+    landed: Landed = field(default_factory=Landed)
+    error: str = ""
+
+
+@dataclass
+class Progress:
+    """How far a load has come.
+
+    Attributes:
+        bytes_read: Bytes of the files read so far, as they lie on disk.
+        bytes_total: Bytes of all files; 0 when one of them is standard input.
+        landed: What became of the messages so far.
+        started: `time.monotonic()` at the beginning.
+    """
+
+    bytes_total: int
+    bytes_read: int = 0
+    landed: Landed = field(default_factory=Landed)
+    started: float = field(default_factory=time.monotonic)
+
+    def rate(self) -> float:
+        """Return landed rows a second."""
+        return self.landed.rows / max(time.monotonic() - self.started, 1e-9)
+
+
+@dataclass
+class _Load:
+    """A row of raw.loads, as far as it decides whether a file is known."""
+
+    id: int
+    byte_offset: int
+    digest: bytes
+    size: int | None
+    content_digest: bytes | None
+
+
+_KNOWN = """
+    select id, byte_offset, digest, size, content_digest
+    from raw.loads
+    where source = %s and head = %s and path <> '-'
+    order by byte_offset desc, id
+"""
+_START = """
+    insert into raw.loads (source, path, head, byte_offset, digest) values (%s, %s, %s, %s, %s) returning id
+"""
+_FINISH = """
+    update raw.loads set size = %s, content_digest = %s, finished_at = now(), updated_at = now() where id = %s
+"""
+
+
+class Load:
+    """Loads files into one source.
+
+    Args:
+        url: The database's connection URL.
+        connection: A connection to it, in autocommit.
+        source: The schema name of the source.
+        workers: Processes to parse and copy with.
+        report: Called after every committed chunk and every file.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        connection: psycopg.Connection,
+        source: str,
+        *,
+        workers: int,
+        report: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._url = url
+        self._connection = connection
+        self._source = source
+        self._count = workers
+        self._report = report
+        self._workers: Workers | None = None
+        self._progress = Progress(0)
+
+    def run(self, paths: Sequence[str]) -> Iterator[FileLoaded]:
+        """Load files one after the other; one that cannot be read does not keep the others out.
+
+        Yields:
+            What became of each file, when it is done.
+
+        Raises:
+            LoaderError: The database cannot take events. What is committed stays; the same call goes on from there.
+        """
+        sizes = {path: _size(path) for path in paths}
+        self._progress = Progress(0 if STANDARD_INPUT in paths else sum(sizes.values()))
+        try:
+            before = 0
+            for path in paths:
+                try:
+                    loaded = self._load(path, before)
+                except FileError as error:
+                    loaded = FileLoaded(path, "failed", error=str(error))
+                before += sizes[path]
+                self._progress.bytes_read = before
+                self._report(self._progress)
+                yield loaded
+        finally:
+            if self._workers:
+                self._workers.close()
+                self._workers = None
+
+    def _load(self, path: str, before: int) -> FileLoaded:
+        with open_events(path) as (stream, _):
+            head = read_head(stream)
+        known = [] if path == STANDARD_INPUT else self._known(head)
+        load, unchanged = self._recognise(path, known)
+        if unchanged:
+            return FileLoaded(path, "unchanged")
+
+        loaded = FileLoaded(path, "continued" if load else "loaded")
+        with open_events(path) as (stream, beneath):
+            reader = LineReader(stream, path)
+            if load:
+                reader.skip(load.byte_offset)
+            number = load.id if load and load.size is None else self._start(path, head, load)
+
+            def committed(landed: Landed | None) -> None:
+                if landed:
+                    loaded.landed.add(landed)
+                    self._progress.landed.add(landed)
+                    self._progress.bytes_read = before + (0 if path == STANDARD_INPUT else beneath.tell())
+                    self._report(self._progress)
+
+            try:
+                for landed in self._land(number, path, reader.chunks()):
+                    committed(landed)
+            except FileError as error:
+                loaded.outcome, loaded.error = "failed", str(error)
+                return loaded
+            if reader.damage:
+                loaded.outcome = "failed"
+                loaded.error = (
+                    f"{path} is cut short or damaged ({reader.damage}). What could be read of it was loaded; load the "
+                    "whole file when you have it, and it goes on from there."
+                )
+                return loaded
+            self._connection.execute(_FINISH, (reader.size, reader.content_digest, number))
+        return loaded
+
+    def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[Landed | None]:
+        """Land a file's chunks; a single one does not bother the workers, so small files start no processes."""
+        first = list(islice(chunks, 2))
+        if len(first) < 2 or self._count == 1:
+            for chunk in chain(first, chunks):
+                yield land_and_advance(self._connection, Work(load, self._source, path, chunk), lambda _: None)
+            return
+        if self._workers is None:
+            self._workers = Workers(self._url, self._count)
+        try:
+            for chunk in chain(first, chunks):
+                yield self._workers.submit(Work(load, self._source, path, chunk))
+        finally:
+            # Also when the file turns out unreadable halfway: what was read of it still lands.
+            while landed := self._workers.settle():
+                yield landed
+
+    def _known(self, head: bytes) -> list[_Load]:
+        with self._connection.cursor(row_factory=class_row(_Load)) as cursor:
+            return cursor.execute(_KNOWN, (self._source, head)).fetchall()
+
+    def _recognise(self, path: str, known: Sequence[_Load]) -> tuple[_Load | None, bool]:
+        """Find the load this file continues, and say whether there is anything left to load."""
+        if not known:
+            return None, False
+        positions = {load.byte_offset for load in known} | {load.size for load in known if load.size is not None}
+        with open_events(path) as (stream, _):
+            digests, end = digests_at(stream, positions)
+        for load in known:
+            if load.size is not None and load.size == end and digests[end] == load.content_digest:
+                return load, True
+        for load in known:
+            if load.byte_offset and digests.get(load.byte_offset) == load.digest:
+                return load, False
+        return None, False
+
+    def _start(self, path: str, head: bytes, earlier: _Load | None) -> int:
+        """Open a row for a file, at its beginning or where an earlier load of a shorter version ended."""
+        offset, digest = (earlier.byte_offset, earlier.digest) if earlier else (0, EMPTY_DIGEST)
+        row = self._connection.execute(_START, (self._source, path, head, offset, digest)).fetchone()
+        assert row is not None  # noqa: S101 - an insert that returns
+        return int(row[0])
+
+
+def _size(path: str) -> int:
+    try:
+        return 0 if path == STANDARD_INPUT else Path(path).stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,89 @@
+"""Names from outside become names of schemas, tables and columns.
+
+Events and properties are named by whoever sends them; a warehouse has lower-case identifiers with underscores. The
+rules are Segment's own (the algorithm of its `go-snakecase` library), so a table here has the name it has in a
+Segment warehouse. Everything in this module is a pure function of its arguments.
+"""
+
+import hashlib
+import re
+
+# Bytes of an identifier PostgreSQL keeps; it cuts longer ones silently.
+IDENTIFIER_BYTES = 63
+
+# A word is a run of capitals and digits, then a run of small letters and digits; everything else separates words.
+_WORD = re.compile(r"[A-Z0-9]+[a-z0-9]*|[a-z0-9]+")
+_CLEAN = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*\Z")
+
+# Tables of the layout that hold something other than one event each, so no event's table may take their names.
+BUILT_IN_TABLES = frozenset({"accounts", "aliases", "groups", "identifies", "pages", "screens", "tracks", "users"})
+
+# Redshift's reserved words. Segment applies this one list to every warehouse, PostgreSQL included (a Segment-loaded
+# PostgreSQL has columns `_user` and `_tag`); `language` and the layout's own `timestamp` stay bare there.
+RESERVED_WORDS = frozenset(
+    """
+    aes128 aes256 all allowoverwrite analyse analyze and any array as asc authorization az64 backup between binary
+    blanksasnull both bytedict bzip2 case cast check collate column constraint create credentials cross current_date
+    current_time current_timestamp current_user current_user_id default deferrable deflate defrag delta delta32k desc
+    disable distinct do else emptyasnull enable encode encrypt encryption end except explicit false for foreign freeze
+    from full globaldict256 globaldict64k grant group gzip having identity ignore ilike in initially inner intersect
+    interval into is isnull join leading left like limit localtime localtimestamp lun luns lzo lzop minus mostly16
+    mostly32 mostly8 natural new not notnull null nulls off offline offset oid old on only open or order outer overlaps
+    parallel partition percent permissions pivot placing primary raw readratio recover references rejectlog resort
+    respect restore right select session_user similar snapshot some sysdate system table tag tdes text255 text32k then
+    to top trailing true truncatecolumns union unique unnest unpivot user using verbose wallet when where with without
+    """.split()
+)
+
+
+def snake_case(name: str) -> str:
+    """Return a name in snake case, as Segment's `go-snakecase` (1.1 and later) gives it.
+
+    Args:
+        name: Any text. Characters other than ASCII letters and digits separate words and vanish.
+
+    Returns:
+        Words in lower case joined by `_`; the empty string when the name has no ASCII letter or digit.
+    """
+    if _CLEAN.match(name):
+        return name
+    return "_".join(_WORD.findall(name)).lower()
+
+
+def identifier(name: str) -> str:
+    """Return a snake-cased name as an identifier that needs no quotes and that PostgreSQL keeps whole.
+
+    A reserved word or a leading digit gets one `_` in front. A name over 63 bytes is cut and ends in eight hexadecimal
+    digits of its own hash, so two long names that differ only in their tails stay apart.
+    """
+    if name in RESERVED_WORDS or name[:1].isdigit():
+        name = f"_{name}"
+    if len(name) > IDENTIFIER_BYTES:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[: IDENTIFIER_BYTES - 9]}_{digest}"
+    return name
+
+
+def table_name(event: str) -> str:
+    """Return the table of an event name, e.g. `email_delivered` for `Email Delivered`.
+
+    Returns:
+        The table's name; the empty string when the event's name has no ASCII letter or digit, and so no table.
+    """
+    name = snake_case(event)
+    return f"_{name}" if name in BUILT_IN_TABLES else identifier(name)
+
+
+def schema_name(source: str) -> str:
+    """Return the schema of a source name, e.g. `customerio` for `Customer.io`.
+
+    Unlike tables, schemas do not split runs of capitals: lower case, white space and `-` become `_`, every other
+    character outside `[a-z0-9_]` is dropped.
+
+    Returns:
+        The schema's name; the empty string when nothing of the source's name is left.
+    """
+    name = re.sub(r"[\s-]+", "_", source.strip().lower())
+    name = re.sub(r"[^a-z0-9_]", "", name)
+    name = re.sub(r"_+", "_", name).strip("_")
+    return f"_{name}" if name[:1].isdigit() else name

@@ -1,0 +1,277 @@
+"""Segment's tracking calls, from bytes to events.
+
+A line of a file holds one call (https://segment.com/docs/connections/spec/common/). The database has the last word
+on what is JSON: here only the few fields that decide where an event lands are read, many lines at a time, and what
+looks unusual is looked at again line by line. Nothing in this module does I/O.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from loader.events import Event, Reason, Refused
+from loader.naming import table_name
+
+# Segment keeps no longer message ids.
+MESSAGE_ID_LENGTH = 100
+
+# Lines decoded by one call: large enough that the call costs nothing per line, small enough that one odd line sends
+# few neighbours through the careful path.
+_GROUP = 256
+
+_CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
+# Escapes that JSON allows and PostgreSQL's text does not: NUL, and halves of surrogate pairs.
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_REPLACEMENT = rb"\ufffd"
+_RECEIVED_AT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.]\d{1,9})?(?:Z|[+-]\d\d(?::?\d\d)?)\Z")
+
+
+class _Object(msgspec.Struct, gc=False):
+    """Any JSON object: its fields are skipped, what is not an object is refused."""
+
+
+class _Call(msgspec.Struct, gc=False, rename="camel"):
+    """The fields of a call that decide where it lands; the rest is skipped, not built."""
+
+    type: str | None = None
+    event: str | None = None
+    message_id: str | None = None
+    user_id: str | None = None
+    anonymous_id: str | None = None
+    previous_id: str | None = None
+    received_at: str | None = None
+    properties: _Object | None = None
+    traits: _Object | None = None
+
+
+class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
+    """The same fields whatever their types, to say which of them is wrong."""
+
+    type: Any = None
+    event: Any = None
+    message_id: Any = None
+    user_id: Any = None
+    anonymous_id: Any = None
+    previous_id: Any = None
+    received_at: Any = None
+    properties: msgspec.Raw = msgspec.Raw()
+    traits: msgspec.Raw = msgspec.Raw()
+
+
+_decode_calls = msgspec.json.Decoder(list[_Call]).decode
+_decode_loose = msgspec.json.Decoder(_LooseCall).decode
+
+
+def parse_lines(lines: Sequence[bytes], offset: int) -> Iterator[Event | Refused]:
+    """Turn lines into events, or into refusals with a reason; blank lines are passed over.
+
+    Args:
+        lines: Lines without their newline, in the order of the file.
+        offset: Where the first line begins, in bytes of the decompressed file.
+
+    Yields:
+        An `Event` for a call that can land, a `Refused` for what cannot, and both, the refusal marked `repaired`, for
+        a call that lands with characters replaced. One bad line never costs its neighbours.
+    """
+    for start in range(0, len(lines), _GROUP):
+        group = lines[start : start + _GROUP]
+        calls = _decode_group(group)
+        for i, line in enumerate(group):
+            event = _accept(calls[i], line, offset) if calls else None
+            if event is not None:
+                yield event
+            else:
+                yield from parse_line(line, offset)
+            offset += len(line) + 1
+
+
+def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
+    """Turn one line into an event or a refusal, taking the time to say what is wrong with it.
+
+    Args:
+        line: The line without its newline.
+        offset: Where it begins, in bytes of the decompressed file.
+
+    Yields:
+        As `parse_lines`.
+    """
+    text = line.strip()
+    if offset == 0:
+        text = text.removeprefix(b"\xef\xbb\xbf").strip()
+    if not text:
+        return
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        yield Refused(line, offset, Reason.INVALID_UTF8, f"{error.reason} at byte {error.start}")
+        return
+    text, flaw = _repair(text)
+    call = _decode_one(text)
+    if isinstance(call, tuple):
+        yield Refused(line, offset, *call)
+        return
+    wrong = _wrong(call)
+    if wrong:
+        yield Refused(line, offset, *wrong)
+        return
+    received_at = call.received_at if isinstance(call.received_at, str) else None
+    yield Event(
+        payload=text,
+        offset=offset,
+        message_id=_message_id(call.message_id, line, offset),
+        collection=_collection(call.event) if _type_of(call) == "track" else None,
+        received_at=received_at if received_at and _is_timestamp(received_at) else None,
+    )
+    if flaw:
+        yield Refused(line, offset, flaw, "landed with the character replaced by U+FFFD", repaired=True)
+
+
+def _decode_group(lines: Sequence[bytes]) -> list[_Call] | None:
+    """Decode lines in one go; None when at least one of them wants the careful path."""
+    document = b",".join(lines)
+    if _SUSPICIOUS.search(document):
+        return None
+    try:
+        if not document.isascii():
+            document.decode()
+        calls = _decode_calls(b"[" + document + b"]")
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
+    # A line such as `{…},{…}` is not a call, but joined with its neighbours it looks like two.
+    return calls if len(calls) == len(lines) else None
+
+
+def _accept(call: _Call, line: bytes, offset: int) -> Event | None:
+    """Return the event of an unremarkable track call; None for anything that wants a closer look."""
+    if call.type != "track" or call.event is None or not (call.user_id or call.anonymous_id):
+        return None
+    received_at = call.received_at
+    if received_at is not None and not _is_timestamp(received_at):
+        return None
+    message_id = call.message_id
+    if not message_id or len(message_id) > MESSAGE_ID_LENGTH:
+        message_id = _message_id(message_id, line, offset)
+    return Event(line, offset, message_id, _collection(call.event), received_at)
+
+
+def _decode_one(text: bytes) -> _LooseCall | tuple[Reason, str]:
+    """Decode one line, or say why it is no call."""
+    try:
+        return _decode_loose(text)
+    except msgspec.ValidationError as error:
+        if text[:1] == b"{":
+            # Only the loosely typed fields can get here: a number no machine float holds stands in one of them.
+            return Reason.BAD_REQUEST, str(error)
+        kind = "an array" if text[:1] == b"[" else "a single value"
+        return Reason.NOT_OBJECT, f"expected one object a line, found {kind}"
+    except msgspec.DecodeError as error:
+        # A line cut short is an object that never closes, or a string that never ends.
+        if text[:1] == b"{" and "truncated" in str(error):
+            return Reason.TRUNCATED_LINE, str(error)
+        return Reason.INVALID_JSON, str(error)
+    except RecursionError:
+        return Reason.TOO_DEEP, "nested too deep to read"
+
+
+def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:
+    """Say what keeps a call from landing, in the order Segment checks."""
+    kind = _type_of(call)
+    if kind not in _CALLS:
+        return Reason.BAD_REQUEST, f"type must be one of {', '.join(sorted(_CALLS))}"
+    if kind == "track":
+        if call.event is None:
+            return Reason.EVENT_NOT_DEFINED, "a track call needs an event"
+        if not isinstance(call.event, str):
+            return Reason.EVENT_NOT_STRING, f"event is {_json_type(call.event)}"
+    for name, value in (("userId", call.user_id), ("anonymousId", call.anonymous_id)):
+        if value is not None and not isinstance(value, str):
+            return Reason.ID_NOT_STRING, f"{name} is {_json_type(value)}"
+    if not (call.user_id or call.anonymous_id or (kind == "alias" and call.previous_id)):
+        return Reason.NO_USER_ANON_ID, "neither userId nor anonymousId"
+    if not _is_object(call.properties):
+        return Reason.PROPERTIES_NOT_OBJECT, "properties must be an object"
+    if not _is_object(call.traits):
+        return Reason.TRAITS_NOT_OBJECT, "traits must be an object"
+    return None
+
+
+def _type_of(call: _LooseCall) -> str | None:
+    """Return the call's type; a call without one that names an event is a track call, as on `/v1/track`."""
+    if call.type is None and call.event is not None:
+        return "track"
+    return call.type if isinstance(call.type, str) else None
+
+
+def _is_object(raw: msgspec.Raw) -> bool:
+    """Say whether a field of unknown type is absent, null or an object."""
+    return bytes(memoryview(raw)[:1]) in (b"", b"{", b"n")
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "not a string")
+
+
+@lru_cache(maxsize=4096)
+def _collection(event: str) -> str:
+    return table_name(event)
+
+
+def _is_timestamp(value: str) -> bool:
+    """Say whether PostgreSQL reads this as a time with an offset, so that it cannot fail a COPY."""
+    if not _RECEIVED_AT.match(value):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    # Python knows no leap seconds and no year 0; what it accepts PostgreSQL accepts.
+    return True
+
+
+def _message_id(given: object, line: bytes, offset: int) -> str:
+    """Return the call's own message id, or one that is the same whenever the same line of a file is read again."""
+    if isinstance(given, str) and 0 < len(given) <= MESSAGE_ID_LENGTH:
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given) if abs(given) < 10**MESSAGE_ID_LENGTH else _hashed(str(given))
+    if isinstance(given, str) and given:
+        return _hashed(given)
+    return _hashed(f"{offset}:", line)
+
+
+def _hashed(text: str, line: bytes = b"") -> str:
+    return "loader-" + hashlib.sha256(text.encode() + line).hexdigest()[:32]
+
+
+def _repair(text: bytes) -> tuple[bytes, Reason | None]:
+    """Replace NUL and unpaired surrogate escapes, which no PostgreSQL text can hold, by U+FFFD."""
+    if not _SUSPICIOUS.search(text):
+        return text, None
+    flaw: Reason | None = None
+    repaired = bytearray()
+    last = 0
+    escapes = list(_ESCAPE.finditer(text))
+    paired = False
+    for i, match in enumerate(escapes):
+        if paired:
+            paired = False
+            continue
+        code = int(match[1], 16) if match[1] else None
+        if code is None or not (code == 0 or 0xD800 <= code <= 0xDFFF):
+            continue
+        if 0xD800 <= code <= 0xDBFF and i + 1 < len(escapes):
+            after = escapes[i + 1]
+            if after.start() == match.end() and after[1] and 0xDC00 <= int(after[1], 16) <= 0xDFFF:
+                paired = True
+                continue
+        flaw = Reason.NUL_CHARACTER if code == 0 else flaw or Reason.LONE_SURROGATE
+        repaired += text[last : match.start()] + _REPLACEMENT
+        last = match.end()
+    return (bytes(repaired + text[last:]), flaw) if flaw else (text, None)

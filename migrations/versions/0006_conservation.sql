@@ -1,0 +1,115 @@
+-- The conservation law, to the row: accepted = in collections + in tracks only + quarantined, plus what is no row of its
+-- own (a second delivery of one id, a call other than track) or is not one yet (waiting). Everything is counted where it
+-- lies; only the duplicates come from the models' books, so a row that went missing shows.
+
+create function raw.count_rows(schema_name text, table_name text) returns bigint
+language plpgsql stable
+as $$
+declare
+    counted bigint := 0;
+begin
+    if to_regclass(format('%I.%I', schema_name, table_name)) is not null then
+        execute format('select count(*) from %I.%I', schema_name, table_name) into counted;
+    end if;
+    return counted;
+end
+$$;
+
+comment on function raw.count_rows is 'Rows of a table; 0 when it does not exist.';
+
+create function raw.count_tracks_only(schema_name text) returns bigint
+language plpgsql stable
+as $$
+declare
+    counted bigint := 0;
+begin
+    if to_regclass(format('%I.tracks', schema_name)) is not null then
+        execute format(
+            'select count(*) from %I.tracks
+            where not exists (select from raw.cursors where cursors.source = %L and cursors.model = tracks.event)',
+            schema_name, schema_name
+        ) into counted;
+    end if;
+    return counted;
+end
+$$;
+
+comment on function raw.count_tracks_only is 'Rows of tracks whose event has no table of its own.';
+
+create view raw.conservation as
+with landed as (
+    select
+        events.source,
+        events.collection,
+        own.model is not null as has_table,
+        count(*) as events,
+        count(*) filter (
+            where not coalesce(
+                pg_visible_in_snapshot(
+                    events.load_xid, case when own.model is null then tracks.snapshot else own.snapshot end
+                ),
+                false
+            )
+        ) as waiting,
+        count(*) filter (
+            where not coalesce(pg_visible_in_snapshot(events.load_xid, tracks.snapshot), false)
+        ) as waiting_for_tracks
+    from raw.events
+    left join raw.cursors as own
+        on own.source = events.source and own.model = events.collection and own.model <> 'tracks'
+    left join raw.cursors as tracks on tracks.source = events.source and tracks.model = 'tracks'
+    group by events.source, events.collection, own.model
+),
+
+by_source as (
+    select
+        source,
+        coalesce(sum(events), 0) as landed,
+        coalesce(sum(events) filter (where collection is null), 0) as other_calls,
+        coalesce(sum(waiting) filter (where collection is not null), 0) as waiting,
+        coalesce(sum(events - waiting) filter (where has_table), 0) as read_by_collections,
+        coalesce(sum(events - waiting) filter (where not has_table and collection is not null), 0) as read_by_tracks_only,
+        coalesce(sum(events - waiting_for_tracks) filter (where collection is not null), 0) as read_by_tracks
+    from landed
+    group by source
+),
+
+tables as (
+    select
+        source,
+        coalesce(sum(raw.count_rows(source, model)) filter (where model <> 'tracks'), 0) as in_collections,
+        coalesce(sum(read_rows - table_rows) filter (where model <> 'tracks'), 0) as duplicates,
+        coalesce(sum(raw.count_rows(source, model)) filter (where model = 'tracks'), 0) as in_tracks,
+        coalesce(sum(read_rows - table_rows) filter (where model = 'tracks'), 0) as duplicates_in_tracks
+    from raw.cursors
+    group by source
+),
+
+refused as (
+    select
+        source,
+        count(*) filter (where resolved_at is null) as quarantined
+    from raw.quarantine
+    group by source
+)
+
+select
+    sources.schema_name as source,
+    coalesce(by_source.landed, 0) + coalesce(refused.quarantined, 0) as accepted,
+    coalesce(tables.in_collections, 0) as in_collections,
+    tracks_only.events as in_tracks_only,
+    coalesce(refused.quarantined, 0) as quarantined,
+    coalesce(tables.duplicates, 0) + coalesce(by_source.read_by_tracks_only, 0) - tracks_only.events as duplicates,
+    coalesce(by_source.other_calls, 0) as other_calls,
+    coalesce(by_source.waiting, 0) as waiting,
+    coalesce(by_source.read_by_collections, 0) - coalesce(tables.in_collections, 0) - coalesce(tables.duplicates, 0)
+        as missing_in_collections,
+    coalesce(by_source.read_by_tracks, 0) - coalesce(tables.in_tracks, 0) - coalesce(tables.duplicates_in_tracks, 0)
+        as missing_in_tracks
+from raw.sources
+left join by_source on by_source.source = sources.schema_name
+left join tables on tables.source = sources.schema_name
+left join refused on refused.source = sources.schema_name
+cross join lateral (select raw.count_tracks_only(sources.schema_name) as events) as tracks_only;
+
+comment on view raw.conservation is 'One row per source: accepted = in_collections + in_tracks_only + quarantined + duplicates + other_calls + waiting. The two missing columns are 0, or something was lost.';
