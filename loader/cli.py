@@ -1,0 +1,344 @@
+"""The command line: reads arguments, calls the module that does the work, shows what came of it.
+
+Data goes to stdout, progress and notes to stderr. Exit code 0: done; 1: work failed; 2: wrong use; 3: files were
+loaded, but some of their messages are in quarantine.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+import psycopg
+
+from loader import __version__, display
+from loader.database import Database, connection_environment, migrate, open_database
+from loader.errors import LoaderError, UsageError
+from loader.settings import Settings, describe, read_settings
+
+EXIT_QUARANTINED = 3
+
+
+class Commands(click.Group):
+    """The group of all commands; its help also lists the settings, and its errors are for people."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the settings and exit codes after the commands."""
+        with formatter.section("Settings, from the environment"):
+            formatter.write_dl([(name, f"{text} [{default}]") for name, default, text in describe()])
+        with formatter.section("Exit codes"):
+            codes = [("0", "done"), ("1", "work failed"), ("2", "wrong use")]
+            formatter.write_dl([*codes, ("3", "loaded, with some messages in quarantine")])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; an error of ours is one line, never a traceback."""
+        try:
+            return super().invoke(ctx)
+        except LoaderError as error:
+            display.note(f"Error: {error}")
+            sys.exit(error.exit_code)
+        except psycopg.Error as error:
+            display.note(f"Error: The database failed: {' '.join(str(error).split())}")
+            sys.exit(1)
+        except KeyboardInterrupt:
+            display.note("Stopped. What is committed is kept; the same command goes on from there.")
+            sys.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="loader")
+def main() -> None:
+    """A warehouse for Iterable's messaging events, on your own PostgreSQL."""
+
+
+@contextmanager
+def _database() -> Iterator[tuple[Database, Settings]]:
+    settings = read_settings()
+    with open_database(settings) as database:
+        yield database, settings
+
+
+@contextmanager
+def _autocommit(database: Database) -> Iterator[psycopg.Connection]:
+    with database.connect() as connection:
+        connection.autocommit = True
+        yield connection
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@main.command()
+def demo() -> None:
+    """Run the main job on sample events, in a database of its own, and show the tables."""
+    from loader.demo import run_demo  # noqa: PLC0415
+
+    run_demo(read_settings())
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--source", help="Name of the source; needed when there are several.")
+def load(paths: tuple[str, ...], source: str | None) -> None:
+    """Land files of tracking calls, one JSON object a line.
+
+    PATH is a file, a glob pattern, a folder, or - for standard input. Plain, gzip and zstd are told apart by their
+    bytes. A file that was loaded before changes nothing; one that has grown, or whose load was stopped, goes on where
+    it was. What cannot land goes to quarantine and costs its neighbours nothing: exit code 3 says so.
+    """
+    from loader.files import find_files  # noqa: PLC0415
+    from loader.landing import Landed  # noqa: PLC0415
+    from loader.loading import Load  # noqa: PLC0415
+    from loader.sources import find_source  # noqa: PLC0415
+
+    files = find_files(paths)
+    with _database() as (database, settings), _autocommit(database) as connection:
+        with database.begin() as transaction:
+            schema = find_source(transaction, source)
+        progress = display.ProgressDisplay()
+        total, outcomes = Landed(), []
+        try:
+            loading = Load(database.url, connection, schema, workers=settings.workers, report=progress)
+            for loaded in loading.run(files):
+                outcomes.append(loaded.outcome)
+                total.add(loaded.landed)
+                if loaded.error:
+                    progress.close()
+                    display.note(f"Error: {loaded.error}")
+        finally:
+            progress.close()
+    unchanged = outcomes.count("unchanged")
+    if unchanged:
+        display.echo(f"{display.count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}")
+    if unchanged < len(outcomes):
+        display.echo("\n".join(display.landed_lines(total)))
+    if "failed" in outcomes:
+        display.note(f"{display.count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded whole.")
+        sys.exit(1)
+    if total.quarantined:
+        display.note("`loader quarantine list` shows what was refused, and why.")
+        sys.exit(EXIT_QUARANTINED)
+
+
+@main.command()
+@click.option("--select", multiple=True, help="Only these models, as dbt selects them.")
+@click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from what has landed.")
+def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
+    """Split what has landed into the tables."""
+    from loader.transform import log_file  # noqa: PLC0415
+    from loader.transform import transform as run_transform  # noqa: PLC0415
+
+    with _database() as (database, settings):
+        filled = run_transform(database, settings, select=select, full_refresh=full_refresh)
+        display.echo(display.table([display.table_filled(table) for table in filled]))
+        failed = [table for table in filled if table.error]
+        for table in failed:
+            display.note(f"Error: {table.source}.{table.table} was not filled: {table.error}")
+        if failed:
+            display.note(f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}")
+            sys.exit(1)
+
+
+@main.command()
+@_as_json
+def status(*, as_json: bool) -> None:
+    """Show what came in, where it is, and whether anything is missing."""
+    from loader.status import read_status  # noqa: PLC0415
+
+    with _database() as (database, _), database.begin() as connection:
+        state = read_status(connection)
+    if as_json:
+        display.echo(display.to_json(state.as_json()))
+    else:
+        display.show_status(state)
+    if not all(law.holds for law in state.conservation):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("statement")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def sql(statement: str, form: str) -> None:
+    """Run a query and print its rows; - reads it from standard input."""
+    from loader.query import render, run_query  # noqa: PLC0415
+
+    with _database() as (database, _):
+        text = sys.stdin.read() if statement == "-" else statement
+        display.echo(render(run_query(database, text), form))  # type: ignore[arg-type]
+
+
+@main.command()
+@click.option("--env", "as_environment", is_flag=True, help="As shell variables, for psql and dbt.")
+def url(*, as_environment: bool) -> None:
+    """Print the URL to connect to, e.g. psql "$(loader url)"."""
+    import shlex  # noqa: PLC0415
+
+    with _database() as (database, _):
+        if as_environment:
+            for name, value in connection_environment(database.url).items():
+                display.echo(f"export {name}={shlex.quote(value)}")
+        else:
+            display.echo(database.url)
+
+
+@main.command(name="migrate")
+def migrate_command() -> None:
+    """Bring the raw schema up to this version of the loader."""
+    with open_database(read_settings(), migrate_behind=True) as database:
+        _, now = migrate(database.engine)
+        display.echo(f"The raw schema is at revision {now}.")
+
+
+@main.group()
+def source() -> None:
+    """Sources: who sends events, and into which schema."""
+
+
+@source.command(name="add")
+@click.argument("name")
+@click.option("--schema", default="", help="Schema of its tables; derived from the name by default.")
+@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label; may be given several times.")
+@_as_json
+def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
+    """Add a source and print its write key, which is shown this once."""
+    from loader.sources import add_source  # noqa: PLC0415
+
+    for label in labels:
+        if label.count(":") != 1:
+            raise UsageError(f"--label {label} must look like environment:prod.")
+    with _database() as (database, _), database.begin() as connection:
+        schema, key = add_source(
+            connection, name, schema=schema, labels=dict(label.split(":") for label in labels)
+        )
+    if as_json:
+        display.echo(display.to_json({"name": name, "schema": schema, "write_key": key}))
+    else:
+        display.echo(f"Source {name} feeds schema {schema}.\nWrite key, shown only now: {key}")
+
+
+@source.command(name="list")
+@_as_json
+def source_list(*, as_json: bool) -> None:
+    """List the sources."""
+    from loader.sources import list_sources  # noqa: PLC0415
+
+    with _database() as (database, _), database.begin() as connection:
+        display.show_records(list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`.")
+
+
+@main.group()
+def key() -> None:
+    """Write keys: what senders of a source identify themselves with."""
+
+
+@key.command(name="add")
+@click.argument("source_name", metavar="SOURCE")
+@click.option("--label", default="", help="What it is for.")
+@_as_json
+def key_add(source_name: str, label: str, *, as_json: bool) -> None:
+    """Make another write key for a source; it is shown this once."""
+    from loader.sources import add_key  # noqa: PLC0415
+
+    with _database() as (database, _), database.begin() as connection:
+        made = add_key(connection, source_name, label=label)
+    if as_json:
+        display.echo(display.to_json({"source": source_name, "write_key": made}))
+    else:
+        display.echo(f"Write key, shown only now: {made}")
+
+
+@key.command(name="list")
+@click.option("--source", "source_name", help="Only those of this source.")
+@_as_json
+def key_list(source_name: str | None, *, as_json: bool) -> None:
+    """List the write keys, with their last use."""
+    from loader.sources import list_keys  # noqa: PLC0415
+
+    with _database() as (database, _), database.begin() as connection:
+        display.show_records(list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`.")
+
+
+@key.command(name="revoke")
+@click.argument("number", type=int)
+def key_revoke(number: int) -> None:
+    """Revoke a write key, by its number in `loader key list`."""
+    from loader.sources import revoke_key  # noqa: PLC0415
+
+    with _database() as (database, _), database.begin() as connection:
+        revoke_key(connection, number)
+    display.echo(f"Key {number} is revoked.")
+
+
+@main.group()
+def quarantine() -> None:
+    """Messages that could not land, and the way back in."""
+
+
+@quarantine.command(name="list")
+@click.option("--reason", help="Only those with this reason code.")
+@click.option("--all", "resolved", is_flag=True, help="Also those that have landed since.")
+@click.option("--limit", default=50, show_default=True, help="At most so many, the newest first.")
+@_as_json
+def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: bool) -> None:
+    """List messages, the newest first."""
+    from loader.quarantine import list_messages  # noqa: PLC0415
+
+    with _database() as (database, _), database.connect() as connection:
+        messages = list_messages(connection, reason=reason, resolved=resolved, limit=limit)
+    rows = [
+        {
+            "id": message.id,
+            "reason": message.reason,
+            "detail": message.detail if as_json else message.detail[:60],
+            "source": message.source,
+            "path": message.path,
+            "offset": message.byte_offset,
+            "bytes": len(message.payload),
+            "received_at": message.received_at,
+            "landed": message.resolution,
+        }
+        for message in messages
+    ]
+    display.show_rows(rows, as_json=as_json, empty="Nothing is in quarantine.")
+
+
+@quarantine.command(name="show")
+@click.argument("number", type=int)
+def quarantine_show(number: int) -> None:
+    """Print a message's original bytes to stdout; what is wrong with it goes to stderr."""
+    from loader.quarantine import find_message  # noqa: PLC0415
+
+    with _database() as (database, _), database.connect() as connection:
+        message = find_message(connection, number)
+    place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
+    display.note(f"{message.reason}: {message.detail}\nfrom {place}, received {message.received_at:%Y-%m-%d %H:%M:%S %Z}")
+    sys.stdout.buffer.write(message.payload + b"\n")
+
+
+@quarantine.command(name="retry")
+@click.argument("numbers", type=int, nargs=-1, metavar="[NUMBER]...")
+@click.option("--reason", help="All open messages with this reason code.")
+@click.option("--all", "every", is_flag=True, help="All open messages.")
+@click.option("--file", "replacement", type=click.File("rb"), help="A corrected message to land in its place; - is stdin.")
+def quarantine_retry(
+    numbers: tuple[int, ...], reason: str | None, replacement: click.utils.LazyFile | None, *, every: bool
+) -> None:
+    """Try to land messages again, as they are or corrected."""
+    from loader.quarantine import open_messages, retry  # noqa: PLC0415
+
+    if bool(numbers) + bool(reason) + every != 1:
+        raise UsageError("Say which messages: their numbers, or --reason, or --all.")
+    if replacement is not None and len(numbers) != 1:
+        raise UsageError("--file corrects one message: give its number.")
+    with _database() as (database, _), _autocommit(database) as connection:
+        chosen = list(numbers) or open_messages(connection, reason)
+        landed, still = retry(connection, chosen, replacement.read() if replacement else None)
+    display.echo(f"{display.count(landed.rows, 'message')} landed, {len(still):,} still refused")
+    for number, why in still:
+        display.note(f"{number}: {why}")
+    if still:
+        sys.exit(EXIT_QUARANTINED)
+
+
+if __name__ == "__main__":
+    main()

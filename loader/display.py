@@ -1,0 +1,219 @@
+"""How the command line shows things: tables for people, JSON for scripts, progress for those who wait.
+
+Data goes to stdout, everything else to stderr.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import click
+
+from loader.landing import Landed
+from loader.loading import Progress
+from loader.status import Status
+from loader.transform import TableFilled
+
+# Plain progress lines are for logs: seldom enough not to fill them.
+_LINE_SECONDS = 10.0
+
+
+def echo(message: str = "") -> None:
+    """Write a line to stdout."""
+    click.echo(message)
+
+
+def note(message: str) -> None:
+    """Write a line to stderr."""
+    click.echo(message, err=True)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a table with a heading, numbers to the right."""
+    if not rows:
+        return ""
+    names = list(rows[0])
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    right = [all(isinstance(row[name], int | float | Decimal | None) for row in rows) for name in names]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+
+    def line(values: Sequence[str]) -> str:
+        padded = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(names), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def to_json(value: Any) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time in two units at most, e.g. `3 min 20 s`."""
+    seconds = max(seconds, 0)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // smaller_size)} {smaller}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a count with its noun, e.g. `1,204 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def landed_lines(landed: Landed) -> list[str]:
+    """Return what became of messages, a line each."""
+    lines = [f"{count(landed.rows, 'event')} landed (whether an event was there before shows in the transform)"]
+    lines += [f"{count(number, 'message')} in quarantine: {reason}" for reason, number in landed.reasons.most_common()]
+    if landed.repaired:
+        lines.append(f"{landed.repaired:,} of these landed all the same, with characters replaced")
+    return lines
+
+
+class ProgressDisplay:
+    """Shows how far a load has come: a bar on a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._shown = 0
+        self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the state."""
+        if self._terminal and progress.bytes_total:
+            self._show_bar(progress)
+        elif time.monotonic() - self._last >= _LINE_SECONDS:
+            self._last = time.monotonic()
+            note(self._line(progress))
+
+    def close(self) -> None:
+        """Leave the line to what comes next."""
+        if self._bar is not None:
+            self._bar.render_finish()
+
+    def _show_bar(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = click.progressbar(
+                length=progress.bytes_total,
+                file=sys.stderr,
+                show_eta=True,
+                item_show_func=lambda rate: f"{rate:,.0f} events/s" if rate else "",
+            )
+        self._bar.update(progress.bytes_read - self._shown, progress.rate())
+        self._shown = progress.bytes_read
+
+    @staticmethod
+    def _line(progress: Progress) -> str:
+        parts = [f"{count(progress.landed.rows, 'event')} landed", f"{progress.rate():,.0f} events/s"]
+        if progress.bytes_total:
+            share = progress.bytes_read / progress.bytes_total
+            left = (time.monotonic() - progress.started) * (1 - share) / share if share else 0
+            parts += [f"{share:.0%}", f"{duration(left)} left"]
+        return ", ".join(parts)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    if isinstance(value, dict):
+        return " ".join(f"{name}:{part}" for name, part in value.items())
+    return " ".join(str(value).split())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value)
+
+
+def show_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> None:
+    """Print rows as a table or as JSON; `empty` is what a person reads when there are none."""
+    if as_json:
+        echo(to_json(rows))
+    else:
+        echo(table(rows) or empty)
+
+
+def show_records(records: Sequence[Any], *, as_json: bool, empty: str) -> None:
+    """Print dataclass instances as `show_rows` does."""
+    show_rows([asdict(record) for record in records], as_json=as_json, empty=empty)
+
+
+def table_filled(filled: TableFilled) -> dict[str, Any]:
+    """Return what a run did to a table, as a row to show."""
+    return {
+        "table": f"{filled.source}.{filled.table}",
+        "rows added": filled.rows,
+        "there before": filled.duplicates,
+        "new columns": len(filled.new_columns),
+        "seconds": filled.duration.total_seconds(),
+        "": "failed" if filled.error else "",
+    }
+
+
+def show_status(status: Status) -> None:
+    """Print the state of the warehouse for a person."""
+    if not status.sources:
+        echo("There is no source yet. Add one with `loader source add Iterable`.")
+        return
+    if status.freshness_seconds is None:
+        waiting = "every event is in its table"
+    else:
+        waiting = f"{count(status.waiting, 'event')} waiting, the oldest for {duration(status.freshness_seconds)}"
+    echo(f"{count(status.events_landed, 'event')} landed; {waiting}.")
+
+    for law in status.conservation:
+        echo(f"\nSource {law.source}: {count(law.accepted, 'message')} accepted =")
+        parts = {
+            "in collections": law.in_collections,
+            "in tracks only": law.in_tracks_only,
+            "in quarantine": law.quarantined,
+            "duplicates of an id": law.duplicates,
+            "calls other than track": law.other_calls,
+            "waiting": law.waiting,
+        }
+        width = max(len(f"{number:,}") for number in parts.values())
+        for name, number in parts.items():
+            echo(f"  {number:>{width},}  {name}")
+        if not law.holds:
+            note(
+                f"Error: the numbers of source {law.source} do not add up: {law.missing_in_collections:,} rows are "
+                f"missing in collections, {law.missing_in_tracks:,} in tracks. Somebody changed the tables, or "
+                "something was lost; `loader transform --full-refresh` rebuilds them from what has landed."
+            )
+
+    filled = [t for t in status.tables if t.rows or t.waiting]
+    if filled:
+        echo("\n" + table([{"table": f"{t.source}.{t.table}", "rows": t.rows, "waiting": t.waiting} for t in filled]))
+    empty = len(status.tables) - len(filled)
+    if empty:
+        echo(f"and {count(empty, 'empty table')}")
+    for title, rows in (
+        ("In quarantine (`loader quarantine list`)", status.quarantine),
+        ("Values their column cannot hold (raw.mismatches)", status.mismatches),
+        ("Last transforms", status.runs),
+    ):
+        if rows:
+            echo(f"\n{title}\n{table(rows)}")

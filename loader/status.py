@@ -1,0 +1,169 @@
+"""What `loader status` tells: what came in, where it is now, and whether anything is missing."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One served table.
+
+    Attributes:
+        rows: Rows in it.
+        waiting: Events of it that landed after its last run.
+    """
+
+    source: str
+    table: str
+    rows: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """The conservation law of one source, counted where the messages lie.
+
+    `accepted` is the sum of what follows it; the two missing counts are 0, or something was lost.
+    """
+
+    source: str
+    accepted: int
+    in_collections: int
+    in_tracks_only: int
+    quarantined: int
+    duplicates: int
+    other_calls: int
+    waiting: int
+    missing_in_collections: int
+    missing_in_tracks: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether every accepted message is accounted for."""
+        found = self.in_collections + self.in_tracks_only + self.quarantined
+        found += self.duplicates + self.other_calls + self.waiting
+        return found == self.accepted and self.missing_in_collections == 0 == self.missing_in_tracks
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of the warehouse at one moment.
+
+    Attributes:
+        freshness_seconds: Age of the oldest event that is not in its table yet, in seconds since it landed; None when
+            none is waiting.
+        quarantine: Open messages by source and reason.
+        mismatches: Values their column cannot hold, by table and column.
+        runs: The last dbt invocations, the newest first.
+    """
+
+    sources: list[dict[str, Any]]
+    conservation: list[Conservation]
+    tables: list[TableStatus]
+    quarantine: list[dict[str, Any]]
+    mismatches: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    events_landed: int
+    waiting: int
+    freshness_seconds: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the status as `--json` prints it."""
+        document = asdict(self)
+        for law, shown in zip(self.conservation, document["conservation"], strict=True):
+            shown["holds"] = law.holds
+        return document
+
+
+_SOURCES = "select name, schema_name as schema, created_at from raw.sources order by id"
+_CONSERVATION = "select * from raw.conservation order by source"
+_TABLES = """
+    select
+        cursors.source,
+        cursors.model as table,
+        raw.count_rows(cursors.source, cursors.model) as rows,
+        (
+            select count(*)
+            from raw.events
+            where
+                events.source = cursors.source
+                and (events.collection = cursors.model or (cursors.model = 'tracks' and events.collection is not null))
+                and events.load_xid >= pg_snapshot_xmin(coalesce(cursors.snapshot, '1:1:'))
+                and not pg_visible_in_snapshot(events.load_xid, coalesce(cursors.snapshot, '1:1:'))
+        ) as waiting
+    from raw.cursors
+    order by cursors.source, cursors.model
+"""
+_LANDED = "select count(*) from raw.events"
+_OLDEST_WAITING = """
+    select min(events.landed_at)
+    from raw.events
+    left join raw.cursors as own on own.source = events.source and own.model = events.collection
+    left join raw.cursors as tracks on tracks.source = events.source and tracks.model = 'tracks'
+    where
+        events.collection is not null
+        and not coalesce(
+            pg_visible_in_snapshot(events.load_xid, tracks.snapshot)
+            and (own.model is null or pg_visible_in_snapshot(events.load_xid, own.snapshot)),
+            false
+        )
+"""
+_QUARANTINE = """
+    select source, reason, count(*) as messages, max(received_at) as latest
+    from raw.quarantine
+    where resolved_at is null
+    group by source, reason
+    order by source, reason
+"""
+_MISMATCHES = """
+    select source, model as table, column_name as column, count(*) as values
+    from raw.mismatches
+    group by source, model, column_name
+    order by source, model, column_name
+"""
+_RUNS = """
+    select
+        transforms.started_at,
+        transforms.status,
+        extract(epoch from transforms.finished_at - transforms.started_at)::float8 as seconds,
+        coalesce(sum(syncs.table_rows) filter (where syncs.model <> 'tracks'), 0)::bigint as rows_in_collections,
+        coalesce(sum(syncs.table_rows) filter (where syncs.model = 'tracks'), 0)::bigint as rows_in_tracks,
+        transforms.error
+    from (select * from raw.transforms order by started_at desc limit 5) as transforms
+    left join raw.syncs on syncs.transform_id = transforms.id
+    group by transforms.id, transforms.started_at, transforms.status, transforms.finished_at, transforms.error
+    order by transforms.started_at desc
+"""
+
+
+def read_status(connection: Connection) -> Status:
+    """Read the state of the warehouse, all of it in one snapshot.
+
+    Args:
+        connection: A connection whose transaction has just begun.
+    """
+    # One snapshot for all of it, so that the numbers agree while events go on landing.
+    connection.execute(text("set transaction isolation level repeatable read, read only"))
+
+    def rows(statement: str) -> list[dict[str, Any]]:
+        return [dict(row) for row in connection.execute(text(statement)).mappings()]
+
+    laws = [
+        Conservation(**{name: value if name == "source" else int(value) for name, value in row.items()})
+        for row in rows(_CONSERVATION)
+    ]
+    oldest: datetime | None = connection.execute(text(_OLDEST_WAITING)).scalar_one()
+    return Status(
+        sources=rows(_SOURCES),
+        conservation=laws,
+        tables=[TableStatus(**row) for row in rows(_TABLES)],
+        quarantine=rows(_QUARANTINE),
+        mismatches=rows(_MISMATCHES),
+        runs=rows(_RUNS),
+        events_landed=connection.execute(text(_LANDED)).scalar_one(),
+        waiting=sum(law.waiting for law in laws),
+        freshness_seconds=None if oldest is None else (datetime.now(UTC) - oldest).total_seconds(),
+    )

@@ -1,0 +1,164 @@
+"""`loader transform`: runs the dbt project in this process and reports what each table gained.
+
+The dbt project stands alone; this module only hands it the connection and reads its report from the raw schema. A team
+that runs dbt from its own scheduler gets exactly the same tables.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from loader.database import Database, bundled, connection_environment
+from loader.errors import TransformError, UsageError
+from loader.settings import Settings
+
+DEFAULT_SCHEMA = "iterable"
+
+
+@dataclass(frozen=True)
+class TableFilled:
+    """What a run did to one table.
+
+    Attributes:
+        source: The schema.
+        table: The table in it.
+        rows: By how many rows it grew.
+        duplicates: Events whose id was there already.
+        new_columns: Columns that were added.
+        duration: Time the table took; zero when there was nothing to do.
+        error: Why dbt could not fill it; empty when it could.
+    """
+
+    source: str
+    table: str
+    rows: int = 0
+    duplicates: int = 0
+    new_columns: tuple[str, ...] = ()
+    duration: timedelta = timedelta(0)
+    error: str = ""
+
+
+_SOURCES = "select schema_name from raw.sources order by id"
+_SYNCS = """
+    select source, model, table_rows, read_rows - table_rows as duplicates, new_columns, duration
+    from raw.syncs
+    where transform_id = :id
+"""
+
+
+def transform(
+    database: Database, settings: Settings, *, select: Sequence[str] = (), full_refresh: bool = False
+) -> list[TableFilled]:
+    """Split what has landed since the last run into the tables.
+
+    Args:
+        database: An open database.
+        settings: The process's settings.
+        select: dbt selectors; none for every model.
+        full_refresh: Rebuild the rows in place, from all that has ever landed.
+
+    Returns:
+        Every table of every source that the run came by, in the order of sources and tables. Tables with an `error`
+        are as they were before the run; the others are complete.
+
+    Raises:
+        UsageError: There is no source yet, or nothing matches `select`.
+        TransformError: dbt could not even start.
+    """
+    # dbt takes seconds to import, which no other command should wait for.
+    from dbt.cli.main import dbtRunner  # noqa: PLC0415
+
+    with database.begin() as connection:
+        sources = [row.schema_name for row in connection.execute(text(_SOURCES))]
+    if not sources:
+        raise UsageError("There is no source yet. Add one with `loader source add Iterable`.")
+
+    arguments = ["--quiet", "run", *project_arguments(settings)]
+    arguments += ["--select", *select] if select else []
+    arguments += ["--full-refresh"] if full_refresh else []
+    invocation = ""
+
+    def remember(message: Any) -> None:
+        nonlocal invocation
+        invocation = message.info.invocation_id
+
+    with environment(dbt_environment(database, settings, sources)):
+        result = dbtRunner(callbacks=[remember]).invoke(arguments)
+
+    if result.exception is not None:
+        raise TransformError(f"dbt could not start: {_one_line(str(result.exception))}")
+    outcomes = {r.node.name: r for r in result.result.results if r.node.resource_type == "model"}
+    if not outcomes:
+        failed = [r for r in result.result.results if r.status == "error"]
+        if failed:
+            raise TransformError(f"dbt could not start: {_one_line(failed[0].message)}")
+        raise UsageError(f"No table matches {' '.join(select)}. `loader status` lists the tables.")
+
+    with database.begin() as connection:
+        rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
+    synced = {(row.source, row.model): row for row in rows}
+    filled = []
+    for source in sources:
+        for table, outcome in sorted(outcomes.items()):
+            row = synced.get((source, table))
+            failed_here = outcome.status in {"error", "skipped"} and row is None
+            filled.append(
+                TableFilled(
+                    source=source,
+                    table=table,
+                    rows=row.table_rows if row else 0,
+                    duplicates=row.duplicates if row else 0,
+                    new_columns=tuple(row.new_columns) if row else (),
+                    duration=row.duration if row else timedelta(0),
+                    error=_one_line(outcome.message or outcome.status) if failed_here else "",
+                )
+            )
+    return filled
+
+
+def project_arguments(settings: Settings) -> list[str]:
+    """Return the arguments that tell dbt where the project is and where its own files may go."""
+    project = bundled("dbt_project")
+    artifacts = settings.home / "dbt"
+    return [
+        f"--project-dir={project}",
+        f"--profiles-dir={project}",
+        f"--target-path={artifacts / 'target'}",
+        f"--log-path={artifacts / 'logs'}",
+    ]
+
+
+def dbt_environment(database: Database, settings: Settings, sources: Sequence[str]) -> dict[str, str]:
+    """Return the environment variables the dbt project reads."""
+    schema = DEFAULT_SCHEMA if DEFAULT_SCHEMA in sources else sources[0]
+    return connection_environment(database.url) | {"LOADER_THREADS": str(settings.threads), "LOADER_SCHEMA": schema}
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a block, and put them back as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def log_file(settings: Settings) -> Path:
+    """Return where dbt writes its log."""
+    return settings.home / "dbt" / "logs" / "dbt.log"
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
