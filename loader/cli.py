@@ -60,8 +60,7 @@ def _database() -> Iterator[tuple[Database, Settings]]:
 
 @contextmanager
 def _autocommit(database: Database) -> Iterator[psycopg.Connection]:
-    with database.connect() as connection:
-        connection.autocommit = True
+    with database.connect(autocommit=True) as connection:
         yield connection
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from loader.connection import APPLICATION_NAME, CONNECT_SECONDS, connect, unreachable
 from loader.embedded import EmbeddedServer
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
 from loader.settings import Settings
@@ -29,8 +30,6 @@ MINIMUM_VERSION = 16
 
 # Held while the schema is brought up, so that two commands starting at once do not both try.
 _MIGRATION_LOCK = 7_226_010_001
-
-_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,16 @@ class Database:
     engine: Engine
     embedded: bool
 
-    def connect(self) -> psycopg.Connection:
+    def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
         """Open a plain psycopg connection, for COPY.
+
+        Args:
+            autocommit: Open no transaction by itself.
 
         Raises:
             DatabaseError: The database does not answer.
         """
-        return connect(self.url)
+        return connect(self.url, autocommit=autocommit)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -88,24 +90,6 @@ def open_database(settings: Settings, *, migrate_behind: bool = False) -> Iterat
             yield database
     finally:
         server.release()
-
-
-def connect(url: str, **options: str) -> psycopg.Connection:
-    """Open a psycopg connection with the settings every connection of the loader has.
-
-    Args:
-        url: A libpq connection URL.
-        **options: Further libpq parameters.
-
-    Raises:
-        DatabaseError: The database does not answer.
-    """
-    try:
-        return psycopg.connect(
-            url, **{"connect_timeout": str(_CONNECT_SECONDS), "application_name": "loader"} | options
-        )
-    except psycopg.OperationalError as error:
-        raise _unreachable(url, error) from None
 
 
 def libpq_url(url: str) -> str:
@@ -191,7 +175,7 @@ def _prepare(database: Database, *, migrate_behind: bool) -> None:
             check_version(int(connection.execute(text("show server_version_num")).scalar_one()))
             revision = _revision(connection)
     except OperationalError as error:
-        raise _unreachable(database.url, error.orig) from None
+        raise unreachable(database.url, error.orig) from None
     _refuse_newer(revision)
     if revision != _head():
         if not migrate_behind:
@@ -215,7 +199,7 @@ def _engine(url: str, *, embedded: bool) -> Iterator[Database]:
     engine = create_engine(
         _sqlalchemy_url(url),
         poolclass=NullPool,
-        connect_args={"connect_timeout": _CONNECT_SECONDS, "application_name": "loader"},
+        connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": APPLICATION_NAME},
     )
     try:
         yield Database(url=url, engine=engine, embedded=embedded)
@@ -247,12 +231,3 @@ def _refuse_newer(revision: str | None) -> None:
             f"The raw schema is at revision {revision}, which this version of the loader does not know: it was brought "
             "up by a newer one. Upgrade this installation."
         )
-
-
-def _unreachable(url: str, error: object) -> DatabaseError:
-    parameters = conninfo_to_dict(url)
-    where = f"{parameters.get('host', 'localhost')}:{parameters.get('port', 5432)}/{parameters.get('dbname', '')}"
-    reason = " ".join(str(error).split())
-    return DatabaseError(
-        f"Cannot connect to the database at {where}: {reason}. Check DATABASE_URL and that the server is up."
-    )

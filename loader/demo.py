@@ -70,8 +70,7 @@ def run_demo(settings: Settings) -> None:
 
 
 def _load(database: Database, settings: Settings) -> None:
-    with tempfile.TemporaryDirectory() as folder, database.connect() as connection:
-        connection.autocommit = True
+    with tempfile.TemporaryDirectory() as folder, database.connect(autocommit=True) as connection:
         with database.begin() as transaction:
             schema = find_source(transaction, "Iterable")
         path = Path(folder) / "sample_events.ndjson"

@@ -79,10 +79,7 @@ def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Ch
         total = len(chunk.data) + chunk.truncated
         detail = f"{total} bytes without a newline; the first {len(chunk.data)} are kept here"
         return land(connection, source, "file", [Refused(chunk.data, chunk.offset, Reason.LINE_TOO_LONG, detail)], path)
-    lines = chunk.data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return land(connection, source, "file", parse_lines(lines, chunk.offset), path)
+    return land(connection, source, "file", parse_lines(chunk.data, chunk.offset), path)
 
 
 def land(
@@ -111,9 +108,12 @@ def land(
             events.append(message)
         else:
             refused.append(message)  # type: ignore[arg-type]
+    # The server writes a partition's rows many at a time only when they come one after the other. Events of one
+    # collection stay in their order.
+    events.sort(key=_partition)
     before = len(refused)
     with connection.cursor() as cursor:
-        _copy(cursor, source.encode(), events, refused)
+        _copy(cursor, source, events, refused)
         if refused:
             cursor.executemany(
                 _QUARANTINE,
@@ -138,14 +138,18 @@ def land(
     )
 
 
-def _copy(cursor: psycopg.Cursor, source: bytes, events: Sequence[Event], refused: list[Refused]) -> None:
+def _partition(event: Event) -> str:
+    return event.collection or ""
+
+
+def _copy(cursor: psycopg.Cursor, source: str, events: Sequence[Event], refused: list[Refused]) -> None:
     """Copy events, halving what the database refuses until the culprits are known."""
     if not events:
         return
     try:
         with cursor.connection.transaction(), cursor.copy(_COPY) as copy:
             for start in range(0, len(events), _BLOCK):
-                copy.write(b"".join([_row(source, event) for event in events[start : start + _BLOCK]]))
+                copy.write(_block(source, events[start : start + _BLOCK]))
     except psycopg.Error as error:
         if not blames_row(error):
             raise
@@ -181,21 +185,29 @@ def explain(error: psycopg.Error) -> DatabaseError:
     return DatabaseError(f"The database refused ({state or 'no answer'}): {message}. {advice}")
 
 
-def _row(source: bytes, event: Event) -> bytes:
-    """Return an event as a line of COPY's text format."""
-    collection = rb"\N" if event.collection is None else event.collection.encode()
-    received_at = b"now" if event.received_at is None else event.received_at.encode()
-    return b"%b\t%b\t%b\t%b\t%b\n" % (
-        source,
-        collection,
-        _escaped(event.message_id.encode()),
-        received_at,
-        _escaped(event.payload),
-    )
+def _block(source: str, events: Sequence[Event]) -> bytes:
+    """Return events as lines of COPY's text format."""
+    plain = _is_plain(b"".join([event.payload for event in events]))
+    pieces: list[bytes] = []
+    for event in events:
+        message_id = event.message_id
+        if "\\" in message_id or not message_id.isprintable():
+            message_id = _escaped(message_id.encode()).decode()
+        collection = r"\N" if event.collection is None else event.collection
+        pieces += (
+            f"{source}\t{collection}\t{message_id}\t{event.received_at or 'now'}\t".encode(),
+            event.payload if plain else _escaped(event.payload),
+            b"\n",
+        )
+    return b"".join(pieces)
+
+
+def _is_plain(value: bytes) -> bool:
+    """Say whether a value holds nothing that COPY's text format gives a meaning of its own."""
+    return b"\\" not in value and b"\t" not in value and b"\n" not in value and b"\r" not in value
 
 
 def _escaped(value: bytes) -> bytes:
-    """Escape what COPY's text format gives a meaning of its own."""
-    if b"\\" not in value and b"\t" not in value and b"\n" not in value and b"\r" not in value:
+    if _is_plain(value):
         return value
     return value.replace(b"\\", b"\\\\").replace(b"\t", b"\\t").replace(b"\n", b"\\n").replace(b"\r", b"\\r")

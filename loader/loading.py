@@ -18,7 +18,8 @@ from psycopg.rows import class_row
 from loader.errors import FileError
 from loader.files import EMPTY_DIGEST, STANDARD_INPUT, Chunk, LineReader, digests_at, open_events, read_head
 from loader.landing import Landed
-from loader.workers import Work, Workers, land_and_advance
+from loader.worker import Work, land_and_advance
+from loader.workers import Workers
 
 Outcome = Literal["loaded", "continued", "unchanged", "failed"]
 

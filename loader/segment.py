@@ -7,7 +7,7 @@ looks unusual is looked at again line by line. Nothing in this module does I/O.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -20,16 +20,25 @@ from loader.naming import table_name
 # Segment keeps no longer message ids.
 MESSAGE_ID_LENGTH = 100
 
-# Lines decoded by one call: large enough that the call costs nothing per line, small enough that one odd line sends
-# few neighbours through the careful path.
-_GROUP = 256
-
 _CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
-# Escapes that JSON allows and PostgreSQL's text does not: NUL, and halves of surrogate pairs.
-_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+# Escapes that JSON allows and PostgreSQL's text does not: NUL, and halves of surrogate pairs without the other half.
+# Backslashes that are themselves escaped also match; the careful path tells them apart.
+_SUSPICIOUS = re.compile(
+    rb"""
+    \\u(?:
+        0000
+        | [dD][89abAB][0-9a-fA-F]{2} (?! \\u[dD][c-fC-F])
+        | (?<! \\u[dD][89abAB][0-9a-fA-F]{2} \\u) [dD][c-fC-F]
+    )
+    """,
+    re.VERBOSE,
+)
 _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _REPLACEMENT = rb"\ufffd"
-_RECEIVED_AT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.]\d{1,9})?(?:Z|[+-]\d\d(?::?\d\d)?)\Z")
+_RECEIVED_AT = re.compile(
+    r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[T ](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:[.]\d{1,9})?"
+    r"(?:Z|[+-](?:0\d|1[0-4])(?::?[0-5]\d)?)\Z"
+)
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -64,31 +73,34 @@ class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
     traits: msgspec.Raw = msgspec.Raw()
 
 
-_decode_calls = msgspec.json.Decoder(list[_Call]).decode
+_decode_many = msgspec.json.Decoder(_Call).decode_lines
+_decode_strict = msgspec.json.Decoder(_Call).decode
 _decode_loose = msgspec.json.Decoder(_LooseCall).decode
 
 
-def parse_lines(lines: Sequence[bytes], offset: int) -> Iterator[Event | Refused]:
+def parse_lines(data: bytes, offset: int) -> Iterator[Event | Refused]:
     """Turn lines into events, or into refusals with a reason; blank lines are passed over.
 
     Args:
-        lines: Lines without their newline, in the order of the file.
+        data: Lines, each with its newline but perhaps the last.
         offset: Where the first line begins, in bytes of the decompressed file.
 
     Yields:
         An `Event` for a call that can land, a `Refused` for what cannot, and both, the refusal marked `repaired`, for
         a call that lands with characters replaced. One bad line never costs its neighbours.
     """
-    for start in range(0, len(lines), _GROUP):
-        group = lines[start : start + _GROUP]
-        calls = _decode_group(group)
-        for i, line in enumerate(group):
-            event = _accept(calls[i], line, offset) if calls else None
-            if event is not None:
-                yield event
-            else:
-                yield from parse_line(line, offset)
-            offset += len(line) + 1
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    calls = _decode(data, len(lines))
+    for i, line in enumerate(lines):
+        call = calls[i] if calls else _decode_plain(line)
+        event = _accept(call, line, offset) if call else None
+        if event is not None:
+            yield event
+        else:
+            yield from parse_line(line, offset)
+        offset += len(line) + 1
 
 
 def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
@@ -132,24 +144,35 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
         yield Refused(line, offset, flaw, "landed with the character replaced by U+FFFD", repaired=True)
 
 
-def _decode_group(lines: Sequence[bytes]) -> list[_Call] | None:
-    """Decode lines in one go; None when at least one of them wants the careful path."""
-    document = b",".join(lines)
-    if _SUSPICIOUS.search(document):
+def _decode(data: bytes, lines: int) -> list[_Call] | None:
+    """Decode many lines in one go; None when at least one of them needs to be looked at by itself."""
+    if _SUSPICIOUS.search(data):
         return None
     try:
-        if not document.isascii():
-            document.decode()
-        calls = _decode_calls(b"[" + document + b"]")
+        if not data.isascii():
+            data.decode()
+        calls = _decode_many(data)
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None
-    # A line such as `{…},{…}` is not a call, but joined with its neighbours it looks like two.
-    return calls if len(calls) == len(lines) else None
+    # An object that spans lines, or two on one line, would shift all that follow it.
+    return calls if len(calls) == lines else None
+
+
+def _decode_plain(line: bytes) -> _Call | None:
+    """Decode one unremarkable line; None for anything that wants a closer look."""
+    if _SUSPICIOUS.search(line):
+        return None
+    try:
+        if not line.isascii():
+            line.decode()
+        return _decode_strict(line)
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def _accept(call: _Call, line: bytes, offset: int) -> Event | None:
     """Return the event of an unremarkable track call; None for anything that wants a closer look."""
-    if call.type != "track" or call.event is None or not (call.user_id or call.anonymous_id):
+    if call.type != "track" or call.event is None or not (call.user_id or call.anonymous_id) or line[:1] != b"{":
         return None
     received_at = call.received_at
     if received_at is not None and not _is_timestamp(received_at):
@@ -227,6 +250,8 @@ def _is_timestamp(value: str) -> bool:
     """Say whether PostgreSQL reads this as a time with an offset, so that it cannot fail a COPY."""
     if not _RECEIVED_AT.match(value):
         return False
+    if value[8:10] < "29":
+        return True
     try:
         datetime.fromisoformat(value)
     except ValueError:

@@ -5,83 +5,21 @@ idle. Chunks are copied at the same time, but each commits only after the one be
 offset: whenever the loader is killed, everything before that offset has landed and nothing after it has.
 """
 
-import multiprocessing
-import signal
+import socket
+import subprocess
+import sys
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 
-import psycopg
-
-from loader import database, landing
 from loader.errors import LoaderError
-from loader.files import Chunk
 from loader.landing import Landed
+from loader.worker import Work, send_work
 
-_ADVANCE = """
-    update raw.loads
-    set
-        byte_offset = %(end)s,
-        digest = %(digest)s,
-        rows = rows + %(rows)s,
-        quarantined = quarantined + %(quarantined)s,
-        updated_at = now()
-    where id = %(load)s and byte_offset = %(offset)s
-"""
+# Starts a worker without importing the command line again, as multiprocessing would.
+_START = "import sys; from loader.worker import main; main(int(sys.argv[1]))"
 
-
-@dataclass(frozen=True)
-class Work:
-    """One chunk to land.
-
-    Attributes:
-        load: The id of its file in raw.loads.
-        source: The schema name of its source.
-        path: The file.
-        chunk: Its lines.
-    """
-
-    load: int
-    source: str
-    path: str
-    chunk: Chunk
-
-
-def land_and_advance(connection: psycopg.Connection, work: Work, may_commit: Callable[[Landed], None]) -> Landed:
-    """Land a chunk and move its file's offset, in one transaction.
-
-    Args:
-        connection: A connection with no transaction open.
-        work: The chunk.
-        may_commit: Called when the rows are copied; returns once everything before them is committed.
-
-    Raises:
-        LoaderError: The database cannot take the chunk, or another loader has moved the file's offset.
-    """
-    try:
-        with connection.transaction():
-            landed = landing.land_chunk(connection, work.source, work.path, work.chunk)
-            may_commit(landed)
-            advanced = connection.execute(
-                _ADVANCE,
-                {
-                    "load": work.load,
-                    "offset": work.chunk.offset,
-                    "end": work.chunk.end,
-                    "digest": work.chunk.digest,
-                    "rows": landed.rows,
-                    "quarantined": landed.quarantined,
-                },
-            )
-            if advanced.rowcount != 1:
-                raise LoaderError(
-                    f"Another loader is loading {work.path}. Let it finish, or stop it and run this command again."
-                )
-    except psycopg.Error as error:
-        raise landing.explain(error) from None
-    return landed
+# Room for a chunk's worth of bytes in the pipe, so that handing over the next does not wait for the worker.
+_PIPE_BYTES = 1 << 20
 
 
 class Workers:
@@ -93,15 +31,20 @@ class Workers:
     """
 
     def __init__(self, url: str, count: int) -> None:
-        context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
-        self._processes: list[BaseProcess] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=_work, args=(url, there), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
+            here, there = socket.socketpair()
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE_BYTES)
+            with there:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _START, str(there.fileno())],
+                    pass_fds=[there.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+            pipe = Connection(here.detach())
+            pipe.send(url)
+            self._pipes.append(pipe)
             self._processes.append(process)
         self._idle = deque(self._pipes)
         self._busy: deque[Connection] = deque()
@@ -117,7 +60,12 @@ class Workers:
         """
         committed = None if self._idle else self.settle()
         pipe = self._idle.popleft()
-        self._send(pipe, work)
+        try:
+            send_work(pipe, work)
+        except OSError:
+            # It may have said why before it went.
+            self._receive(pipe)
+            raise _died() from None
         self._busy.append(pipe)
         return committed
 
@@ -134,7 +82,10 @@ class Workers:
             return None
         pipe = self._busy.popleft()
         self._receive(pipe)
-        self._send(pipe, "commit")
+        try:
+            pipe.send("commit")
+        except OSError:
+            raise _died() from None
         landed = self._receive(pipe)
         self._idle.append(pipe)
         return landed
@@ -144,14 +95,7 @@ class Workers:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join()
-
-    @staticmethod
-    def _send(pipe: Connection, message: object) -> None:
-        try:
-            pipe.send(message)
-        except OSError:
-            raise _died() from None
+            process.wait()
 
     @staticmethod
     def _receive(pipe: Connection) -> Landed:
@@ -171,28 +115,3 @@ def _died() -> LoaderError:
         "A worker process ended without a word, perhaps killed for lack of memory. Everything committed is kept; run "
         "the command again and it goes on from there."
     )
-
-
-def _work(url: str, pipe: Connection) -> None:
-    """Land chunks until the pipe closes: the life of a worker process."""
-    # Ctrl-C reaches the whole process group; the parent decides, and closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def may_commit(landed: Landed) -> None:
-        pipe.send(landed)
-        pipe.recv()
-
-    try:
-        with database.connect(url) as connection:
-            connection.autocommit = True
-            while True:
-                work = pipe.recv()
-                pipe.send(land_and_advance(connection, work, may_commit))
-    except EOFError:
-        return
-    except OSError:
-        return
-    except LoaderError as error:
-        pipe.send(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
-        pipe.send(f"{type(error).__name__}: {error}")

@@ -1,0 +1,124 @@
+"""Lands one chunk of a file at a time: what a worker process does until its pipe closes.
+
+This module imports as little as it can, because every worker process pays for it.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+import psycopg
+
+from loader import landing
+from loader.connection import connect
+from loader.errors import LoaderError
+from loader.files import Chunk
+from loader.landing import Landed
+
+_ADVANCE = """
+    update raw.loads
+    set
+        byte_offset = %(end)s,
+        digest = %(digest)s,
+        rows = rows + %(rows)s,
+        quarantined = quarantined + %(quarantined)s,
+        updated_at = now()
+    where id = %(load)s and byte_offset = %(offset)s
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk to land.
+
+    Attributes:
+        load: The id of its file in raw.loads.
+        source: The schema name of its source.
+        path: The file.
+        chunk: Its lines.
+    """
+
+    load: int
+    source: str
+    path: str
+    chunk: Chunk
+
+
+def land_and_advance(connection: psycopg.Connection, work: Work, may_commit: Callable[[Landed], None]) -> Landed:
+    """Land a chunk and move its file's offset, in one transaction.
+
+    Args:
+        connection: A connection with no transaction open.
+        work: The chunk.
+        may_commit: Called when the rows are copied; returns once everything before them is committed.
+
+    Raises:
+        LoaderError: The database cannot take the chunk, or another loader has moved the file's offset.
+    """
+    try:
+        with connection.transaction():
+            landed = landing.land_chunk(connection, work.source, work.path, work.chunk)
+            may_commit(landed)
+            advanced = connection.execute(
+                _ADVANCE,
+                {
+                    "load": work.load,
+                    "offset": work.chunk.offset,
+                    "end": work.chunk.end,
+                    "digest": work.chunk.digest,
+                    "rows": landed.rows,
+                    "quarantined": landed.quarantined,
+                },
+            )
+            if advanced.rowcount != 1:
+                raise LoaderError(
+                    f"Another loader is loading {work.path}. Let it finish, or stop it and run this command again."
+                )
+    except psycopg.Error as error:
+        raise landing.explain(error) from None
+    return landed
+
+
+def send_work(pipe: Connection, work: Work) -> None:
+    """Send a chunk to a worker process; its bytes go as they are, not through pickle."""
+    pipe.send(replace(work, chunk=replace(work.chunk, data=b"")))
+    pipe.send_bytes(work.chunk.data)
+
+
+def _receive_work(pipe: Connection) -> Work:
+    work: Work = pipe.recv()
+    return replace(work, chunk=replace(work.chunk, data=pipe.recv_bytes()))
+
+
+def main(descriptor: int) -> None:
+    """Land chunks until the pipe closes.
+
+    Args:
+        descriptor: This process's end of the pipe; the first thing in it is the database's connection URL.
+    """
+    # Ctrl-C reaches the whole process group; the parent decides, and closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = Connection(descriptor)
+
+    def may_commit(landed: Landed) -> None:
+        pipe.send(landed)
+        pipe.recv()
+
+    try:
+        with connect(pipe.recv(), autocommit=True) as connection:
+            while True:
+                pipe.send(land_and_advance(connection, _receive_work(pipe), may_commit))
+    except (EOFError, OSError):
+        # The parent is done, or gone; an open transaction is rolled back by the server.
+        os._exit(0)
+    except LoaderError as error:
+        pipe.send(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
