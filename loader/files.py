@@ -60,7 +60,9 @@ class Chunk:
     """Whole lines of a file.
 
     Attributes:
-        data: The lines, each with its newline but perhaps the file's last.
+        data: The lines, each with its newline but perhaps the file's last; None when they are to be read again from
+            the plain file they lie in (`read_chunk`).
+        length: How many bytes they are.
         offset: Where they begin.
         end: Where the file continues: their end, or the beginning of a last line without a newline, which may not be
             whole yet.
@@ -68,11 +70,31 @@ class Chunk:
         truncated: Bytes of an overlong line left out after `data`, which is then that line's beginning.
     """
 
-    data: bytes
+    data: bytes | None
+    length: int
     offset: int
     end: int
     digest: bytes
     truncated: int = 0
+
+
+def read_chunk(path: str, chunk: Chunk) -> bytes:
+    """Return the lines of a chunk.
+
+    Raises:
+        FileError: The file they lie in cannot be read any more.
+    """
+    if chunk.data is not None:
+        return chunk.data
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            file.seek(chunk.offset)
+            data = file.read(chunk.length)
+    except OSError as error:
+        raise FileError(f"Cannot read {path}: {error.strerror}.") from None
+    if len(data) != chunk.length:
+        raise FileError(f"{path} became shorter while it was read. Run the command again.")
+    return data
 
 
 def find_files(paths: Iterable[str]) -> list[str]:
@@ -176,24 +198,43 @@ class LineReader:
         path: The file's name, for messages.
         chunk_bytes: Size of a chunk.
         line_bytes: Length above which a line is left out.
+        with_data: Whether chunks carry their lines; without, whoever needs them reads the plain file again, which
+            costs less than handing them from process to process.
+
+    Attributes:
+        damage: What is wrong with a compressed file that could not be read to its end; empty when nothing is.
+        size: Bytes of the whole file, once it has been read.
+        content_digest: SHA-256 of the whole file, once it has been read.
     """
 
     def __init__(
-        self, stream: io.BufferedReader, path: str, *, chunk_bytes: int = CHUNK_BYTES, line_bytes: int = LINE_BYTES
+        self,
+        stream: io.BufferedReader,
+        path: str,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        line_bytes: int = LINE_BYTES,
+        with_data: bool = True,
     ) -> None:
         self._stream = stream
         self._path = path
         self._chunk_bytes = chunk_bytes
-        self._line_bytes = line_bytes
+        self._line_bytes = max(line_bytes, chunk_bytes)
+        self._with_data = with_data
         self._digest = hashlib.sha256()
-        self._carry = b""
         self._position = 0
+        self._buffer = bytearray(chunk_bytes)
+        self._filled = 0
         self.damage = ""
         self.content_digest = b""
         self.size = 0
 
     def skip(self, offset: int) -> None:
-        """Pass over everything before an offset at which a line begins."""
+        """Pass over everything before an offset at which a line begins.
+
+        Raises:
+            FileError: The file ends before it.
+        """
         while self._position < offset:
             data = self._stream.read(min(_READ_BYTES, offset - self._position))
             if not data:
@@ -205,68 +246,74 @@ class LineReader:
         """Yield the rest of the file.
 
         A compressed file that is cut short or damaged yields what can be read; `damage` then says what is wrong.
-        Afterwards `size` and `content_digest` describe the whole file.
+
+        Raises:
+            FileError: The file cannot be read any more.
         """
-        while True:
-            data = self._read()
-            if not data:
-                break
-            buffer = self._carry + data
-            cut = buffer.rfind(b"\n", len(self._carry)) + 1
+        at_end = False
+        while not at_end:
+            at_end = self._fill()
+            cut = self._buffer.rfind(b"\n", 0, self._filled) + 1
             if cut:
-                self._carry = buffer[cut:]
-                yield self._chunk(buffer[:cut])
-            elif len(buffer) > self._line_bytes:
-                yield self._overlong(buffer)
-            else:
-                self._carry = buffer
+                data = bytes(self._buffer[:cut]) if self._with_data else None
+                offset = self._pass(cut)
+                yield Chunk(data, cut, offset, self._position, self._digest.digest())
+            elif not at_end and len(self._buffer) < self._line_bytes:
+                self._buffer.extend(bytes(min(len(self._buffer), self._line_bytes - len(self._buffer))))
+            elif not at_end:
+                yield self._overlong()
+                at_end = False
+        rest = bytes(self._buffer[: self._filled])
         content = self._digest.copy()
-        content.update(self._carry)
-        self.size = self._position + len(self._carry)
+        content.update(rest)
+        self.size = self._position + len(rest)
         self.content_digest = content.digest()
-        if self._carry and not self.damage:
+        if rest and not self.damage:
             # It may be a line still being written, so the file counts as read up to its beginning.
-            yield Chunk(self._carry, self._position, self._position, self._digest.digest())
+            yield Chunk(rest, len(rest), self._position, self._position, self._digest.digest())
 
-    def _chunk(self, data: bytes, truncated: int = 0) -> Chunk:
-        offset = self._position
-        self._digest.update(data)
-        self._position += len(data) + truncated
-        return Chunk(data, offset, self._position, self._digest.digest(), truncated)
-
-    def _overlong(self, line: bytes) -> Chunk:
-        """Pass over the rest of a line that is too long to be an event, and report its beginning."""
-        offset, kept, length = self._position, line[:KEPT_BYTES], len(line)
-        self._digest.update(line)
-        self._carry = b""
-        while data := self._read():
-            cut = data.find(b"\n") + 1
-            passed = data[:cut] if cut else data
-            self._digest.update(passed)
-            length += len(passed)
+    def _overlong(self) -> Chunk:
+        """Pass over a line that is too long to be an event, and report its beginning."""
+        kept = bytes(self._buffer[:KEPT_BYTES])
+        offset = self._pass(self._filled)
+        at_end = False
+        while not at_end:
+            at_end = self._fill()
+            cut = self._buffer.find(b"\n", 0, self._filled) + 1
+            self._pass(cut or self._filled)
             if cut:
-                self._carry = data[cut:]
                 break
-        self._position += length
-        return Chunk(kept, offset, self._position, self._digest.digest(), length - len(kept))
+        left_out = self._position - offset - len(kept)
+        return Chunk(kept, len(kept), offset, self._position, self._digest.digest(), left_out)
 
-    def _read(self) -> bytes:
-        """Read up to a chunk's size; what a damaged file yields before the damage is not lost."""
-        pieces: list[bytes] = []
-        missing = 0 if self.damage else self._chunk_bytes
-        while missing > 0:
-            try:
-                piece = self._stream.read1(missing)
-            except _DAMAGE as error:
-                self.damage = str(error)
-                break
-            except OSError as error:
-                raise FileError(f"Cannot read {self._path}: {error.strerror or error}.") from None
-            if not piece:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        return b"".join(pieces)
+    def _pass(self, length: int) -> int:
+        """Take the first bytes out of the buffer; returns the offset at which they began."""
+        offset = self._position
+        with memoryview(self._buffer) as view:
+            self._digest.update(view[:length])
+            rest = bytes(view[length : self._filled])
+        self._position += length
+        self._filled = len(rest)
+        if len(self._buffer) > self._chunk_bytes >= len(rest):
+            self._buffer = bytearray(self._chunk_bytes)
+        self._buffer[: len(rest)] = rest
+        return offset
+
+    def _fill(self) -> bool:
+        """Fill the buffer; says whether the file ended. What comes before the damage of a file is not lost."""
+        with memoryview(self._buffer) as view:
+            while not self.damage and self._filled < len(view):
+                try:
+                    count = self._stream.readinto1(view[self._filled :])
+                except _DAMAGE as error:
+                    self.damage = str(error)
+                    break
+                except OSError as error:
+                    raise FileError(f"Cannot read {self._path}: {error.strerror or error}.") from None
+                if not count:
+                    return True
+                self._filled += count
+        return bool(self.damage)
 
 
 def read_head(stream: io.BufferedReader) -> bytes:

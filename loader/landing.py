@@ -14,7 +14,7 @@ from psycopg import sql
 
 from loader.errors import DatabaseError
 from loader.events import Event, Reason, Refused
-from loader.files import Chunk
+from loader.files import Chunk, read_chunk
 from loader.segment import parse_lines
 
 # SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a JSON nested deeper than the
@@ -73,13 +73,15 @@ def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Ch
         chunk: Whole lines.
 
     Raises:
+        FileError: The file cannot be read any more.
         psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
     """
+    data = read_chunk(path, chunk)
     if chunk.truncated:
-        total = len(chunk.data) + chunk.truncated
-        detail = f"{total} bytes without a newline; the first {len(chunk.data)} are kept here"
-        return land(connection, source, "file", [Refused(chunk.data, chunk.offset, Reason.LINE_TOO_LONG, detail)], path)
-    return land(connection, source, "file", parse_lines(chunk.data, chunk.offset), path)
+        total = len(data) + chunk.truncated
+        detail = f"{total} bytes without a newline; the first {len(data)} are kept here"
+        return land(connection, source, "file", [Refused(data, chunk.offset, Reason.LINE_TOO_LONG, detail)], path)
+    return land(connection, source, "file", parse_lines(data, chunk.offset), path)
 
 
 def land(

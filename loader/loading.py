@@ -144,16 +144,16 @@ class Load:
                 self._workers = None
 
     def _load(self, path: str, before: int) -> FileLoaded:
-        with open_events(path) as (stream, _):
-            head = read_head(stream)
-        known = [] if path == STANDARD_INPUT else self._known(head)
-        load, unchanged = self._recognise(path, known)
-        if unchanged:
-            return FileLoaded(path, "unchanged")
-
-        loaded = FileLoaded(path, "continued" if load else "loaded")
+        # A pipe can be read once only, so it is neither recognised nor read again by the workers.
+        again = path != STANDARD_INPUT and Path(path).is_file()
         with open_events(path) as (stream, beneath):
-            reader = LineReader(stream, path)
+            head = read_head(stream)
+            load, unchanged = self._recognise(path, self._known(head)) if again else (None, False)
+            if unchanged:
+                return FileLoaded(path, "unchanged")
+
+            loaded = FileLoaded(path, "continued" if load else "loaded")
+            reader = LineReader(stream, path, with_data=not again or stream is not beneath)
             if load:
                 reader.skip(load.byte_offset)
             number = load.id if load and load.size is None else self._start(path, head, load)
@@ -162,7 +162,7 @@ class Load:
                 if landed:
                     loaded.landed.add(landed)
                     self._progress.landed.add(landed)
-                    self._progress.bytes_read = before + (0 if path == STANDARD_INPUT else beneath.tell())
+                    self._progress.bytes_read = before + (beneath.tell() if again else 0)
                     self._report(self._progress)
 
             try:
@@ -190,13 +190,21 @@ class Load:
             return
         if self._workers is None:
             self._workers = Workers(self._url, self._count)
-        try:
-            for chunk in chain(first, chunks):
-                yield self._workers.submit(Work(load, self._source, path, chunk))
-        finally:
-            # Also when the file turns out unreadable halfway: what was read of it still lands.
-            while landed := self._workers.settle():
-                yield landed
+        unreadable: FileError | None = None
+        rest = chain(first, chunks)
+        while True:
+            try:
+                chunk = next(rest, None)
+            except FileError as error:
+                # What was read of it before still lands.
+                unreadable, chunk = error, None
+            if chunk is None:
+                break
+            yield self._workers.submit(Work(load, self._source, path, chunk))
+        while landed := self._workers.settle():
+            yield landed
+        if unreadable:
+            raise unreadable
 
     def _known(self, head: bytes) -> list[_Load]:
         with self._connection.cursor(row_factory=class_row(_Load)) as cursor:

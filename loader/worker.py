@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import psycopg
@@ -82,17 +82,6 @@ def land_and_advance(connection: psycopg.Connection, work: Work, may_commit: Cal
     return landed
 
 
-def send_work(pipe: Connection, work: Work) -> None:
-    """Send a chunk to a worker process; its bytes go as they are, not through pickle."""
-    pipe.send(replace(work, chunk=replace(work.chunk, data=b"")))
-    pipe.send_bytes(work.chunk.data)
-
-
-def _receive_work(pipe: Connection) -> Work:
-    work: Work = pipe.recv()
-    return replace(work, chunk=replace(work.chunk, data=pipe.recv_bytes()))
-
-
 def main(descriptor: int) -> None:
     """Land chunks until the pipe closes.
 
@@ -110,7 +99,7 @@ def main(descriptor: int) -> None:
     try:
         with connect(pipe.recv(), autocommit=True) as connection:
             while True:
-                pipe.send(land_and_advance(connection, _receive_work(pipe), may_commit))
+                pipe.send(land_and_advance(connection, pipe.recv(), may_commit))
     except (EOFError, OSError):
         # The parent is done, or gone; an open transaction is rolled back by the server.
         os._exit(0)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from loader.errors import LoaderError
 from loader.landing import Landed
-from loader.worker import Work, send_work
+from loader.worker import Work
 
 # Starts a worker without importing the command line again, as multiprocessing would.
 _START = "import sys; from loader.worker import main; main(int(sys.argv[1]))"
@@ -61,7 +61,7 @@ class Workers:
         committed = None if self._idle else self.settle()
         pipe = self._idle.popleft()
         try:
-            send_work(pipe, work)
+            pipe.send(work)
         except OSError:
             # It may have said why before it went.
             self._receive(pipe)
