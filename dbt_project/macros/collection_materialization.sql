@@ -49,11 +49,12 @@
         {%- set removed = empty_table(relation, source_name) -%}
     {%- endif -%}
 
-    {%- set read_rows = count_new_events() -%}
+    {%- set new_events = count_new_events() -%}
+    {%- set read_rows = new_events.rows -%}
     {%- set table_rows = 0 -%}
     {%- if read_rows -%}
         {%- set overtaken = 0 if rebuild else remove_overtaken(relation, source_name) -%}
-        {%- set inserted = run_counted(insert_new_events(relation, sql)) -%}
+        {%- set inserted = run_counted(insert_new_events(relation, sql, in_landing_order=new_events.repeated)) -%}
         {%- set table_rows = inserted - overtaken -%}
         {%- do record_mismatches(relation, source_name) -%}
     {%- endif -%}
@@ -86,21 +87,31 @@
 {% endmacro %}
 
 
+{#- How many events the run is to add, and whether any two of them have one id. -#}
 {% macro count_new_events() %}
     {%- set counted -%}
-        select count(*) from {{ source('raw', 'events') }} where {{ event_filter(model.name == 'tracks') }} and {{ since_last_run() }}
+        select coalesce(sum(events), 0)::bigint as events, coalesce(bool_or(events > 1), false) as repeated
+        from (
+            select count(*) as events
+            from {{ source('raw', 'events') }}
+            where {{ event_filter(model.name == 'tracks') }} and {{ since_last_run() }}
+            group by message_id
+        ) as ids
     {%- endset -%}
-    {{ return(run_query(counted).rows[0][0]) }}
+    {%- set row = run_query(counted).rows[0] -%}
+    {{ return({'rows': row['events'], 'repeated': row['repeated']}) }}
 {% endmacro %}
 
 
-{% macro insert_new_events(relation, sql) -%}
+{#- Only where an id repeats does the order matter, and sorting whole rows is dear. -#}
+{% macro insert_new_events(relation, sql, in_landing_order) -%}
     insert into {{ relation }} (
         {%- for column in model.columns.values() %}
         {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- endfor %}
     )
     {{ sql }}
+    {{ "order by events.seq" if in_landing_order }}
     on conflict (id) do nothing
 {%- endmacro %}
 

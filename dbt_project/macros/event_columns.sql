@@ -20,7 +20,6 @@
     cross join lateral (
         {{ event_times() | indent(8) }}
     ) as times
-    order by events.seq
 {%- endmacro %}
 
 
