@@ -6,7 +6,7 @@ Data goes to stdout, everything else to stderr.
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -34,16 +34,25 @@ def note(message: str) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as a table with a heading, numbers to the right."""
-    if not rows:
-        return ""
-    names = list(rows[0])
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    right = [all(isinstance(row[name], int | float | Decimal | None) for row in rows) for name in names]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    """Return rows as a table; the first row's keys are the heading."""
+    return grid(list(rows[0]), (row.values() for row in rows)) if rows else ""
 
-    def line(values: Sequence[str]) -> str:
-        padded = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)]
+
+def grid(names: Sequence[str], rows: Iterable[Iterable[Any]], *, exact: bool = False) -> str:
+    """Return a heading and rows as a table, columns of numbers to the right.
+
+    Args:
+        names: The heading.
+        rows: Values, in the order of the heading.
+        exact: Show values as the database prints them, rather than as a person likes to read counts and times.
+    """
+    values = [list(row) for row in rows]
+    cells = [[_exact_cell(value) if exact else _cell(value) for value in row] for row in values]
+    right = [_is_numeric([row[i] for row in values]) for i in range(len(names))]
+    widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(names)]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right, strict=True)]
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(names), line(["-" * width for width in widths]), *map(line, cells)])
@@ -134,6 +143,19 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}:{part}" for name, part in value.items())
     return " ".join(str(value).split())
+
+
+def _exact_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return " ".join(str(value).split())
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    given = [value for value in values if value is not None]
+    return bool(given) and all(isinstance(value, int | float | Decimal) for value in given)
 
 
 def _plain(value: object) -> object:

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
 from loader.database import Database
+from loader.display import grid
 from loader.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,13 +46,10 @@ def run_query(database: Database, statement: str, *, limit: int | None = None) -
 
 def render(frame: "pd.DataFrame", form: Format) -> str:
     """Return rows in a form: a table for people, CSV with a heading, or JSON, one list of objects."""
-    import pandas as pd  # noqa: PLC0415
-
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
     if form == "json":
         return str(frame.to_json(orient="records", date_format="iso", indent=2, default_handler=str))
     if frame.columns.empty:
         return "Done."
-    with pd.option_context("display.max_colwidth", 60):
-        return frame.astype(object).where(frame.notna(), "").to_string(index=False)
+    return grid(list(frame.columns), frame.itertuples(index=False, name=None), exact=True)
