@@ -59,6 +59,7 @@ def create_database(server: str, name: str, template: str = "template1") -> str:
 
 
 def drop_database(server: str, name: str) -> None:
+    """Drop a database, whoever is still connected to it."""
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'drop database if exists "{name}" with (force)')
 
@@ -74,9 +75,8 @@ def open_settings(url: str, home: Path) -> Settings:
 def raw_template(server: str, home: Path) -> str:
     """The name of a database with the raw schema and the source Iterable."""
     url = create_database(server, "raw_template")
-    with open_database(open_settings(url, home), migrate_behind=True) as database:
-        with database.begin() as connection:
-            connection.execute(text("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')"))
+    with open_database(open_settings(url, home), migrate_behind=True) as database, database.begin() as connection:
+        connection.execute(text("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')"))
     return "raw_template"
 
 

@@ -75,7 +75,7 @@ class Ground:
         path = self.folder / f"events-{count}-{seed}.ndjson"
         if not path.exists():
             templates = [event for _, event in zip(range(48), sample_events(), strict=False)]
-            chance = random.Random(_SEED + seed)  # noqa: S311 - not a secret
+            chance = random.Random(_SEED + seed)
             with path.open("w", encoding="utf-8") as file:
                 for _ in range(count):
                     event = chance.choice(templates)

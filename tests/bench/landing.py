@@ -1,4 +1,4 @@
-"""Landing a file, against `psql \\copy` of the same lines over one connection into a one-column jsonb table."""
+r"""Landing a file, against `psql \copy` of the same lines over one connection into a one-column jsonb table."""
 
 import statistics
 import time

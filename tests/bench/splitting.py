@@ -1,6 +1,7 @@
 """dbt's split of landed events, against the same inserts written by hand as plain SQL."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -26,7 +27,7 @@ def split(ground: Ground) -> None:
     for round_ in range(_ROUNDS + 1):
         by_hand = ground.create_database("bench_by_hand", "bench_landed")
         ground.psql(by_hand, "-c", "vacuum analyze raw.events", "-c", "checkpoint")
-        baseline = seconds(lambda: ground.psql(by_hand, "-f", str(script)))
+        baseline = seconds(partial(ground.psql, by_hand, "-f", str(script)))
         ours = ground.create_database("bench_split", "bench_landed")
         ground.psql(ours, "-c", "vacuum analyze raw.events", "-c", "checkpoint")
         taken = _transform_seconds(ground, ours)
@@ -103,8 +104,7 @@ def _by_hand() -> str:
             where = "collection is not null" if model["name"] == "tracks" else f"collection = '{model['name']}'"
             statements += [
                 f"create table by_hand.{model['name']} ({', '.join(types)});",
-                f"insert into by_hand.{model['name']} select\n  {values}\nfrom raw.events where {where}"
-                " on conflict (id) do nothing;",
+                f"insert into by_hand.{model['name']} select\n  {values}\nfrom raw.events where {where} on conflict do nothing;",
             ]
     return "\n".join(statements)
 
