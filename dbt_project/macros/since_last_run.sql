@@ -58,11 +58,11 @@
     {%- call statement('cursor', fetch_result=True) -%}
         select
             coalesce(cursors.snapshot::text, '') as cursor_snapshot,
-            transforms.snapshot::text as snapshot,
+            {{ newer_snapshot() }}::text as snapshot,
             transforms.started_at::text as started_at,
             set_config('loader.source', cursors.source, true),
             set_config('loader.started_at', transforms.started_at::text, true),
-            set_config('loader.snapshot', transforms.snapshot::text, true),
+            set_config('loader.snapshot', {{ newer_snapshot() }}::text, true),
             set_config(
                 'loader.previous_snapshot',
                 case when {{ rebuild }} then '' else coalesce(cursors.snapshot::text, '') end,
@@ -89,3 +89,12 @@
         'first_run': false,
     }) -}}
 {% endmacro %}
+
+
+{#- A rebuild that had to wait for a run with a later snapshot reads up to that one: tables never go back in time. -#}
+{% macro newer_snapshot() -%}
+    case
+                when pg_snapshot_xmax(cursors.snapshot) > pg_snapshot_xmax(transforms.snapshot) then cursors.snapshot
+                else transforms.snapshot
+            end
+{%- endmacro %}
