@@ -65,7 +65,6 @@ def increment(ground: Ground) -> None:
         taken = {}
         for history, url in urls.items():
             ground.run_loader(url, "load", str(ground.events_file(_INCREMENT, seed=100 + round_)))
-            ground.psql(url, "-c", "checkpoint")
             taken[history] = _transform_seconds(ground, url)
         if round_:
             pairs.append((taken[_LARGE], taken[_SMALL]))
