@@ -5,8 +5,7 @@ create table raw.sources (
     name text not null unique,
     schema_name text not null unique,
     labels jsonb not null default '{}',
-    created_at timestamptz not null default now(),
-    disabled_at timestamptz
+    created_at timestamptz not null default now()
 );
 
 comment on table raw.sources is 'One row per source. Each has a schema of its own, which no other source may feed.';

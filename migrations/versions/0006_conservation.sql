@@ -23,7 +23,9 @@ as $$
 declare
     counted bigint := 0;
 begin
-    if to_regclass(format('%I.tracks', schema_name)) is not null then
+    if exists (
+        select from raw.cursors where source = schema_name and model = 'tracks' and snapshot is not null
+    ) and to_regclass(format('%I.tracks', schema_name)) is not null then
         execute format(
             'select count(*) from %I.tracks
             where not exists (select from raw.cursors where cursors.source = %L and cursors.model = tracks.event)',
@@ -74,6 +76,7 @@ by_source as (
     group by source
 ),
 
+-- A table without a snapshot is about to be rebuilt: all its events are waiting, whatever rows it still has.
 tables as (
     select
         source,
@@ -82,6 +85,7 @@ tables as (
         coalesce(sum(raw.count_rows(source, model)) filter (where model = 'tracks'), 0) as in_tracks,
         coalesce(sum(read_rows - table_rows) filter (where model = 'tracks'), 0) as duplicates_in_tracks
     from raw.cursors
+    where snapshot is not null
     group by source
 ),
 
