@@ -22,7 +22,7 @@ EXIT_QUARANTINED = 3
 class Commands(click.Group):
     """The group of all commands; its help also lists the settings, and its errors are for people."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the settings and exit codes after the commands."""
         with formatter.section("Settings, from the environment"):
             formatter.write_dl([(name, f"{text} [{default}]") for name, default, text in describe()])
@@ -108,7 +108,9 @@ def load(paths: tuple[str, ...], source: str | None) -> None:
             progress.close()
     unchanged = outcomes.count("unchanged")
     if unchanged:
-        display.echo(f"{display.count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}")
+        display.echo(
+            f"{display.count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}"
+        )
     if unchanged < len(outcomes):
         display.echo("\n".join(display.landed_lines(total)))
     if "failed" in outcomes:
@@ -134,7 +136,9 @@ def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
         for table in failed:
             display.note(f"Error: {table.source}.{table.table} was not filled: {table.error}")
         if failed:
-            display.note(f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}")
+            display.note(
+                f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}"
+            )
             sys.exit(1)
 
 
@@ -206,9 +210,7 @@ def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool
         if label.count(":") != 1:
             raise UsageError(f"--label {label} must look like environment:prod.")
     with _database() as (database, _), database.begin() as connection:
-        schema, key = add_source(
-            connection, name, schema=schema, labels=dict(label.split(":") for label in labels)
-        )
+        schema, key = add_source(connection, name, schema=schema, labels=dict(label.split(":") for label in labels))
     if as_json:
         display.echo(display.to_json({"name": name, "schema": schema, "write_key": key}))
     else:
@@ -222,7 +224,9 @@ def source_list(*, as_json: bool) -> None:
     from loader.sources import list_sources  # noqa: PLC0415
 
     with _database() as (database, _), database.begin() as connection:
-        display.show_records(list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`.")
+        display.show_records(
+            list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`."
+        )
 
 
 @main.group()
@@ -254,7 +258,9 @@ def key_list(source_name: str | None, *, as_json: bool) -> None:
     from loader.sources import list_keys  # noqa: PLC0415
 
     with _database() as (database, _), database.begin() as connection:
-        display.show_records(list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`.")
+        display.show_records(
+            list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`."
+        )
 
 
 @key.command(name="revoke")
@@ -310,7 +316,9 @@ def quarantine_show(number: int) -> None:
     with _database() as (database, _), database.connect() as connection:
         message = find_message(connection, number)
     place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
-    display.note(f"{message.reason}: {message.detail}\nfrom {place}, received {message.received_at:%Y-%m-%d %H:%M:%S %Z}")
+    display.note(
+        f"{message.reason}: {message.detail}\nfrom {place}, received {message.received_at:%Y-%m-%d %H:%M:%S %Z}"
+    )
     sys.stdout.buffer.write(message.payload + b"\n")
 
 
@@ -318,7 +326,9 @@ def quarantine_show(number: int) -> None:
 @click.argument("numbers", type=int, nargs=-1, metavar="[NUMBER]...")
 @click.option("--reason", help="All open messages with this reason code.")
 @click.option("--all", "every", is_flag=True, help="All open messages.")
-@click.option("--file", "replacement", type=click.File("rb"), help="A corrected message to land in its place; - is stdin.")
+@click.option(
+    "--file", "replacement", type=click.File("rb"), help="A corrected message to land in its place; - is stdin."
+)
 def quarantine_retry(
     numbers: tuple[int, ...], reason: str | None, replacement: click.utils.LazyFile | None, *, every: bool
 ) -> None:

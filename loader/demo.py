@@ -59,7 +59,8 @@ def run_demo(settings: Settings) -> None:
             order by cursors.model = 'tracks', cursors.model
             """,
         )
-        display.echo(f"\n{display.table(counts.to_dict('records'))}")
+        rows = [{"table": table, "rows": number} for table, number in counts.itertuples(index=False)]
+        display.echo(f"\n{display.table(rows)}")
         statement = " ".join(_FIRST_ROWS.split())
         display.echo(f"\n{statement};\n\n{render(run_query(database, _FIRST_ROWS), 'table')}")
         display.echo(f"\nConnect with psql or a BI tool: {database.url}")

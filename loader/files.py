@@ -167,10 +167,10 @@ def open_events(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
 
 def _decompressed(stream: IO[bytes], start: bytes) -> io.BufferedReader:
     if start.startswith(_GZIP):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream), _READ_BYTES)  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream), _READ_BYTES)
     if start.startswith(_ZSTD):
         reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return io.BufferedReader(reader, _READ_BYTES)  # type: ignore[arg-type]
+        return io.BufferedReader(reader, _READ_BYTES)
     return stream  # type: ignore[return-value]
 
 

@@ -6,7 +6,6 @@ if those bytes are the same, whatever it is called and however it is compressed;
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -192,15 +191,16 @@ class Load:
             self._workers = Workers(self._url, self._count)
         unreadable: FileError | None = None
         rest = chain(first, chunks)
+        following: Chunk | None
         while True:
             try:
-                chunk = next(rest, None)
+                following = next(rest, None)
             except FileError as error:
                 # What was read of it before still lands.
-                unreadable, chunk = error, None
-            if chunk is None:
+                unreadable, following = error, None
+            if following is None:
                 break
-            yield self._workers.submit(Work(load, self._source, path, chunk))
+            yield self._workers.submit(Work(load, self._source, path, following))
         while landed := self._workers.settle():
             yield landed
         if unreadable:

@@ -88,9 +88,9 @@ def add_source(
         text("select exists (select from pg_class where relnamespace = to_regnamespace(:schema))"), {"schema": schema}
     ).scalar_one():
         raise SourceError(f"Schema {schema} exists and is in use by somebody else. Choose another with --schema.")
-    statement = text(
-        "insert into raw.sources (name, schema_name, labels) values (:name, :schema, :labels)"
-    ).bindparams(bindparam("labels", type_=JSONB))
+    statement = text("insert into raw.sources (name, schema_name, labels) values (:name, :schema, :labels)").bindparams(
+        bindparam("labels", type_=JSONB)
+    )
     connection.execute(statement, {"name": name, "schema": schema, "labels": labels or {}})
     return schema, add_key(connection, name)
 
@@ -136,7 +136,7 @@ def list_sources(connection: Connection) -> list[Source]:
             order by sources.id
         """)
     )
-    return [Source(*row) for row in rows]
+    return [Source(*row) for row in rows.tuples()]
 
 
 def add_key(connection: Connection, source: str, *, label: str = "") -> str:
@@ -180,7 +180,7 @@ def list_keys(connection: Connection, source: str | None = None) -> list[WriteKe
         """),
         {"schema": schema},
     )
-    return [WriteKey(*row) for row in rows]
+    return [WriteKey(*row) for row in rows.tuples()]
 
 
 def revoke_key(connection: Connection, number: int) -> None:

@@ -152,7 +152,7 @@ def read_status(connection: Connection) -> Status:
         return [dict(row) for row in connection.execute(text(statement)).mappings()]
 
     laws = [
-        Conservation(**{name: value if name == "source" else int(value) for name, value in row.items()})
+        Conservation(source=row.pop("source"), **{name: int(value) for name, value in row.items()})
         for row in rows(_CONSERVATION)
     ]
     oldest: datetime | None = connection.execute(text(_OLDEST_WAITING)).scalar_one()
