@@ -1,0 +1,109 @@
+# Two commands for a new user, `make demo` and `make test`; both set up .venv themselves and need nothing else.
+#
+# A stamp in .venv stands for each set of packages and is written last, so an interrupted install is done again.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP_INSTALL := -m pip -qq --no-input --disable-pip-version-check install
+INSTALL := $(PYTHON) $(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt
+
+# A virtual environment works only in the folder it was made in, as long as its Python is there.
+ifneq ($(shell $(PYTHON) -c '' 2>/dev/null && cat $(VENV)/.folder 2>/dev/null),$(CURDIR))
+$(shell rm -f $(VENV)/.made)
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint format bench soak wheel constraints clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.package ## Run the main job on sample events and show the tables
+	@$(VENV)/bin/loader demo
+
+test: $(VENV)/.test ## Run the tests against a real PostgreSQL
+	$(PYTHON) -m pytest -m "not soak" $(ARGS)
+
+lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/sqlfluff lint migrations dbt_project/models dbt_project/tests
+	$(VENV)/bin/dbt --quiet --warn-error parse --no-partial-parse --project-dir dbt_project --profiles-dir dbt_project \
+		--target-path "$(CURDIR)/$(VENV)/dbt" --log-path "$(CURDIR)/$(VENV)/dbt"
+
+format: $(VENV)/.lint ## Put the code into the style that `make lint` checks
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+bench: $(VENV)/.test ## Measure landing and splitting
+	$(PYTHON) -m tests.bench $(ARGS)
+
+soak: $(VENV)/.test ## Run the tests that take minutes
+	$(PYTHON) -m pytest -m soak $(ARGS)
+
+wheel: $(VENV)/.test ## Build the wheel and the source distribution into dist/
+	@$(PYTHON) -m hatchling build --clean
+
+constraints: ## Resolve all dependencies anew and pin them in constraints.txt
+	@echo "Resolving all dependencies …"
+	@rm -rf build/constraints
+	@$(find_python); "$$python" -m venv build/constraints
+	@build/constraints/bin/python $(PIP_INSTALL) --upgrade pip
+	@build/constraints/bin/python $(PIP_INSTALL) . editables hatchling --group dev
+	@{ sed '/^[^#]/d' constraints.txt; \
+		build/constraints/bin/python -m pip freeze --all --exclude iterable-warehouse --exclude setuptools; \
+	} > build/constraints.txt
+	@mv build/constraints.txt constraints.txt
+	@rm -rf build/constraints
+
+clean: ## Remove .venv and everything else that was made here
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+		dbt_project/target dbt_project/logs logs
+	find loader migrations tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Sets $python to the first Python that will do, the user's own choice first: `make PYTHON3=/opt/python/bin/python3 test`.
+PYTHON3 := python3 python3.13 python3.12 python3.11 python
+define find_python
+	python=; for candidate in $(PYTHON3); do \
+		if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+			python=$$candidate; \
+			if "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then break; fi; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "Error: No Python 3.11, 3.12 or 3.13 among: $(PYTHON3). Install one, or name it: make PYTHON3=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "Error: $$python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi
+endef
+
+# The pip that comes with Python may be too old for dependency groups.
+$(VENV)/.made:
+	@$(find_python); \
+	echo "Making $(VENV) with $$("$$python" --version) …"; \
+	rm -rf $(VENV); \
+	"$$python" -m venv $(VENV)
+	@$(PYTHON) $(PIP_INSTALL) --constraint constraints.txt --upgrade pip
+	@echo "$(CURDIR)" > $(VENV)/.folder
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing the package into $(VENV) …"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	@echo "Installing what the tests need into $(VENV) …"
+	@$(INSTALL) --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.package
+	@echo "Installing what the checks need into $(VENV) …"
+	@$(INSTALL) --group lint
+	@touch $@
