@@ -81,12 +81,16 @@ class Cluster:
                 self.folder.write("password", secrets.token_hex(16))
             self._create(programs, account, lock)
         version = self.folder.read("data/PG_VERSION")
-        if version != MAJOR_VERSION:
-            made = f"was made by PostgreSQL {version}" if version else "is not a PostgreSQL cluster"
+        if not version:
             raise EmbeddedError(
-                f"{self.data} {made}, and this loader has PostgreSQL {MAJOR_VERSION}. Dump it with the version that "
-                "made it (pg_dump), move the folder away and restore the dump into the new cluster, or set LOADER_HOME "
-                "to another folder."
+                f"{self.data} is not the data of a PostgreSQL: PG_VERSION is missing. Restore the folder from a "
+                "backup, move it away to begin anew, or set LOADER_HOME to another folder."
+            )
+        if version != MAJOR_VERSION:
+            raise EmbeddedError(
+                f"{self.data} was made by PostgreSQL {version}, and this loader has PostgreSQL {MAJOR_VERSION}. Dump "
+                f"it with version {version} (pg_dump), move the folder away and restore the dump into the new cluster, "
+                "or set LOADER_HOME to another folder."
             )
         if not self.folder.read("password"):
             password = secrets.token_hex(16)
@@ -258,7 +262,8 @@ def _run_checked(command: Sequence[str | Path], account: Account | None, lock: i
     if finished.returncode:
         raise EmbeddedError(
             f"The embedded PostgreSQL cannot be set up: {Path(command[0]).name} failed (exit {finished.returncode}). "
-            f"It said:\n{finished.stderr.strip() or finished.stdout.strip()}"
+            "Settle what it complains about and run this again, or set DATABASE_URL to a PostgreSQL of yours.\n"
+            f"{finished.stderr.strip() or finished.stdout.strip()}"
         )
 
 
