@@ -25,7 +25,9 @@ class Commands(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the settings and exit codes after the commands."""
         with formatter.section("Settings, from the environment"):
-            formatter.write_dl([(name, f"{text} [{default}]") for name, default, text in describe()])
+            formatter.write_dl(
+                [(name, f"{text} [{default}]" if default else text) for name, default, text in describe()]
+            )
         with formatter.section("Exit codes"):
             codes = [("0", "done"), ("1", "work failed"), ("2", "wrong use")]
             formatter.write_dl([*codes, ("3", "loaded, with some messages in quarantine")])
@@ -160,7 +162,14 @@ def status(*, as_json: bool) -> None:
 
 @main.command()
 @click.argument("statement")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print the rows as.",
+)
 def sql(statement: str, form: str) -> None:
     """Run a query and print its rows; - reads it from standard input."""
     from loader.query import render, run_query  # noqa: PLC0415
@@ -173,7 +182,7 @@ def sql(statement: str, form: str) -> None:
 @main.command()
 @click.option("--env", "as_environment", is_flag=True, help="As shell variables, for psql and dbt.")
 def url(*, as_environment: bool) -> None:
-    """Print the URL to connect to, e.g. psql "$(loader url)"."""
+    """Print the URL to connect with, as in psql "$(loader url)"."""
     import shlex  # noqa: PLC0415
 
     with _database() as (database, _):

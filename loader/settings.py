@@ -93,6 +93,8 @@ def describe() -> list[tuple[str, str, str]]:
             default = "~/.local/share/loader, /var/lib/loader for root"
         elif name == "workers":
             default = "number of cores"
+        elif isinstance(field.default, float):
+            default = f"{field.default:g}"
         else:
             default = str(field.default)
         described.append((variable_name(name), default, field.description or ""))
