@@ -23,7 +23,7 @@
 {%- endmacro %}
 
 
-{#- The events of this model in this run, with the parts of the call that columns are read from. -#}
+{#- The events of this model in this run, with the parts of the call that columns are read from: tracks has no properties. -#}
 {% macro new_events(events, every_event=false) -%}
     select
         landed.seq,
@@ -40,8 +40,10 @@
         "originalTimestamp" text,
         "sentAt" text,
         "receivedAt" text,
-        "context" jsonb,
+        "context" jsonb
+        {%- if not every_event %},
         "properties" jsonb
+        {%- endif %}
     )
     where
         {{ event_filter(every_event) }}

@@ -1,13 +1,15 @@
 {#-
     The table as the model's yml describes it: created when missing, grown by columns it lacks, comments kept current.
-    Returns the names of the columns that were added. A table that is as it should be costs one query and no lock.
+    Returns whether it was created, and the names of the columns that were added. A table that is as it should be costs one
+    query and no lock. A new table has no key yet: `add_primary_key` follows when its first rows are in.
 -#}
 {% macro shape_table(relation) %}
     {%- set described = described_columns(relation) -%}
+    {%- set created = described is none -%}
     {%- set statements = [] -%}
     {%- set new_columns = [] -%}
 
-    {%- if described is none -%}
+    {%- if created -%}
         {%- do statements.append("create schema if not exists " ~ adapter.quote(relation.schema)) if not schema_exists(relation.schema) -%}
         {%- do statements.append(create_table_sql(relation)) -%}
         {%- set described = {'comment': '', 'columns': {}} -%}
@@ -35,15 +37,20 @@
     {%- if statements -%}
         {%- do run_query(statements | join(";\n")) -%}
     {%- endif -%}
-    {{ return(new_columns) }}
+    {{ return({'created': created, 'new_columns': new_columns}) }}
 {% endmacro %}
 
 
 {#- The id is the primary key, as in a Segment warehouse on PostgreSQL; there is no other index. -#}
+{% macro add_primary_key(relation) %}
+    {%- do run_query("alter table " ~ relation ~ " add primary key (id)") -%}
+{% endmacro %}
+
+
 {% macro create_table_sql(relation) -%}
     create table {{ relation }} (
         {%- for column in model.columns.values() %}
-        {{ adapter.quote(column.name) }} {{ "varchar(1024) not null primary key" if column.name == "id" else column.data_type }}{{ "," if not loop.last }}
+        {{ adapter.quote(column.name) }} {{ "varchar(1024) not null" if column.name == "id" else column.data_type }}{{ "," if not loop.last }}
         {%- endfor %}
     )
 {%- endmacro %}
