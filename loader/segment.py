@@ -1,8 +1,8 @@
 """Segment's tracking calls, from bytes to events.
 
 A line of a file holds one call (https://segment.com/docs/connections/spec/common/). The database has the last word
-on what is JSON: here only the few fields that decide where an event lands are read, many lines at a time, and what
-looks unusual is looked at again line by line. Nothing in this module does I/O.
+on what is JSON: here only the few fields that decide where an event lands are read, and a line that looks unusual gets
+a second, slower look. Nothing in this module does I/O.
 """
 
 import hashlib
@@ -20,15 +20,20 @@ from loader.naming import table_name
 # Segment keeps no longer message ids.
 MESSAGE_ID_LENGTH = 100
 
+# Longest event name whose table is remembered.
+_KNOWN_LENGTH = 200
+
 _CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
 # Escapes that JSON allows and PostgreSQL's text does not: NUL, and halves of surrogate pairs without the other half.
-# Backslashes that are themselves escaped also match; the careful path tells them apart.
+# What follows a backslash that is itself escaped is no escape, but it can look like one, and like the other half of a
+# pair: all of that matches too, and the careful path tells it apart.
 _SUSPICIOUS = re.compile(
     rb"""
-    \\u(?:
-        0000
-        | [dD][89abAB][0-9a-fA-F]{2} (?! \\u[dD][c-fC-F])
-        | (?<! \\u[dD][89abAB][0-9a-fA-F]{2} \\u) [dD][c-fC-F]
+    \\(?:
+        \\u[dD][89a-fA-F]
+        | u0000
+        | u[dD][89abAB][0-9a-fA-F]{2} (?! \\u[dD][c-fC-F])
+        | (?<! \\u[dD][89abAB][0-9a-fA-F]{2} \\) u[dD][c-fC-F]
     )
     """,
     re.VERBOSE,
@@ -37,7 +42,8 @@ _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _REPLACEMENT = rb"\ufffd"
 _RECEIVED_AT = re.compile(
     r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[T ](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:[.]\d{1,9})?"
-    r"(?:Z|[+-](?:0\d|1[0-4])(?::?[0-5]\d)?)\Z"
+    r"(?:Z|[+-](?:0\d|1[0-4])(?::?[0-5]\d)?)\Z",
+    re.ASCII,
 )
 
 
@@ -73,7 +79,7 @@ class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
     traits: msgspec.Raw = msgspec.Raw()
 
 
-_decode_many = msgspec.json.Decoder(_Call).decode_lines
+_known_table = lru_cache(maxsize=4096)(table_name)
 _decode_strict = msgspec.json.Decoder(_Call).decode
 _decode_loose = msgspec.json.Decoder(_LooseCall).decode
 
@@ -92,7 +98,7 @@ def parse_lines(data: bytes, offset: int) -> Iterator[Event | Refused]:
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    calls = _decode(data, len(lines))
+    calls = _decode_all(data, lines)
     for i, line in enumerate(lines):
         call = calls[i] if calls else _decode_plain(line)
         event = _accept(call, line, offset) if call else None
@@ -144,18 +150,18 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
         yield Refused(line, offset, flaw, "landed with the character replaced by U+FFFD", repaired=True)
 
 
-def _decode(data: bytes, lines: int) -> list[_Call] | None:
-    """Decode many lines in one go; None when at least one of them needs to be looked at by itself."""
+def _decode_all(data: bytes, lines: list[bytes]) -> list[_Call] | None:
+    """Decode lines that are all unremarkable; None when at least one of them needs to be looked at by itself."""
     if _SUSPICIOUS.search(data):
         return None
     try:
         if not data.isascii():
             data.decode()
-        calls = _decode_many(data)
+        # Line by line, although the decoder reads many at once in less time: it does not mind two objects on a line
+        # or one on two, and a single such line would give those after it each other's ids.
+        return [_decode_strict(line) for line in lines]
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None
-    # An object that spans lines, or two on one line, would shift all that follow it.
-    return calls if len(calls) == lines else None
 
 
 def _decode_plain(line: bytes) -> _Call | None:
@@ -241,9 +247,9 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "not a string")
 
 
-@lru_cache(maxsize=4096)
 def _collection(event: str) -> str:
-    return table_name(event)
+    # Names are few and short; what is neither is not worth the memory.
+    return _known_table(event) if len(event) <= _KNOWN_LENGTH else table_name(event)
 
 
 def _is_timestamp(value: str) -> bool:

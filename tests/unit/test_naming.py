@@ -1,0 +1,220 @@
+"""Names as Segment makes them: events to tables, properties to columns, sources to schemas."""
+
+import csv
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.naming import (
+    BUILT_IN_TABLES,
+    IDENTIFIER_BYTES,
+    RESERVED_WORDS,
+    identifier,
+    schema_name,
+    snake_case,
+    table_name,
+)
+from tests.conftest import DATA
+
+UPPER, LOWER, DIGIT = range(65, 91), range(97, 123), range(48, 58)
+
+# Names much like those people send, so that Hypothesis meets every rule often.
+names = st.one_of(st.text(), st.text(alphabet="aZ9_ -.é$", max_size=20))
+
+
+def vectors() -> list[tuple[str, str]]:
+    """Return names and their snake case."""
+    with (DATA / "naming_vectors.csv").open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        return [(name, expected) for name, expected in rows]
+
+
+def go_snakecase(name: str) -> str:
+    """Return what the bytes of a name become, step by step as the library's description has it."""
+    source, output, i = name.encode("utf-8", "surrogatepass"), bytearray(), 0
+    while i < len(source):
+        if source[i] not in (*UPPER, *LOWER, *DIGIT):
+            i += 1
+            continue
+        if output:
+            output += b"_"
+        while i < len(source) and source[i] in (*UPPER, *DIGIT):
+            output.append(source[i] + 32 if source[i] in UPPER else source[i])
+            i += 1
+        while i < len(source) and source[i] in (*LOWER, *DIGIT):
+            output.append(source[i])
+            i += 1
+    return output.decode("ascii")
+
+
+@pytest.mark.parametrize(("name", "expected"), vectors())
+def test_published_vectors(name: str, expected: str) -> None:
+    """Every published name has its published snake case."""
+    assert snake_case(name) == expected
+
+
+def test_vectors_are_all_there() -> None:
+    """The list of vectors is read whole, so that an empty file cannot pass for success."""
+    assert len(vectors()) == 68
+
+
+@given(names)
+def test_snake_case_is_the_bytewise_algorithm(name: str) -> None:
+    """Any text at all becomes what the byte-wise algorithm makes of it."""
+    assert snake_case(name) == go_snakecase(name)
+
+
+@given(names)
+def test_snake_case_is_idempotent(name: str) -> None:
+    """A name in snake case stays as it is."""
+    once = snake_case(name)
+    assert snake_case(once) == once
+
+
+@given(names, names)
+def test_snake_case_of_a_path_is_that_of_its_parts(first: str, second: str) -> None:
+    """Flattening a nested property gives one name, whether its parts or its whole path are snake-cased."""
+    parts = [part for part in (snake_case(first), snake_case(second)) if part]
+    assert snake_case(f"{first}.{second}") == "_".join(parts)
+
+
+def test_vector_08_sms_bounced() -> None:
+    """An acronym is one word."""
+    assert table_name("SMS Bounced") == "sms_bounced"
+
+
+def test_vector_09_in_app_clicked() -> None:
+    """Words become words."""
+    assert table_name("In App Clicked") == "in_app_clicked"
+
+
+def test_vector_10_a_digit_starts_no_word() -> None:
+    """A small letter before a capital ends a word; a digit does not."""
+    assert table_name("iOS Opened 2x") == "i_os_opened_2x"
+
+
+def test_vector_11_events_nobody_documented_have_tables() -> None:
+    """A table's name needs no list of known events."""
+    assert table_name("Email Send Skip") == "email_send_skip"
+
+
+def test_vector_13_leading_digit() -> None:
+    """A name that starts with a digit gets an underscore in front, since no bare identifier starts with one."""
+    assert table_name("101 Account Update") == "_101_account_update"
+
+
+def test_vector_14_reserved_word() -> None:
+    """A reserved word gets an underscore in front."""
+    assert table_name("Open") == "_open"
+
+
+def test_vector_19_camel_case_property() -> None:
+    """A property in camel case becomes a column in snake case."""
+    assert identifier(snake_case("campaignId")) == "campaign_id"
+
+
+def test_vector_33_nested_property() -> None:
+    """The path of a nested property becomes one column."""
+    assert identifier(snake_case("product_id.sku")) == "product_id_sku"
+
+
+def test_vector_41_reserved_word_as_a_column() -> None:
+    """A reserved word as a column gets an underscore in front, in PostgreSQL too."""
+    assert identifier(snake_case("user")) == "_user"
+    assert identifier(snake_case("tag")) == "_tag"
+
+
+def test_vector_52_acronym_inside_a_property() -> None:
+    """An acronym and the word after it fuse."""
+    assert identifier(snake_case("fromSMSSenderId")) == "from_smssender_id"
+
+
+@pytest.mark.parametrize("word", sorted(RESERVED_WORDS))
+def test_every_reserved_word_is_prefixed_once(word: str) -> None:
+    """Each reserved word gets exactly one underscore."""
+    assert identifier(word) == f"_{word}"
+
+
+@pytest.mark.parametrize("word", ["language", "timestamp", "campaign", "userx", "opened"])
+def test_other_words_stay_bare(word: str) -> None:
+    """Words that Segment leaves bare stay bare, `language` and `timestamp` among them."""
+    assert identifier(word) == word
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN_TABLES))
+def test_no_event_takes_a_table_of_the_layout(name: str) -> None:
+    """An event named as one of the layout's own tables gets a table beside it."""
+    assert table_name(name.title()) == f"_{name}"
+
+
+@pytest.mark.parametrize("name", ["", "日本語", "__", " ", "!?"])
+def test_a_name_of_nothing_has_no_table(name: str) -> None:
+    """An event whose name has no ASCII letter or digit has no table."""
+    assert table_name(name) == ""
+
+
+def test_spellings_of_one_name_share_a_table() -> None:
+    """Different spellings of an event meet in one table."""
+    spellings = ["Email Delivered", "email_delivered", "EmailDelivered", "email-delivered", " email  Delivered "]
+    assert {table_name(spelling) for spelling in spellings} == {"email_delivered"}
+
+
+@given(st.text(alphabet="ab_", min_size=1, max_size=10), st.text(alphabet="abc", min_size=1, max_size=10))
+def test_long_names_that_differ_in_their_tails_stay_apart(first: str, second: str) -> None:
+    """Two names that PostgreSQL would cut to the same 63 bytes stay different, and are not cut."""
+    long = "campaign_" * 8
+    made = {identifier(f"{long}{tail}") for tail in (first, second)}
+    assert len(made) == len({first, second})
+    assert all(len(name.encode()) <= IDENTIFIER_BYTES for name in made)
+
+
+@given(names)
+def test_tables_need_no_quotes(name: str) -> None:
+    """Whatever the event is called, its table can be written without quotes and is not cut."""
+    table = table_name(name)
+    assert len(table.encode()) <= IDENTIFIER_BYTES
+    assert table not in RESERVED_WORDS | BUILT_IN_TABLES
+    assert not table[:1].isdigit()
+    assert set(table) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
+
+
+def test_names_of_63_bytes_are_kept() -> None:
+    """The longest name PostgreSQL keeps stays as it is; one byte more is shortened."""
+    assert identifier("a" * 63) == "a" * 63
+    assert identifier("a" * 64)[:54] == "a" * 54
+    assert len(identifier("a" * 64)) == 63
+    assert len(identifier("1" * 63)) == 63
+
+
+@pytest.mark.parametrize(
+    ("source", "schema"),
+    [
+        pytest.param("Iterable", "iterable", id="vector 1"),
+        pytest.param("Customer.io", "customerio", id="vector 2"),
+        pytest.param("AutopilotHQ", "autopilothq", id="vector 3"),
+        ("3doctors", "_3doctors"),
+        ("Vero", "vero"),
+        ("Bloom Library-Org", "bloom_library_org"),
+        (" My  Shop ", "my_shop"),
+        ("my_shop", "my_shop"),
+        ("__shop__", "shop"),
+        ("Café", "caf"),
+        ("A - B", "a_b"),
+        ("日本語", ""),
+        ("...", ""),
+    ],
+)
+def test_schema_of_a_source(source: str, schema: str) -> None:
+    """A source's schema is its name in lower case, with capitals left together and other characters dropped."""
+    assert schema_name(source) == schema
+
+
+@given(names)
+def test_schemas_are_stable_identifiers(name: str) -> None:
+    """A schema's name is an identifier without quotes, and the schema of a schema's name is itself."""
+    schema = schema_name(name)
+    assert set(schema) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
+    assert not schema[:1].isdigit()
+    assert schema_name(schema) == schema
