@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import loader
 from loader.cli import main
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODELS = sorted((ROOT / "dbt_project" / "models").rglob("*.sql"))
+GENERIC_TESTS = {path.stem for path in (ROOT / "dbt_project" / "tests" / "generic").glob("*.sql")}
 REVISIONS = sorted((ROOT / "migrations" / "versions").glob("*.sql"))
 MODULES = sorted((ROOT / "loader").glob("*.py"))
 
@@ -79,10 +81,14 @@ def test_every_model_has_its_yml_beside_it() -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 def test_a_model_is_described_by_its_own_yml(model: Path) -> None:
-    """Under its own name, alone."""
-    assert re.findall(r"^    - name: (\w+)$", model.with_suffix(".yml").read_text(encoding="utf-8"), re.MULTILINE) == [
-        model.stem
-    ]
+    """Under its own name, alone, with keys and tests that dbt finds: it passes over those it does not know."""
+    [described] = yaml.safe_load(model.with_suffix(".yml").read_text(encoding="utf-8"))["models"]
+    assert described["name"] == model.stem
+    assert described.keys() <= {"name", "description", "config", "data_tests", "columns"}
+    for column in described["columns"]:
+        assert column.keys() <= {"name", "data_type", "description", "config", "data_tests"}
+        assert column["description"]
+    assert {next(iter(test)) if isinstance(test, dict) else test for test in described["data_tests"]} <= GENERIC_TESTS
 
 
 def test_the_migrations_are_one_chain_of_pairs() -> None:
