@@ -28,7 +28,8 @@ def default_home() -> Path:
 class Settings(BaseSettings):
     """The settings of one process, read from its environment."""
 
-    model_config = SettingsConfigDict(env_prefix="LOADER_", extra="ignore", frozen=True)
+    # A variable set to nothing, as compose files and CI do, is a variable not set.
+    model_config = SettingsConfigDict(env_prefix="LOADER_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: str = Field(
         default="",

@@ -1,0 +1,103 @@
+"""The settings: which variable sets what, and what happens to a value that is none."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loader.errors import UsageError
+from loader.settings import Settings, default_home, describe, read_settings, variable_name
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Read the environment anew in each test, and after it."""
+    read_settings.cache_clear()
+    yield
+    read_settings.cache_clear()
+
+
+def test_defaults_need_no_environment() -> None:
+    """Without a variable there is a complete configuration: the embedded database, in the user's own folder."""
+    settings = read_settings()
+    assert settings.database_url == ""
+    assert settings.home == default_home()
+    assert settings.workers == (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("DATABASE_URL", "postgresql://db/warehouse", "database_url", "postgresql://db/warehouse"),
+        ("LOADER_HOME", "/srv/warehouse", "home", Path("/srv/warehouse")),
+        ("LOADER_EMBEDDED_PORT", "5439", "embedded_port", 5439),
+        ("LOADER_EMBEDDED_IDLE", "1.5", "embedded_idle", 1.5),
+        ("LOADER_WORKERS", "3", "workers", 3),
+        ("LOADER_THREADS", "9", "threads", 9),
+    ],
+)
+def test_each_variable_sets_its_field(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str, expected: object
+) -> None:
+    """Every documented variable reaches the setting it names."""
+    monkeypatch.setenv(variable, value)
+    assert getattr(read_settings(), field) == expected
+    assert variable_name(field) == variable
+
+
+def test_every_field_has_a_tested_variable() -> None:
+    """A setting that is added without a test of its variable fails here."""
+    (mark,) = [m for m in test_each_variable_sets_its_field.pytestmark if m.name == "parametrize"]
+    assert {field for _, _, field, _ in mark.args[1]} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LOADER_WORKERS", "many"),
+        ("LOADER_WORKERS", "0"),
+        ("LOADER_WORKERS", "65"),
+        ("LOADER_THREADS", "-1"),
+        ("LOADER_EMBEDDED_PORT", "65536"),
+        ("LOADER_EMBEDDED_IDLE", "-1"),
+        ("LOADER_EMBEDDED_IDLE", "nan"),
+    ],
+)
+def test_a_value_that_is_none_is_wrong_use(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    """The message names the variable and where to look, and the exit code says that it is the caller's mistake."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=rf"{variable}: .*`loader --help`") as raised:
+        read_settings()
+    assert raised.value.exit_code == 2
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to mend their settings one error at a time."""
+    monkeypatch.setenv("LOADER_WORKERS", "many")
+    monkeypatch.setenv("LOADER_THREADS", "few")
+    with pytest.raises(UsageError, match=r"LOADER_WORKERS.*LOADER_THREADS"):
+        read_settings()
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable set to nothing means the default, not the current folder."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(variable_name(name), "")
+    assert read_settings() == Settings()
+    assert read_settings().home == default_home()
+
+
+def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this product's own variables count."""
+    monkeypatch.setenv("WORKERS", "many")
+    monkeypatch.setenv("LOADER_NO_SUCH_SETTING", "1")
+    assert read_settings() == Settings()
+
+
+def test_every_setting_is_described() -> None:
+    """The help shows each setting with its variable, a default and a sentence."""
+    described = {variable: (default, text) for variable, default, text in describe()}
+    assert list(described) == [variable_name(name) for name in Settings.model_fields]
+    assert all(text.endswith(".") for _, text in described.values())
+    assert all(default for variable, (default, _) in described.items() if variable != "DATABASE_URL")
