@@ -9,25 +9,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import psycopg
 from psycopg import sql
 
 from loader.errors import DatabaseError
 from loader.events import Event, Reason, Refused
-from loader.files import Chunk, read_chunk
+from loader.files import printable
+from loader.lines import Chunk, read_chunk
 from loader.segment import parse_lines
 
-# SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a JSON nested deeper than the
-# server's stack. Everything else (a lost connection, a full disk, a lock) is the database's trouble, never the row's.
+# SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a value larger than the server
+# can hold or nested deeper than its stack. Everything else (a lost connection, a full disk, a lock) is the database's
+# trouble, never the row's.
 _ROW_CLASSES = ("22", "23")
-_ROW_CODES = frozenset({"54000", "54001", "0A000"})
+_ROW_CODES = frozenset({"54000", "54001"})
 
 # Events handed to the driver at a time, so that the server parses while the next ones are made ready.
 _BLOCK = 256
 
-_COPY = sql.SQL(
-    "copy raw.events (source, collection, message_id, received_at, payload) from stdin"
-)
+_COPY = sql.SQL("copy raw.events (source, collection, message_id, received_at, payload) from stdin")
 _QUARANTINE = """
     insert into raw.quarantine
         (source, entrance, reason, detail, payload, path, byte_offset, resolved_at, resolution)
@@ -113,9 +114,10 @@ def land(
     # The server writes a partition's rows many at a time only when they come one after the other. Events of one
     # collection stay in their order.
     events.sort(key=_partition)
-    before = len(refused)
     with connection.cursor() as cursor:
-        _copy(cursor, source, events, refused)
+        culprits: list[Refused] = []
+        _copy(cursor, source, events, culprits)
+        refused = _settle(refused, culprits)
         if refused:
             cursor.executemany(
                 _QUARANTINE,
@@ -126,7 +128,7 @@ def land(
                         "reason": r.reason.value,
                         "detail": r.detail,
                         "payload": r.payload,
-                        "path": path,
+                        "path": None if path is None else printable(path),
                         "offset": r.offset,
                         "repaired": r.repaired,
                     }
@@ -134,10 +136,20 @@ def land(
                 ],
             )
     return Landed(
-        rows=len(events) - (len(refused) - before),
+        rows=len(events) - len(culprits),
         reasons=Counter(r.reason.value for r in refused),
         repaired=sum(r.repaired for r in refused),
     )
+
+
+def _settle(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
+    """Add what the database refused to what was refused before; nothing is repaired that did not land after all."""
+    if not culprits:
+        return refused
+    originals = {r.offset: r.payload for r in refused if r.repaired}
+    blamed = {r.offset for r in culprits}
+    kept = [r for r in refused if not (r.repaired and r.offset in blamed)]
+    return kept + [msgspec.structs.replace(r, payload=originals.get(r.offset, r.payload)) for r in culprits]
 
 
 def _partition(event: Event) -> str:

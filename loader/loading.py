@@ -4,8 +4,11 @@ raw.loads remembers how far each file has come, and a digest of everything befor
 if those bytes are the same, whatever it is called and however it is compressed; one that has grown is continued.
 """
 
+import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -14,11 +17,15 @@ from typing import Literal
 import psycopg
 from psycopg.rows import class_row
 
+from loader.connection import connect
 from loader.errors import FileError
-from loader.files import EMPTY_DIGEST, STANDARD_INPUT, Chunk, LineReader, digests_at, open_events, read_head
+from loader.files import STANDARD_INPUT, is_regular, open_events, printable, read_head
 from loader.landing import Landed
+from loader.lines import Chunk, LineReader, digests_at
 from loader.worker import Work, land_and_advance
 from loader.workers import Workers
+
+logger = logging.getLogger("loader")
 
 Outcome = Literal["loaded", "continued", "unchanged", "failed"]
 
@@ -67,6 +74,7 @@ class _Load:
     """A row of raw.loads, as far as it decides whether a file is known."""
 
     id: int
+    path: str
     byte_offset: int
     digest: bytes
     size: int | None
@@ -74,13 +82,21 @@ class _Load:
 
 
 _KNOWN = """
-    select id, byte_offset, digest, size, content_digest
+    select id, path, byte_offset, digest, size, content_digest
     from raw.loads
-    where source = %s and head = %s and path <> '-'
+    where source = %s and head = %s
     order by byte_offset desc, id
 """
 _START = """
     insert into raw.loads (source, path, head, byte_offset, digest) values (%s, %s, %s, %s, %s) returning id
+"""
+# A last line that was cut short when it was loaded, and is loaded again now that it is longer.
+_SUPERSEDE = """
+    update raw.quarantine
+    set resolved_at = now(), resolution = 'replaced'
+    where
+        source = %s and path = %s and byte_offset = %s and octet_length(payload) = %s
+        and entrance = 'file' and resolved_at is null
 """
 _FINISH = """
     update raw.loads set size = %s, content_digest = %s, finished_at = now(), updated_at = now() where id = %s
@@ -113,6 +129,7 @@ class Load:
         self._count = workers
         self._report = report
         self._workers: Workers | None = None
+        self._guard: psycopg.Connection | None = None
         self._progress = Progress(0)
 
     def run(self, paths: Sequence[str]) -> Iterator[FileLoaded]:
@@ -138,24 +155,27 @@ class Load:
                 self._report(self._progress)
                 yield loaded
         finally:
-            if self._workers:
-                self._workers.close()
-                self._workers = None
+            self._stop_workers()
+            if self._guard:
+                self._guard.close()
+                self._guard = None
 
     def _load(self, path: str, before: int) -> FileLoaded:
         # A pipe can be read once only, so it is neither recognised nor read again by the workers.
-        again = path != STANDARD_INPUT and Path(path).is_file()
-        with open_events(path) as (stream, beneath):
-            head = read_head(stream)
-            load, unchanged = self._recognise(path, self._known(head)) if again else (None, False)
-            if unchanged:
-                return FileLoaded(path, "unchanged")
+        if not is_regular(path):
+            return self._read(path, b"", before, None)
+        head = read_head(path)
+        with self._alone(path, head):
+            load, unchanged = self._recognise(path, self._known(head))
+            return FileLoaded(path, "unchanged") if unchanged else self._read(path, head, before, load)
 
+    def _read(self, path: str, head: bytes, before: int, load: _Load | None) -> FileLoaded:
+        """Read a file to its end, from its beginning or from where an earlier load had stopped."""
+        again = is_regular(path)
+        with open_events(path) as (stream, beneath):
             loaded = FileLoaded(path, "continued" if load else "loaded")
             reader = LineReader(stream, path, with_data=not again or stream is not beneath)
-            if load:
-                reader.skip(load.byte_offset)
-            number = load.id if load and load.size is None else self._start(path, head, load)
+            number = self._continue(reader, path, head, load) if load else self._start(reader, path, head)
 
             def committed(landed: Landed | None) -> None:
                 if landed:
@@ -168,6 +188,7 @@ class Load:
                 for landed in self._land(number, path, reader.chunks()):
                     committed(landed)
             except FileError as error:
+                self._stop_workers()
                 loaded.outcome, loaded.error = "failed", str(error)
                 return loaded
             if reader.damage:
@@ -221,16 +242,55 @@ class Load:
             if load.size is not None and load.size == end and digests[end] == load.content_digest:
                 return load, True
         for load in known:
-            if load.byte_offset and digests.get(load.byte_offset) == load.digest:
+            grown = load.size and digests.get(load.size) == load.content_digest
+            if grown or (load.byte_offset and digests.get(load.byte_offset) == load.digest):
                 return load, False
         return None, False
 
-    def _start(self, path: str, head: bytes, earlier: _Load | None) -> int:
-        """Open a row for a file, at its beginning or where an earlier load of a shorter version ended."""
-        offset, digest = (earlier.byte_offset, earlier.digest) if earlier else (0, EMPTY_DIGEST)
-        row = self._connection.execute(_START, (self._source, path, head, offset, digest)).fetchone()
+    @contextmanager
+    def _alone(self, path: str, head: bytes) -> Iterator[None]:
+        """Keep other loaders away from files that begin alike, lest two of them land one file twice."""
+        if self._guard is None:
+            self._guard = connect(self._url)
+        key = int.from_bytes(hashlib.sha256(self._source.encode() + head).digest()[:8], signed=True)
+        # The lock is the transaction's, so that it cannot outlive it in a pooler's connection.
+        self._guard.execute("set local idle_in_transaction_session_timeout = 0")
+        taken = self._guard.execute("select pg_try_advisory_xact_lock(%s)", (key,)).fetchone()
+        if taken != (True,):
+            logger.warning("waiting for another loader, which loads %s or a file that begins like it", path)
+            self._guard.execute("select pg_advisory_xact_lock(%s)", (key,))
+        try:
+            yield
+        finally:
+            # A connection that was lost has given up its lock.
+            with suppress(psycopg.Error):
+                self._guard.rollback()
+
+    def _start(self, reader: LineReader, path: str, head: bytes) -> int:
+        """Open a row for what follows of a file."""
+        row = self._connection.execute(
+            _START, (self._source, printable(path), head, reader.position, reader.digest)
+        ).fetchone()
         assert row is not None  # noqa: S101 - an insert that returns
         return int(row[0])
+
+    def _continue(self, reader: LineReader, path: str, head: bytes, load: _Load) -> int:
+        """Pass over what an earlier load has landed, and return the row of the rest."""
+        reader.skip(load.byte_offset)
+        if reader.digest != load.digest:
+            raise FileError(f"{path} changed while it was read. Run the command again.")
+        if load.size is None or load.content_digest is None:
+            return load.id
+        with self._connection.transaction():
+            if not reader.skip_ended_line(load.size, load.content_digest):
+                length = load.size - load.byte_offset
+                self._connection.execute(_SUPERSEDE, (self._source, load.path, load.byte_offset, length))
+            return self._start(reader, path, head)
+
+    def _stop_workers(self) -> None:
+        if self._workers:
+            self._workers.close()
+            self._workers = None
 
 
 def _size(path: str) -> int:

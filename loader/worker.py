@@ -4,7 +4,6 @@ This module imports as little as it can, because every worker process pays for i
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import psycopg
 from loader import landing
 from loader.connection import connect
 from loader.errors import LoaderError
-from loader.files import Chunk
 from loader.landing import Landed
+from loader.lines import Chunk
 
 _ADVANCE = """
     update raw.loads
@@ -25,6 +24,9 @@ _ADVANCE = """
         digest = %(digest)s,
         rows = rows + %(rows)s,
         quarantined = quarantined + %(quarantined)s,
+        size = coalesce(%(size)s::bigint, size),
+        content_digest = coalesce(%(content_digest)s::bytea, content_digest),
+        finished_at = case when %(size)s::bigint is null then finished_at else now() end,
         updated_at = now()
     where id = %(load)s and byte_offset = %(offset)s
 """
@@ -71,6 +73,8 @@ def land_and_advance(connection: psycopg.Connection, work: Work, may_commit: Cal
                     "digest": work.chunk.digest,
                     "rows": landed.rows,
                     "quarantined": landed.quarantined,
+                    "size": work.chunk.size,
+                    "content_digest": work.chunk.content_digest,
                 },
             )
             if advanced.rowcount != 1:
@@ -88,8 +92,6 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: This process's end of the pipe; the first thing in it is the database's connection URL.
     """
-    # Ctrl-C reaches the whole process group; the parent decides, and closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(descriptor)
 
     def may_commit(landed: Landed) -> None:
@@ -97,16 +99,19 @@ def main(descriptor: int) -> None:
         pipe.recv()
 
     try:
-        with connect(pipe.recv(), autocommit=True) as connection:
-            while True:
-                pipe.send(land_and_advance(connection, pipe.recv(), may_commit))
+        try:
+            with connect(pipe.recv(), autocommit=True) as connection:
+                while True:
+                    pipe.send(land_and_advance(connection, pipe.recv(), may_commit))
+        except LoaderError as error:
+            pipe.send(error)
+        except (EOFError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
+            pipe.send(f"{type(error).__name__}: {error}")
     except (EOFError, OSError):
         # The parent is done, or gone; an open transaction is rolled back by the server.
         os._exit(0)
-    except LoaderError as error:
-        pipe.send(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
-        pipe.send(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

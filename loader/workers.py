@@ -10,13 +10,16 @@ import subprocess
 import sys
 from collections import deque
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from loader.errors import LoaderError
 from loader.landing import Landed
 from loader.worker import Work
 
-# Starts a worker without importing the command line again, as multiprocessing would.
-_START = "import sys; from loader.worker import main; main(int(sys.argv[1]))"
+# Starts a worker without importing the command line again, as multiprocessing would, and without looking for modules in
+# the folder the person happens to be in.
+_START = "import sys; sys.path.append(sys.argv[1]); from loader.worker import main; main(int(sys.argv[2]))"
+_PACKAGES = str(Path(__file__).parents[1])
 
 # Room for a chunk's worth of bytes in the pipe, so that handing over the next does not wait for the worker.
 _PIPE_BYTES = 1 << 20
@@ -34,20 +37,31 @@ class Workers:
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
-            here, there = socket.socketpair()
-            here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE_BYTES)
-            with there:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(there.fileno())],
-                    pass_fds=[there.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
-            pipe = Connection(here.detach())
-            pipe.send(url)
-            self._pipes.append(pipe)
-            self._processes.append(process)
+            try:
+                self._start(url)
+            except OSError as error:
+                self.close()
+                raise LoaderError(
+                    f"Cannot start {count} worker processes: {error.strerror}. Set LOADER_WORKERS to a smaller number."
+                ) from None
         self._idle = deque(self._pipes)
         self._busy: deque[Connection] = deque()
+
+    def _start(self, url: str) -> None:
+        here, there = socket.socketpair()
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE_BYTES)
+        pipe = Connection(here.detach())
+        self._pipes.append(pipe)
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START, _PACKAGES, str(there.fileno())],
+                pass_fds=[there.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C is for the parent, which closes the pipe.
+                process_group=0,
+            )
+        self._processes.append(process)
+        pipe.send(url)
 
     def submit(self, work: Work) -> Landed | None:
         """Hand a chunk to a worker; when all are busy, wait for the oldest chunk to be committed first.
@@ -95,6 +109,8 @@ class Workers:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
+            # One that waits for the database, perhaps for a lock, would not notice that its pipe is closed.
+            process.kill()
             process.wait()
 
     @staticmethod

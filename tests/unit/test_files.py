@@ -1,0 +1,213 @@
+"""Files of events: found, and told apart by their bytes."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from loader.errors import FileError
+from loader.files import find_files, is_regular, open_events, printable, read_head
+
+LINES = b'{"a":1}\n{"b":2}\n' * 5000
+
+
+def read_events(path: Path) -> bytes:
+    """Return all decompressed bytes of a file."""
+    with open_events(str(path)) as (stream, _):
+        return stream.read()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of files in folders, some of them hidden."""
+    for name in ("b.ndjson", "a.ndjson", "deep/er/c.gz", ".hidden", "deep/.git/config", "deep/er/.swp"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(LINES)
+    return tmp_path
+
+
+# Finding files
+
+
+def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(folder: Path) -> None:
+    """Files in folders are found in a fixed order; hidden files and folders are passed over."""
+    assert find_files([str(folder)]) == [f"{folder}/{name}" for name in ("a.ndjson", "b.ndjson", "deep/er/c.gz")]
+
+
+def test_a_pattern_names_what_it_matches(folder: Path) -> None:
+    """Patterns are expanded here too, for shells and schedulers that do not; folders they match are searched."""
+    assert find_files([f"{folder}/*.ndjson"]) == [f"{folder}/a.ndjson", f"{folder}/b.ndjson"]
+    assert find_files([f"{folder}/**/*.gz"]) == [f"{folder}/deep/er/c.gz"]
+    assert find_files([f"{folder}/d*"]) == [f"{folder}/deep/er/c.gz"]
+
+
+def test_files_come_in_the_order_given_and_once(folder: Path) -> None:
+    """What is named twice is loaded once."""
+    assert find_files([f"{folder}/b.ndjson", str(folder), "-"]) == [
+        f"{folder}/b.ndjson",
+        f"{folder}/a.ndjson",
+        f"{folder}/deep/er/c.gz",
+        "-",
+    ]
+
+
+def test_a_file_may_be_called_like_a_pattern(tmp_path: Path) -> None:
+    """A file whose name holds brackets is that file."""
+    path = tmp_path / "events[1].ndjson"
+    path.write_bytes(LINES)
+    assert find_files([str(path)]) == [str(path)]
+
+
+def test_a_pattern_without_a_match_is_an_error(folder: Path) -> None:
+    """Nothing to load is told, not taken for success."""
+    with pytest.raises(FileError, match="No file matches"):
+        find_files([f"{folder}/*.csv"])
+
+
+def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
+    """A folder with nothing but hidden files has nothing to load."""
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileError, match="holds no files"):
+        find_files([str(tmp_path)])
+
+
+def test_an_empty_path_is_an_error() -> None:
+    """A variable that was never set does not mean the current folder."""
+    with pytest.raises(FileError, match="empty path"):
+        find_files([""])
+
+
+def test_a_missing_file_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
+    """One missing file does not keep the others out, so it is named and fails by itself."""
+    missing = str(tmp_path / "missing.ndjson")
+    assert find_files([missing]) == [missing]
+    with pytest.raises(FileError, match=r"Cannot read .*missing.ndjson: No such file"), open_events(missing):
+        pass
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    """What cannot be read says why."""
+    with pytest.raises(FileError, match="Is a directory"), open_events(str(tmp_path)):
+        pass
+
+
+def test_pipes_are_no_regular_files(tmp_path: Path) -> None:
+    """Only a regular file can be read twice."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    assert is_regular(str(tmp_path / "file"))
+    for path in (str(tmp_path / "pipe"), str(tmp_path), str(tmp_path / "missing"), "-"):
+        assert not is_regular(path)
+
+
+def test_names_of_any_bytes_can_be_written_down() -> None:
+    """A name that is no UTF-8 is shown with replacement characters."""
+    assert printable(os.fsdecode(b"caf\xe9.ndjson")) == "caf\ufffd.ndjson"
+    assert printable("café.ndjson") == "café.ndjson"
+
+
+# What a file is
+
+PACKED = {
+    "plain": LINES,
+    "gzip": gzip.compress(LINES),
+    "gzip in members": b"".join(gzip.compress(LINES[i : i + 10]) for i in range(0, len(LINES), 10)),
+    "zstd": zstandard.compress(LINES),
+    "zstd in frames": zstandard.compress(LINES[:10]) + zstandard.compress(b"") + zstandard.compress(LINES[10:]),
+}
+
+
+@pytest.mark.parametrize("packed", PACKED.values(), ids=PACKED)
+@pytest.mark.parametrize("name", ["events.gz", "events.zst", "events.ndjson", "events"])
+def test_bytes_say_what_a_file_is(tmp_path: Path, packed: bytes, name: str) -> None:
+    """A file is decompressed or not by what it holds, whatever its name says, and is the same file in each shape."""
+    path, plain = tmp_path / name, tmp_path / "plain"
+    path.write_bytes(packed)
+    plain.write_bytes(LINES)
+    assert read_events(path) == LINES
+    assert read_head(str(path)) == read_head(str(plain))
+
+
+def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
+    """Nothing is read of nothing, packed or not."""
+    for data in (b"", gzip.compress(b""), zstandard.compress(b"")):
+        (tmp_path / "empty").write_bytes(data)
+        assert read_events(tmp_path / "empty") == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"PK\x03\x04rest", "a zip archive"),
+        (b"PAR1rest", "a Parquet file"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"\x89PNG\r\n", "a picture"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"BZh91AY", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        ('{"a":1}'.encode("utf-16"), "UTF-16"),
+        (b'{"a":1}\n\0\0', "a binary file"),
+        (gzip.compress(b"PAR1rest"), "a Parquet file"),
+        (gzip.compress(gzip.compress(LINES)), "a binary file"),
+        (zstandard.compress(b"\x7fELF\0"), "a binary file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, data: bytes, what: str) -> None:
+    """A file that is no lines of JSON is named for what it is, rather than quarantined line by line."""
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(data)
+    with pytest.raises(FileError, match=f"events.ndjson is {what}"):
+        read_events(path)
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"], ids=["gzip", "zstd"])
+def test_a_file_damaged_at_its_beginning_is_refused(tmp_path: Path, magic: bytes) -> None:
+    """Where nothing can be read, the file is named and nothing is loaded."""
+    path = tmp_path / "events.gz"
+    path.write_bytes(magic + b"\xff" * 50)
+    with pytest.raises(FileError, match=r"events.gz.*damaged"):
+        read_events(path)
+
+
+# The head
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"a":1}\n', b'{"a":1}\n{"b":2}\n'),
+        (b'{"a":1}', b'{"a":1}\n{"b":2}\n'),
+        (b'{"a":1}', b'{"a":1}\r\n'),
+        (b"x" * 300, b"x" * 400 + b"\n"),
+        (b"\n", b"\n\n"),
+    ],
+)
+def test_a_file_keeps_its_head_when_it_grows(tmp_path: Path, before: bytes, after: bytes) -> None:
+    """However short a file was, it is found again after it has grown."""
+    path = tmp_path / "events"
+    path.write_bytes(before)
+    head = read_head(str(path))
+    path.write_bytes(after)
+    assert read_head(str(path)) == head
+
+
+def test_another_first_line_is_another_head(tmp_path: Path) -> None:
+    """Files that begin differently have different heads."""
+    heads = set()
+    for number in range(3):
+        (tmp_path / "events").write_bytes(b'{"a":%d}\n{"b":2}\n' % number)
+        heads.add(read_head(str(tmp_path / "events")))
+    assert len(heads) == 3
+
+
+def test_the_head_of_a_damaged_file_is_that_of_the_whole(tmp_path: Path) -> None:
+    """A file that was cut short is found again when the whole of it arrives."""
+    packed = gzip.compress(LINES, compresslevel=0)
+    (tmp_path / "whole").write_bytes(packed)
+    (tmp_path / "part").write_bytes(packed[:40])
+    assert read_head(str(tmp_path / "part")) == read_head(str(tmp_path / "whole"))

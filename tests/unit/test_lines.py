@@ -1,0 +1,212 @@
+"""The lines of a file: cut into chunks with the right offsets and digests, whole ones only, whatever the file is."""
+
+import gzip
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.errors import FileError
+from loader.files import open_events
+from loader.lines import KEPT_BYTES, Chunk, LineReader, digests_at, read_chunk
+
+LINES = b'{"a":1}\n{"b":2}\n' * 5000
+# Lines of every length, empty ones included, with and without a newline at the end.
+CONTENT = st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b"")), max_size=20).map(b"\n".join)
+
+
+def sha256(data: bytes) -> bytes:
+    """Return the digest of bytes."""
+    return hashlib.sha256(data).digest()
+
+
+def open_reader(data: bytes, chunk_bytes: int = 16, line_bytes: int = 64) -> LineReader:
+    """Return a reader of bytes that come in small pieces."""
+    return LineReader(io.BufferedReader(io.BytesIO(data), 8), "file", chunk_bytes=chunk_bytes, line_bytes=line_bytes)
+
+
+@given(CONTENT, st.integers(min_value=1, max_value=100))
+def test_chunks_are_the_file_in_whole_lines(content: bytes, chunk_bytes: int) -> None:
+    """For any size of chunk: together they are the file, each ends with a line, and knows its place and digest."""
+    reader = open_reader(content, chunk_bytes, line_bytes=1000)
+    chunks = list(reader.chunks())
+    assert b"".join(chunk.data or b"" for chunk in chunks) == content
+    place = 0
+    for chunk in chunks:
+        assert chunk.data is not None
+        assert (chunk.offset, chunk.length, chunk.truncated) == (place, len(chunk.data), 0)
+        place += chunk.length
+        if chunk.data.endswith(b"\n"):
+            assert (chunk.end, chunk.size, chunk.content_digest) == (place, None, None)
+        else:
+            assert chunk is chunks[-1]
+            assert (chunk.end, chunk.size, chunk.content_digest) == (chunk.offset, len(content), sha256(content))
+        assert chunk.digest == sha256(content[: chunk.end])
+    assert (reader.size, reader.content_digest, reader.damage) == (len(content), sha256(content), "")
+
+
+@given(CONTENT, st.integers(min_value=1, max_value=100), st.data())
+def test_a_reader_goes_on_at_any_line(content: bytes, chunk_bytes: int, data: st.DataObject) -> None:
+    """After skipping to a line, the rest of the file follows, with the offsets and digests of the whole."""
+    starts = [0, *(i + 1 for i, byte in enumerate(content) if byte == ord("\n"))]
+    start = data.draw(st.sampled_from(starts))
+    reader = open_reader(content, chunk_bytes, line_bytes=1000)
+    reader.skip(start)
+    assert (reader.position, reader.digest) == (start, sha256(content[:start]))
+    chunks = list(reader.chunks())
+    assert b"".join(chunk.data or b"" for chunk in chunks) == content[start:]
+    assert all(chunk.digest == sha256(content[: chunk.end]) for chunk in chunks)
+    assert reader.content_digest == sha256(content)
+
+
+def test_a_file_shorter_than_where_it_should_go_on_is_an_error() -> None:
+    """Offsets of another file are not trusted."""
+    with pytest.raises(FileError, match="became shorter"):
+        open_reader(b"abc\n").skip(5)
+
+
+def test_an_overlong_line_is_left_out_and_its_neighbours_are_not() -> None:
+    """Of a line over the limit only the beginning is kept; the lines around it come whole."""
+    long = b"x" * 1000
+    before, overlong, after = open_reader(b"a\n" + long + b"\nb\n").chunks()
+    assert (before.data, after.data) == (b"a\n", b"b\n")
+    assert overlong.data == long[: len(overlong.data or b"")]
+    assert (overlong.offset, overlong.length + overlong.truncated, overlong.end) == (2, 1001, 1003)
+    assert (after.offset, after.end) == (1003, 1005)
+    assert overlong.digest == sha256(b"a\n" + long + b"\n")
+
+
+def test_of_an_overlong_line_little_is_kept() -> None:
+    """The quarantine is not filled with files that have no lines."""
+    chunk = next(open_reader(b"x" * 500_000 + b"\n", 200_000, 200_000).chunks())
+    assert (chunk.length, chunk.truncated) == (KEPT_BYTES, 400_001)
+
+
+def test_an_overlong_last_line_may_still_be_growing() -> None:
+    """Without its newline it is the last line: the file counts as read up to its beginning."""
+    long = b"x" * 1000
+    reader = open_reader(b"a\n" + long)
+    before, overlong = reader.chunks()
+    assert before.data == b"a\n"
+    assert (overlong.offset, overlong.end, overlong.digest) == (2, 2, sha256(b"a\n"))
+    assert (overlong.size, overlong.content_digest) == (1002, sha256(b"a\n" + long))
+    assert (reader.size, reader.content_digest) == (1002, sha256(b"a\n" + long))
+
+
+def test_lines_up_to_the_limit_are_whole() -> None:
+    """A line longer than a chunk, but not too long, comes in one piece."""
+    line = b"x" * 63 + b"\n"
+    assert [chunk.data for chunk in open_reader(b"a\n" + line + b"b\n").chunks()] == [b"a\n", line, b"b\n"]
+
+
+def test_chunks_without_data_are_read_from_the_file(tmp_path: Path) -> None:
+    """A worker that is told the place reads the same lines."""
+    path = tmp_path / "events"
+    path.write_bytes(LINES + b"last")
+    with path.open("rb") as stream:
+        chunks = list(LineReader(stream, str(path), chunk_bytes=1000, with_data=False).chunks())
+    assert [chunk.data is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert b"".join(read_chunk(str(path), chunk) for chunk in chunks) == LINES + b"last"
+
+
+def test_a_chunk_whose_file_is_gone_is_an_error(tmp_path: Path) -> None:
+    """A file that changes under the loader's hands is told apart from one that was read."""
+    path = tmp_path / "events"
+    chunk = Chunk(None, 8, 0, 8, sha256(b""))
+    with pytest.raises(FileError, match="No such file"):
+        read_chunk(str(path), chunk)
+    path.write_bytes(b"short\n")
+    with pytest.raises(FileError, match="became shorter"):
+        read_chunk(str(path), chunk)
+
+
+# A last line that has ended since
+
+
+@pytest.mark.parametrize("tail", [b"\n", b"\r\n", b" \n", b"", b" "])
+def test_a_line_that_only_got_its_newline_is_passed_over(tail: bytes) -> None:
+    """A last line that has landed is not read again when nothing but its newline has come since."""
+    old, new = b"a\nbcd", b"e\n"
+    reader = open_reader(old + tail + (new if tail.endswith(b"\n") else b""), 100)
+    reader.skip(2)
+    assert reader.skip_ended_line(len(old), sha256(old))
+    assert reader.position == len(old + tail)
+    assert b"".join(chunk.data or b"" for chunk in reader.chunks()) == (new if tail.endswith(b"\n") else b"")
+    assert reader.content_digest == sha256(old + tail + (new if tail.endswith(b"\n") else b""))
+
+
+@pytest.mark.parametrize("now", [b"a\nbcdX\ne\n", b"a\nbXd\ne\n", b"a\nbc", b"a\n"])
+def test_a_line_that_changed_is_read_again(now: bytes) -> None:
+    """A last line that has grown, or is another, comes whole."""
+    reader = open_reader(now, 100)
+    reader.skip(2)
+    assert not reader.skip_ended_line(5, sha256(b"a\nbcd"))
+    assert b"".join(chunk.data or b"" for chunk in reader.chunks()) == now[2:]
+    assert reader.content_digest == sha256(now)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+def test_a_file_that_was_cut_short_yields_its_good_part(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """Whole lines before the cut are read, the piece of a line at the cut is not, and the damage is told."""
+    lines = b"".join(hashlib.sha256(b"%d" % i).hexdigest().encode() + b"\n" for i in range(20_000))
+    packed = pack(lines)
+    path = tmp_path / "events"
+    path.write_bytes(packed[: len(packed) // 2])
+    with open_events(str(path)) as (stream, _):
+        reader = LineReader(stream, str(path), chunk_bytes=10_000)
+        read = b"".join(chunk.data or b"" for chunk in reader.chunks())
+    assert reader.damage
+    assert lines.startswith(read)
+    assert read.endswith(b"\n")
+    assert 0.2 < len(read) / len(lines) < 0.6
+
+
+def test_a_file_cut_at_the_end_of_a_line_is_damaged_all_the_same(tmp_path: Path) -> None:
+    """A compressed file says itself whether it is whole, so a cut between two lines does not go unnoticed."""
+    zstd = zstandard.ZstdCompressor(write_checksum=True).compress(LINES)
+    for packed in (gzip.compress(LINES)[:-8], zstd[:-4]):
+        (tmp_path / "events").write_bytes(packed)
+        with open_events(str(tmp_path / "events")) as (stream, _):
+            reader = LineReader(stream, "events")
+            assert b"".join(chunk.data or b"" for chunk in reader.chunks()) == LINES
+        assert reader.damage
+
+
+def test_garbage_after_a_compressed_file_is_damage(tmp_path: Path) -> None:
+    """What is whole is read; what follows and is nothing is told."""
+    for packed in (gzip.compress(LINES), zstandard.compress(LINES)):
+        (tmp_path / "events").write_bytes(packed + b"garbage")
+        with open_events(str(tmp_path / "events")) as (stream, _):
+            reader = LineReader(stream, "events")
+            assert b"".join(chunk.data or b"" for chunk in reader.chunks()) == LINES
+        assert reader.damage
+
+
+# Digests at positions
+
+
+@given(CONTENT, st.sets(st.integers(min_value=0, max_value=300)))
+def test_digests_are_those_of_everything_before(content: bytes, positions: set[int]) -> None:
+    """Each position the file reaches has the digest of what is before it, and the end is found if it is that near."""
+    digests, end = digests_at(io.BufferedReader(io.BytesIO(content), 8), positions)
+    reached = {position for position in positions if position <= len(content)}
+    whole = len(content) <= max(positions, default=0)
+    assert end == (len(content) if whole else None)
+    assert digests == {at: sha256(content[:at]) for at in reached | ({len(content)} if whole else set())}
+
+
+def test_digests_of_a_damaged_file_end_at_the_damage(tmp_path: Path) -> None:
+    """What cannot be read does not count."""
+    (tmp_path / "events").write_bytes(gzip.compress(LINES)[:-8])
+    with open_events(str(tmp_path / "events")) as (stream, _):
+        digests, end = digests_at(stream, {10, len(LINES), len(LINES) + 1})
+    assert end == len(LINES)
+    assert digests == {at: sha256(LINES[:at]) for at in (10, len(LINES))}
