@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("loader", "migrations", "dbt_project")
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+OFFLINE = ("--no-index", "--no-deps")
 IGNORED = shutil.ignore_patterns("__pycache__", "target", "logs")
 
 
@@ -57,14 +58,10 @@ def sdist(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, made from the source distribution, so that it must hold what the wheel needs."""
-    unpacked = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(unpacked, filter="data")
-    [source] = unpacked.iterdir()
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder, cwd=source)
-    [archive_path] = folder.iterdir()
-    return archive_path
+    run(*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, sdist, cwd=folder)
+    [archive] = folder.iterdir()
+    return archive
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +70,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
-    install = (
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--disable-pip-version-check",
-        wheel,
-    )
-    run(sys.executable, "-m", "pip", *install, cwd=folder)
+    run(*PIP, "--python", python, "install", *OFFLINE, wheel, cwd=folder)
     # A folder named in a .pth file comes last, and no .pth file in it counts: the working copy stays out of sight.
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site_packages(folder) / "dependencies.pth").write_text("\n".join(sorted(paths)))
