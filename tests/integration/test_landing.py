@@ -1,0 +1,338 @@
+"""Landing events in a real PostgreSQL: what it refuses is found among its neighbours, what ails it blames no event."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from loader.database import Database
+from loader.errors import DatabaseError
+from loader.events import Event, Reason, Refused
+from loader.landing import Landed, blames_row, explain, land
+from loader.segment import parse_lines
+
+# A number PostgreSQL has no room for, in JSON without a flaw.
+TOO_LARGE = b"1e200000"
+
+
+def line(message_id: str, *, event: str = "Email Opened", value: bytes = b"1") -> bytes:
+    """Return a track call as a line."""
+    head = {"type": "track", "event": event, "userId": "u", "messageId": message_id}
+    return json.dumps(head).encode()[:-1] + b',"properties":{"x":' + value + b"}}"
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit, as the loader's workers have it."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], path: str | None = "file") -> Landed:
+    """Land lines in a transaction of their own."""
+    with connection.transaction():
+        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), path)
+
+
+def landed_ids(connection: psycopg.Connection) -> list[str]:
+    """Return the message ids of all events, in the order they landed."""
+    return [row[0] for row in connection.execute("select message_id from raw.events order by seq")]
+
+
+def quarantined(
+    connection: psycopg.Connection, columns: str = "reason, payload, byte_offset"
+) -> list[tuple[object, ...]]:
+    """Return what is in quarantine, in the order of the file."""
+    return connection.execute(f"select {columns} from raw.quarantine order by byte_offset").fetchall()
+
+
+def break_on(connection: psycopg.Connection, message_id: str, statement: str) -> None:
+    """Make the database run a statement when it stores the event of this id."""
+    connection.execute(
+        f"""
+        create or replace function raw.break() returns trigger language plpgsql as $$
+        begin
+            if new.message_id = '{message_id}' then
+                {statement};
+            end if;
+            return new;
+        end
+        $$;
+        create or replace trigger break before insert on raw.events_email_opened
+        for each row execute function raw.break()
+        """
+    )
+
+
+def test_refused_rows_are_found_among_thousands(connection: psycopg.Connection) -> None:
+    """The rows the database refuses go to quarantine, each by itself, and every other row lands, in order."""
+    for places in [0], [1999], [777], [0, 1, 1000, 1999], [*range(100, 120)]:
+        connection.execute("truncate raw.events, raw.quarantine")
+        lines = [line(f"m{i}", value=TOO_LARGE if i in places else b"1") for i in range(2000)]
+        offsets = [sum(len(each) + 1 for each in lines[:i]) for i in places]
+
+        landed = land_lines(connection, lines)
+
+        assert landed_ids(connection) == [f"m{i}" for i in range(2000) if i not in places]
+        expected = [("refused_by_database", lines[i], offset) for i, offset in zip(places, offsets, strict=True)]
+        assert quarantined(connection) == expected
+        reasons = {"refused_by_database": len(places)}
+        assert (landed.rows, landed.reasons, landed.repaired) == (2000 - len(places), reasons, 0)
+
+
+def test_a_refused_row_keeps_the_words_of_the_database(connection: psycopg.Connection) -> None:
+    """Whoever looks at the message reads the SQLSTATE and the reason."""
+    land_lines(connection, [line("m1", value=TOO_LARGE)], path="logs/a.ndjson")
+    assert quarantined(connection, "source, entrance, path, detail, resolved_at") == [
+        ("iterable", "file", "logs/a.ndjson", "22003: value overflows numeric format", None)
+    ]
+
+
+def test_when_every_row_is_refused_nothing_lands(connection: psycopg.Connection) -> None:
+    """The worst case ends, with each row in quarantine."""
+    assert land_lines(connection, [line(f"m{i}", value=TOO_LARGE) for i in range(50)]).rows == 0
+    assert landed_ids(connection) == []
+    assert len(quarantined(connection)) == 50
+
+
+def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Connection) -> None:
+    """A line that is mended and refused all the same has not landed: it is kept once, as it came."""
+    lost = line(r"m1", value=rb'["\u0000",' + TOO_LARGE + b"]")
+    mended = line("m2", value=rb'"\u0000"')
+    landed = land_lines(connection, [lost, mended])
+    assert landed_ids(connection) == ["m2"]
+    assert quarantined(connection, "reason, payload, resolution") == [
+        ("refused_by_database", lost, None),
+        ("nul_character", mended, "repaired"),
+    ]
+    assert (landed.rows, landed.repaired) == (1, 1)
+    assert landed.reasons == {"refused_by_database": 1, "nul_character": 1}
+
+
+def test_refusals_are_kept_with_their_place(connection: psycopg.Connection) -> None:
+    """What never gets to the database is in quarantine beside what it refuses, bytes that are no text included."""
+    land_lines(connection, [b"\xff\x00\\", line("m1"), b"{"], path=os.fsdecode(b"caf\xe9.ndjson"))
+    assert quarantined(connection, "reason, payload, byte_offset, path") == [
+        ("invalid_utf8", b"\xff\x00\\", 0, "caf\ufffd.ndjson"),
+        ("truncated_line", b"{", len(line("m1")) + 5, "caf\ufffd.ndjson"),
+    ]
+
+
+def test_a_lost_connection_quarantines_nothing(database: Database, connection: psycopg.Connection) -> None:
+    """A server that ends the connection in the middle of the rows blames none of them."""
+    break_on(connection, "m1500", "perform pg_terminate_backend(pg_backend_pid())")
+    with database.connect(autocommit=True) as doomed:
+        with pytest.raises(psycopg.OperationalError):
+            land_lines(doomed, [line(f"m{i}") for i in range(2000)] + [b"{"])
+        assert doomed.closed
+    assert landed_ids(connection) == []
+    assert quarantined(connection) == []
+
+
+def test_a_locked_table_quarantines_nothing(database: Database, connection: psycopg.Connection) -> None:
+    """Waiting for a lock in vain is no reason to give an event up."""
+    connection.execute("set lock_timeout = '50ms'")
+    with database.connect() as other:
+        other.execute("lock table raw.events in access exclusive mode")
+        with pytest.raises(errors.LockNotAvailable):
+            land_lines(connection, [line("m1"), line("m2")])
+    assert quarantined(connection) == []
+    assert land_lines(connection, [line("m1"), line("m2")]).rows == 2
+
+
+# What the database says, and whether that is about the row.
+STATES = {
+    "22P02": True,  # invalid JSON
+    "22P05": True,  # an escape its encoding has no character for
+    "22003": True,  # a number too large
+    "22021": True,  # bytes that are no text
+    "22P04": True,  # a line COPY cannot read
+    "23514": True,  # a check
+    "23505": True,  # a unique key somebody added
+    "54000": True,  # a value too large
+    "54001": True,  # a JSON too deep
+    "53100": False,  # the disk is full
+    "53200": False,  # out of memory
+    "53300": False,  # too many connections
+    "57014": False,  # the statement was cancelled
+    "57P01": False,  # the server shuts down
+    "57P03": False,  # it starts up
+    "55P03": False,  # a lock
+    "40001": False,  # a serialization failure
+    "40P01": False,  # a deadlock
+    "25006": False,  # a read-only server
+    "25P03": False,  # idle for too long
+    "42501": False,  # a missing privilege
+    "42P01": False,  # a missing table
+    "42703": False,  # a missing column
+    "0A000": False,  # something this server cannot do for any row
+    "58030": False,  # input and output
+    "XX000": False,  # a bug
+    "XX001": False,  # a damaged table
+    "08006": False,  # the connection
+}
+
+
+@pytest.mark.parametrize(("state", "about_the_row"), STATES.items())
+def test_only_some_errors_are_about_the_row(state: str, about_the_row: bool) -> None:
+    """An error that another row would meet as well must never send a row to quarantine."""
+    assert blames_row(errors.lookup(state)("")) is about_the_row
+
+
+def test_an_error_without_a_state_is_not_about_the_row() -> None:
+    """What the driver itself finds, such as a broken connection, comes without a SQLSTATE."""
+    assert not blames_row(psycopg.OperationalError("the connection is closed"))
+
+
+def test_errors_of_the_server_are_judged_as_they_come(connection: psycopg.Connection) -> None:
+    """The same judgement on errors a server raised: either one row is refused, or nothing lands and all is raised."""
+    lines = [line(f"m{i}") for i in range(10)]
+    for state in "53100", "57014", "22003", "23514":
+        break_on(connection, "m3", f"raise exception 'as told' using errcode = '{state}'")
+        if STATES[state]:
+            assert land_lines(connection, lines).rows == 9
+            assert quarantined(connection, "detail")[-1] == (f"{state}: as told",)
+            connection.execute("truncate raw.quarantine")
+        else:
+            with pytest.raises(psycopg.Error, match="as told") as raised:
+                land_lines(connection, lines)
+            assert raised.value.sqlstate == state
+            assert (landed_ids(connection), quarantined(connection)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [
+        ("53100", "disk is full"),
+        ("57P01", "connection was lost"),
+        ("08006", "connection was lost"),
+        ("42501", "may write to the raw schema"),
+        ("55P03", "goes on where it stopped"),
+    ],
+)
+def test_errors_of_the_database_say_what_to_do(state: str, advice: str) -> None:
+    """One line with the SQLSTATE, the database's own words and the way on."""
+    error = explain(errors.lookup(state)("first\nsecond"))
+    assert isinstance(error, DatabaseError)
+    assert state in str(error)
+    assert advice in str(error)
+    assert "\n" not in str(error)
+
+
+def test_every_character_survives(connection: psycopg.Connection) -> None:
+    """Ids and values arrive as they were sent: tabs, backslashes, line ends, what COPY reads as more, all Unicode."""
+    odd = [
+        "\\",
+        "\\N",
+        "\\.",
+        "a\tb",
+        "a\nb",
+        "a\r\nb",
+        "\\t",
+        "\\\\n",
+        "\x7f",
+        "\u2028",
+        "\ufeff",
+        "🎉",
+        "é",
+        "e\u0301",
+        '"',
+        "'",
+    ]
+    ids = odd + [f"{i}{chr(i)}" for i in range(1, 0x3000)] + [f"{i}{chr(i)}" for i in range(0x10000, 0x110000, 0x1111)]
+    calls = [
+        {"type": "track", "event": "Email Opened", "userId": i, "messageId": i, "properties": {i: [i]}} for i in ids
+    ]
+    lines = [json.dumps(call, ensure_ascii=bool(i % 2)).encode() for i, call in enumerate(calls)]
+    assert land_lines(connection, lines).rows == len(ids)
+    stored = connection.execute("select message_id, payload from raw.events order by seq").fetchall()
+    assert [message_id for message_id, _ in stored] == ids
+    assert [payload for _, payload in stored] == calls
+
+
+def test_white_space_in_a_payload_is_no_end_of_a_row(connection: psycopg.Connection) -> None:
+    """Tabs and carriage returns between the tokens of a call arrive where they do no harm."""
+    spaced = line("m1").replace(b",", b"\t,\r ").replace(b":", b" :\t") + b"\t\r"
+    land_lines(connection, [spaced, line("m2")])
+    assert landed_ids(connection) == ["m1", "m2"]
+
+
+def test_numbers_stay_exact(connection: psycopg.Connection) -> None:
+    """No number takes the way through a float, however large or precise it is."""
+    values = [str(2**70), "1" + "0" * 400, "0." + "1" * 60, "19.90"]
+    land_lines(connection, [line(f"m{i}", value=value.encode()) for i, value in enumerate(values)])
+    rows = connection.execute("select payload -> 'properties' ->> 'x' from raw.events order by seq").fetchall()
+    assert [row[0] for row in rows] == values
+    land_lines(connection, [line("large", value=b"1e400")])
+    stored = connection.execute(
+        "select (payload -> 'properties' ->> 'x')::numeric = 1e400 from raw.events where message_id = 'large'"
+    ).fetchone()
+    assert stored == (True,)
+
+
+def test_an_event_lies_in_the_partition_of_its_collection(connection: psycopg.Connection) -> None:
+    """A model finds all its events in one partition and no others; calls other than track have no collection."""
+    names = ["Email Opened", "emailOpened", "Web Push Send Skip", "Order Placed", "日本語"]
+    lines = [line(f"m{i}", event=name) for i, name in enumerate(names)]
+    land_lines(connection, [*lines, b'{"type":"identify","userId":"u","messageId":"m5"}'])
+    stored = connection.execute(
+        "select message_id, tableoid::regclass::text, collection, source from raw.events order by message_id"
+    ).fetchall()
+    assert stored == [
+        ("m0", "raw.events_email_opened", "email_opened", "iterable"),
+        ("m1", "raw.events_email_opened", "email_opened", "iterable"),
+        ("m2", "raw.events_web_push_send_skip", "web_push_send_skip", "iterable"),
+        ("m3", "raw.events_other", "order_placed", "iterable"),
+        ("m4", "raw.events_other", "", "iterable"),
+        ("m5", "raw.events_other", None, "iterable"),
+    ]
+
+
+def test_events_of_a_collection_keep_their_order(connection: psycopg.Connection) -> None:
+    """Of two events with one id the first in the file has the lower number, whatever stands between them."""
+    names = ["Email Opened", "Order Placed", "SMS Bounced"]
+    land_lines(connection, [line(f"m{i}", event=names[i % 3]) for i in range(999)])
+    for i, collection in enumerate(["email_opened", "order_placed", "sms_bounced"]):
+        rows = connection.execute("select message_id from raw.events where collection = %s order by seq", (collection,))
+        assert [row[0] for row in rows] == [f"m{j}" for j in range(i, 999, 3)]
+
+
+def test_the_time_of_receipt_is_the_given_one_or_now(connection: psycopg.Connection) -> None:
+    """A raw log's own receivedAt is kept to the microsecond; an event without one is received as it lands."""
+    given = line("m1")[:-1] + b',"receivedAt":"2015-12-12T19:11:01.266123+05:30"}'
+    land_lines(connection, [given, line("m2")])
+    rows = connection.execute(
+        "select received_at = '2015-12-12 13:41:01.266123Z', received_at = landed_at from raw.events order by seq"
+    ).fetchall()
+    assert rows == [(True, False), (False, True)]
+
+
+def test_landing_commits_nothing(database: Database, connection: psycopg.Connection) -> None:
+    """What the caller rolls back never was: no events, and no messages in quarantine."""
+    messages = list(parse_lines(b"\n".join([line("m1"), b"{", line("m2", value=TOO_LARGE)]), 0))
+    with database.connect() as other, other.transaction(force_rollback=True):
+        assert land(other, "iterable", "file", messages).rows == 1
+        assert connection.execute("select count(*) from raw.events").fetchone() == (0,)
+    assert (landed_ids(connection), quarantined(connection)) == ([], [])
+
+
+def test_what_became_of_messages_adds_up() -> None:
+    """Counts of several landings are their sum."""
+    total = Landed(1)
+    total.add(Landed(2))
+    refused = Refused(b"{", 0, Reason.INVALID_JSON, "")
+    other = Landed(3)
+    other.reasons[refused.reason.value] += 2
+    other.repaired = 1
+    total.add(other)
+    total.add(other)
+    assert (total.rows, total.reasons, total.repaired, total.quarantined) == (9, {"invalid_json": 4}, 2, 4)
+
+
+def test_nothing_is_landed_of_nothing(connection: psycopg.Connection) -> None:
+    """An empty chunk is no mistake."""
+    messages: list[Event | Refused] = []
+    assert land(connection, "iterable", "file", messages) == Landed()
