@@ -49,7 +49,9 @@
 {% macro may_not_fit(text, data_type) -%}
     {%- if data_type == 'boolean' -%}
         lower({{ text }}) not in ('true', 'false')
+    {%- elif data_type == 'bigint' -%}
+        pg_input_is_valid({{ text }}, 'bigint') is false
     {%- else -%}
-        pg_input_is_valid({{ text }}, '{{ data_type }}') is false
+        {{ text }} is not null and {{ cast_value(text, data_type) }} is null
     {%- endif -%}
 {%- endmacro %}

@@ -53,24 +53,27 @@
         {%- set removed = empty_table(relation, source_name) -%}
     {%- endif -%}
 
-    {%- set new_events = count_new_events() -%}
-    {%- set read_rows = new_events.rows -%}
+    {%- set found = count_new_events() -%}
     {%- set table_rows = 0 -%}
-    {%- if read_rows -%}
-        {%- set overtaken = 0 if rebuild else remove_overtaken(relation, source_name) -%}
+    {%- if found.rows -%}
+        {%- set overtaken = 0 -%}
+        {%- if not rebuild and found.first_seq < run.last_seq -%}
+            {%- set overtaken = remove_overtaken(relation, source_name, run.last_seq) -%}
+        {%- endif -%}
         {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
-        {%- set key_later = shape.created and not new_events.repeated -%}
+        {%- set key_later = shape.created and not found.repeated -%}
         {%- do add_primary_key(relation) if shape.created and not key_later -%}
-        {%- set inserted = run_counted(insert_new_events(relation, sql, in_landing_order=new_events.repeated, on_conflict=not key_later)) -%}
+        {%- set inserted = run_counted(insert_new_events(relation, sql, in_landing_order=found.repeated, on_conflict=not key_later)) -%}
         {%- do add_primary_key(relation) if key_later -%}
         {%- set table_rows = inserted - overtaken -%}
-        {%- do record_mismatches(relation, source_name) -%}
+        {%- do record_mismatches(relation, source_name, found.repeated) -%}
     {%- elif shape.created -%}
         {%- do add_primary_key(relation) -%}
     {%- endif -%}
 
-    {%- if read_rows or shape.new_columns or rebuild -%}
-        {%- do finish_table(source_name, run, rebuild, read_rows, table_rows, shape.new_columns) -%}
+    {%- if found.rows or shape.new_columns or rebuild -%}
+        {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
+        {%- do finish_table(source_name, run, rebuild, found.rows, table_rows, last_seq, shape.new_columns) -%}
     {%- endif -%}
     {{ return(table_rows - removed) }}
 {% endmacro %}
@@ -97,26 +100,35 @@
 {% endmacro %}
 
 
-{#- How many events the run is to add, and whether any two of them have one id. -#}
+{#- How many events the run is to add, which part of the landing order they span, and whether any two have one id. -#}
 {% macro count_new_events() %}
     {%- set counted -%}
-        select coalesce(sum(events), 0)::bigint as events, coalesce(bool_or(events > 1), false) as repeated
+        select
+            coalesce(sum(events), 0)::bigint as events,
+            coalesce(min(first_seq), 0) as first_seq,
+            coalesce(max(last_seq), 0) as last_seq,
+            coalesce(bool_or(events > 1), false) as repeated
         from (
-            select count(*) as events
+            select count(*) as events, min(seq) as first_seq, max(seq) as last_seq
             from {{ source('raw', 'events') }}
             where {{ event_filter(model.name == 'tracks') }} and {{ since_last_run() }}
-            group by left(message_id, 1024)
+            group by message_id
         ) as ids
     {%- endset -%}
     {%- set row = run_query(counted).rows[0] -%}
-    {{ return({'rows': row['events'], 'repeated': row['repeated']}) }}
+    {{ return({
+        'rows': row['events'] | int,
+        'first_seq': row['first_seq'] | int,
+        'last_seq': row['last_seq'] | int,
+        'repeated': row['repeated'],
+    }) }}
 {% endmacro %}
 
 
 {#- Only where an id repeats does the order matter, and sorting whole rows is dear. -#}
 {% macro insert_new_events(relation, sql, in_landing_order, on_conflict) -%}
     insert into {{ relation }} (
-        {%- for column in model.columns.values() %}
+        {%- for column in model_columns() %}
         {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- endfor %}
     )
@@ -128,37 +140,31 @@
 
 {#-
     Of several events with one id the first one landed counts, also when its transaction committed after a run had already
-    taken a later one. Such an event can only come from a transaction that was running when that run took its snapshot
-    (load_xid below the snapshot's xmax): these are compared, by landing order, with the event that holds the id now, and
-    the row that loses is removed so that the insert that follows takes the winner.
+    taken a later one. Only an event that comes before the last one read (`last_seq`) can be such a latecomer. It is
+    compared, by landing order, with the event that holds the id now, which came in with the run that `uuid_ts` names; the
+    row that loses is removed, so that the insert that follows takes the winner.
 -#}
-{% macro remove_overtaken(relation, source_name) %}
-    {%- set previous = previous_snapshot() -%}
-    {%- set anybody_late = run_query("select pg_snapshot_xmin(" ~ previous ~ ") < pg_snapshot_xmax(" ~ previous ~ ")").rows[0][0] -%}
-    {%- if not anybody_late -%}
-        {{ return(0) }}
-    {%- endif -%}
+{% macro remove_overtaken(relation, source_name, last_seq) %}
     {%- set events = source('raw', 'events') -%}
     {%- set every_event = model.name == 'tracks' -%}
+    {%- set key = "model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'" -%}
     {%- set removal -%}
         with late as materialized (
-            select message_id, seq, load_xid
+            select message_id, min(seq) as seq
             from {{ events }}
-            where
-                {{ event_filter(every_event) }}
-                and {{ since_last_run() }}
-                and load_xid < pg_snapshot_xmax({{ previous_snapshot() }})
+            where {{ event_filter(every_event) }} and {{ since_last_run() }} and seq < {{ last_seq }}
+            group by message_id
         ),
 
         contested as materialized (
-            select late.message_id, late.seq, coalesce(syncs.previous_snapshot, '1:1:'::pg_snapshot) as held_since
+            select
+                late.message_id,
+                late.seq,
+                coalesce(pg_snapshot_xmin(syncs.previous_snapshot), '1') as held_since
             from late
             inner join {{ relation }} as served on served.id = late.message_id
-            inner join raw.syncs
-                on syncs.model = '{{ model.name }}'
-                and syncs.source = '{{ source_name }}'
-                and syncs.started_at = served.uuid_ts
-                and late.load_xid < pg_snapshot_xmax(syncs.snapshot)
+            left join (select * from raw.syncs where {{ key }}) as syncs on syncs.started_at = served.uuid_ts
+            where late.seq < coalesce(syncs.last_seq, {{ last_seq }})
         ),
 
         holders as materialized (
@@ -167,60 +173,80 @@
             where
                 {{ event_filter(every_event) }}
                 and message_id in (select message_id from contested)
-                and load_xid >= (select pg_snapshot_xmin(held_since) from contested order by pg_snapshot_xmin(held_since) limit 1)
+                and load_xid >= (select min(held_since) from contested)
                 and pg_visible_in_snapshot(load_xid, (select {{ previous_snapshot() }}))
             group by message_id
+        ),
+
+        overtaken as materialized (
+            select contested.message_id
+            from contested
+            inner join holders on holders.message_id = contested.message_id
+            where contested.seq < holders.seq
+        ),
+
+        forgotten as (
+            delete from raw.mismatches where {{ key }} and event_id in (select message_id from overtaken)
         )
 
-        delete from {{ relation }} as served
-        using contested
-        inner join holders using (message_id)
-        where served.id = contested.message_id and contested.seq < holders.seq
+        delete from {{ relation }} where id in (select message_id from overtaken)
     {%- endset -%}
     {{ return(run_counted(removal)) }}
 {% endmacro %}
 
 
-{#- Values that are there but NULL in the table, because the column's type cannot hold them. An empty string is no value. -#}
-{% macro record_mismatches(relation, source_name) %}
+{#- Values of the new rows that are there but NULL in the table, because the column's type cannot hold them. An empty string is no value. -#}
+{% macro record_mismatches(relation, source_name, repeated) %}
     {%- set typed = [] -%}
-    {%- for column in model.columns.values() if column.data_type != 'text' -%}
-        {%- set origin = column.config.get('meta', {}) or column.meta -%}
-        {%- if origin.get('property') or origin.get('context') -%}
+    {%- for column in model_columns() if column.data_type != 'text' -%}
+        {%- set origin = column_origin(column) -%}
+        {%- if origin.property or origin.context -%}
             {%- do typed.append({'name': column.name, 'type': column.data_type, 'text': column_text(origin)}) -%}
         {%- endif -%}
     {%- endfor -%}
     {%- if not typed -%}{{ return(none) }}{%- endif -%}
+    {%- set every_event = model.name == 'tracks' -%}
     {%- set insertion -%}
         insert into raw.mismatches (model, source, event_id, column_name, value)
         select '{{ model.name }}', '{{ source_name }}', events.message_id, found.column_name, found.value
         from (
-            select events.message_id, events."properties", events."context"
+            select events.message_id, events."context"{{ ', events."properties"' if not every_event }}
             from (
-                {{ new_events(source('raw', 'events')) }}
+                {{ new_events(source('raw', 'events'), every_event) }}
             ) as events
             where
-                {%- for column in typed %}
-                {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.type) }})
-                {%- endfor %}
+                (
+                    {%- for column in typed %}
+                    {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.type) }})
+                    {%- endfor %}
+                )
+                {%- if repeated %}
+                {#- Of the events with one id, the one that made the row. #}
+                and events.seq in (
+                    select min(seq)
+                    from {{ source('raw', 'events') }}
+                    where {{ event_filter(every_event) }} and {{ since_last_run() }}
+                    group by message_id
+                )
+                {%- endif %}
             offset 0
         ) as events
-        inner join {{ relation }} as served on served.id = events.message_id
+        inner join {{ relation }} as served on served.id = events.message_id and served.uuid_ts = {{ run_started_at() }}
         cross join lateral (
             values
             {%- for column in typed %}
-            ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.type) }} is null and served.{{ adapter.quote(column.name) }} is null){{ "," if not loop.last }}
+            ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.type) }} is null){{ "," if not loop.last }}
             {%- endfor %}
         ) as found (column_name, value, is_lost)
         where found.is_lost and found.value <> ''
-        on conflict do nothing
+        on conflict (model, source, event_id, column_name) do update set value = excluded.value, seen_at = excluded.seen_at
     {%- endset -%}
     {%- do run_query(insertion) -%}
 {% endmacro %}
 
 
 {#- Moves the cursor and writes the sync report. -#}
-{% macro finish_table(source_name, run, rebuild, read_rows, table_rows, new_columns) %}
+{% macro finish_table(source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns) %}
     {%- set key = "model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'" -%}
     {%- set finish %}
         {#- A run that added nothing leaves the cursor: its snapshot may be older than the one the cursor stands at. -#}
@@ -230,14 +256,15 @@
             snapshot = '{{ run.snapshot }}',
             read_rows = {{ "" if rebuild else "read_rows + " }}{{ read_rows }},
             table_rows = {{ "" if rebuild else "table_rows + " }}{{ table_rows }},
+            last_seq = {{ last_seq }},
             updated_at = clock_timestamp()
         where {{ key }};
         {%- endif %}
 
         insert into raw.syncs
-            (transform_id, model, source, full_refresh, read_rows, table_rows, new_columns, previous_snapshot, snapshot, started_at, duration)
+            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, previous_snapshot, snapshot, started_at, duration)
         values (
-            '{{ invocation_id }}', '{{ model.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }},
+            '{{ invocation_id }}', '{{ model.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }}, {{ last_seq }},
             array[{% for name in new_columns %}{{ string_literal(name) }}{{ ", " if not loop.last }}{% endfor %}]::text[],
             {{ "null" if rebuild or not run.cursor_snapshot else "'" ~ run.cursor_snapshot ~ "'" }},
             '{{ run.snapshot }}', '{{ run.started_at }}', clock_timestamp() - now()

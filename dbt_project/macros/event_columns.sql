@@ -9,7 +9,7 @@
 {% macro collection(every_event=false) %}
     {%- set events = source('raw', 'events') -%}
     select
-        {%- for column in model.columns.values() %}
+        {%- for column in model_columns() %}
         {{ column_value(column) }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- else %}
         1 as nothing
@@ -20,6 +20,17 @@
     cross join lateral (
         {{ event_times() | indent(8) }}
     ) as times
+{%- endmacro %}
+
+
+{#- What the yml says of the model. A unit test is a node of its own that knows neither: it brings both. -#}
+{% macro collection_name() -%}
+    {{ return(model.name) }}
+{%- endmacro %}
+
+
+{% macro model_columns() -%}
+    {{ return(model.columns.values() | list) }}
 {%- endmacro %}
 
 
@@ -53,15 +64,15 @@
 
 
 {% macro event_filter(every_event=false) -%}
-    collection {{ "is not null" if every_event else "= '" ~ model.name ~ "'" }}
+    collection {{ "is not null" if every_event else "= '" ~ collection_name() ~ "'" }}
         and source = {{ current_source() }}
 {%- endmacro %}
 
 
 {#- One column's value. -#}
 {% macro column_value(column) -%}
-    {%- set origin = column.config.get('meta', {}) or column.meta -%}
-    {%- if origin.get('property') or origin.get('context') -%}
+    {%- set origin = column_origin(column) -%}
+    {%- if origin.property or origin.context -%}
         {{ cast_value(column_text(origin), column.data_type) }}
     {%- else -%}
         {{ layout_value(column.name) }}
@@ -69,11 +80,17 @@
 {%- endmacro %}
 
 
+{#- Where the yml says a column's value is: {'property': path, 'context': path}, or neither. -#}
+{% macro column_origin(column) -%}
+    {{ return((column.config or {}).meta or column.meta or {}) }}
+{%- endmacro %}
+
+
 {#- A property or context value as text; a column that names both takes the context's first. -#}
 {% macro column_text(origin) -%}
     {%- set values = [] -%}
-    {%- if origin.get('context') -%}{%- do values.append(json_text('events."context"', origin.context)) -%}{%- endif -%}
-    {%- if origin.get('property') -%}{%- do values.append(json_text('events."properties"', origin.property)) -%}{%- endif -%}
+    {%- if origin.context -%}{%- do values.append(json_text('events."context"', origin.context)) -%}{%- endif -%}
+    {%- if origin.property -%}{%- do values.append(json_text('events."properties"', origin.property)) -%}{%- endif -%}
     {{ values[0] if values | length == 1 else "coalesce(" ~ values | join(", ") ~ ")" }}
 {%- endmacro %}
 
@@ -93,7 +110,7 @@
         'timestamp': event_time(),
     } -%}
     {%- if name not in values -%}
-        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " of " ~ model.name ~ " has neither meta.property nor meta.context, and is no column of the layout.") -%}
+        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " of " ~ collection_name() ~ " has neither meta.property nor meta.context, and is no column of the layout.") -%}
     {%- endif -%}
     {{ values[name] }}
 {%- endmacro %}
@@ -118,7 +135,9 @@
     case
             when times.corrected is not null and times.received_at = events.received_at then times.corrected
             when times.original is null then events.received_at
-            when times.sent_at - times.original between interval '-4000 years' and interval '4000 years'
+            when
+                times.sent_at - times.original between interval '-4000 years' and interval '4000 years'
+                and events.received_at between '0001-01-01' and '9999-12-31'
                 then events.received_at - (times.sent_at - times.original)
             else times.original
         end

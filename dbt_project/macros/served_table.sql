@@ -10,7 +10,7 @@
     {%- set new_columns = [] -%}
 
     {%- if created -%}
-        {%- do statements.append("create schema if not exists " ~ adapter.quote(relation.schema)) if not schema_exists(relation.schema) -%}
+        {%- do statements.append(create_schema_sql(relation.schema)) if not schema_exists(relation.schema) -%}
         {%- do statements.append(create_table_sql(relation)) -%}
         {%- set described = {'comment': '', 'columns': {}} -%}
         {%- for column in model.columns.values() -%}
@@ -54,6 +54,21 @@
         {%- endfor %}
     )
 {%- endmacro %}
+
+
+{#- Two sessions creating one schema at once would fail, `if not exists` or not. -#}
+{% macro create_schema_sql(name) -%}
+    select pg_advisory_xact_lock(hashtext('create schema'));
+    create schema if not exists {{ adapter.quote(name) }}
+{%- endmacro %}
+
+
+{#- dbt's own way to a schema, called before anything else of a run. -#}
+{% macro postgres__create_schema(relation) %}
+    {%- call statement('create_schema') -%}
+        {{ create_schema_sql(relation.schema) }}
+    {%- endcall -%}
+{% endmacro %}
 
 
 {% macro schema_exists(name) %}

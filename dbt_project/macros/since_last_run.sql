@@ -41,28 +41,33 @@
     snapshot is no newer than the cursor's (it started earlier and came later) has nothing to add.
 -#}
 {% macro read_from(source_name, rebuild) %}
+    {%- set first_run = run_counted(
+        "insert into raw.cursors (model, source) values ('" ~ model.name ~ "', '" ~ source_name ~ "') on conflict do nothing"
+    ) -%}
     {%- set run = lock_cursor(source_name, rebuild) -%}
     {%- if run is none -%}
-        {%- do run_query("insert into raw.cursors (model, source) values ('" ~ model.name ~ "', '" ~ source_name ~ "') on conflict do nothing") -%}
-        {%- set run = lock_cursor(source_name, rebuild) -%}
-        {%- if run is none -%}
-            {%- do exceptions.raise_compiler_error("This invocation is not in raw.transforms: the project's on-run-start hook did not run.") -%}
-        {%- endif -%}
-        {%- do run.update({'first_run': true}) -%}
+        {%- do exceptions.raise_compiler_error("This invocation is not in raw.transforms: the project's on-run-start hook did not run.") -%}
     {%- endif -%}
+    {%- do run.update({'first_run': first_run > 0}) -%}
     {{- return(run) -}}
 {% endmacro %}
 
 
 {% macro lock_cursor(source_name, rebuild) %}
     {%- call statement('cursor', fetch_result=True) -%}
+        {#- Two statements: what a select had to wait for, it may still see as it was before. #}
+        select from raw.cursors
+        where cursors.model = '{{ model.name }}' and cursors.source = '{{ source_name }}'
+        for update;
+
         select
             coalesce(cursors.snapshot::text, '') as cursor_snapshot,
-            {{ newer_snapshot() }}::text as snapshot,
+            cursors.last_seq,
+            latest.snapshot::text as snapshot,
             transforms.started_at::text as started_at,
             set_config('loader.source', cursors.source, true),
             set_config('loader.started_at', transforms.started_at::text, true),
-            set_config('loader.snapshot', {{ newer_snapshot() }}::text, true),
+            set_config('loader.snapshot', latest.snapshot::text, true),
             set_config(
                 'loader.previous_snapshot',
                 case when {{ rebuild }} then '' else coalesce(cursors.snapshot::text, '') end,
@@ -74,27 +79,25 @@
             set_config('datestyle', 'ISO, MDY', true)
         from raw.cursors
         cross join raw.transforms
+        {#- A rebuild that had to wait for a run with a later snapshot reads up to that one: tables never go back in time. #}
+        cross join lateral (
+            select taken.snapshot
+            from (values (transforms.snapshot), (cursors.snapshot)) as taken (snapshot)
+            where taken.snapshot is not null
+            order by pg_snapshot_xmax(taken.snapshot) desc, (select count(*) from pg_snapshot_xip(taken.snapshot))
+            limit 1
+        ) as latest
         where
             cursors.model = '{{ model.name }}'
             and cursors.source = '{{ source_name }}'
             and transforms.id = '{{ invocation_id }}'
-        for update of cursors
     {%- endcall -%}
     {%- set rows = load_result('cursor').table.rows -%}
     {%- if not rows -%}{{ return(none) }}{%- endif -%}
     {{- return({
         'cursor_snapshot': rows[0]['cursor_snapshot'] or '',
+        'last_seq': rows[0]['last_seq'] | int,
         'snapshot': rows[0]['snapshot'],
         'started_at': rows[0]['started_at'],
-        'first_run': false,
     }) -}}
 {% endmacro %}
-
-
-{#- A rebuild that had to wait for a run with a later snapshot reads up to that one: tables never go back in time. -#}
-{% macro newer_snapshot() -%}
-    case
-                when pg_snapshot_xmax(cursors.snapshot) > pg_snapshot_xmax(transforms.snapshot) then cursors.snapshot
-                else transforms.snapshot
-            end
-{%- endmacro %}

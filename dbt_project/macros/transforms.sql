@@ -10,6 +10,10 @@
                 "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or too old. Run `loader migrate` with DATABASE_URL set to it, then this command again."
             ) -%}
         {%- endif -%}
+        {%- for source_name in registered_sources() if not schema_exists(source_name) %}
+        {{ create_schema_sql(source_name) }};
+        {%- endfor %}
+
         {#- After a restore into another cluster the stored transaction ids are history. -#}
         select raw.adopt_cluster();
 
@@ -29,7 +33,7 @@
 
 {% macro finish_transform(results) %}
     {%- if execute and flags.WHICH in ('run', 'build') -%}
-        {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error']) | list -%}
+        {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error', 'fail']) | list -%}
         update raw.transforms
         set
             finished_at = clock_timestamp(),
@@ -48,6 +52,42 @@
     {%- endif -%}
     {{- return(found) -}}
 {% endmacro %}
+
+
+{#- The tables that a run has filled, by source; none before dbt executes anything. -#}
+{% macro filled_tables() %}
+    {%- set filled = {} -%}
+    {%- if execute -%}
+        {%- for row in run_query("select source, model from raw.cursors where snapshot is not null order by source, model").rows -%}
+            {%- do filled.setdefault(row['source'], []).append(row['model']) -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- return(filled) -}}
+{% endmacro %}
+
+
+{#- The names of all models that are tables of the layout. -#}
+{% macro collection_models() %}
+    {{- return(
+        graph.nodes.values() | selectattr('resource_type', 'equalto', 'model')
+        | selectattr('config.materialized', 'equalto', 'collection') | map(attribute='alias') | sort
+    ) -}}
+{% endmacro %}
+
+
+{#- Whether a collection and tracks have read the same events of the collection. -#}
+{% macro have_read_the_same(source_name, collection) -%}
+    not exists (
+            select from raw.events
+            inner join raw.cursors as own on own.source = events.source and own.model = events.collection
+            inner join raw.cursors as tracks on tracks.source = events.source and tracks.model = 'tracks'
+            where
+                events.source = '{{ source_name }}'
+                and events.collection = '{{ collection }}'
+                and events.load_xid >= least(pg_snapshot_xmin(own.snapshot), pg_snapshot_xmin(tracks.snapshot))
+                and pg_visible_in_snapshot(events.load_xid, own.snapshot) <> pg_visible_in_snapshot(events.load_xid, tracks.snapshot)
+        )
+{%- endmacro %}
 
 
 {% macro string_literal(value) -%}

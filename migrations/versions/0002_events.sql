@@ -1,10 +1,6 @@
 -- Every accepted event, untouched and for good. One partition per documented collection, so that a model reads its own
 -- events and no others, and a rebuild reads each event twice (its collection, tracks) instead of once per model.
 --
--- load_xid comes before seq on purpose: COPY evaluates defaults in column order, so a row's transaction has its id
--- before the row has its seq. A row with a lower seq than one an earlier run has seen therefore belongs to a transaction
--- that was already running then, which is how a run knows whom it may have overtaken.
---
 -- No unique key: it would cost a fifth of the landing speed, and the tables' own primary keys do the work.
 
 create table raw.events (
@@ -14,7 +10,7 @@ create table raw.events (
     received_at timestamptz not null default now(),
     source text not null,
     collection text,
-    message_id text not null,
+    message_id varchar(100) not null,
     payload jsonb not null check (jsonb_typeof(payload) = 'object')
 ) partition by list (collection);
 
@@ -27,7 +23,7 @@ comment on column raw.events.landed_at is 'When it was written here.';
 comment on column raw.events.received_at is 'When a server first received it: for Segment''s raw logs, their own receivedAt.';
 comment on column raw.events.source is 'The schema name of its source.';
 comment on column raw.events.collection is 'The table it belongs to; empty when its name gives none, null when it is not a track call.';
-comment on column raw.events.message_id is 'Its id in every table.';
+comment on column raw.events.message_id is 'Its id in every table; Segment''s own limit of characters keeps it within an index entry.';
 comment on column raw.events.payload is 'The call, whole.';
 
 create table raw.events_email_bounced partition of raw.events for values in ('email_bounced');

@@ -21,6 +21,7 @@ create table raw.cursors (
     snapshot pg_snapshot,
     read_rows bigint not null default 0,
     table_rows bigint not null default 0,
+    last_seq bigint not null default 0,
     updated_at timestamptz not null default clock_timestamp(),
     primary key (model, source)
 );
@@ -29,6 +30,7 @@ comment on table raw.cursors is 'One row per model and source: what it has seen.
 comment on column raw.cursors.snapshot is 'The snapshot it has finished with; null before its first run.';
 comment on column raw.cursors.read_rows is 'Events read since the last full refresh.';
 comment on column raw.cursors.table_rows is 'Rows they became; the difference are events whose id was there already.';
+comment on column raw.cursors.last_seq is 'The highest seq among them: a new event below it may have overtaken one of them.';
 
 create table raw.syncs (
     transform_id text not null,
@@ -37,6 +39,7 @@ create table raw.syncs (
     full_refresh boolean not null,
     read_rows bigint not null,
     table_rows bigint not null,
+    last_seq bigint not null,
     new_columns text[] not null default '{}',
     previous_snapshot pg_snapshot,
     snapshot pg_snapshot,
@@ -49,6 +52,7 @@ create index syncs_started_at on raw.syncs (model, source, started_at);
 
 comment on table raw.syncs is 'One row per model, source and invocation that changed something: the sync report.';
 comment on column raw.syncs.table_rows is 'By how many rows the table grew.';
+comment on column raw.syncs.last_seq is 'The cursor''s, as the invocation left it.';
 comment on column raw.syncs.started_at is 'The invocation''s, and the uuid_ts of the rows added.';
 
 create table raw.mismatches (
