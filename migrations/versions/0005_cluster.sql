@@ -11,12 +11,14 @@ comment on table raw.cluster is 'The cluster whose transaction ids raw.events an
 
 insert into raw.cluster (system_identifier) select system_identifier from pg_control_system();
 
+-- An event has two readers: the model of its collection, where there is one, and tracks. What both had seen gets
+-- transaction 1, the rest 2, and every snapshot says "before 2". No real transaction has so low a number, so whatever lands
+-- here is new.
 create function raw.adopt_cluster() returns boolean
 language plpgsql
 as $$
 declare
     here bigint := (select system_identifier from pg_control_system());
-    now_xid xid8;
 begin
     if exists (select from raw.cluster where system_identifier = here) then
         return false;
@@ -27,23 +29,21 @@ begin
     if exists (select from raw.cluster where system_identifier = here) then
         return false;
     end if;
-    now_xid := pg_current_xact_id();
 
-    -- An event has two readers: the model of its collection, where there is one, and tracks.
     create temporary table stamps on commit drop as
     select
         events.source,
         events.collection,
         events.load_xid,
-        pg_visible_in_snapshot(events.load_xid, own.snapshot) as seen_by_own,
-        pg_visible_in_snapshot(events.load_xid, tracks.snapshot) as seen_by_tracks
+        coalesce(pg_visible_in_snapshot(events.load_xid, own.snapshot), false) as seen_by_own,
+        coalesce(pg_visible_in_snapshot(events.load_xid, tracks.snapshot), false) as seen_by_tracks,
+        own.snapshot is not null as has_own
     from (select distinct source, collection, load_xid from raw.events where collection is not null) as events
     left join raw.cursors as own on own.source = events.source and own.model = events.collection
     left join raw.cursors as tracks on tracks.source = events.source and tracks.model = 'tracks';
 
-    -- What both have seen becomes older than any transaction (1), the rest new.
     update raw.events
-    set load_xid = case when seen_by_tracks and coalesce(seen_by_own, true) then '1'::xid8 else now_xid end
+    set load_xid = case when seen_by_tracks and (seen_by_own or not has_own) then '1'::xid8 else '2' end
     from stamps
     where
         events.source = stamps.source
@@ -52,24 +52,22 @@ begin
 
     update raw.events set load_xid = '1' where collection is null;
 
+    update raw.cursors set snapshot = '2:2:' where snapshot is not null;
+
     -- A reader that had seen something the other had not starts over; everybody else goes on from here.
     update raw.cursors
-    set snapshot = format('%s:%s:', now_xid, now_xid)::pg_snapshot
-    where snapshot is not null;
-
-    update raw.cursors
-    set snapshot = null, read_rows = 0, table_rows = 0
+    set snapshot = null, read_rows = 0, table_rows = 0, last_seq = 0
     from stamps
     where
         cursors.source = stamps.source
         and (
-            (cursors.model = 'tracks' and seen_by_tracks and not coalesce(seen_by_own, true))
-            or (cursors.model = stamps.collection and seen_by_own and not coalesce(seen_by_tracks, false))
+            (cursors.model = 'tracks' and seen_by_tracks and has_own and not seen_by_own)
+            or (cursors.model = stamps.collection and seen_by_own and not seen_by_tracks)
         );
 
     drop table stamps;
     update raw.syncs set previous_snapshot = null, snapshot = null;
-    update raw.transforms set snapshot = format('%s:%s:', now_xid, now_xid)::pg_snapshot;
+    update raw.transforms set snapshot = '2:2:';
     update raw.cluster set system_identifier = here, adopted_at = now();
     return true;
 end

@@ -110,10 +110,16 @@ select
         as missing_in_collections,
     coalesce(by_source.read_by_tracks, 0) - coalesce(tables.in_tracks, 0) - coalesce(tables.duplicates_in_tracks, 0)
         as missing_in_tracks
-from raw.sources
+from (
+    select schema_name from raw.sources
+    union
+    select source from by_source
+    union
+    select source from refused
+) as sources
 left join by_source on by_source.source = sources.schema_name
 left join tables on tables.source = sources.schema_name
 left join refused on refused.source = sources.schema_name
 cross join lateral (select raw.count_tracks_only(sources.schema_name) as events) as tracks_only;
 
-comment on view raw.conservation is 'One row per source: accepted = in_collections + in_tracks_only + quarantined + duplicates + other_calls + waiting. The two missing columns are 0, or something was lost.';
+comment on view raw.conservation is 'One row per source, registered or not: accepted = in_collections + in_tracks_only + quarantined + duplicates + other_calls + waiting. The two missing columns are 0, or something was lost.';
