@@ -1,9 +1,8 @@
 {#- A collection's table holds events of its own name and no others, in the schema of every source. -#}
 {% test one_event(model) %}
-    {%- for source_name in (registered_sources() if execute else []) %}
+    {%- for source_name, filled in filled_tables().items() if model.identifier in filled %}
     select id, event from {{ model.incorporate(path={'schema': source_name}) }} where event is distinct from '{{ model.identifier }}'
-    {{ "union all" if not loop.last }}
-    {%- else %}
-    select 1 as nothing where false
+    union all
     {%- endfor %}
+    select '', '' where false
 {% endtest %}
