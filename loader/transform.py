@@ -4,6 +4,7 @@ The dbt project stands alone; this module only hands it the connection and reads
 that runs dbt from its own scheduler gets exactly the same tables.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ def transform(
 
     with environment(dbt_environment(database, settings, sources)):
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
+    _close_log()
 
     if result.exception is not None:
         raise TransformError(f"dbt could not start: {_one_line(str(result.exception))}")
@@ -158,6 +160,16 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def log_file(settings: Settings) -> Path:
     """Return where dbt writes its log."""
     return settings.home / "dbt" / "logs" / "dbt.log"
+
+
+def _close_log() -> None:
+    """Close dbt's log file, which dbt leaves open after every run."""
+    from dbt_common.events.event_manager_client import get_event_manager  # noqa: PLC0415
+
+    for logger in get_event_manager().loggers:
+        for handler in getattr(getattr(logger, "_python_logger", None), "handlers", ()):
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
 
 
 def _one_line(message: str) -> str:
