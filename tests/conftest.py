@@ -6,6 +6,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -98,12 +99,19 @@ def empty_url(server: str) -> Iterator[str]:
     drop_database(server, name)
 
 
+@contextmanager
+def cloned(server: str, home: Path, template: str) -> Iterator[Settings]:
+    """Settings that name a clone of a template, dropped at the end."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield open_settings(create_database(server, name, template), home)
+    drop_database(server, name)
+
+
 @pytest.fixture
 def settings(server: str, home: Path, raw_template: str) -> Iterator[Settings]:
     """Settings that name a database of the test's own, with the raw schema and the source Iterable."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield open_settings(create_database(server, name, raw_template), home)
-    drop_database(server, name)
+    with cloned(server, home, raw_template) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -116,9 +124,8 @@ def database(settings: Settings) -> Iterator[Database]:
 @pytest.fixture
 def served_settings(server: str, home: Path, served_template: str) -> Iterator[Settings]:
     """Settings that name a database of the test's own, in which every table is there and empty."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield open_settings(create_database(server, name, served_template), home)
-    drop_database(server, name)
+    with cloned(server, home, served_template) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -99,11 +99,11 @@ def _by_hand() -> str:
         for model in yaml.safe_load(file.read_text(encoding="utf-8"))["models"]:
             columns = model["columns"]
             types = [f'"{c["name"]}" {c["data_type"]}{" primary key" if c["name"] == "id" else ""}' for c in columns]
-            values = ",\n  ".join(_plain_value(column) for column in columns)
+            values = ", ".join(_plain_value(column) for column in columns)
             where = "collection is not null" if model["name"] == "tracks" else f"collection = '{model['name']}'"
             statements += [
                 f"create table by_hand.{model['name']} ({', '.join(types)});",
-                f"insert into by_hand.{model['name']} select\n  {values}\nfrom raw.events where {where} on conflict do nothing;",
+                f"insert into by_hand.{model['name']} select {values} from raw.events where {where} on conflict do nothing;",
             ]
     return "\n".join(statements)
 
