@@ -103,7 +103,7 @@ def _by_hand() -> str:
             where = "collection is not null" if model["name"] == "tracks" else f"collection = '{model['name']}'"
             statements += [
                 f"create table by_hand.{model['name']} ({', '.join(types)});",
-                f"insert into by_hand.{model['name']} select {values} from raw.events where {where} on conflict do nothing;",
+                f"insert into by_hand.{model['name']} select {values} from raw.events where {where};",
             ]
     return "\n".join(statements)
 
