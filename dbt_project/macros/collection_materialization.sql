@@ -7,11 +7,13 @@
 -#}
 {% materialization collection, adapter='postgres' %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
+    {%- do begin() if pre_hooks | rejectattr('transaction') | list -%}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
     {%- set totals = namespace(rows=0) -%}
     {%- set relations = [] -%}
     {%- for source_name in registered_sources() -%}
+        {%- do begin() if not loop.first -%}
         {%- set relation = api.Relation.create(database=target.database, schema=source_name, identifier=model.alias, type='table') -%}
         {%- do relations.append(relation) -%}
         {%- set totals.rows = totals.rows + fill_table(relation, source_name, sql) -%}
@@ -22,13 +24,19 @@
     {%- call noop_statement('main', 'INSERT ' ~ totals.rows, 'INSERT', totals.rows) -%}{%- endcall -%}
 
     {%- if post_hooks -%}
-        {%- call statement('begin') -%} select 1 {%- endcall -%}
+        {%- do begin() -%}
         {{ run_hooks(post_hooks, inside_transaction=True) }}
         {%- do adapter.commit() -%}
     {%- endif -%}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
     {{ return({'relations': relations}) }}
 {% endmaterialization %}
+
+
+{#- dbt's driver begins the first transaction of a connection; after a commit nobody does, and every statement is on its own. -#}
+{% macro begin() %}
+    {%- call statement('begin') -%} begin {%- endcall -%}
+{% endmacro %}
 
 
 {#- Brings one source's table up to the invocation's snapshot; returns by how many rows it grew. -#}
