@@ -33,6 +33,7 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 # zlib's largest window, and that gzip's header and checksum are around the data.
 _GZIP_WINDOW = zlib.MAX_WBITS | 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SNIFF_BYTES = 4096
 # Of compressed data: little, because a kilobyte can hold many megabytes, and what it holds before damage would be lost.
 _PACKED_BYTES = 8192
@@ -212,7 +213,9 @@ def _refuse_foreign(path: str, stream: io.BufferedReader) -> None:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             raise FileError(f"{path} is {what}, not lines of JSON. Nothing of it was loaded.")
-    if b"\0" in start:
+    # Among lines of JSON, one with a NUL in it is a bad line, not a bad file.
+    first = start.lstrip().partition(b"\n")[0]
+    if b"\0" in start and (b"\0" in first or not first.startswith((b"{", _BYTE_ORDER_MARK))):
         raise FileError(f"{path} is a binary file, not lines of JSON. Nothing of it was loaded.")
 
 

@@ -204,7 +204,8 @@ class Load:
     def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[Landed | None]:
         """Land a file's chunks; a single one does not bother the workers, so small files start no processes."""
         first = list(islice(chunks, 2))
-        if len(first) < 2 or self._count == 1:
+        small = len(first) < 2 or first[1].content_digest is not None
+        if small or self._count == 1:
             for chunk in chain(first, chunks):
                 yield land_and_advance(self._connection, Work(load, self._source, path, chunk), lambda _: None)
             return

@@ -150,7 +150,8 @@ def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
         (b"BZh91AY", "bzip2"),
         (b"\xfd7zXZ\0", "xz"),
         ('{"a":1}'.encode("utf-16"), "UTF-16"),
-        (b'{"a":1}\n\0\0', "a binary file"),
+        (b"\x7fELF\n\0", "a binary file"),
+        ('{"a":1}\n'.encode("utf-16-le"), "a binary file"),
         (gzip.compress(b"PAR1rest"), "a Parquet file"),
         (gzip.compress(gzip.compress(LINES)), "a binary file"),
         (zstandard.compress(b"\x7fELF\0"), "a binary file"),
@@ -163,6 +164,14 @@ def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, data: bytes,
     path.write_bytes(data)
     with pytest.raises(FileError, match=f"events.ndjson is {what}"):
         read_events(path)
+
+
+@pytest.mark.parametrize("start", [b'{"a":1}\n', b'\n\xef\xbb\xbf {"a":1}\n'])
+def test_a_bad_line_does_not_make_a_bad_file(tmp_path: Path, start: bytes) -> None:
+    """Among lines of JSON, one that holds a NUL byte is left to be refused by itself."""
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(start + b"\0\0\n")
+    assert read_events(path) == path.read_bytes()
 
 
 @pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"], ids=["gzip", "zstd"])
