@@ -1,0 +1,93 @@
+"""What an increment costs: it reads its own partition by the index, and a run with nothing to do writes nothing."""
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+from loader.database import Database
+from loader.settings import Settings
+from loader.transform import transform
+
+HISTORY = """
+    insert into raw.events (source, collection, message_id, payload)
+    select
+        'iterable',
+        (array['email_opened', 'email_delivered', 'order_placed'])[1 + n % 3],
+        'm' || n,
+        jsonb_build_object('type', 'track', 'userId', 'u', 'properties', jsonb_build_object('campaignId', n))
+    from generate_series(1, 3000) as n
+"""
+SETTINGS = """
+    select
+        set_config('loader.source', 'iterable', false),
+        set_config('loader.previous_snapshot', (select snapshot::text from raw.cursors where model = %(model)s), false),
+        set_config('loader.snapshot', pg_current_snapshot()::text, false),
+        set_config('enable_seqscan', 'off', false)
+"""
+
+
+@pytest.fixture
+def history(served: Database, served_settings: Settings) -> Database:
+    """A database with some history, all of it transformed, and one new event of each kind."""
+    with served.connect(autocommit=True) as connection:
+        connection.execute(HISTORY)
+        transform(served, served_settings)
+        connection.execute(HISTORY.replace("'m' || n", "'n' || n").replace("3000", "3"))
+        connection.execute("analyze raw.events")
+    return served
+
+
+def compiled(settings: Settings, model: str) -> str:
+    """Return a model's SQL as the last run compiled it."""
+    models = settings.home / "dbt" / "target" / "compiled" / "iterable_warehouse" / "models" / "iterable"
+    return (models / f"{model}.sql").read_text(encoding="utf-8")
+
+
+def scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the nodes of a plan that read raw.events."""
+    found = [plan] if plan.get("Schema") == "raw" or str(plan.get("Relation Name", "")).startswith("events") else []
+    for child in plan.get("Plans", []):
+        found += scans(child)
+    return found
+
+
+@pytest.mark.parametrize(("model", "partitions"), [("email_opened", 1), ("tracks", 28)])
+def test_an_increment_reads_its_own_partition_by_the_index(
+    history: Database, served_settings: Settings, model: str, partitions: int
+) -> None:
+    """A collection's increment touches one partition, tracks' every one; none of them from end to end."""
+    statement = compiled(served_settings, model)
+    with history.connect(autocommit=True) as connection:
+        connection.execute(SETTINGS, {"model": model})
+        explained = connection.execute(f"explain (analyze, verbose, format json) {statement}").fetchone()
+    assert explained is not None
+    plan = explained[0] if not isinstance(explained[0], str) else json.loads(explained[0])
+    found = scans(plan[0]["Plan"])
+    assert len({scan["Relation Name"] for scan in found}) == partitions
+    for scan in found:
+        assert scan["Node Type"] in {"Index Scan", "Bitmap Heap Scan"}, scan["Node Type"]
+        condition = scan.get("Index Cond") or scan.get("Recheck Cond")
+        assert "load_xid >=" in condition
+    assert sum(scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) for scan in found) <= 3
+
+
+def test_a_run_with_nothing_to_do_writes_nothing(history: Database, served_settings: Settings) -> None:
+    """No row, no report, no cursor moves: only the run itself is noted."""
+    transform(history, served_settings)
+    with history.connect(autocommit=True) as connection:
+        look = "select (select array_agg(c order by model) from raw.cursors c), (select count(*) from raw.syncs)"
+        before = connection.execute(look).fetchone()
+        assert not any(table.rows for table in transform(history, served_settings))
+        assert connection.execute(look).fetchone() == before
+        runs = connection.execute("select status, count(*) from raw.transforms group by 1").fetchall()
+    assert runs == [("success", 4)]
+
+
+def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_settings: Settings) -> None:
+    """A reader in a long transaction neither waits for a run nor makes it wait."""
+    with psycopg.connect(history.url) as reader:
+        before = reader.execute("select count(*) from iterable.email_opened").fetchone()
+        assert any(table.rows for table in transform(history, served_settings))
+        assert reader.execute("select count(*) from iterable.email_opened").fetchone() != before
