@@ -48,6 +48,11 @@ def server(home: Path) -> Iterator[str]:
     """The run's PostgreSQL, as the URL of its maintenance database."""
     embedded = EmbeddedServer(home, idle=60)
     url = embedded.acquire()
+    with psycopg.connect(url, autocommit=True) as connection:
+        # Tests kill processes, never the machine; and dropping a database would wait for the disk each time.
+        connection.execute("alter system set fsync = off")
+        connection.execute("alter system set full_page_writes = off")
+        connection.execute("select pg_reload_conf()")
     yield url
     embedded.stop()
 
