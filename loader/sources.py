@@ -125,7 +125,7 @@ def list_sources(connection: Connection) -> list[Source]:
         text("""
             select
                 sources.name,
-                sources.schema_name,
+                sources.schema_name as schema,
                 sources.labels,
                 count(write_keys.id) filter (where write_keys.revoked_at is null) as keys,
                 sources.created_at,
@@ -136,7 +136,7 @@ def list_sources(connection: Connection) -> list[Source]:
             order by sources.id
         """)
     )
-    return [Source(*row) for row in rows.tuples()]
+    return [Source(**row) for row in rows.mappings()]
 
 
 def add_key(connection: Connection, source: str, *, label: str = "") -> str:
@@ -168,7 +168,7 @@ def list_keys(connection: Connection, source: str | None = None) -> list[WriteKe
         text("""
             select
                 write_keys.id,
-                sources.name,
+                sources.name as source,
                 write_keys.label,
                 write_keys.created_at,
                 write_keys.last_used_at,
@@ -180,7 +180,7 @@ def list_keys(connection: Connection, source: str | None = None) -> list[WriteKe
         """),
         {"schema": schema},
     )
-    return [WriteKey(*row) for row in rows.tuples()]
+    return [WriteKey(**row) for row in rows.mappings()]
 
 
 def revoke_key(connection: Connection, number: int) -> None:

@@ -1,0 +1,189 @@
+"""Sources and write keys from the command line: who may send, into which schema, with which key."""
+
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Loader
+
+Done = subprocess.CompletedProcess[str]
+
+
+def told(done: Done) -> list[str]:
+    """Return the lines a command wrote to stderr; a traceback is never among them."""
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr.splitlines()
+
+
+def read(done: Done) -> Any:
+    """Return what a command printed as JSON."""
+    assert (done.returncode, told(done)) == (0, [])
+    return json.loads(done.stdout)
+
+
+def test_a_source_is_added_with_a_key(run_here: Loader, connection: psycopg.Connection) -> None:
+    """Adding a source prints its name, its schema and a write key, and nothing else; the key is stored as a digest."""
+    added = read(run_here("source", "add", "Customer.io", "--json"))
+    assert set(added) == {"name", "schema", "write_key"}
+    assert (added["name"], added["schema"]) == ("Customer.io", "customerio")
+    assert re.fullmatch(r"[\w-]{32}", added["write_key"])
+    stored = connection.execute(
+        "select name, schema_name, key_sha256, write_keys::text"
+        " from raw.sources join raw.write_keys on source_id = sources.id"
+    ).fetchall()
+    digest = hashlib.sha256(added["write_key"].encode()).digest()
+    assert [row[:3] for row in stored] == [("Customer.io", "customerio", digest)]
+    assert added["write_key"] not in stored[0][3]
+
+
+def test_a_source_is_added_for_a_person(run_here: Loader) -> None:
+    """The key is shown once, with a word that it is the only time."""
+    done = run_here("source", "add", "My Shop")
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first == "Source My Shop feeds schema my_shop."
+    assert re.fullmatch(r"Write key, shown only now: [\w-]{32}", second)
+
+
+def test_sources_are_listed(run_here: Loader) -> None:
+    """Each source with its schema, its labels and the number of its keys."""
+    assert run_here("source", "add", "Shop", "--label", "environment:prod", "--label", "team:crm").returncode == 0
+    rows = read(run_here("source", "list", "--json"))
+    assert [(row["name"], row["schema"], row["labels"], row["keys"]) for row in rows] == [
+        ("Iterable", "iterable", {}, 0),
+        ("Shop", "shop", {"environment": "prod", "team": "crm"}, 1),
+    ]
+    shown = run_here("source", "list").stdout.splitlines()
+    assert len(shown) == 4
+    assert {"environment:prod", "team:crm"} < set(shown[3].split())
+
+
+def test_vector_05_two_sources_cannot_feed_one_schema(run_here: Loader, connection: psycopg.Connection) -> None:
+    """A second source whose name gives the schema of another, or that asks for it, is refused."""
+    for arguments in (["iterable"], ["ITERABLE"], ["Other", "--schema", "iterable"]):
+        done = run_here("source", "add", *arguments)
+        assert done.returncode == 2
+        (line,) = told(done)
+        assert line.startswith("Error: Schema iterable belongs to source Iterable: two sources cannot feed one schema.")
+    assert connection.execute("select name from raw.sources").fetchall() == [("Iterable",)]
+    assert run_here("source", "add", "iterable", "--schema", "iterable_2").returncode == 0
+
+
+def test_a_source_is_added_once(run_here: Loader) -> None:
+    """A name that is taken is told, with the way to another key."""
+    done = run_here("source", "add", "Iterable")
+    assert done.returncode == 2
+    assert told(done)[0].startswith("Error: There is a source Iterable already; `loader key add")
+
+
+def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psycopg.Connection) -> None:
+    """A schema that exists with tables in it is not ours to write to; an empty one may have been made for us."""
+    connection.execute("create schema taken; create table taken.orders (id int); create schema prepared")
+    done = run_here("source", "add", "Taken")
+    assert (done.returncode, told(done)) == (
+        2,
+        ["Error: Schema taken exists and is in use by somebody else. Choose another with --schema."],
+    )
+    assert read(run_here("source", "add", "Prepared", "--json"))["schema"] == "prepared"
+
+
+@pytest.mark.parametrize(
+    "schema", ["raw", "public", "information_schema", "pg_catalog", "pg_mine", "Shop", "1a", "a-b", "a" * 64]
+)
+def test_a_schema_that_cannot_be_one_is_refused(run_here: Loader, schema: str) -> None:
+    """Schemas of the database itself, and names that would need quotes or be cut, are refused with a reason."""
+    done = run_here("source", "add", "Some Source", "--schema", schema)
+    assert done.returncode == 2
+    (line,) = told(done)
+    assert line.startswith(("Error: Schema", f"Error: {schema} cannot be a schema"))
+
+
+def test_a_name_without_letters_needs_a_schema(run_here: Loader) -> None:
+    """Where no schema can be derived, the user is asked for one."""
+    done = run_here("source", "add", "日本語")
+    assert (done.returncode, len(told(done))) == (2, 1)
+    assert "--schema" in told(done)[0]
+    assert read(run_here("source", "add", "日本語", "--schema", "japan", "--json"))["name"] == "日本語"
+
+
+@pytest.mark.parametrize("label", ["prod", "a:b:c", "1a:b", "a:", ":b", "a:b c", "a:ü"])
+def test_a_label_that_is_none_is_refused(run_here: Loader, connection: psycopg.Connection, label: str) -> None:
+    """A label is a key and a value of letters, digits and hyphens; nothing is added when one is not."""
+    done = run_here("source", "add", "Shop", "--label", "environment:prod", "--label", label)
+    assert (done.returncode, len(told(done))) == (2, 1)
+    assert label in told(done)[0]
+    assert connection.execute("select count(*) from raw.sources").fetchone() == (1,)
+
+
+def test_keys_come_and_go(run_here: Loader, connection: psycopg.Connection) -> None:
+    """A source can have several keys, so that one can be replaced while the other works; a revoked one stays listed."""
+    first = read(run_here("key", "add", "Iterable", "--label", "old", "--json"))
+    second = read(run_here("key", "add", "iterable", "--label", "new", "--json"))
+    assert set(first) == {"source", "write_key"}
+    assert first["write_key"] != second["write_key"]
+
+    done = run_here("key", "revoke", "1")
+    assert (done.returncode, done.stdout) == (0, "Key 1 is revoked.\n")
+    rows = read(run_here("key", "list", "--json"))
+    assert [(row["id"], row["source"], row["label"], row["revoked_at"] is None) for row in rows] == [
+        (1, "Iterable", "old", False),
+        (2, "Iterable", "new", True),
+    ]
+    assert read(run_here("source", "list", "--json"))[0]["keys"] == 1
+    assert not {first["write_key"], second["write_key"]} & set(run_here("key", "list").stdout.split())
+
+    revoked = rows[0]["revoked_at"]
+    assert run_here("key", "revoke", "1").returncode == 0
+    assert read(run_here("key", "list", "--json"))[0]["revoked_at"] == revoked
+
+
+def test_keys_of_one_source(run_here: Loader) -> None:
+    """--source lists that source's keys only."""
+    read(run_here("source", "add", "Shop", "--json"))
+    read(run_here("key", "add", "Iterable", "--json"))
+    assert [row["source"] for row in read(run_here("key", "list", "--json"))] == ["Shop", "Iterable"]
+    assert [row["source"] for row in read(run_here("key", "list", "--source", "shop", "--json"))] == ["Shop"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["key", "add", "Nobody"], "There is no source Nobody. There are: Iterable."),
+        (["key", "list", "--source", "Nobody"], "There is no source Nobody. There are: Iterable."),
+        (["key", "revoke", "99"], "There is no key 99. `loader key list` shows them."),
+    ],
+)
+def test_what_is_not_there_is_told(run_here: Loader, arguments: list[str], message: str) -> None:
+    """A source or a key that does not exist is the caller's mistake."""
+    done = run_here(*arguments)
+    assert (done.returncode, told(done)) == (2, [f"Error: {message}"])
+
+
+def test_lists_of_nothing_are_for_people_and_for_scripts(run_here: Loader, connection: psycopg.Connection) -> None:
+    """An empty list says what to do; as JSON it is an empty list."""
+    connection.execute("truncate raw.sources, raw.write_keys")
+    assert run_here("source", "list").stdout == "No source yet: `loader source add Iterable`.\n"
+    assert read(run_here("source", "list", "--json")) == []
+    assert run_here("key", "list").stdout == "No write key yet: `loader key add`.\n"
+    assert read(run_here("key", "list", "--json")) == []
+
+
+def test_several_sources_must_be_told_apart(run_here: Loader, tmp_path: Path, connection: psycopg.Connection) -> None:
+    """With one source a load needs no name; with two it does, and a source's name or schema will do."""
+    path = tmp_path / "events.ndjson"
+    path.write_text('{"type":"track","event":"Open","userId":"u","messageId":"m"}\n', encoding="utf-8")
+    connection.execute("insert into raw.sources (name, schema_name) values ('My Shop', 'shop')")
+    done = run_here("load", str(path))
+    assert (done.returncode, told(done)) == (
+        2,
+        ["Error: There are several sources (Iterable, My Shop). Say which one with --source."],
+    )
+    assert run_here("load", "--source", "My Shop", str(path)).returncode == 0
+    assert run_here("load", "--source", "shop", str(path)).stdout == "1 file loaded before, nothing new in it\n"
+    assert connection.execute("select source from raw.events").fetchall() == [("shop",)]
