@@ -101,10 +101,10 @@ def retry(
     """
     total = Landed()
     still: list[tuple[int, str]] = []
-    for number in numbers:
+    chosen = list(dict.fromkeys(numbers))
+    _refuse_landed(connection, chosen)
+    for number in chosen:
         message = find_message(connection, number)
-        if message.resolution:
-            raise UsageError(f"Message {number} has landed already ({message.resolution}).")
         payload = message.payload if replacement is None else replacement
         parsed = list(parse_line(payload.rstrip(b"\n"), message.byte_offset or 0))
         refusals = [m for m in parsed if isinstance(m, Refused) and not m.repaired]
@@ -114,15 +114,29 @@ def retry(
             continue
         try:
             with connection.transaction() as transaction:
+                resolved = connection.execute(
+                    "update raw.quarantine set resolved_at = now(), resolution = %s"
+                    " where id = %s and resolved_at is null",
+                    ("retried" if replacement is None else "replaced", number),
+                )
+                if not resolved.rowcount:
+                    continue  # somebody else landed it meanwhile
                 landed = land(connection, message.source, message.entrance, events, message.path)
                 if landed.quarantined:
                     still.append((number, "the database refuses it as before"))
                     raise psycopg.Rollback(transaction)
-                connection.execute(
-                    "update raw.quarantine set resolved_at = now(), resolution = %s where id = %s",
-                    ("retried" if replacement is None else "replaced", number),
-                )
                 total.add(landed)
         except psycopg.Error as error:
             raise explain(error) from None
     return total, still
+
+
+def _refuse_landed(connection: psycopg.Connection, numbers: Sequence[int]) -> None:
+    """Refuse all when one is not there or has landed already, before anything is done."""
+    rows = connection.execute("select id, resolution from raw.quarantine where id = any(%s)", (list(numbers),))
+    resolutions: dict[int, str | None] = dict(rows.fetchall())
+    for number in numbers:
+        if number not in resolutions:
+            raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows them.")
+        if resolutions[number]:
+            raise UsageError(f"Message {number} has landed already ({resolutions[number]}).")
