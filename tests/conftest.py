@@ -19,7 +19,6 @@ from loader.settings import Settings, read_settings
 from loader.transform import transform
 
 DATA = Path(__file__).parent / "data"
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -169,4 +168,4 @@ def loader_command(settings: Settings) -> Loader:
     return run
 
 
-__all__ = ["DATA", "SHARED", "create_database", "drop_database", "loader_command", "open_settings"]
+__all__ = ["DATA", "create_database", "drop_database", "loader_command", "open_settings"]

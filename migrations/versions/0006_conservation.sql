@@ -70,7 +70,8 @@ by_source as (
         coalesce(sum(events) filter (where collection is null), 0) as other_calls,
         coalesce(sum(waiting) filter (where collection is not null), 0) as waiting,
         coalesce(sum(events - waiting) filter (where has_table), 0) as read_by_collections,
-        coalesce(sum(events - waiting) filter (where not has_table and collection is not null), 0) as read_by_tracks_only,
+        coalesce(sum(events - waiting) filter (where not has_table and collection is not null), 0)
+            as read_by_tracks_only,
         coalesce(sum(events - waiting_for_tracks) filter (where collection is not null), 0) as read_by_tracks
     from landed
     group by source

@@ -14,7 +14,7 @@ HISTORY = """
     insert into raw.events (source, collection, message_id, payload)
     select
         'iterable',
-        (array['email_opened', 'email_delivered', 'order_placed'])[1 + n % 3],
+        (array['email_opened', 'email_delivered', 'order_placed'])[1 + mod(n, 3)],
         'm' || n,
         jsonb_build_object('type', 'track', 'userId', 'u', 'properties', jsonb_build_object('campaignId', n))
     from generate_series(1, 3000) as n

@@ -1,0 +1,231 @@
+"""Served tables are never dropped or swapped: what people build on them survives, and runs may overlap or be killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+
+from loader.database import Database, bundled, connection_environment
+from loader.settings import Settings
+from loader.transform import transform
+
+MANY = """
+    insert into raw.events (source, collection, message_id, payload)
+    select
+        'iterable',
+        (array['email_opened', 'email_delivered', 'push_opened', 'order_placed'])[1 + mod(n, 4)],
+        'm' || n,
+        jsonb_build_object('type', 'track', 'userId', 'u', 'properties', jsonb_build_object('campaignId', n))
+    from generate_series(%s::int, %s::int) as n
+"""
+
+
+def land(url: str, first: int, last: int) -> None:
+    """Land events with consecutive numbers, in one transaction."""
+    with psycopg.connect(url) as connection:
+        connection.execute(MANY, (first, last))
+
+
+def start_dbt(url: str, folder: Path, *arguments: str, project: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start dbt by hand, with nothing but the connection's variables set."""
+    project = project or bundled("dbt_project")
+    program = Path(sys.executable).parent / "dbt"
+    folders = ["--target-path", folder / "target", "--log-path", folder / "logs"]
+    return subprocess.Popen(
+        [program, *arguments, "--project-dir", project, "--profiles-dir", project, *folders],
+        env=os.environ | connection_environment(url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for processes, and insist that they succeeded."""
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()
+
+
+def assert_complete(url: str, last: int) -> None:
+    """Every event from 1 to a number is in its table and in tracks once, and the books agree."""
+    with psycopg.connect(url) as connection:
+        for table, rest in (("email_opened", 0), ("email_delivered", 1), ("push_opened", 2)):
+            numbers = connection.execute(f"select campaign_id from iterable.{table} order by 1").fetchall()
+            assert [row[0] for row in numbers] == [n for n in range(1, last + 1) if n % 4 == rest]
+        assert connection.execute("select count(*), count(distinct id) from iterable.tracks").fetchone() == (last, last)
+        law = connection.execute(
+            "select accepted, in_collections + in_tracks_only, duplicates, missing_in_collections, missing_in_tracks"
+            " from raw.conservation"
+        )
+        assert law.fetchone() == (last, last, 0, 0, 0)
+
+
+def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_settings: Settings, tmp_path: Path) -> None:
+    """Two runs of dbt by hand and one of the loader, all at once while events land, leave each event once."""
+    land(served.url, 1, 4000)
+    processes = [start_dbt(served.url, tmp_path / str(i), "run", "--quiet") for i in range(2)]
+    land(served.url, 4001, 5000)
+    assert not any(table.error for table in transform(served, served_settings))
+    finish(processes)
+    assert not any(table.error for table in transform(served, served_settings))
+    assert_complete(served.url, 5000)
+
+
+def test_a_killed_run_is_continued(served: Database, served_settings: Settings, tmp_path: Path) -> None:
+    """Whenever dbt is killed, the next run leaves each event once, and the killed one is known as interrupted."""
+    land(served.url, 1, 30_000)
+    killed = 0
+    with psycopg.connect(served.url, autocommit=True) as watcher:
+        for tables in (1, 3):
+            process = start_dbt(served.url, tmp_path, "run", "--quiet", "--threads", "1")
+            # Killed when it has just begun to fill its n-th table.
+            while process.poll() is None:
+                begun = watcher.execute(
+                    "select count(*) from pg_stat_activity"
+                    " where datname = current_database() and application_name = 'dbt' and query ilike '%insert into%'"
+                ).fetchone()
+                done = watcher.execute("select count(*) from raw.syncs where read_rows > 0").fetchone()
+                if begun and done and (begun[0] or done[0] >= tables):
+                    process.send_signal(signal.SIGKILL)
+                    killed += 1
+                    break
+            process.communicate()
+            watcher.execute(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+                " where datname = current_database() and application_name = 'dbt'"
+            )
+        assert killed == 2
+        assert not any(table.error for table in transform(served, served_settings))
+        states = watcher.execute("select status, count(*) from raw.transforms group by 1").fetchall()
+    assert dict(states) == {"success": 2, "interrupted": 2}
+    assert_complete(served.url, 30_000)
+
+
+def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
+    served: Database, served_settings: Settings, tmp_path: Path
+) -> None:
+    """A new column and a full refresh change rows and columns in place; what depends on the table stays as it was."""
+    land(served.url, 1, 400)
+    transform(served, served_settings)
+    project = tmp_path / "project"
+    shutil.copytree(bundled("dbt_project"), project, ignore=shutil.ignore_patterns("target", "logs"))
+    model = project / "models" / "iterable" / "email_opened.yml"
+    with model.open("a", encoding="utf-8") as file:
+        file.write(
+            "          - name: order_total\n            data_type: numeric\n            description: What was bought.\n"
+            "            config:\n                meta:\n                    property: orderTotal\n"
+        )
+    with psycopg.connect(served.url, autocommit=True) as owner, psycopg.connect(served.url) as reader:
+        owner.execute("drop role if exists analyst")
+        owner.execute("create role analyst")
+        owner.execute("grant select on iterable.email_opened to analyst")
+        owner.execute(
+            "create view public.campaigns as select campaign_id, count(*) as opens"
+            " from iterable.email_opened group by 1"
+        )
+        table = owner.execute("select 'iterable.email_opened'::regclass::oid").fetchone()
+
+        reader.execute("set transaction isolation level repeatable read")
+        before = reader.execute("select id, uuid_ts from iterable.email_opened order by id").fetchall()
+        with reader.cursor("open_cursor") as cursor:
+            cursor.execute("select id from iterable.email_delivered order by id")
+            assert len(cursor.fetchmany(10)) == 10
+            # The reader's transaction is still open: a rebuild of what it has read must not wait for it.
+            assert not any(t.error for t in transform(served, served_settings, full_refresh=True))
+            assert reader.execute("select id, uuid_ts from iterable.email_opened order by id").fetchall() == before
+            assert len(cursor.fetchall()) == 90
+        reader.commit()
+
+        finish([start_dbt(served.url, tmp_path, "run", "--quiet", "--select", "email_opened", project=project)])
+        finish([start_dbt(served.url, tmp_path, "run", "--quiet", "--full-refresh", project=project)])
+        assert owner.execute("select 'iterable.email_opened'::regclass::oid").fetchone() == table
+        assert owner.execute("select count(*), sum(opens) from public.campaigns").fetchone() == (100, 100)
+        assert owner.execute("select has_table_privilege('analyst', 'iterable.email_opened', 'select')").fetchone() == (
+            True,
+        )
+        described = owner.execute(
+            "select format_type(atttypid, atttypmod), col_description(attrelid, attnum) from pg_attribute"
+            " where attrelid = 'iterable.email_opened'::regclass and attname = 'order_total'"
+        ).fetchone()
+        assert described == ("numeric", "What was bought.")
+        owner.execute("drop owned by analyst")
+        owner.execute("drop role analyst")
+    assert_complete(served.url, 400)
+
+
+def test_a_table_with_rows_of_somebody_else_is_left_alone(server: str, settings: Settings, database: Database) -> None:
+    """Rows that never came through raw.events are not replaced without being asked to."""
+    with database.connect(autocommit=True) as connection:
+        connection.execute("create schema iterable")
+        connection.execute("create table iterable.email_opened (id varchar(1024) primary key, note text)")
+        connection.execute("insert into iterable.email_opened values ('theirs', 'kept')")
+        filled = {table.table: table for table in transform(database, settings)}
+        assert "did not come from raw.events" in filled["email_opened"].error
+        assert filled["email_delivered"].error == ""
+        assert connection.execute("select id, note from iterable.email_opened").fetchall() == [("theirs", "kept")]
+
+
+def test_a_dropped_table_comes_back_whole(served: Database, served_settings: Settings) -> None:
+    """A table somebody dropped is made again from all that has landed."""
+    land(served.url, 1, 40)
+    transform(served, served_settings)
+    with served.connect(autocommit=True) as connection:
+        connection.execute("drop table iterable.email_opened")
+    land(served.url, 41, 44)
+    transform(served, served_settings)
+    assert_complete(served.url, 44)
+
+
+def test_every_source_has_its_own_tables(served: Database, served_settings: Settings) -> None:
+    """Events of two sources never meet, and both have every table."""
+    with served.connect(autocommit=True) as connection:
+        connection.execute("insert into raw.sources (name, schema_name) values ('Iterable EU', 'iterable_eu')")
+        connection.execute(MANY, (1, 8))
+        connection.execute(MANY.replace("'iterable'", "'iterable_eu'"), (1, 4))
+        filled = transform(served, served_settings)
+        rows = {f"{t.source}.{t.table}": t.rows for t in filled if t.rows}
+        assert rows["iterable.tracks"] == 8
+        assert rows["iterable_eu.tracks"] == 4
+        assert rows["iterable_eu.email_opened"] == 1
+        tables = connection.execute(
+            "select schemaname, count(*) from pg_tables where schemaname ~ '^iterable' group by 1"
+        )
+        assert dict(tables.fetchall()) == {"iterable": 28, "iterable_eu": 28}
+
+
+HOSTILE = [
+    '{"properties": {"campaignId": "' + "9" * 200_000 + '"}}',
+    '{"properties": {"campaignId": "NaN"}}',
+    '{"properties": {"campaignId": {"a": 1}, "isBot": "perhaps"}}',
+    '{"properties": {"campaignId": "", "isBot": ""}}',
+    '{"properties": null, "context": "text", "timestamp": 12, "sentAt": {"a": 1}}',
+    '{"timestamp": "now", "sentAt": "today"}',
+    '{"timestamp": "infinity", "sentAt": "9999-12-31T23:59:59Z"}',
+    '{"timestamp": "0001-01-01T00:00:00Z", "sentAt": "9999-12-31T23:59:59Z", "originalTimestamp": "x"}',
+    '{"timestamp": "2020-13-45T99:99:99Z"}',
+    '{"properties": [1, 2], "context": []}',
+]
+
+
+def test_no_value_breaks_a_run(served: Database, served_settings: Settings) -> None:
+    """Whatever stands in an event, its row is there; what has no place in it is NULL and reported, but for nothing."""
+    with served.connect(autocommit=True) as connection:
+        for number, payload in enumerate(HOSTILE):
+            connection.execute(
+                "insert into raw.events (source, collection, message_id, payload)"
+                " values ('iterable', 'email_opened', %s, %s)",
+                (str(number), payload),
+            )
+        filled = transform(served, served_settings, select=["email_opened", "tracks"])
+        assert [table.error for table in filled if table.error] == []
+        rows = connection.execute(
+            'select campaign_id, is_bot, "timestamp" <= now() from iterable.email_opened'
+        ).fetchall()
+        assert rows == [(None, None, True)] * len(HOSTILE)
+        mismatched = connection.execute("select event_id, column_name from raw.mismatches order by 1, 2").fetchall()
+        assert mismatched == [("0", "campaign_id"), ("1", "campaign_id"), ("2", "campaign_id"), ("2", "is_bot")]
