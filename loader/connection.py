@@ -22,7 +22,12 @@ def connect(url: str, *, autocommit: bool = False) -> psycopg.Connection:
     """
     try:
         return psycopg.connect(
-            url, connect_timeout=CONNECT_SECONDS, application_name=APPLICATION_NAME, autocommit=autocommit
+            url,
+            connect_timeout=CONNECT_SECONDS,
+            application_name=APPLICATION_NAME,
+            # Events are copied as the bytes they are: UTF-8, whatever the environment and the database have in mind.
+            client_encoding="UTF8",
+            autocommit=autocommit,
         )
     except psycopg.OperationalError as error:
         raise unreachable(url, error) from None

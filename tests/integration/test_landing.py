@@ -253,6 +253,17 @@ def test_every_character_survives(connection: psycopg.Connection) -> None:
     assert [payload for _, payload in stored] == calls
 
 
+def test_bytes_are_utf_8_whatever_the_environment_says(
+    database: Database, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that is meant for psql does not turn every letter outside ASCII into two others."""
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with database.connect(autocommit=True) as misled:
+        land_lines(misled, ['{"type":"track","event":"E","userId":"é","messageId":"ü"}'.encode()])
+    stored = connection.execute("select message_id, payload ->> 'userId' from raw.events").fetchall()
+    assert stored == [("ü", "é")]
+
+
 def test_white_space_in_a_payload_is_no_end_of_a_row(connection: psycopg.Connection) -> None:
     """Tabs and carriage returns between the tokens of a call arrive where they do no harm."""
     spaced = line("m1").replace(b",", b"\t,\r ").replace(b":", b" :\t") + b"\t\r"
