@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import click
 import psycopg
+from sqlalchemy.exc import DBAPIError
 
 from loader import __version__, display
 from loader.database import Database, connection_environment, migrate, open_database
@@ -39,8 +40,9 @@ class Commands(click.Group):
         except LoaderError as error:
             display.note(f"Error: {error}")
             sys.exit(error.exit_code)
-        except psycopg.Error as error:
-            display.note(f"Error: The database failed: {' '.join(str(error).split())}")
+        except (psycopg.Error, DBAPIError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            display.note(f"Error: The database failed: {' '.join(str(reason).split())}")
             sys.exit(1)
         except KeyboardInterrupt:
             display.note("Stopped. What is committed is kept; the same command goes on from there.")

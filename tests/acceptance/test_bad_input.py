@@ -150,7 +150,7 @@ def test_odd_lines_land_as_they_are(run_here: Loader, connection: psycopg.Connec
     (tmp_path / "events.ndjson").write_bytes(b"\xef\xbb\xbf" + b"\n\n \r\n".join([BEFORE, *named, AFTER]) + b"\n\n")
     done = run_here("load", str(tmp_path / "events.ndjson"))
     assert (done.returncode, told(done)) == (0, [])
-    assert landed(connection) == ["before", *lines, "after"]
+    assert sorted(landed(connection)) == sorted(["before", *lines, "after"])
     assert quarantined(connection) == []
     values = dict(connection.execute("select message_id, payload -> 'properties' ->> 'x' from raw.events").fetchall())
     assert values["large"] == "1" + "0" * 400
@@ -318,6 +318,31 @@ def test_a_full_disk_stops_the_load_until_there_is_room(
         finally:
             maintenance.execute("drop database small with (force)")
             maintenance.execute("drop tablespace small")
+
+
+def test_a_role_without_rights_is_told(
+    connection: psycopg.Connection, module_settings: Settings, tmp_path: Path
+) -> None:
+    """What the database forbids is one line with its words, and blames no event."""
+    path = write(tmp_path / "events.ndjson", call("odd"))
+    connection.execute("drop role if exists stranger; create role stranger login password 'secret'")
+    where = module_settings.database_url.split("@")[1]
+    stranger = loader_command(open_settings(f"postgresql://stranger:secret@{where}", module_settings.home))
+    try:
+        done = stranger("load", str(path))
+        assert (done.returncode, told(done)) == (1, ["Error: The database failed: permission denied for schema raw"])
+
+        connection.execute(
+            "grant usage on schema raw to stranger; grant select on all tables in schema raw to stranger"
+        )
+        done = stranger("load", str(path))
+        assert done.returncode == 1
+        (line,) = told(done)
+        assert line.startswith("Error: ")
+        assert "permission denied for" in line
+    finally:
+        connection.execute("drop owned by stranger; drop role stranger")
+    assert quarantined(connection) == []
 
 
 # What is no bad input at all
