@@ -398,7 +398,7 @@ def start_loader(database: Database, path: Path, home: Path, *, workers: int = 2
 def check_offset(connection: psycopg.Connection, path: Path) -> int:
     """Check that exactly the lines before the file's offset have landed, and return their number."""
     offset, rows = connection.execute(
-        "select coalesce((select max(byte_offset) from raw.loads), 0), (select count(*) from raw.events)"
+        "select coalesce((select max(byte_offset) from raw.loads), 0), (select count(*) from raw.events_email_opened)"
     ).fetchone() or (0, 0)
     assert path.read_bytes().count(b"\n", 0, offset) == rows
     return int(rows)
