@@ -6,7 +6,7 @@ The only module that imports pandas for people to look at; it costs half a secon
 from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, ResourceClosedError
+from sqlalchemy.exc import DBAPIError
 
 from loader.database import Database
 from loader.display import grid
@@ -35,10 +35,10 @@ def run_query(database: Database, statement: str, *, limit: int | None = None) -
         with database.begin() as connection:
             # Every value as it is: pandas would turn integers with a NULL among them into floats.
             result = connection.execute(text(statement.replace(":", r"\:")))
+            if not result.returns_rows:
+                return pd.DataFrame()
             rows = result.fetchall() if limit is None else result.fetchmany(limit)
             return pd.DataFrame([list(row) for row in rows], columns=list(result.keys()), dtype=object)
-    except ResourceClosedError:
-        return pd.DataFrame()
     except DBAPIError as error:
         message = str(error.orig).strip()
         raise UsageError(f"The database refuses the query: {message}") from None

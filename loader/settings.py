@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         description="Seconds the embedded database stays up after the last command and the last connection.",
     )
     workers: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=lambda: min(os.cpu_count() or 1, 16),
         ge=1,
         le=64,
         description="Processes that `loader load` parses and copies with, one connection each.",
@@ -93,7 +93,7 @@ def describe() -> list[tuple[str, str, str]]:
         if name == "home":
             default = "~/.local/share/loader, /var/lib/loader for root"
         elif name == "workers":
-            default = "number of cores"
+            default = "number of cores, 16 at most"
         elif isinstance(field.default, float):
             default = f"{field.default:g}"
         else:
