@@ -232,7 +232,7 @@ def test_any_chopping_into_runs_gives_what_a_rebuild_gives(
     run_state_machine_as_test(
         machine(server, served_settings, served_template),
         settings=settings(
-            max_examples=4, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=3, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
+import yaml
 
 from loader.database import Database, bundled, connection_environment
 from loader.settings import Settings
@@ -115,11 +116,16 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
     project = tmp_path / "project"
     shutil.copytree(bundled("dbt_project"), project, ignore=shutil.ignore_patterns("target", "logs"))
     model = project / "models" / "iterable" / "email_opened.yml"
-    with model.open("a", encoding="utf-8") as file:
-        file.write(
-            "          - name: order_total\n            data_type: numeric\n            description: What was bought.\n"
-            "            config:\n                meta:\n                    property: orderTotal\n"
-        )
+    described = yaml.safe_load(model.read_text(encoding="utf-8"))
+    described["models"][0]["columns"].append(
+        {
+            "name": "order_total",
+            "data_type": "numeric",
+            "description": "What was bought.",
+            "config": {"meta": {"property": "orderTotal"}},
+        }
+    )
+    model.write_text(yaml.safe_dump(described), encoding="utf-8")
     with psycopg.connect(served.url, autocommit=True) as owner, psycopg.connect(served.url) as reader:
         owner.execute("drop role if exists analyst")
         owner.execute("create role analyst")
