@@ -1,0 +1,165 @@
+"""What tests of the tables share: events by other hands, what the tables hold, and what they must hold.
+
+`expected` works out the tables from the events alone, in Python and by the words of the contract, so that it can
+disagree with the SQL.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Event as Signal
+from typing import Any
+
+import psycopg
+
+from loader.database import Database
+from loader.settings import Settings
+from loader.transform import TableFilled, transform
+
+COLLECTIONS = (
+    "email_bounced",
+    "email_delivered",
+    "email_link_clicked",
+    "email_marked_as_spam",
+    "email_opened",
+    "email_send_skip",
+    "hosted_unsubscribe_click",
+    "in_app_clicked",
+    "in_app_delivered",
+    "in_app_opened",
+    "in_app_send_skip",
+    "in_app_sent",
+    "mobile_app_uninstalled",
+    "push_bounced",
+    "push_delivered",
+    "push_opened",
+    "push_send_skip",
+    "sms_bounced",
+    "sms_clicked",
+    "sms_delivered",
+    "sms_received",
+    "sms_send_skip",
+    "subscribed",
+    "unsubscribed",
+    "web_push_clicked",
+    "web_push_delivered",
+    "web_push_send_skip",
+)
+TABLES = (*COLLECTIONS, "tracks")
+
+DEADLINE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Landed:
+    """One row of raw.events; `mark` tells it from every other row, and `campaign` is what its campaignId says."""
+
+    seq: int
+    source: str
+    collection: str | None
+    message_id: str
+    mark: str
+    campaign: object
+
+
+def land(
+    connection: psycopg.Connection,
+    collection: str | None,
+    message_id: str,
+    *,
+    source: str = "iterable",
+    campaign: object = 1,
+    mark: str = "u",
+) -> Landed:
+    """Insert one event in the connection's transaction, as any program with access to the table may."""
+    payload = {"type": "track", "event": collection, "userId": mark, "properties": {"campaignId": campaign}}
+    row = connection.execute(
+        "insert into raw.events (source, collection, message_id, payload) values (%s, %s, %s, %s) returning seq",
+        (source, collection, message_id, json.dumps(payload)),
+    ).fetchone()
+    assert row is not None
+    return Landed(row[0], source, collection, message_id, mark, campaign)
+
+
+def land_payload(connection: psycopg.Connection, message_id: str, payload: Mapping[str, Any], **columns: Any) -> None:
+    """Insert one event with a payload of any shape."""
+    values = {"source": "iterable", "collection": "email_opened"} | columns
+    values |= {"message_id": message_id, "payload": json.dumps(payload)}
+    names = ", ".join(values)
+    places = ", ".join(["%s"] * len(values))
+    connection.execute(f"insert into raw.events ({names}) values ({places})", list(values.values()))
+
+
+def run(database: Database, settings: Settings, *select: str, full_refresh: bool = False) -> list[TableFilled]:
+    """Run dbt in this process, on some models or all; none may fail."""
+    filled = transform(database, settings, select=select, full_refresh=full_refresh)
+    assert [f"{table.source}.{table.table}: {table.error}" for table in filled if table.error] == []
+    return filled
+
+
+def expected(events: Iterable[Landed], source: str, table: str) -> dict[str, Landed]:
+    """Work out what a table must hold: of the events with one id, the first one landed."""
+    rows: dict[str, Landed] = {}
+    for event in sorted(events, key=lambda e: e.seq):
+        belongs = event.collection is not None if table == "tracks" else event.collection == table
+        if belongs and event.source == source:
+            rows.setdefault(event.message_id, event)
+    return rows
+
+
+def contents(connection: psycopg.Connection, table: str, *, without: Sequence[str] = ("uuid_ts",)) -> list[tuple]:
+    """Return all rows of a served table in a fixed order, without some of its columns."""
+    schema, name = table.split(".")
+    columns = connection.execute(
+        "select string_agg(quote_ident(column_name::text), ', ' order by ordinal_position)"
+        " from information_schema.columns where table_schema = %s and table_name = %s and column_name <> all(%s)",
+        (schema, name, list(without)),
+    ).fetchone()
+    assert columns is not None
+    return connection.execute(f"select {columns[0]} from {table} order by id").fetchall()
+
+
+def everything(connection: psycopg.Connection, source: str = "iterable") -> dict[str, list[tuple]]:
+    """Return what can be compared between increments and a rebuild: every table, and what did not fit."""
+    state = {table: contents(connection, f"{source}.{table}") for table in TABLES}
+    state["mismatches"] = connection.execute(
+        "select model, event_id, column_name, value from raw.mismatches where source = %s order by 1, 2, 3", (source,)
+    ).fetchall()
+    return state
+
+
+def assert_union(connection: psycopg.Connection, source: str = "iterable") -> None:
+    """Check that tracks has the ids of all collections, and of events without one, and no others."""
+    union = " union ".join(f"select id from {source}.{table}" for table in COLLECTIONS)
+    only = ", ".join(f"'{table}'" for table in COLLECTIONS)
+    query = f"""
+        (select id from {source}.tracks where event not in ({only}) or event is null union {union})
+        except select id from {source}.tracks
+    """
+    assert connection.execute(query).fetchall() == []
+    assert (
+        connection.execute(f"select id from {source}.tracks where event in ({only}) except ({union})").fetchall() == []
+    )
+
+
+def law(connection: psycopg.Connection, source: str = "iterable") -> dict[str, int]:
+    """Return the conservation law of a source, and check that it adds up."""
+    with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+        row = cursor.execute("select * from raw.conservation where source = %s", (source,)).fetchone()
+    assert row is not None
+    numbers = {name: int(value) for name, value in row.items() if name != "source"}
+    parts = ("in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "waiting")
+    assert numbers["accepted"] == sum(numbers[part] for part in parts), numbers
+    assert numbers.pop("missing_in_collections") == 0
+    assert numbers.pop("missing_in_tracks") == 0
+    return numbers
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something another process brings about, and fail when it does not come."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    pause = Signal()
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS:.0f} s for: {what}"
+        pause.wait(0.02)
