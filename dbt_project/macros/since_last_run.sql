@@ -1,14 +1,17 @@
 {#-
     The cut: the events this run is to add. An event is new when the run's snapshot sees its transaction and the snapshot
-    the model last finished with did not. No watermark could say so: a transaction that began early may commit late.
+    the model last finished with did not: it had not begun (xmax), or was running (xip). No watermark could say so: a
+    transaction that began early may commit late. Nor does the oldest one (xmin) make a run read again what came since.
 
     The snapshots come from settings of the transaction (`read_from` sets them), so the compiled SQL is the same in every
     run. Outside a run nothing is set and everything committed counts as new.
 -#}
 {% macro since_last_run() -%}
-    load_xid >= pg_snapshot_xmin({{ previous_snapshot() }})
+    (
+            load_xid >= pg_snapshot_xmax({{ previous_snapshot() }})
+            or load_xid = any(array(select pg_snapshot_xip({{ previous_snapshot() }})))
+        )
         and pg_visible_in_snapshot(load_xid, (select {{ current_snapshot() }}))
-        and not pg_visible_in_snapshot(load_xid, (select {{ previous_snapshot() }}))
 {%- endmacro %}
 
 
@@ -55,8 +58,9 @@
 
 {% macro lock_cursor(source_name, rebuild) %}
     {%- call statement('cursor', fetch_result=True) -%}
-        {#- Two statements: what a select had to wait for, it may still see as it was before. #}
-        select from raw.cursors
+        {#- A statement of its own: the next one sees the cursor as the run it had to wait for has left it. #}
+        select set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO, MDY', true)
+        from raw.cursors
         where cursors.model = '{{ model.name }}' and cursors.source = '{{ source_name }}'
         for update;
 
@@ -74,9 +78,7 @@
                 true
             ),
             {#- An increment is small against the history: never read all of it, however old the statistics are. -#}
-            set_config('enable_seqscan', case when {{ rebuild }} or cursors.snapshot is null then 'on' else 'off' end, true),
-            set_config('timezone', 'UTC', true),
-            set_config('datestyle', 'ISO, MDY', true)
+            set_config('enable_seqscan', case when {{ rebuild }} or cursors.snapshot is null then 'on' else 'off' end, true)
         from raw.cursors
         cross join raw.transforms
         {#- A rebuild that had to wait for a run with a later snapshot reads up to that one: tables never go back in time. #}
