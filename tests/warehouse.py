@@ -94,7 +94,8 @@ def land_payload(connection: psycopg.Connection, message_id: str, payload: Mappi
 def run(database: Database, settings: Settings, *select: str, full_refresh: bool = False) -> list[TableFilled]:
     """Run dbt in this process, on some models or all; none may fail."""
     filled = transform(database, settings, select=select, full_refresh=full_refresh)
-    assert [f"{table.source}.{table.table}: {table.error}" for table in filled if table.error] == []
+    failed = [f"{table.source}.{table.table}: {table.error}" for table in filled if table.error]
+    assert not failed, "; ".join(failed)
     return filled
 
 

