@@ -9,11 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import alembic.command
 import psycopg
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL, make_url
@@ -141,6 +137,10 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
     Raises:
         DatabaseError: The schema is newer than this version of the loader.
     """
+    # A tenth of a second to import, which no other command should wait for.
+    import alembic.command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", str(bundled("migrations")))
     with engine.begin() as connection:
@@ -150,7 +150,7 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
         _refuse_newer(before)
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
-        return before, _head()
+        return before, _revisions()[-1]
 
 
 def check_version(number: int) -> None:
@@ -177,9 +177,10 @@ def _prepare(database: Database, *, migrate_behind: bool) -> None:
     except OperationalError as error:
         raise unreachable(database.url, error.orig) from None
     _refuse_newer(revision)
-    if revision != _head():
+    head = _revisions()[-1]
+    if revision != head:
         if not migrate_behind:
-            state = "is not there yet" if revision is None else f"is at revision {revision}, behind {_head()}"
+            state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
             raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
         migrate(database.engine)
     if database.embedded and revision is None:
@@ -214,19 +215,19 @@ def _sqlalchemy_url(url: str) -> URL:
 def _revision(connection: Connection) -> str | None:
     if connection.execute(text("select to_regclass('raw.alembic_version')")).scalar_one() is None:
         return None
-    return MigrationContext.configure(connection, opts={"version_table_schema": "raw"}).get_current_revision()
+    return connection.execute(text("select version_num from raw.alembic_version")).scalar_one_or_none()
 
 
-def _head() -> str:
-    head = ScriptDirectory(str(bundled("migrations"))).get_current_head()
-    if head is None:
+def _revisions() -> list[str]:
+    """Return the revisions there are, the oldest first: the numbers that the files' names begin with."""
+    revisions = sorted(file.stem.split("_")[0] for file in (bundled("migrations") / "versions").glob("*.sql"))
+    if not revisions:
         raise DatabaseError("The migrations are missing from the installation. Install the package again.")
-    return head
+    return revisions
 
 
 def _refuse_newer(revision: str | None) -> None:
-    known = {script.revision for script in ScriptDirectory(str(bundled("migrations"))).walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision is not None and revision not in _revisions():
         raise DatabaseError(
             f"The raw schema is at revision {revision}, which this version of the loader does not know: it was brought "
             "up by a newer one. Upgrade this installation."

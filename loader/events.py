@@ -3,6 +3,7 @@
 These are plain values with no knowledge of files, HTTP or the database.
 """
 
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -37,14 +38,14 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         offset: Where its line begins, in bytes of the decompressed file.
         message_id: The id of its row in every table.
         collection: The table it belongs to; empty for an event without one, None when the call is not a `track`.
-        received_at: When a server first received it, as text PostgreSQL reads; None for now.
+        received_at: When a server first received it, with its offset; None for now.
     """
 
     payload: bytes
     offset: int
     message_id: str
     collection: str | None
-    received_at: str | None
+    received_at: datetime | None
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):

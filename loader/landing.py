@@ -8,10 +8,11 @@ commits: the caller's transaction also holds what it says about the file.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from struct import Struct
 
 import msgspec
 import psycopg
-from psycopg import sql
 
 from loader.errors import DatabaseError
 from loader.events import Event, Reason, Refused
@@ -28,7 +29,21 @@ _ROW_CODES = frozenset({"54000", "54001"})
 # Events handed to the driver at a time, so that the server parses while the next ones are made ready.
 _BLOCK = 256
 
-_COPY = sql.SQL("copy raw.events (source, collection, message_id, received_at, payload) from stdin")
+# Binary, because the server then takes a payload as it is instead of looking at each byte for what text format escapes:
+# a tenth of its work. Events that bring no time of their own get the column's default.
+# https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
+_COPY = "copy raw.events (source, collection, message_id, payload) from stdin (format binary)"
+_COPY_RECEIVED = "copy raw.events (source, collection, received_at, message_id, payload) from stdin (format binary)"
+_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_END = b"\xff\xff"
+_LENGTH = Struct(">i").pack
+_TIME_AND_LENGTH = Struct(">qi").pack
+_LENGTH_AND_VERSION = Struct(">iB").pack
+_JSONB_VERSION = 1
+# What PostgreSQL counts times from, and in.
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
 _QUARANTINE = """
     insert into raw.quarantine
         (source, entrance, reason, detail, payload, path, byte_offset, resolved_at, resolution)
@@ -116,7 +131,11 @@ def land(
     events.sort(key=_partition)
     with connection.cursor() as cursor:
         culprits: list[Refused] = []
-        _copy(cursor, source, events, culprits)
+        now = None
+        if any(event.received_at for event in events):
+            row = cursor.execute("select now()").fetchone()
+            now = row[0] if row else None
+        _copy(cursor, source, events, now, culprits)
         refused = _settle(refused, culprits)
         if refused:
             cursor.executemany(
@@ -156,14 +175,18 @@ def _partition(event: Event) -> str:
     return event.collection or ""
 
 
-def _copy(cursor: psycopg.Cursor, source: str, events: Sequence[Event], refused: list[Refused]) -> None:
+def _copy(
+    cursor: psycopg.Cursor, source: str, events: Sequence[Event], now: datetime | None, refused: list[Refused]
+) -> None:
     """Copy events, halving what the database refuses until the culprits are known."""
     if not events:
         return
     try:
-        with cursor.connection.transaction(), cursor.copy(_COPY) as copy:
+        with cursor.connection.transaction(), cursor.copy(_COPY if now is None else _COPY_RECEIVED) as copy:
+            copy.write(_HEADER)
             for start in range(0, len(events), _BLOCK):
-                copy.write(_block(source, events[start : start + _BLOCK]))
+                copy.write(_block(source, events[start : start + _BLOCK], now))
+            copy.write(_END)
     except psycopg.Error as error:
         if not blames_row(error):
             raise
@@ -174,8 +197,8 @@ def _copy(cursor: psycopg.Cursor, source: str, events: Sequence[Event], refused:
             refused.append(Refused(events[0].payload, events[0].offset, Reason.REFUSED_BY_DATABASE, detail))
             return
         middle = len(events) // 2
-        _copy(cursor, source, events[:middle], refused)
-        _copy(cursor, source, events[middle:], refused)
+        _copy(cursor, source, events[:middle], now, refused)
+        _copy(cursor, source, events[middle:], now, refused)
 
 
 def blames_row(error: psycopg.Error) -> bool:
@@ -199,29 +222,42 @@ def explain(error: psycopg.Error) -> DatabaseError:
     return DatabaseError(f"The database refused ({state or 'no answer'}): {message}. {advice}")
 
 
-def _block(source: str, events: Sequence[Event]) -> bytes:
-    """Return events as lines of COPY's text format."""
-    plain = _is_plain(b"".join([event.payload for event in events]))
+def _block(source: str, events: Sequence[Event], now: datetime | None) -> bytes:
+    """Return events as rows of COPY's binary format.
+
+    Written out rather than divided into functions, for it runs once for each event.
+
+    Args:
+        source: The schema name of the source.
+        events: The events.
+        now: The transaction's time, where the rows have a `received_at`; None where they have none.
+    """
+    beginnings = {collection: _beginning(source, collection, now) for collection in {e.collection for e in events}}
     pieces: list[bytes] = []
     for event in events:
-        message_id = event.message_id
-        if "\\" in message_id or not message_id.isprintable():
-            message_id = _escaped(message_id.encode()).decode()
-        collection = r"\N" if event.collection is None else event.collection
+        message_id = event.message_id.encode()
+        payload = event.payload
         pieces += (
-            f"{source}\t{collection}\t{message_id}\t{event.received_at or 'now'}\t".encode(),
-            event.payload if plain else _escaped(event.payload),
-            b"\n",
+            beginnings[event.collection],
+            _LENGTH(len(message_id))
+            if now is None
+            else _TIME_AND_LENGTH(((event.received_at or now) - _EPOCH) // _MICROSECOND, len(message_id)),
+            message_id,
+            _LENGTH_AND_VERSION(len(payload) + 1, _JSONB_VERSION),
+            payload,
         )
     return b"".join(pieces)
 
 
-def _is_plain(value: bytes) -> bool:
-    """Say whether a value holds nothing that COPY's text format gives a meaning of its own."""
-    return b"\\" not in value and b"\t" not in value and b"\n" not in value and b"\r" not in value
-
-
-def _escaped(value: bytes) -> bytes:
-    if _is_plain(value):
-        return value
-    return value.replace(b"\\", b"\\\\").replace(b"\t", b"\\t").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+def _beginning(source: str, collection: str | None, now: datetime | None) -> bytes:
+    """Return a row up to where one event differs from the next of its collection."""
+    return b"".join(
+        [
+            (4 if now is None else 5).to_bytes(2, "big"),
+            _LENGTH(len(source.encode())),
+            source.encode(),
+            _LENGTH(-1 if collection is None else len(collection.encode())),
+            (collection or "").encode(),
+            b"" if now is None else _LENGTH(8),
+        ]
+    )

@@ -321,9 +321,27 @@ def test_the_time_of_receipt_is_the_given_one_or_now(connection: psycopg.Connect
     assert rows == [(True, False), (False, True)]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2015-12-12T19:11:01.266Z",
+        "2015-12-12 19:11:01.1234567+05",
+        "2015-12-12T19:11:01.999999500-0330",
+        "1999-12-31T23:59:59.123456789Z",
+        "0001-01-01T00:00:00.5+14:00",
+        "9999-12-31T23:59:59.999999-14",
+    ],
+)
+def test_the_time_of_receipt_is_the_one_the_database_reads(connection: psycopg.Connection, value: str) -> None:
+    """The models compare the column with the payload's own text: the two are one time, to the last digit."""
+    land_lines(connection, [line("m1")[:-1] + f',"receivedAt":"{value}"}}'.encode()])
+    rows = connection.execute("select received_at = (payload ->> 'receivedAt')::timestamptz from raw.events").fetchall()
+    assert rows == [(True,)]
+
+
 def test_landing_commits_nothing(database: Database, connection: psycopg.Connection) -> None:
     """What the caller rolls back never was: no events, and no messages in quarantine."""
-    messages = list(parse_lines(b"\n".join([line("m1"), b"{", line("m2", value=TOO_LARGE)]), 0))
+    messages = parse_lines(b"\n".join([line("m1"), b"{", line("m2", value=TOO_LARGE)]), 0)
     with database.connect() as other, other.transaction(force_rollback=True):
         assert land(other, "iterable", "file", messages).rows == 1
         assert connection.execute("select count(*) from raw.events").fetchone() == (0,)
