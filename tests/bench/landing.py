@@ -8,8 +8,8 @@ import psutil
 
 from tests.bench.ground import Ground, median_ratio, report, seconds
 
-_EVENTS = 1_000_000
-_ROUNDS = 3
+_EVENTS = 2_000_000
+_ROUNDS = 5
 
 
 def rate(ground: Ground) -> None:
