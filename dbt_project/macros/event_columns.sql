@@ -7,6 +7,8 @@
     payload again for each.
 -#}
 {% macro collection(every_event=false) %}
+    {#- A parent while dbt parses, so that tracks comes first, and none when it runs: nothing is read from it. -#}
+    {%- do ref('after_tracks') if not (execute or every_event) -%}
     {%- set events = source('raw', 'events') -%}
     select
         {%- for column in model_columns() %}

@@ -77,6 +77,8 @@
                 case when {{ rebuild }} then '' else coalesce(cursors.snapshot::text, '') end,
                 true
             ),
+            {#- Room to group a first run's ids by, on each of a few connections. -#}
+            set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 32 * 1024 * 1024) / 1024 || 'kB', true),
             {#- An increment is small against the history: never read all of it, however old the statistics are. -#}
             set_config('enable_seqscan', case when {{ rebuild }} or cursors.snapshot is null then 'on' else 'off' end, true)
         from raw.cursors
