@@ -14,6 +14,7 @@ from struct import Struct
 import msgspec
 import psycopg
 
+from loader.catalog import Seen
 from loader.errors import DatabaseError
 from loader.events import Event, Reason, Refused
 from loader.files import printable
@@ -79,7 +80,7 @@ class Landed:
         self.repaired += other.repaired
 
 
-def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Chunk) -> Landed:
+def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Chunk, seen: Seen | None) -> Landed:
     """Land the lines of a file's chunk in the connection's transaction.
 
     Args:
@@ -87,6 +88,7 @@ def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Ch
         source: The schema name of the source.
         path: The file, for the quarantine.
         chunk: Whole lines.
+        seen: Takes note of what the events are made of.
 
     Raises:
         FileError: The file cannot be read any more.
@@ -96,8 +98,10 @@ def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Ch
     if chunk.truncated:
         total = len(data) + chunk.truncated
         detail = f"{total} bytes without a newline; the first {len(data)} are kept here"
-        return land(connection, source, "file", [Refused(data, chunk.offset, Reason.LINE_TOO_LONG, detail)], path)
-    return land(connection, source, "file", parse_lines(data, chunk.offset), path)
+        return land(
+            connection, source, "file", [Refused(data, chunk.offset, Reason.LINE_TOO_LONG, detail)], seen, path=path
+        )
+    return land(connection, source, "file", parse_lines(data, chunk.offset), seen, path=path)
 
 
 def land(
@@ -105,6 +109,8 @@ def land(
     source: str,
     entrance: str,
     messages: Iterable[Event | Refused],
+    seen: Seen | None,
+    *,
     path: str | None = None,
 ) -> Landed:
     """Land messages in the connection's transaction.
@@ -114,6 +120,7 @@ def land(
         source: The schema name of the source.
         entrance: Where they came in, for the quarantine.
         messages: Events for raw.events, refusals for raw.quarantine.
+        seen: Takes note of what the events that land are made of; None when nobody is to know.
         path: The file they came from, for the quarantine.
 
     Raises:
@@ -136,6 +143,9 @@ def land(
             row = cursor.execute("select now()").fetchone()
             now = row[0] if row else None
         _copy(cursor, source, events, now, culprits)
+        if seen:
+            blamed = {culprit.offset for culprit in culprits}
+            seen.look(source, [event for event in events if event.offset not in blamed] if blamed else events)
         refused = _settle(refused, culprits)
         if refused:
             cursor.executemany(

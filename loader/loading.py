@@ -17,6 +17,7 @@ from typing import Literal
 import psycopg
 from psycopg.rows import class_row
 
+from loader.catalog import Tracker
 from loader.connection import connect
 from loader.errors import FileError
 from loader.files import STANDARD_INPUT, is_regular, open_events, printable, read_head
@@ -128,6 +129,7 @@ class Load:
         self._source = source
         self._count = workers
         self._report = report
+        self._tracker = Tracker()
         self._workers: Workers | None = None
         self._guard: psycopg.Connection | None = None
         self._progress = Progress(0)
@@ -207,7 +209,8 @@ class Load:
         small = len(first) < 2 or first[1].content_digest is not None
         if small or self._count == 1:
             for chunk in chain(first, chunks):
-                yield land_and_advance(self._connection, Work(load, self._source, path, chunk), lambda _: None)
+                work = Work(load, self._source, path, chunk)
+                yield land_and_advance(self._connection, work, self._tracker, lambda _: None)
             return
         if self._workers is None:
             self._workers = Workers(self._url, self._count)

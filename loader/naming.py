@@ -7,6 +7,7 @@ Segment warehouse. Everything in this module is a pure function of its arguments
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 # Bytes of an identifier PostgreSQL keeps; it cuts longer ones silently.
 IDENTIFIER_BYTES = 63
@@ -72,6 +73,19 @@ def table_name(event: str) -> str:
     """
     name = snake_case(event)
     return f"_{name}" if name in BUILT_IN_TABLES else identifier(name)
+
+
+def column_name(path: Sequence[str]) -> str:
+    """Return the column of a property, e.g. `context_traits_email` for the path context, traits, email.
+
+    Args:
+        path: The keys that lead to it, the first being `properties`, which is no part of the name, or `context`.
+
+    Returns:
+        The column's name; the empty string when no key has an ASCII letter or digit, and so no column.
+    """
+    keys = path[1:] if path[0] == "properties" else path
+    return identifier("_".join(filter(None, map(snake_case, keys))))
 
 
 def schema_name(source: str) -> str:

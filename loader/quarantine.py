@@ -7,6 +7,7 @@ from datetime import datetime
 import psycopg
 from psycopg.rows import class_row
 
+from loader.catalog import Tracker
 from loader.errors import UsageError
 from loader.events import Event, Refused
 from loader.landing import Landed, explain, land
@@ -103,6 +104,7 @@ def retry(
     still: list[tuple[int, str]] = []
     chosen = list(dict.fromkeys(numbers))
     _refuse_landed(connection, chosen)
+    tracker = Tracker()
     for number in chosen:
         message = find_message(connection, number)
         payload = message.payload if replacement is None else replacement
@@ -113,7 +115,7 @@ def retry(
             still.append((number, f"{refusals[0].reason}: {refusals[0].detail}" if refusals else "it is empty"))
             continue
         try:
-            with connection.transaction() as transaction:
+            with tracker.transaction(connection) as seen:
                 resolved = connection.execute(
                     "update raw.quarantine set resolved_at = now(), resolution = %s"
                     " where id = %s and resolved_at is null",
@@ -121,10 +123,10 @@ def retry(
                 )
                 if not resolved.rowcount:
                     continue  # somebody else landed it meanwhile
-                landed = land(connection, message.source, message.entrance, events, message.path)
+                landed = land(connection, message.source, message.entrance, events, seen, path=message.path)
                 if landed.quarantined:
                     still.append((number, "the database refuses it as before"))
-                    raise psycopg.Rollback(transaction)
+                    raise psycopg.Rollback
                 total.add(landed)
         except psycopg.Error as error:
             raise explain(error) from None

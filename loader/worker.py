@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 import psycopg
 
 from loader import landing
+from loader.catalog import Tracker
 from loader.connection import connect
 from loader.errors import LoaderError
 from loader.landing import Landed
@@ -49,20 +50,24 @@ class Work:
     chunk: Chunk
 
 
-def land_and_advance(connection: psycopg.Connection, work: Work, may_commit: Callable[[Landed], None]) -> Landed:
+def land_and_advance(
+    connection: psycopg.Connection, work: Work, tracker: Tracker, may_commit: Callable[[Landed], None]
+) -> Landed:
     """Land a chunk and move its file's offset, in one transaction.
 
     Args:
         connection: A connection with no transaction open.
         work: The chunk.
+        tracker: What is known of the events so far.
         may_commit: Called when the rows are copied; returns once everything before them is committed.
 
     Raises:
         LoaderError: The database cannot take the chunk, or another loader has moved the file's offset.
     """
     try:
-        with connection.transaction():
-            landed = landing.land_chunk(connection, work.source, work.path, work.chunk)
+        # It records what is new at the end, when nobody has to wait for this transaction but for an instant.
+        with tracker.transaction(connection) as seen:
+            landed = landing.land_chunk(connection, work.source, work.path, work.chunk, seen)
             may_commit(landed)
             advanced = connection.execute(
                 _ADVANCE,
@@ -101,8 +106,9 @@ def main(descriptor: int) -> None:
     try:
         try:
             with connect(pipe.recv(), autocommit=True) as connection:
+                tracker = Tracker()
                 while True:
-                    pipe.send(land_and_advance(connection, pipe.recv(), may_commit))
+                    pipe.send(land_and_advance(connection, pipe.recv(), tracker, may_commit))
         except LoaderError as error:
             pipe.send(error)
         except (EOFError, OSError):

@@ -34,7 +34,7 @@ def connection(database: Database) -> Iterator[psycopg.Connection]:
 def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], path: str | None = "file") -> Landed:
     """Land lines in a transaction of their own."""
     with connection.transaction():
-        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), path)
+        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), None, path=path)
 
 
 def landed_ids(connection: psycopg.Connection) -> list[str]:
@@ -343,7 +343,7 @@ def test_landing_commits_nothing(database: Database, connection: psycopg.Connect
     """What the caller rolls back never was: no events, and no messages in quarantine."""
     messages = parse_lines(b"\n".join([line("m1"), b"{", line("m2", value=TOO_LARGE)]), 0)
     with database.connect() as other, other.transaction(force_rollback=True):
-        assert land(other, "iterable", "file", messages).rows == 1
+        assert land(other, "iterable", "file", messages, None).rows == 1
         assert connection.execute("select count(*) from raw.events").fetchone() == (0,)
     assert (landed_ids(connection), quarantined(connection)) == ([], [])
 
@@ -364,4 +364,4 @@ def test_what_became_of_messages_adds_up() -> None:
 def test_nothing_is_landed_of_nothing(connection: psycopg.Connection) -> None:
     """An empty chunk is no mistake."""
     messages: list[Event | Refused] = []
-    assert land(connection, "iterable", "file", messages) == Landed()
+    assert land(connection, "iterable", "file", messages, None) == Landed()

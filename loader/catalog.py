@@ -1,0 +1,301 @@
+"""Keeps raw.collections and raw.properties: which collections there are, and what their events are made of.
+
+What is new is recorded in the transaction of the events that brought it, as the last thing before the commit and under
+a lock of the source. So whoever sees an event sees what it is made of, and a transaction that waits for its turn to
+commit keeps nobody waiting for it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import psycopg
+
+from loader.events import Event
+from loader.naming import column_name
+from loader.properties import TRACKED_PROPERTIES, Path, Shape, covers, event_name
+
+# A source and one of its collections.
+Key = tuple[str, str]
+
+# Collections remembered at a time: many more than anybody means to have.
+_REMEMBERED = 10_000
+
+_RECORDED_COLLECTIONS = """
+    select collection, untracked from raw.collections where source = %s and collection = any(%s)
+"""
+_RECORDED_PROPERTIES = """
+    select collection, path, types from raw.properties where source = %s and collection = any(%s) order by number
+"""
+_COUNT_PROPERTIES = """
+    select collection, count(*) from raw.properties where source = %s and collection = any(%s) group by collection
+"""
+_RECORDED_PATHS = """
+    select path from raw.properties where source = %s and collection = %s
+"""
+_RECORD_COLLECTION = """
+    insert into raw.collections (source, collection, event, first_event_id)
+    values (%s, %s, %s, %s)
+    on conflict (source, collection) do nothing
+"""
+_RECORD_UNTRACKED = """
+    update raw.collections set untracked = true where source = %s and collection = %s and not untracked
+"""
+_RECORD_PROPERTY = """
+    insert into raw.properties (source, collection, path, digest, column_name, types, first_event_id)
+    values (%s, %s, %s, %s, %s, %s, %s)
+    on conflict (source, collection, digest) do update
+    set types = array(select distinct kind from unnest(properties.types || excluded.types) as kind order by kind)
+    where not properties.types @> excluded.types
+"""
+
+
+@dataclass
+class Property:
+    """A property with types that are not recorded yet.
+
+    Attributes:
+        source: The schema name of its source.
+        collection: Its collection.
+        path: The keys that lead to it.
+        first_event_id: The message id of the first such event.
+        offset: Where that event is; what is new is recorded in this order.
+        types: The types.
+    """
+
+    source: str
+    collection: str
+    path: Path
+    first_event_id: str
+    offset: int
+    types: set[str] = field(default_factory=set)
+
+    @property
+    def digest(self) -> bytes:
+        """What the property is found by, since keys may be longer than an index entry."""
+        return hashlib.sha256(msgspec.json.encode(self.path)).digest()
+
+
+@dataclass
+class Collection:
+    """A collection that is not recorded yet.
+
+    Attributes:
+        source: The schema name of its source.
+        collection: Its name.
+        event: The name of the first such event, as it came.
+        first_event_id: Its message id.
+        offset: Where it is.
+    """
+
+    source: str
+    collection: str
+    event: str
+    first_event_id: str
+    offset: int
+
+
+class Tracker:
+    """What a process knows to be recorded, so that an event like those before it costs no query."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[Key, Shape] = {}
+        self.collections: set[Key] = set()
+
+    @contextmanager
+    def transaction(self, connection: psycopg.Connection) -> Iterator["Seen"]:
+        """Open a transaction whose events are taken note of; what is new is recorded as it commits.
+
+        Args:
+            connection: A connection with no transaction open.
+
+        Yields:
+            What takes note of the events.
+        """
+        seen = Seen(self, connection)
+        recorded = False
+        with connection.transaction():
+            yield seen
+            seen.record()
+            recorded = True
+        # Only now: a rollback, also one the caller asked for, must not leave anything known that is not recorded.
+        if recorded:
+            seen.learn()
+
+    def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:
+        """Read what is recorded of collections this process has not met yet."""
+        missing = [name for name in collections if (source, name) not in self.shapes]
+        if len(self.shapes) + len(missing) > _REMEMBERED:
+            self.shapes.clear()
+            self.collections.clear()
+        untracked: dict[str, bool] = dict(connection.execute(_RECORDED_COLLECTIONS, (source, missing)).fetchall())
+        properties: dict[str, list[tuple[list[str], list[str]]]] = {name: [] for name in missing}
+        for name, path, types in connection.execute(_RECORDED_PROPERTIES, (source, missing)):
+            properties[name].append((path, types))
+        for name in missing:
+            self.shapes[source, name] = Shape(properties[name], untracked=untracked.get(name, False))
+        self.collections.update((source, name) for name in untracked)
+
+
+class Seen:
+    """What the events of one transaction are made of, as far as it is not recorded yet.
+
+    Args:
+        tracker: What is known.
+        connection: An open connection.
+        reserved: By collection, paths that have their place whatever else is seen.
+
+    Attributes:
+        collections: Those not recorded.
+        properties: Those not recorded, or not with all their types.
+        untracked: Collections with more properties than are tracked.
+    """
+
+    def __init__(
+        self, tracker: Tracker, connection: psycopg.Connection, reserved: dict[Key, frozenset[Path]] | None = None
+    ) -> None:
+        self._tracker = tracker
+        self._connection = connection
+        self._reserved = reserved or {}
+        self._room: dict[Key, int] = {}
+        self._outdated: set[Key] = set()
+        self.collections: dict[Key, Collection] = {}
+        self.properties: dict[Key, dict[Path, Property]] = {}
+        self.untracked: set[Key] = set()
+
+    def look(self, source: str, events: Sequence[Event]) -> None:
+        """Take note of events that have landed.
+
+        Args:
+            source: The schema name of their source.
+            events: The events; only those of collections count.
+        """
+        tracker = self._tracker
+        names = {event.collection for event in events if event.collection is not None}
+        if any((source, name) not in tracker.shapes for name in names):
+            tracker.load(self._connection, source, names)
+        shapes = {name: tracker.shapes[source, name] for name in names}
+        for event in events:
+            collection = event.collection
+            if collection is None:
+                continue
+            shape = shapes[collection]
+            try:
+                shape.decode(event.payload)
+            except (msgspec.MsgspecError, RecursionError):
+                self._look_closer((source, collection), shape, event)
+
+    def _look_closer(self, key: Key, shape: Shape, event: Event) -> None:
+        """Take an event apart."""
+        try:
+            if key not in self._tracker.collections and key not in self.collections:
+                self.collections[key] = Collection(*key, event_name(event.payload), event.message_id, event.offset)
+            shape.missed()
+            properties = self.properties.setdefault(key, {})
+            for path, kind in shape.novelties(event.payload):
+                known = properties.get(path) or self._add(key, shape, path, event)
+                if known and not covers(known.types, kind):
+                    known.types.add(kind)
+        except RecursionError:
+            self._leave_out(key, shape)
+
+    def _add(self, key: Key, shape: Shape, path: Path, event: Event) -> Property | None:
+        """Make room for a property; None when the collection has no room left."""
+        if not shape.knows(path):
+            reserved = self._reserved.get(key, frozenset())
+            room = self._room.setdefault(key, TRACKED_PROPERTIES - max(shape.tracked, len(reserved)))
+            if path not in reserved:
+                if not room:
+                    self._leave_out(key, shape)
+                    return None
+                self._room[key] = room - 1
+        added = Property(*key, path, event.message_id, event.offset)
+        self.properties[key][path] = added
+        return added
+
+    def _leave_out(self, key: Key, shape: Shape) -> None:
+        if not shape.untracked:
+            self.untracked.add(key)
+
+    def record(self) -> None:
+        """Record what is new, in the order in which it came, under the locks of the sources until the commit."""
+        found = [each for properties in self.properties.values() for each in properties.values()]
+        sources = sorted({of for of, _ in (*self.collections, *self.untracked)} | {each.source for each in found})
+        if not sources:
+            return
+        lock_sources(self._connection, sources)
+        for source in sources:
+            self._give_way(source)
+        found = [each for properties in self.properties.values() for each in properties.values()]
+        with self._connection.cursor() as cursor:
+            insert(cursor, self.collections.values(), found)
+            mark_untracked(cursor, self.untracked)
+
+    def _give_way(self, source: str) -> None:
+        """Keep to the limit although others have recorded properties of the same collections since we looked."""
+        names = [name for of, name in self.properties if of == source]
+        counts = self._connection.execute(_COUNT_PROPERTIES, (source, names)).fetchall()
+        for name, count in counts:
+            found = self.properties[source, name]
+            if count + len(found) <= TRACKED_PROPERTIES:
+                continue
+            recorded = {tuple(path) for (path,) in self._connection.execute(_RECORDED_PATHS, (source, name))}
+            excess = [path for path in found if path not in recorded][max(TRACKED_PROPERTIES - count, 0) :]
+            for path in excess:
+                del found[path]
+            if excess:
+                self.untracked.add((source, name))
+                self._outdated.add((source, name))
+
+    def learn(self) -> None:
+        """Tell the tracker that all this is recorded."""
+        self._tracker.collections.update(self.collections)
+        for key, properties in self.properties.items():
+            if shape := self._tracker.shapes.get(key):
+                for path, each in properties.items():
+                    shape.learn(path, each.types)
+        for key in self.untracked:
+            if shape := self._tracker.shapes.get(key):
+                shape.untracked = True
+        for key in self._outdated:
+            self._tracker.shapes.pop(key, None)
+
+
+def lock_sources(connection: psycopg.Connection, sources: Iterable[str]) -> None:
+    """Keep everybody else from recording anything of some sources, until this transaction ends."""
+    for source in sorted(sources):
+        digest = hashlib.sha256(f"raw.properties {source}".encode()).digest()
+        connection.execute("select pg_advisory_xact_lock(%s)", (int.from_bytes(digest[:8], signed=True),))
+
+
+def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties: Iterable[Property]) -> None:
+    """Record collections and properties in the order of their events; types are added to those recorded."""
+    cursor.executemany(
+        _RECORD_COLLECTION,
+        [
+            (each.source, each.collection, each.event, each.first_event_id)
+            for each in sorted(collections, key=lambda each: each.offset)
+        ],
+    )
+    cursor.executemany(
+        _RECORD_PROPERTY,
+        [
+            (
+                each.source,
+                each.collection,
+                list(each.path),
+                each.digest,
+                column_name(each.path),
+                sorted(each.types),
+                each.first_event_id,
+            )
+            for each in sorted(properties, key=lambda each: each.offset)
+        ],
+    )
+
+
+def mark_untracked(cursor: psycopg.Cursor, collections: Iterable[Key]) -> None:
+    """Record that collections have had more properties than are tracked."""
+    cursor.executemany(_RECORD_UNTRACKED, sorted(collections))

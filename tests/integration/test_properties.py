@@ -1,0 +1,218 @@
+"""What events are made of is recorded as they land: in their transaction, once, whoever else is landing."""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.catalog import Tracker
+from loader.database import Database
+from loader.landing import Landed, land
+from loader.loading import Load
+from loader.properties import TRACKED_PROPERTIES
+from loader.quarantine import open_messages, retry
+from loader.segment import parse_lines
+
+# A number PostgreSQL has no room for, in JSON without a flaw.
+TOO_LARGE = b"1e200000"
+
+Rows = list[tuple[object, ...]]
+
+
+def call(message_id: str, properties: object, *, event: str = "Email Opened", context: object = None) -> bytes:
+    """Return a track call as a line."""
+    whole = {"type": "track", "event": event, "userId": "u", "messageId": message_id, "properties": properties}
+    return json.dumps(whole | ({} if context is None else {"context": context})).encode()
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit, as the loader's workers have it."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], tracker: Tracker | None = None) -> Landed:
+    """Land lines in a transaction of their own, by a process that knows what the tracker knows."""
+    with (tracker or Tracker()).transaction(connection) as seen:
+        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen, path="file")
+
+
+def properties(connection: psycopg.Connection, columns: str = "collection, path, types") -> Rows:
+    """Return what is recorded of the properties, in the order it was seen."""
+    return connection.execute(f"select {columns} from raw.properties order by number").fetchall()
+
+
+def collections(connection: psycopg.Connection, columns: str = "source, collection, event, first_event_id") -> Rows:
+    """Return what is recorded of the collections, in the order they were seen."""
+    return connection.execute(f"select {columns} from raw.collections order by number").fetchall()
+
+
+def test_landing_records_what_events_are_made_of(connection: psycopg.Connection) -> None:
+    """Each collection once, each value below properties and context once, in order, with its column and types."""
+    first = {"campaignId": 1, "email": "a@b.c", "dataFields": {"at": "2019-07-08T18:33:25Z", "tags": [1]}, "no": None}
+    land_lines(
+        connection,
+        [
+            call("m1", first, event="emailOpened", context={"traits": {"email": "a@b.c"}}),
+            call("m2", {"campaignId": 12.5, "opened": True, "empty": {}}, event="Email Opened"),
+            call("m3", {}, event="日本語"),
+            b'{"type":"identify","userId":"u","messageId":"m4","traits":{"a":1}}',
+        ],
+    )
+    assert collections(connection) == [
+        ("iterable", "email_opened", "emailOpened", "m1"),
+        ("iterable", "", "日本語", "m3"),
+    ]
+    assert properties(connection, "path, column_name, types, first_event_id") == [
+        (["properties", "campaignId"], "campaign_id", ["bigint", "numeric"], "m1"),
+        (["properties", "email"], "email", ["text"], "m1"),
+        (["properties", "dataFields", "at"], "data_fields_at", ["timestamp with time zone"], "m1"),
+        (["properties", "dataFields", "tags"], "data_fields_tags", ["text"], "m1"),
+        (["context", "traits", "email"], "context_traits_email", ["text"], "m1"),
+        (["properties", "opened"], "opened", ["boolean"], "m2"),
+    ]
+
+
+def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection) -> None:
+    """A process that knows, and one that finds it recorded, write nothing; a new type is added to the old ones."""
+    tracker = Tracker()
+    land_lines(connection, [call("m1", {"a": 1, "b": "x"})], tracker)
+    before = properties(connection, "xmin, number, digest")
+    for each in (tracker, Tracker()):
+        land_lines(connection, [call(f"m{i}", {"a": i, "b": "y"}) for i in range(100)], each)
+        assert properties(connection, "xmin, number, digest") == before
+    land_lines(connection, [call("m2", {"a": True})], tracker)
+    assert properties(connection, "path[2], types, first_event_id") == [
+        ("a", ["bigint", "boolean"], "m1"),
+        ("b", ["text"], "m1"),
+    ]
+
+
+def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None:
+    """What was not committed is recorded by the next event that has it, also by the same process."""
+    tracker = Tracker()
+    with suppress(ZeroDivisionError), tracker.transaction(connection) as seen:
+        land(connection, "iterable", "file", parse_lines(call("m1", {"a": 1}), 0), seen)
+        raise ZeroDivisionError
+    with tracker.transaction(connection) as seen:
+        land(connection, "iterable", "file", parse_lines(call("m2", {"a": 1}), 0), seen)
+        raise psycopg.Rollback
+    assert (collections(connection), properties(connection)) == ([], [])
+    land_lines(connection, [call("m3", {"a": 1})], tracker)
+    assert collections(connection, "first_event_id") == [("m3",)]
+    assert properties(connection, "path, first_event_id") == [(["properties", "a"], "m3")]
+
+
+def test_a_refused_event_is_made_of_nothing(connection: psycopg.Connection) -> None:
+    """What the database does not take is recorded only once it has landed, corrected, from the quarantine."""
+    bad = call("m1", {"lost": 0}).replace(b"0}", TOO_LARGE + b"}")
+    land_lines(connection, [bad, call("m2", {"kept": 1})])
+    assert properties(connection, "path[2]") == [("kept",)]
+    landed, still = retry(connection, open_messages(connection), bad.replace(TOO_LARGE, b"1.5"))
+    assert (landed.rows, still) == (1, [])
+    assert properties(connection, "path[2], types") == [("kept", ["bigint"]), ("lost", ["numeric"])]
+
+
+def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_path: Path) -> None:
+    """Two loads at once, each of several workers with the same new properties in every chunk, come to an end."""
+    files = []
+    for i in range(2):
+        files.append(tmp_path / f"{i}.ndjson")
+        lines = [
+            call(f"{i}-{j}", {f"key{k % 50}": "x" * 300 for k in range(j // 100, j // 100 + 8)}) for j in range(6000)
+        ]
+        files[i].write_bytes(b"\n".join(lines if i else reversed(lines)))
+    outcomes: list[str] = []
+
+    def load(path: Path) -> None:
+        with database.connect(autocommit=True) as connection:
+            outcomes.extend(f.outcome for f in Load(database.url, connection, "iterable", workers=3).run([str(path)]))
+
+    threads = [threading.Thread(target=load, args=(path,), daemon=True) for path in files]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert outcomes == ["loaded", "loaded"]
+    with database.connect() as connection:
+        assert connection.execute("select count(*) from raw.events").fetchone() == (12_000,)
+        assert {row[0] for row in properties(connection, "path[2]")} == {f"key{k}" for k in range(50)}
+
+
+def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.Connection) -> None:
+    """The limit is kept whoever lands; the collection is marked, and new types of what is tracked still count."""
+    first, second = Tracker(), Tracker()
+    land_lines(connection, [call("m0", {"key0": 1})], second)
+    land_lines(connection, [call(f"m{i}", {f"key{i}": 1}) for i in range(TRACKED_PROPERTIES - 2)], first)
+    assert collections(connection, "untracked") == [(False,)]
+    land_lines(
+        connection, [call("x", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES - 4, TRACKED_PROPERTIES + 1)})], second
+    )
+    assert collections(connection, "untracked") == [(True,)]
+    for tracker in (first, second, Tracker()):
+        land_lines(connection, [call("y", {"yet another": 1, f"key{TRACKED_PROPERTIES - 1}": 1})], tracker)
+    land_lines(connection, [call("z", {f"key{TRACKED_PROPERTIES - 5}": "x"})], second)
+    rows = properties(connection, "path[2], types")
+    assert [row[0] for row in rows] == [f"key{i}" for i in range(TRACKED_PROPERTIES)]
+    assert rows[TRACKED_PROPERTIES - 5][1] == ["bigint", "text"]
+
+
+def test_thousands_of_shapes_are_all_recorded(connection: psycopg.Connection) -> None:
+    """Events of which no two are alike, in thousands of collections, lose none of their properties."""
+    tracker = Tracker()
+    for start in range(0, 2000, 500):
+        lines = [
+            call(f"m{i}", {f"key{i}": 1, f"key{i // 2}": 2}, event="Order Placed") for i in range(start, start + 500)
+        ]
+        lines += [call(f"n{i}", {"a": 1}, event=f"event {i}") for i in range(start, start + 500)]
+        land_lines(connection, lines, tracker)
+    rows = properties(connection, "collection, path[2]")
+    assert sorted(rows) == sorted(
+        [("order_placed", f"key{i}") for i in range(2000)] + [(f"event_{i}", "a") for i in range(2000)]
+    )
+    assert len(collections(connection)) == 2001
+
+
+HOSTILE = [
+    "",
+    "__proto__",
+    '"',
+    "'",
+    "\\",
+    "a.b",
+    "a\nb",
+    "{}",
+    "{a,b}",
+    "NULL",
+    "%s",
+    "$1",
+    "🎉",
+    "é",
+    "x" * 10_000,
+    "\x01",
+]
+
+
+def test_keys_of_any_name_are_recorded_as_they_are(connection: psycopg.Connection) -> None:
+    """Quotes, backslashes, control characters, no character at all: each is a path of its own."""
+    tracker = Tracker()
+    for i in range(3):
+        land_lines(connection, [call(f"m{i}-{j}", {key: {key: 1}}) for j, key in enumerate(HOSTILE * 20)], tracker)
+    assert properties(connection, "path") == [(["properties", key, key],) for key in HOSTILE]
+    assert connection.execute("select count(distinct digest) from raw.properties").fetchone() == (len(HOSTILE),)
+
+
+def test_an_event_nested_deeper_than_can_be_followed_lands(connection: psycopg.Connection) -> None:
+    """Deep objects are one path; what is too deep for that marks the collection and costs nobody anything."""
+    lines = []
+    for depth in (500, 900, 950, 980, 1000, 1100, 3000):
+        nested = b'{"a":' * depth + b"1" + b"}" * depth
+        lines.append(call(f"m{depth}", 0).replace(b'"properties": 0', b'"properties":' + nested))
+    landed = land_lines(connection, [*lines, call("m1", {"b": 1})])
+    assert landed.rows + landed.quarantined == len(lines) + 1
+    assert {len(row[0]) for row in properties(connection, "path")} >= {501, 2}  # type: ignore[arg-type]
