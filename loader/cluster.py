@@ -34,7 +34,6 @@ SETTINGS = {
     "random_page_cost": "1.1",
     "shared_buffers": "256MB",
     "timezone": "UTC",
-    "wal_compression": "on",  # the packaged build has neither lz4 nor zstd
 }
 # Another user's processes get nothing of this process's environment.
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}

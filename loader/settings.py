@@ -64,6 +64,12 @@ class Settings(BaseSettings):
         le=64,
         description="Connections that `loader transform` splits events with.",
     )
+    tables: int = Field(
+        default=200,
+        ge=0,
+        le=10_000,
+        description="Tables a source may get for events that have no model; the events of more are in `tracks` only.",
+    )
 
 
 @cache

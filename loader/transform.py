@@ -45,6 +45,8 @@ class TableFilled:
     error: str = ""
 
 
+_FOUND_COLLECTIONS = "found_collections"
+_FAILED = frozenset({"error", "skipped"})
 _SOURCES = "select schema_name from raw.sources order by id"
 _SYNCS = """
     select source, model, table_rows, read_rows - table_rows as duplicates, new_columns, duration
@@ -106,23 +108,27 @@ def transform(
     with database.begin() as connection:
         rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
     synced = {(row.source, row.model): row for row in rows}
-    filled = []
-    for source in sources:
-        for table, outcome in sorted(outcomes.items()):
-            row = synced.get((source, table))
-            failed_here = outcome.status in {"error", "skipped"} and row is None
-            filled.append(
-                TableFilled(
-                    source=source,
-                    table=table,
-                    rows=row.table_rows if row else 0,
-                    duplicates=row.duplicates if row else 0,
-                    new_columns=tuple(row.new_columns) if row else (),
-                    duration=row.duration if row else timedelta(0),
-                    error=_one_line(outcome.message or outcome.status) if failed_here else "",
-                )
-            )
-    return filled
+    # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
+    found = outcomes.pop(_FOUND_COLLECTIONS, None)
+    names = {(source, table) for source in sources for table in outcomes}
+    filled = [_filled(*name, synced.get(name), outcomes.get(name[1])) for name in sorted(names | synced.keys())]
+    if found is not None and found.status in _FAILED:
+        filled.append(_filled(sources[0], _FOUND_COLLECTIONS, None, found))
+    return sorted(filled, key=lambda table: sources.index(table.source))
+
+
+def _filled(source: str, table: str, row: Any, outcome: Any) -> TableFilled:
+    """Return what a run did to a table, from its row of raw.syncs and dbt's own result, where there are such."""
+    failed = row is None and outcome is not None and outcome.status in _FAILED
+    return TableFilled(
+        source=source,
+        table=table,
+        rows=row.table_rows if row else 0,
+        duplicates=row.duplicates if row else 0,
+        new_columns=tuple(row.new_columns) if row else (),
+        duration=row.duration if row else timedelta(0),
+        error=_one_line(outcome.message or outcome.status) if failed else "",
+    )
 
 
 def project_arguments(settings: Settings) -> list[str]:
@@ -140,7 +146,11 @@ def project_arguments(settings: Settings) -> list[str]:
 def dbt_environment(database: Database, settings: Settings, sources: Sequence[str]) -> dict[str, str]:
     """Return the environment variables the dbt project reads."""
     schema = DEFAULT_SCHEMA if DEFAULT_SCHEMA in sources else sources[0]
-    return connection_environment(database.url) | {"LOADER_THREADS": str(settings.threads), "LOADER_SCHEMA": schema}
+    return connection_environment(database.url) | {
+        "LOADER_SCHEMA": schema,
+        "LOADER_TABLES": str(settings.tables),
+        "LOADER_THREADS": str(settings.threads),
+    }
 
 
 @contextmanager

@@ -14,10 +14,11 @@
     {%- set relations = [] -%}
     {%- for source_name in registered_sources() -%}
         {%- do begin() if not loop.first -%}
-        {%- set relation = api.Relation.create(database=target.database, schema=source_name, identifier=model.alias, type='table') -%}
-        {%- do relations.append(relation) -%}
-        {%- set totals.rows = totals.rows + fill_table(relation, source_name, sql) -%}
-        {%- do apply_grants(relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
+        {%- set table = described_table(source_name, model.alias, model.description) -%}
+        {%- do table.update({'sql': none if is_plain_collection() else sql}) -%}
+        {%- do relations.append(table.relation) -%}
+        {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
+        {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
         {%- do adapter.commit() -%}
     {%- endfor -%}
 
@@ -33,6 +34,26 @@
 {% endmaterialization %}
 
 
+{#- A table of the layout: its name, which events it takes, the columns its yml declares. -#}
+{% macro described_table(source_name, name, description) %}
+    {{ return({
+        'name': name,
+        'description': description,
+        'relation': api.Relation.create(database=target.database, schema=source_name, identifier=name, type='table'),
+        'every_event': name == 'tracks',
+        'declared': model.columns.values() | list,
+        'sql': none,
+    }) }}
+{% endmacro %}
+
+
+{#- Whether the model is the macro and nothing else. Only then can a run add columns; other SQL is taken as it is. -#}
+{% macro is_plain_collection() %}
+    {%- set code = model.raw_code | replace(' ', '') | trim -%}
+    {{ return(code in ['{{collection()}}', '{{collection(every_event=true)}}']) }}
+{% endmacro %}
+
+
 {#- dbt's driver begins the first transaction of a connection; after a commit nobody does, and every statement is on its own. -#}
 {% macro begin() %}
     {%- call statement('begin') -%} begin {%- endcall -%}
@@ -40,48 +61,57 @@
 
 
 {#- Brings one source's table up to the invocation's snapshot; returns by how many rows it grew. -#}
-{% macro fill_table(relation, source_name, sql) %}
+{% macro fill_table(table, source_name) %}
     {%- set full_refresh = should_full_refresh() -%}
-    {%- set run = read_from(source_name, rebuild=full_refresh) -%}
-    {%- set shape = shape_table(relation) -%}
+    {%- set run = read_from(table.name, source_name, rebuild=full_refresh) -%}
+    {%- set shape = shape_table(table) -%}
     {%- set rebuild = full_refresh or shape.created or not run.cursor_snapshot -%}
     {%- if shape.created and run.cursor_snapshot -%}
         {#- Somebody has dropped the table: it starts over, from the first event. -#}
-        {%- set run = read_from(source_name, rebuild=true) -%}
+        {%- set run = read_from(table.name, source_name, rebuild=true) -%}
     {%- endif -%}
 
-    {%- if run.first_run and not full_refresh and has_rows(relation) -%}
+    {%- if run.first_run and not full_refresh and has_rows(table.relation) -%}
         {%- do exceptions.raise_compiler_error(
-            relation ~ " holds rows that did not come from raw.events. Move the table away, or run with --full-refresh to replace its rows."
+            table.relation ~ " holds rows that did not come from raw.events. Move the table away, or run with --full-refresh to replace its rows."
         ) -%}
     {%- endif -%}
 
     {%- set removed = 0 -%}
     {%- if rebuild -%}
-        {%- set removed = empty_table(relation, source_name) -%}
+        {%- set removed = empty_table(table, source_name) -%}
     {%- endif -%}
 
-    {%- set found = count_new_events() -%}
+    {%- set found = count_new_events(table) -%}
+    {%- set grown = {'columns': [], 'new_columns': [], 'widened': []} -%}
+    {%- if found.rows or shape.new_columns or var('widen', false) -%}
+        {%- set grown = grow_table(table, source_name, shape) -%}
+    {%- endif -%}
+    {%- if grown.widened and not rebuild -%}
+        {%- do refill_columns(table, source_name, run, grown.columns | selectattr('name', 'in', grown.widened) | list) -%}
+    {%- endif -%}
+    {%- set new_columns = shape.new_columns + grown.new_columns -%}
+
     {%- set table_rows = 0 -%}
     {%- if found.rows -%}
         {%- set overtaken = 0 -%}
         {%- if not rebuild and found.first_seq < run.last_seq -%}
-            {%- set overtaken = remove_overtaken(relation, source_name, run.last_seq) -%}
+            {%- set overtaken = remove_overtaken(table, source_name, run.last_seq) -%}
         {%- endif -%}
         {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
         {%- set key_later = shape.created and not found.repeated -%}
-        {%- do add_primary_key(relation) if shape.created and not key_later -%}
-        {%- set inserted = run_counted(insert_new_events(relation, sql, in_landing_order=found.repeated, on_conflict=not key_later)) -%}
-        {%- do add_primary_key(relation) if key_later -%}
+        {%- do add_primary_key(table.relation) if shape.created and not key_later -%}
+        {%- set inserted = run_counted(insert_new_events(table, grown.columns, in_landing_order=found.repeated, on_conflict=not key_later)) -%}
+        {%- do add_primary_key(table.relation) if key_later -%}
         {%- set table_rows = inserted - overtaken -%}
-        {%- do record_mismatches(relation, source_name, found.repeated) -%}
+        {%- do record_mismatches(table, source_name, grown.columns, found.repeated) -%}
     {%- elif shape.created -%}
-        {%- do add_primary_key(relation) -%}
+        {%- do add_primary_key(table.relation) -%}
     {%- endif -%}
 
-    {%- if found.rows or shape.new_columns or rebuild -%}
+    {%- if found.rows or new_columns or rebuild or grown.widened -%}
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
-        {%- do finish_table(source_name, run, rebuild, found.rows, table_rows, last_seq, shape.new_columns) -%}
+        {%- do finish_table(table, source_name, run, rebuild, found.rows, table_rows, last_seq, new_columns) -%}
     {%- endif -%}
     {{ return(table_rows - removed) }}
 {% endmacro %}
@@ -102,14 +132,14 @@
 
 
 {#- Readers go on seeing the old rows until the commit, which truncate would not let them. -#}
-{% macro empty_table(relation, source_name) %}
-    {%- do run_query("delete from raw.mismatches where model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'") -%}
-    {{ return(run_counted("delete from " ~ relation)) }}
+{% macro empty_table(table, source_name) %}
+    {%- do run_query("delete from raw.mismatches where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
+    {{ return(run_counted("delete from " ~ table.relation)) }}
 {% endmacro %}
 
 
 {#- How many events the run is to add, which part of the landing order they span, and whether any two have one id. -#}
-{% macro count_new_events() %}
+{% macro count_new_events(table) %}
     {%- set counted -%}
         select
             coalesce(sum(events), 0)::bigint as events,
@@ -119,7 +149,7 @@
         from (
             select count(*) as events, min(seq) as first_seq, max(seq) as last_seq
             from {{ source('raw', 'events') }}
-            where {{ event_filter(model.name == 'tracks') }} and {{ since_last_run() }}
+            where {{ event_filter(table.name, table.every_event) }} and {{ since_last_run() }}
             group by message_id
         ) as ids
     {%- endset -%}
@@ -134,13 +164,14 @@
 
 
 {#- Only where an id repeats does the order matter, and sorting whole rows is dear. -#}
-{% macro insert_new_events(relation, sql, in_landing_order, on_conflict) -%}
-    insert into {{ relation }} (
-        {%- for column in model_columns() %}
+{% macro insert_new_events(table, columns, in_landing_order, on_conflict) -%}
+    {%- set inserted = declared_columns(table.declared) if table.sql else columns -%}
+    insert into {{ table.relation }} (
+        {%- for column in inserted %}
         {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- endfor %}
     )
-    {{ sql }}
+    {{ table.sql or event_select(columns, table.name, table.every_event) }}
     {{ "order by events.seq" if in_landing_order }}
     {{ "on conflict (id) do nothing" if on_conflict }}
 {%- endmacro %}
@@ -152,15 +183,14 @@
     compared, by landing order, with the event that holds the id now, which came in with the run that `uuid_ts` names; the
     row that loses is removed, so that the insert that follows takes the winner.
 -#}
-{% macro remove_overtaken(relation, source_name, last_seq) %}
+{% macro remove_overtaken(table, source_name, last_seq) %}
     {%- set events = source('raw', 'events') -%}
-    {%- set every_event = model.name == 'tracks' -%}
-    {%- set key = "model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'" -%}
+    {%- set key = "model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'" -%}
     {%- set removal -%}
         with late as materialized (
             select message_id, min(seq) as seq
             from {{ events }}
-            where {{ event_filter(every_event) }} and {{ since_last_run() }} and seq < {{ last_seq }}
+            where {{ event_filter(table.name, table.every_event) }} and {{ since_last_run() }} and seq < {{ last_seq }}
             group by message_id
         ),
 
@@ -170,7 +200,7 @@
                 late.seq,
                 coalesce(pg_snapshot_xmin(syncs.previous_snapshot), '1') as held_since
             from late
-            inner join {{ relation }} as served on served.id = late.message_id
+            inner join {{ table.relation }} as served on served.id = late.message_id
             left join (select * from raw.syncs where {{ key }}) as syncs on syncs.started_at = served.uuid_ts
             where late.seq < coalesce(syncs.last_seq, {{ last_seq }})
         ),
@@ -179,7 +209,7 @@
             select message_id, min(seq) as seq
             from {{ events }}
             where
-                {{ event_filter(every_event) }}
+                {{ event_filter(table.name, table.every_event) }}
                 and message_id in (select message_id from contested)
                 and load_xid >= (select min(held_since) from contested)
                 and pg_visible_in_snapshot(load_xid, (select {{ previous_snapshot() }}))
@@ -197,35 +227,31 @@
             delete from raw.mismatches where {{ key }} and event_id in (select message_id from overtaken)
         )
 
-        delete from {{ relation }} where id in (select message_id from overtaken)
+        delete from {{ table.relation }} where id in (select message_id from overtaken)
     {%- endset -%}
     {{ return(run_counted(removal)) }}
 {% endmacro %}
 
 
 {#- Values of the new rows that are there but NULL in the table, because the column's type cannot hold them. An empty string is no value. -#}
-{% macro record_mismatches(relation, source_name, repeated) %}
+{% macro record_mismatches(table, source_name, columns, repeated) %}
     {%- set typed = [] -%}
-    {%- for column in model_columns() if column.data_type != 'text' -%}
-        {%- set origin = column_origin(column) -%}
-        {%- if origin.property or origin.context -%}
-            {%- do typed.append({'name': column.name, 'type': column.data_type, 'text': column_text(origin)}) -%}
-        {%- endif -%}
+    {%- for column in columns if column.text and column.data_type != 'text' -%}
+        {%- do typed.append(column) -%}
     {%- endfor -%}
     {%- if not typed -%}{{ return(none) }}{%- endif -%}
-    {%- set every_event = model.name == 'tracks' -%}
     {%- set insertion -%}
         insert into raw.mismatches (model, source, event_id, column_name, value)
-        select '{{ model.name }}', '{{ source_name }}', events.message_id, found.column_name, found.value
+        select '{{ table.name }}', '{{ source_name }}', events.message_id, found.column_name, found.value
         from (
-            select events.message_id, events."context"{{ ', events."properties"' if not every_event }}
+            select events.message_id, events."context"{{ ', events."properties"' if not table.every_event }}
             from (
-                {{ new_events(source('raw', 'events'), every_event) }}
+                {{ new_events(source('raw', 'events'), table.name, table.every_event) }}
             ) as events
             where
                 (
                     {%- for column in typed %}
-                    {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.type) }})
+                    {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.data_type) }})
                     {%- endfor %}
                 )
                 {%- if repeated %}
@@ -233,17 +259,17 @@
                 and events.seq in (
                     select min(seq)
                     from {{ source('raw', 'events') }}
-                    where {{ event_filter(every_event) }} and {{ since_last_run() }}
+                    where {{ event_filter(table.name, table.every_event) }} and {{ since_last_run() }}
                     group by message_id
                 )
                 {%- endif %}
             offset 0
         ) as events
-        inner join {{ relation }} as served on served.id = events.message_id and served.uuid_ts = {{ run_started_at() }}
+        inner join {{ table.relation }} as served on served.id = events.message_id and served.uuid_ts = {{ run_started_at() }}
         cross join lateral (
             values
             {%- for column in typed %}
-            ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.type) }} is null){{ "," if not loop.last }}
+            ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.data_type) }} is null){{ "," if not loop.last }}
             {%- endfor %}
         ) as found (column_name, value, is_lost)
         where found.is_lost and found.value <> ''
@@ -254,8 +280,8 @@
 
 
 {#- Moves the cursor and writes the sync report. -#}
-{% macro finish_table(source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns) %}
-    {%- set key = "model = '" ~ model.name ~ "' and source = '" ~ source_name ~ "'" -%}
+{% macro finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns) %}
+    {%- set key = "model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'" -%}
     {%- set finish %}
         {#- A run that added nothing leaves the cursor: its snapshot may be older than the one the cursor stands at. -#}
         {%- if read_rows or rebuild -%}
@@ -272,7 +298,7 @@
         insert into raw.syncs
             (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, previous_snapshot, snapshot, started_at, duration)
         values (
-            '{{ invocation_id }}', '{{ model.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }}, {{ last_seq }},
+            '{{ invocation_id }}', '{{ table.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }}, {{ last_seq }},
             array[{% for name in new_columns %}{{ string_literal(name) }}{{ ", " if not loop.last }}{% endfor %}]::text[],
             {{ "null" if rebuild or not run.cursor_snapshot else "'" ~ run.cursor_snapshot ~ "'" }},
             '{{ run.snapshot }}', '{{ run.started_at }}', clock_timestamp() - now()

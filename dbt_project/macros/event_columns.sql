@@ -1,7 +1,7 @@
 {#-
     The select behind every table: one row per event, one column per column of the model's yml. The yml is the only place
     that lists columns; where a column's value comes from is told by its `meta` (`property`, `context`) or, for the
-    layout's own columns, by its name.
+    layout's own columns, by its name. A run adds the columns that events have and the yml does not (`found_columns`).
 
     The call is taken apart once (`jsonb_to_record`): reading key after key from the stored value would unpack a long
     payload again for each.
@@ -9,15 +9,20 @@
 {% macro collection(every_event=false) %}
     {#- A parent while dbt parses, so that tracks comes first, and none when it runs: nothing is read from it. -#}
     {%- do ref('after_tracks') if not (execute or every_event) -%}
-    {%- set events = source('raw', 'events') -%}
+    {{ event_select(declared_columns(model_columns()), collection_name(), every_event) }}
+{%- endmacro %}
+
+
+{#- The same for any table: `columns` as `declared_columns` and `found_columns` return them. -#}
+{% macro event_select(columns, collection, every_event) -%}
     select
-        {%- for column in model_columns() %}
-        {{ column_value(column) }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+        {%- for column in columns %}
+        {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- else %}
         1 as nothing
         {%- endfor %}
     from (
-        {{ new_events(events, every_event) | indent(8) }}
+        {{ new_events(source('raw', 'events'), collection, every_event) | indent(8) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
@@ -36,8 +41,8 @@
 {%- endmacro %}
 
 
-{#- The events of this model in this run, with the parts of the call that columns are read from: tracks has no properties. -#}
-{% macro new_events(events, every_event=false) -%}
+{#- The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. -#}
+{% macro new_events(events, collection, every_event=false) -%}
     select
         landed.seq,
         landed.message_id,
@@ -59,26 +64,36 @@
         {%- endif %}
     )
     where
-        {{ event_filter(every_event) }}
+        {{ event_filter(collection, every_event) }}
         and {{ since_last_run() }}
     offset 0
 {%- endmacro %}
 
 
-{% macro event_filter(every_event=false) -%}
-    collection {{ "is not null" if every_event else "= '" ~ collection_name() ~ "'" }}
+{% macro event_filter(collection, every_event=false) -%}
+    collection {{ "is not null" if every_event else "= '" ~ collection ~ "'" }}
         and source = {{ current_source() }}
 {%- endmacro %}
 
 
-{#- One column's value. -#}
-{% macro column_value(column) -%}
-    {%- set origin = column_origin(column) -%}
-    {%- if origin.property or origin.context -%}
-        {{ cast_value(column_text(origin), column.data_type) }}
-    {%- else -%}
-        {{ layout_value(column.name) }}
-    {%- endif -%}
+{#-
+    The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and `text`, what the value is cast
+    from, where it comes from a property or the context. `others` adds, by column, what else the events have for it.
+-#}
+{% macro declared_columns(declared, others={}) -%}
+    {%- set columns = [] -%}
+    {%- for column in declared -%}
+        {%- set origin = column_origin(column) -%}
+        {%- if origin.property or origin.context -%}
+            {%- set text = column_text(origin, others.get(column.name, [])) -%}
+            {%- do columns.append({
+                'name': column.name, 'data_type': column.data_type, 'text': text, 'value': cast_value(text, column.data_type)
+            }) -%}
+        {%- else -%}
+            {%- do columns.append({'name': column.name, 'data_type': column.data_type, 'text': none, 'value': layout_value(column.name)}) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(columns) }}
 {%- endmacro %}
 
 
@@ -88,11 +103,12 @@
 {%- endmacro %}
 
 
-{#- A property or context value as text; a column that names both takes the context's first. -#}
-{% macro column_text(origin) -%}
+{#- The first of some values of an event that is there, as text: the context's, the property's, then the others. -#}
+{% macro column_text(origin, others=[]) -%}
     {%- set values = [] -%}
     {%- if origin.context -%}{%- do values.append(json_text('events."context"', origin.context)) -%}{%- endif -%}
     {%- if origin.property -%}{%- do values.append(json_text('events."properties"', origin.property)) -%}{%- endif -%}
+    {%- for path in others -%}{%- do values.append(json_leaf('events."' ~ path[0] ~ '"', path[1:])) -%}{%- endfor -%}
     {{ values[0] if values | length == 1 else "coalesce(" ~ values | join(", ") ~ ")" }}
 {%- endmacro %}
 
@@ -112,7 +128,7 @@
         'timestamp': event_time(),
     } -%}
     {%- if name not in values -%}
-        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " of " ~ collection_name() ~ " has neither meta.property nor meta.context, and is no column of the layout.") -%}
+        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " has neither meta.property nor meta.context, and is no column of the layout.") -%}
     {%- endif -%}
     {{ values[name] }}
 {%- endmacro %}

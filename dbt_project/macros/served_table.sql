@@ -1,9 +1,11 @@
 {#-
     The table as the model's yml describes it: created when missing, grown by columns it lacks, comments kept current.
-    Returns whether it was created, and the names of the columns that were added. A table that is as it should be costs one
-    query and no lock. A new table has no key yet: `add_primary_key` follows when its first rows are in.
+    Returns whether it was `created`, the names of `new_columns`, and, of all its columns, the `types` by name and how many
+    `attributes` PostgreSQL counts, dropped ones too. A table that is as it should be costs one query and no lock. A new
+    table has no key yet: `add_primary_key` follows when its first rows are in.
 -#}
-{% macro shape_table(relation) %}
+{% macro shape_table(table) %}
+    {%- set relation = table.relation -%}
     {%- set described = described_columns(relation) -%}
     {%- set created = described is none -%}
     {%- set statements = [] -%}
@@ -11,25 +13,26 @@
 
     {%- if created -%}
         {%- do statements.append(create_schema_sql(relation.schema)) if not schema_exists(relation.schema) -%}
-        {%- do statements.append(create_table_sql(relation)) -%}
-        {%- set described = {'comment': '', 'columns': {}} -%}
-        {%- for column in model.columns.values() -%}
-            {%- do described['columns'].update({column.name: {'comment': ''}}) -%}
+        {%- do statements.append(create_table_sql(table)) -%}
+        {%- set described = {'comment': '', 'columns': {}, 'attributes': table.declared | length} -%}
+        {%- for column in table.declared -%}
+            {%- do described['columns'].update({column.name: {'comment': '', 'type': column.data_type}}) -%}
             {%- do new_columns.append(column.name) -%}
         {%- endfor -%}
     {%- endif -%}
 
-    {%- for column in model.columns.values() if column.name not in described['columns'] -%}
+    {%- for column in table.declared if column.name not in described['columns'] -%}
         {%- do statements.append("alter table " ~ relation ~ " add column " ~ adapter.quote(column.name) ~ " " ~ column.data_type) -%}
-        {%- do described['columns'].update({column.name: {'comment': ''}}) -%}
+        {%- do described['columns'].update({column.name: {'comment': '', 'type': column.data_type}}) -%}
+        {%- do described.update({'attributes': described['attributes'] + 1}) -%}
         {%- do new_columns.append(column.name) -%}
     {%- endfor -%}
 
-    {%- if config.persist_relation_docs() and model.description != described['comment'] -%}
-        {%- do statements.append("comment on table " ~ relation ~ " is " ~ string_literal(model.description)) -%}
+    {%- if config.persist_relation_docs() and table.description != described['comment'] -%}
+        {%- do statements.append("comment on table " ~ relation ~ " is " ~ string_literal(table.description)) -%}
     {%- endif -%}
     {%- if config.persist_column_docs() -%}
-        {%- for column in model.columns.values() if column.description != described['columns'][column.name]['comment'] -%}
+        {%- for column in table.declared if column.description != described['columns'][column.name]['comment'] -%}
             {%- do statements.append("comment on column " ~ relation ~ "." ~ adapter.quote(column.name) ~ " is " ~ string_literal(column.description)) -%}
         {%- endfor -%}
     {%- endif -%}
@@ -37,7 +40,9 @@
     {%- if statements -%}
         {%- do run_query(statements | join(";\n")) -%}
     {%- endif -%}
-    {{ return({'created': created, 'new_columns': new_columns}) }}
+    {%- set types = {} -%}
+    {%- for name, column in described['columns'].items() -%}{%- do types.update({name: column.type}) -%}{%- endfor -%}
+    {{ return({'created': created, 'new_columns': new_columns, 'types': types, 'attributes': described['attributes']}) }}
 {% endmacro %}
 
 
@@ -47,9 +52,9 @@
 {% endmacro %}
 
 
-{% macro create_table_sql(relation) -%}
-    create table {{ relation }} (
-        {%- for column in model.columns.values() %}
+{% macro create_table_sql(table) -%}
+    create table {{ table.relation }} (
+        {%- for column in table.declared %}
         {{ adapter.quote(column.name) }} {{ "varchar(1024) not null" if column.name == "id" else column.data_type }}{{ "," if not loop.last }}
         {%- endfor %}
     )
@@ -76,16 +81,23 @@
 {% endmacro %}
 
 
-{#- What the catalog says of a table: its comment, and its columns with theirs; none when there is no such table. -#}
+{#- What the catalog says of a table: its comment, its columns with theirs; none when there is no such table. -#}
 {% macro described_columns(relation) %}
-    {%- set found = run_query(
-        "select attname, coalesce(col_description(attrelid, attnum), ''), coalesce(obj_description(attrelid, 'pg_class'), '')"
-        ~ " from pg_attribute where attrelid = to_regclass(" ~ string_literal(relation | string) ~ ") and attnum > 0 and not attisdropped"
-    ) -%}
-    {%- if not found.rows -%}{{ return(none) }}{%- endif -%}
-    {%- set columns = {} -%}
-    {%- for row in found.rows -%}
-        {%- do columns.update({row[0]: {'comment': row[1]}}) -%}
-    {%- endfor -%}
-    {{ return({'comment': found.rows[0][2], 'columns': columns}) }}
+    {%- set query -%}
+        select jsonb_build_object(
+            'comment', coalesce(obj_description(to_regclass({{ string_literal(relation) }}), 'pg_class'), ''),
+            'attributes', max(attnum),
+            'columns', jsonb_object_agg(
+                attname,
+                jsonb_build_object(
+                    'type', format_type(atttypid, atttypmod), 'comment', coalesce(col_description(attrelid, attnum), '')
+                )
+            ) filter (where not attisdropped)
+        )::text as described
+        from pg_attribute
+        where attrelid = to_regclass({{ string_literal(relation) }}) and attnum > 0
+        having count(*) > 0
+    {%- endset -%}
+    {%- set found = run_query(query) -%}
+    {{ return(fromjson(found.rows[0][0]) if found.rows else none) }}
 {% endmacro %}

@@ -43,11 +43,11 @@
     The lock makes a second run of the model wait for the first to commit; it then finds the cursor moved. A run whose
     snapshot is no newer than the cursor's (it started earlier and came later) has nothing to add.
 -#}
-{% macro read_from(source_name, rebuild) %}
+{% macro read_from(name, source_name, rebuild) %}
     {%- set first_run = run_counted(
-        "insert into raw.cursors (model, source) values ('" ~ model.name ~ "', '" ~ source_name ~ "') on conflict do nothing"
+        "insert into raw.cursors (model, source) values ('" ~ name ~ "', '" ~ source_name ~ "') on conflict do nothing"
     ) -%}
-    {%- set run = lock_cursor(source_name, rebuild) -%}
+    {%- set run = lock_cursor(name, source_name, rebuild) -%}
     {%- if run is none -%}
         {%- do exceptions.raise_compiler_error("This invocation is not in raw.transforms: the project's on-run-start hook did not run.") -%}
     {%- endif -%}
@@ -56,12 +56,15 @@
 {% endmacro %}
 
 
-{% macro lock_cursor(source_name, rebuild) %}
+{% macro lock_cursor(name, source_name, rebuild) %}
     {%- call statement('cursor', fetch_result=True) -%}
         {#- A statement of its own: the next one sees the cursor as the run it had to wait for has left it. #}
-        select set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO, MDY', true)
+        select
+            set_config('timezone', 'UTC', true),
+            set_config('datestyle', 'ISO, MDY', true),
+            set_config('standard_conforming_strings', 'on', true)
         from raw.cursors
-        where cursors.model = '{{ model.name }}' and cursors.source = '{{ source_name }}'
+        where cursors.model = '{{ name }}' and cursors.source = '{{ source_name }}'
         for update;
 
         select
@@ -92,7 +95,7 @@
             limit 1
         ) as latest
         where
-            cursors.model = '{{ model.name }}'
+            cursors.model = '{{ name }}'
             and cursors.source = '{{ source_name }}'
             and transforms.id = '{{ invocation_id }}'
     {%- endcall -%}

@@ -38,5 +38,6 @@ comment on column raw.properties.column_name is 'Its column by the rules of the 
 comment on column raw.properties.types is 'The types its values have had, each the narrowest that holds the value.';
 comment on column raw.properties.number is 'The order in which they were seen.';
 
--- Events without a model share a partition; their tables, one per collection, must not each read all of it.
-create index events_other_collection on raw.events_other (collection, load_xid);
+-- Events without a model share a partition; their tables, one per collection, must not each read all of it. Partial, or
+-- tracks, which reads all collections, would be tempted to go through the whole index.
+create index events_other_collection on raw.events_other (collection, load_xid) where collection <> '';

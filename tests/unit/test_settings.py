@@ -35,6 +35,7 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_EMBEDDED_IDLE", "1.5", "embedded_idle", 1.5),
         ("LOADER_WORKERS", "3", "workers", 3),
         ("LOADER_THREADS", "9", "threads", 9),
+        ("LOADER_TABLES", "5", "tables", 5),
     ],
 )
 def test_each_variable_sets_its_field(

@@ -2,6 +2,8 @@
     tracks is the union of the collections' tables and of the events that have none: no row of a table is absent from it,
     and no row of it is absent from the table it names. In the schema of every source.
 
+    Tables without a model are compared as those with one; `collections` makes dbt test after all models have run.
+
     A run of some models only (`--select`) may leave a table ahead of tracks or behind it; the two are compared again once
     both have read the same events.
 -#}
@@ -14,20 +16,20 @@
     {%- endif %}
     {%- for source_name, filled in filled_tables().items() if model.identifier in filled %}
     {%- set tracks = model.incorporate(path={'schema': source_name}) %}
-    {%- for collection in collections if collection.identifier in filled %}
-    {%- set table = collection.incorporate(path={'schema': source_name}) %}
-    select id, '{{ source_name }}.{{ collection.identifier }}' as table_name, 'not in tracks' as problem
+    {%- for name in filled if name != model.identifier %}
+    {%- set table = model.incorporate(path={'schema': source_name, 'identifier': name}) %}
+    select id, '{{ source_name }}.{{ name }}' as table_name, 'not in tracks' as problem
     from {{ table }} as served
     where
         not exists (select from {{ tracks }} as tracks where tracks.id = served.id)
-        and {{ have_read_the_same(source_name, collection.identifier) }}
+        and {{ have_read_the_same(source_name, name) }}
     union all
-    select id, '{{ source_name }}.{{ collection.identifier }}', 'not in its table'
+    select id, '{{ source_name }}.{{ name }}', 'not in its table'
     from {{ tracks }} as tracks
     where
-        event = '{{ collection.identifier }}'
+        event = '{{ name }}'
         and not exists (select from {{ table }} as served where served.id = tracks.id)
-        and {{ have_read_the_same(source_name, collection.identifier) }}
+        and {{ have_read_the_same(source_name, name) }}
     union all
     {%- endfor %}
     {%- endfor %}

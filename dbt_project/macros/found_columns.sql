@@ -1,0 +1,232 @@
+{#-
+    The columns that events have and the model's yml does not: what raw.properties says of a table's events, made into
+    columns by the rules of the layout. Names and keys come from outside; here they are data and string literals, never
+    code.
+-#}
+
+{#-
+    All columns of a table in this run, after adding and widening what its events call for: `columns` (as
+    `declared_columns` returns them), `new_columns` (names), `widened` (names). One query when there is nothing to do.
+-#}
+{% macro grow_table(table, source_name, shape) %}
+    {%- set places = place_properties(table, source_name) -%}
+    {%- set columns = declared_columns(table.declared, places.others) -%}
+    {%- set statements = [] -%}
+    {%- set new_columns = [] -%}
+    {%- set widened = [] -%}
+    {%- set notes = [] -%}
+    {%- set room = namespace(columns=1600 - shape.attributes) -%}
+
+    {%- for column in columns -%}
+        {%- do notes.append({'column_name': column.name, 'data_type': column.data_type, 'declared': true, 'paths': places.others.get(column.name, [])}) -%}
+    {%- endfor -%}
+
+    {%- for name, found in places.found.items() -%}
+        {%- set wanted = least_type(found.types) -%}
+        {%- set note = {'column_name': name, 'data_type': wanted, 'declared': false, 'paths': found.paths, 'first_event_id': found.event} -%}
+        {%- if name not in shape.types and room.columns > 0 -%}
+            {%- set room.columns = room.columns - 1 -%}
+            {%- do new_columns.append(name) -%}
+            {%- do statements.append("alter table " ~ table.relation ~ " add column " ~ adapter.quote(name) ~ " " ~ wanted) -%}
+            {%- do statements.append("comment on column " ~ table.relation ~ "." ~ adapter.quote(name) ~ " is " ~ string_literal("Found in the events: " ~ found.paths[0] | join("."))) -%}
+        {%- elif name not in shape.types -%}
+            {%- do places.unplaced.append({'path': found.paths[0], 'column': name, 'reason': 'full'}) -%}
+            {%- do note.update({'column_name': none}) -%}
+        {%- else -%}
+            {%- do note.update({'data_type': shape.types[name]}) -%}
+            {%- set widest = least_type([shape.types[name], wanted]) if is_inferred_type(shape.types[name]) else shape.types[name] -%}
+            {%- if widest != shape.types[name] -%}
+                {%- set in_the_way = widen_column(table, name, widest) -%}
+                {%- do note.update({'wanted_type': widest, 'in_the_way': in_the_way} if in_the_way else {'data_type': widest}) -%}
+                {%- do widened.append(name) if not in_the_way -%}
+            {%- endif -%}
+        {%- endif -%}
+        {%- if note.column_name -%}
+            {%- do notes.append(note) -%}
+            {%- set text = column_text({}, found.paths) -%}
+            {%- do columns.append({'name': name, 'data_type': note.data_type, 'text': text, 'value': cast_value(text, note.data_type)}) -%}
+        {%- endif -%}
+    {%- endfor -%}
+
+    {%- do run_query(statements | join(";\n")) if statements -%}
+    {%- do record_columns(table, source_name, notes) if places.found or places.others or shape.new_columns -%}
+    {%- do record_collisions(table, source_name, places.unplaced) if places.unplaced -%}
+    {{ return({'columns': columns, 'new_columns': new_columns, 'widened': widened}) }}
+{% endmacro %}
+
+
+{#-
+    What to make of the properties of a table's events, by these rules:
+    - what the yml declares is never flattened, and its column keeps the declared type;
+    - of several properties with one column, the declared one counts first, then the one seen first, where it is not null;
+    - the layout's own columns are not to be overwritten, and a name without letters or digits gives no column.
+    Returns `found` (by column: the paths of its values, the types they have had, the first event), `others` (further
+    paths of declared columns) and `unplaced` (properties without a column of their own, and why).
+-#}
+{% macro place_properties(table, source_name) %}
+    {%- set places = {'found': {}, 'others': {}, 'unplaced': []} -%}
+    {%- set declared = {} -%}
+    {%- set declared_paths = {} -%}
+    {%- set lengths = [0] -%}
+    {%- for column in table.declared -%}
+        {%- set origin = column_origin(column) -%}
+        {%- do declared.update({column.name: 'event' if origin.context or origin.property else 'layout'}) -%}
+        {%- for section, dotted in (('context', origin.context), ('properties', origin.property)) if dotted -%}
+            {%- set path = [section] + dotted.split('.') -%}
+            {%- do declared_paths.update({tojson(path): true}) -%}
+            {%- do lengths.append(path | length) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+
+    {%- for seen in seen_properties(table, source_name) -%}
+        {%- set inside = namespace(declared=false) -%}
+        {%- for length in range(2, ([seen.path | length, lengths | max] | min) + 1) if tojson(seen.path[:length]) in declared_paths -%}
+            {%- set inside.declared = true -%}
+        {%- endfor -%}
+        {%- if not inside.declared -%}
+            {%- set column = seen.column -%}
+            {%- set reason = none -%}
+            {%- if not column -%}
+                {%- set reason = 'nameless' -%}
+            {%- elif declared.get(column) == 'layout' -%}
+                {%- set reason = 'layout' -%}
+            {%- elif column in declared -%}
+                {%- do places.others.setdefault(column, []).append(seen.path) -%}
+                {%- set reason = 'shared' -%}
+            {%- elif column in places.found -%}
+                {%- do places.found[column].paths.append(seen.path) -%}
+                {%- do places.found[column].types.extend(seen.types) -%}
+                {%- set reason = 'shared' -%}
+            {%- else -%}
+                {%- do places.found.update({column: {'paths': [seen.path], 'types': seen.types, 'event': seen.event}}) -%}
+            {%- endif -%}
+            {%- do places.unplaced.append({'path': seen.path, 'column': column, 'reason': reason}) if reason -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(places) }}
+{% endmacro %}
+
+
+{#- The properties of a table's events in the order they were seen; of every event's context where the table is tracks. -#}
+{% macro seen_properties(table, source_name) %}
+    {%- set query -%}
+        select coalesce(
+            jsonb_agg(
+                jsonb_build_object('path', path, 'column', column_name, 'types', types, 'event', first_event_id) order by number
+            ),
+            '[]'
+        )::text as seen
+        from (
+            select
+                path,
+                column_name,
+                jsonb_agg(distinct type) as types,
+                min(number) as number,
+                (array_agg(first_event_id order by number))[1] as first_event_id
+            from raw.properties
+            cross join unnest(types) as type
+            where
+                source = '{{ source_name }}'
+                and {{ "path[1] = 'context'" if table.every_event else "collection = '" ~ table.name ~ "'" }}
+            group by path, column_name
+        ) as properties
+    {%- endset -%}
+    {#- As one JSON text: in rows, dbt would take a key named null for nothing and one named 1e3 for a number. -#}
+    {{ return(fromjson(run_query(query).rows[0][0])) }}
+{% endmacro %}
+
+
+{% macro is_inferred_type(data_type) -%}
+    {{ return(data_type in ['boolean', 'bigint', 'numeric', 'timestamp with time zone', 'text']) }}
+{%- endmacro %}
+
+
+{#- The least type that holds the values of some types. -#}
+{% macro least_type(types) -%}
+    {%- set several = types | unique | list -%}
+    {%- if several | length == 1 -%}
+        {{ return(several[0]) }}
+    {%- endif -%}
+    {{ return('numeric' if several | reject('in', ['bigint', 'numeric']) | list | length == 0 else 'text') }}
+{%- endmacro %}
+
+
+{#- Gives a column a wider type. Returns what is in the way: views, which only `loader widen` (var `widen`) makes again. -#}
+{% macro widen_column(table, name, data_type) %}
+    {%- set call -%}
+        select raw.widen_column({{ string_literal(table.relation) }}::regclass, '{{ name }}', '{{ data_type }}', {{ var('widen', false) }})
+    {%- endset -%}
+    {{ return(run_query(call).rows[0][0] or '') }}
+{% endmacro %}
+
+
+{#-
+    Widened columns once more from raw.events, for the rows that are there: what the old type could not hold, and what it
+    held in another spelling (12 for 12.0). Reads up to where the table has come, so it must run before the new rows.
+-#}
+{% macro refill_columns(table, source_name, run, columns) %}
+    {%- set refill -%}
+        select set_config('loader.snapshot', '{{ run.cursor_snapshot }}', true), set_config('loader.previous_snapshot', '', true), set_config('enable_seqscan', 'on', true);
+
+        update {{ table.relation }} as served
+        set {% for column in columns %}{{ adapter.quote(column.name) }} = refilled.{{ adapter.quote(column.name) }}{{ ", " if not loop.last }}{% endfor %}
+        from (
+            select distinct on (events.message_id)
+                events.message_id,
+                {%- for column in columns %}
+                {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+                {%- endfor %}
+            from (
+                {{ new_events(source('raw', 'events'), table.name, table.every_event) }}
+            ) as events
+            order by events.message_id, events.seq
+        ) as refilled
+        where
+            refilled.message_id = served.id
+            and (
+                {%- for column in columns %}
+                {{ "or " if not loop.first }}served.{{ adapter.quote(column.name) }}::text is distinct from refilled.{{ adapter.quote(column.name) }}::text
+                {%- endfor %}
+            );
+
+        delete from raw.mismatches
+        where
+            model = '{{ table.name }}' and source = '{{ source_name }}'
+            and column_name in ({% for column in columns %}'{{ column.name }}'{{ ", " if not loop.last }}{% endfor %});
+
+        select set_config('loader.snapshot', '{{ run.snapshot }}', true), set_config('loader.previous_snapshot', '{{ run.cursor_snapshot }}', true), set_config('enable_seqscan', 'off', true)
+    {%- endset -%}
+    {%- do run_query(refill) -%}
+{% endmacro %}
+
+
+{#- Writes down which columns the table has, since when and why; nothing when the book says so already. -#}
+{% macro record_columns(table, source_name, notes) %}
+    {%- do run_query(
+        "insert into raw.columns (model, source, column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way)
+        select '" ~ table.name ~ "', '" ~ source_name ~ "', column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way
+        from jsonb_to_recordset(" ~ string_literal(tojson(notes)) ~ "::jsonb) as noted (
+            column_name text, data_type text, declared boolean, paths jsonb, first_event_id text, wanted_type text, in_the_way text
+        )
+        on conflict (model, source, column_name) do update set
+            data_type = excluded.data_type,
+            declared = excluded.declared,
+            paths = excluded.paths,
+            wanted_type = excluded.wanted_type,
+            in_the_way = excluded.in_the_way
+        where (columns.data_type, columns.declared, columns.paths, columns.wanted_type, columns.in_the_way)
+            is distinct from (excluded.data_type, excluded.declared, excluded.paths, excluded.wanted_type, excluded.in_the_way)"
+    ) -%}
+{% endmacro %}
+
+
+{#- Writes down which properties have no column of their own. -#}
+{% macro record_collisions(table, source_name, unplaced) %}
+    {%- do run_query(
+        "insert into raw.collisions (model, source, digest, path, column_name, reason)
+        select '" ~ table.name ~ "', '" ~ source_name ~ "', sha256(convert_to(noted.path::text, 'UTF8')),
+            array(select jsonb_array_elements_text(noted.path)), noted.\"column\", noted.reason
+        from jsonb_to_recordset(" ~ string_literal(tojson(unplaced)) ~ "::jsonb) as noted (path jsonb, \"column\" text, reason text)
+        on conflict (model, source, digest) do update set reason = excluded.reason where collisions.reason <> excluded.reason"
+    ) -%}
+{% endmacro %}
