@@ -72,11 +72,6 @@ class Property:
     offset: int
     types: set[str] = field(default_factory=set)
 
-    @property
-    def digest(self) -> bytes:
-        """What the property is found by, since keys may be longer than an index entry."""
-        return hashlib.sha256(msgspec.json.encode(self.path)).digest()
-
 
 @dataclass
 class Collection:
@@ -161,6 +156,7 @@ class Seen:
         self._reserved = reserved or {}
         self._room: dict[Key, int] = {}
         self._outdated: set[Key] = set()
+        self._unlearned: list[tuple[Key, Path, str]] = []
         self.collections: dict[Key, Collection] = {}
         self.properties: dict[Key, dict[Path, Property]] = {}
         self.untracked: set[Key] = set()
@@ -198,6 +194,7 @@ class Seen:
                 known = properties.get(path) or self._add(key, shape, path, event)
                 if known and not covers(known.types, kind):
                     known.types.add(kind)
+                    self._unlearned.append((key, path, kind))
         except RecursionError:
             self._leave_out(key, shape)
 
@@ -251,23 +248,29 @@ class Seen:
 
     def learn(self) -> None:
         """Tell the tracker that all this is recorded."""
+        shapes = self._tracker.shapes
         self._tracker.collections.update(self.collections)
-        for key, properties in self.properties.items():
-            if shape := self._tracker.shapes.get(key):
-                for path, each in properties.items():
-                    shape.learn(path, each.types)
+        for key, path, kind in self._unlearned:
+            if key in shapes and path in self.properties[key]:
+                shapes[key].learn(path, (kind,))
+        self._unlearned.clear()
         for key in self.untracked:
-            if shape := self._tracker.shapes.get(key):
-                shape.untracked = True
+            if key in shapes:
+                shapes[key].untracked = True
         for key in self._outdated:
-            self._tracker.shapes.pop(key, None)
+            shapes.pop(key, None)
+
+
+def digest(path: Path) -> bytes:
+    """Return what a property is found by, since keys may be longer than an index entry."""
+    return hashlib.sha256(msgspec.json.encode(path)).digest()
 
 
 def lock_sources(connection: psycopg.Connection, sources: Iterable[str]) -> None:
     """Keep everybody else from recording anything of some sources, until this transaction ends."""
     for source in sorted(sources):
-        digest = hashlib.sha256(f"raw.properties {source}".encode()).digest()
-        connection.execute("select pg_advisory_xact_lock(%s)", (int.from_bytes(digest[:8], signed=True),))
+        key = hashlib.sha256(f"raw.properties {source}".encode()).digest()[:8]
+        connection.execute("select pg_advisory_xact_lock(%s)", (int.from_bytes(key, signed=True),))
 
 
 def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties: Iterable[Property]) -> None:
@@ -286,7 +289,7 @@ def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties
                 each.source,
                 each.collection,
                 list(each.path),
-                each.digest,
+                digest(each.path),
                 column_name(each.path),
                 sorted(each.types),
                 each.first_event_id,

@@ -147,6 +147,23 @@ def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
 
 
 @main.command()
+@click.option("--source", help="Name of the source; all of them by default.")
+def rescan(source: str | None) -> None:
+    """Record anew, from what has landed, which collections and properties there are."""
+    from loader.rescan import rescan as run_rescan  # noqa: PLC0415
+    from loader.sources import find_source  # noqa: PLC0415
+
+    with _database() as (database, _), _autocommit(database) as connection:
+        with database.begin() as transaction:
+            schema = find_source(transaction, source) if source else None
+        found = run_rescan(connection, schema)
+    display.echo(
+        f"{display.count(found.events, 'event')} read of {display.count(found.collections, 'collection')}. "
+        f"Properties: {found.properties:,}, of which new: {found.new:,}."
+    )
+
+
+@main.command()
 @_as_json
 def status(*, as_json: bool) -> None:
     """Show what came in, where it is, and whether anything is missing."""

@@ -9,13 +9,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.catalog import Tracker
+from loader.catalog import Tracker, lock_sources
 from loader.database import Database
 from loader.landing import Landed, land
 from loader.loading import Load
 from loader.properties import TRACKED_PROPERTIES
 from loader.quarantine import open_messages, retry
+from loader.rescan import rescan
 from loader.segment import parse_lines
+from tests.conftest import Loader
 
 # A number PostgreSQL has no room for, in JSON without a flaw.
 TOO_LARGE = b"1e200000"
@@ -216,3 +218,116 @@ def test_an_event_nested_deeper_than_can_be_followed_lands(connection: psycopg.C
     landed = land_lines(connection, [*lines, call("m1", {"b": 1})])
     assert landed.rows + landed.quarantined == len(lines) + 1
     assert {len(row[0]) for row in properties(connection, "path")} >= {501, 2}  # type: ignore[arg-type]
+
+
+VARIED = [
+    call("m1", {"a": 1, "b": "x", "c": {"d": 1.5, "e": None}}, context={"ip": "::1"}),
+    call("m2", {"b": "2019-07-08T18:33:25Z", "a": "text", "c": "leaf"}),
+    call("m3", {"a": True, "big": 2**70, "list": []}, event="Order Placed", context={"traits": {"email": "e"}}),
+    call("m4", {"": {"": 1}}, event="日本語"),
+    call("m5", {"whole": 12.0, "a": False}, event="Order Placed"),
+]
+
+
+def everything(connection: psycopg.Connection) -> tuple[Rows, Rows]:
+    """Return all that is recorded, whatever the order of the keys of one event."""
+    found = properties(connection, "source, collection, path, digest, column_name, types, first_event_id")
+    return collections(connection, "source, collection, event, first_event_id, untracked"), sorted(found)
+
+
+def test_a_rescan_of_what_landing_recorded_changes_nothing(connection: psycopg.Connection) -> None:
+    """Not a row is written again."""
+    land_lines(connection, VARIED * 3)
+    before = properties(connection, "*, xmin"), collections(connection, "*")
+    found = rescan(connection)
+    assert (properties(connection, "*, xmin"), collections(connection, "*")) == before
+    assert (found.events, found.collections, found.properties, found.new) == (15, 3, len(before[0]), 0)
+
+
+def test_a_rescan_finds_what_landing_records(connection: psycopg.Connection) -> None:
+    """Made from nothing but the events, the record is the one that landing keeps."""
+    land_lines(connection, VARIED * 3)
+    before = everything(connection)
+    connection.execute("truncate raw.collections, raw.properties")
+    assert rescan(connection).new == len(before[1])
+    after = everything(connection)
+    assert (sorted(after[0]), after[1]) == (sorted(before[0]), before[1])
+
+
+def test_a_rescan_mends_what_is_recorded(connection: psycopg.Connection) -> None:
+    """What is missing is added, what no event has is removed, what is there keeps its place and its time."""
+    land_lines(connection, VARIED)
+    before = everything(connection)
+    kept = properties(connection, "digest, number, first_seen_at")
+    connection.execute("delete from raw.properties where path[2] in ('big', 'ip')")
+    connection.execute("update raw.properties set types = '{bigint}' where path[2] = 'a'")
+    connection.execute(
+        """
+        insert into raw.collections (source, collection, event, first_event_id)
+        values ('iterable', 'gone', 'Gone', 'x');
+        insert into raw.properties (source, collection, path, digest, column_name, types, first_event_id)
+        values ('iterable', 'gone', '{properties,x}', sha256('["properties","x"]'), 'x', '{text}', 'x')
+        """
+    )
+    assert rescan(connection, "iterable").new == 4
+    assert everything(connection) == before
+    assert sum(row in kept for row in properties(connection, "digest, number, first_seen_at")) == len(kept) - 2
+    assert rescan(connection, "iterable").new == 0
+
+
+def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psycopg.Connection) -> None:
+    """Those of the collections with something new, and tracks only for what is in a context."""
+    land_lines(connection, VARIED)
+    connection.execute(
+        """
+        insert into raw.cursors (model, source, snapshot)
+        select model, source, pg_current_snapshot()
+        from
+            unnest(array['email_opened', 'order_placed', 'tracks']) as model,
+            unnest(array['iterable', 'app']) as source
+        """
+    )
+
+    def made_again() -> set[str]:
+        rescan(connection)
+        rows = connection.execute("select model, source from raw.cursors where snapshot is null").fetchall()
+        connection.execute("update raw.cursors set snapshot = pg_current_snapshot()")
+        assert all(source == "iterable" for _, source in rows)
+        return {model for model, _ in rows}
+
+    assert made_again() == set()
+    connection.execute("delete from raw.properties where path[2] = 'big'")
+    assert made_again() == {"order_placed"}
+    connection.execute("delete from raw.properties where path[2] = 'ip'")
+    assert made_again() == {"email_opened", "tracks"}
+
+
+def test_a_rescan_keeps_what_is_tracked_of_a_collection_that_has_more(connection: psycopg.Connection) -> None:
+    """The properties that were seen first stay, although the keys of a stored event have another order."""
+    lines = [call("m1", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES + 50, 0, -1)}), call("m2", {"a": 1})]
+    land_lines(connection, lines)
+    before = everything(connection)
+    assert rescan(connection).new == 0
+    assert everything(connection) == before
+
+
+def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg.Connection) -> None:
+    """What is known lands at once; what is new waits until the scan is done."""
+    tracker = Tracker()
+    land_lines(connection, VARIED, tracker)
+    with database.connect() as other:
+        lock_sources(other, ["iterable"])
+        land_lines(connection, VARIED, tracker)
+        connection.execute("set lock_timeout = '50ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            land_lines(connection, [call("m9", {"new": 1})], tracker)
+
+
+def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> None:
+    """One line, and what is recorded is complete."""
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(b"\n".join(VARIED))
+    run_loader("load", str(path))
+    done = run_loader("rescan", "--source", "Iterable")
+    assert (done.returncode, done.stdout) == (0, "5 events read of 3 collections. Properties: 11, of which new: 0.\n")
+    assert run_loader("rescan", "--source", "nobody").returncode == 2
