@@ -130,6 +130,7 @@ class Shape:
             `RecursionError`): then `novelties` says what is new, if anything.
         tracked: How many paths are recorded.
         untracked: Recorded as having had more properties than are tracked.
+        remembered: How many keys are known, those that only ever had null included.
     """
 
     def __init__(self, properties: Iterable[tuple[Iterable[str], Iterable[str]]] = (), *, untracked: bool = False):
@@ -138,7 +139,7 @@ class Shape:
         self.untracked = untracked
         self._root = _Node()
         self._root.children = {}
-        self._nodes = 0
+        self.remembered = 0
         self._changed = True
         self._misses = 0
         for root in _ROOTS:
@@ -198,13 +199,13 @@ class Shape:
         taken apart: a collection of ever new properties spends no more than twice the time.
         """
         self._misses += 1
-        if self._changed and self._misses > self._nodes:
+        if self._changed and self._misses > self.remembered:
             self._misses, self._changed = 0, False
             self.decode = _compile(self._root)
 
     def _notice(self, node: _Node | None, key: str, child: _Node | None, *, is_object: bool) -> _Node | None:
         """Remember a key that only had null or an object, so that the decoder takes it; that claims nothing."""
-        if node is None or node.children is None or self._nodes >= 2 * TRACKED_PROPERTIES:
+        if node is None or node.children is None or self.remembered >= 2 * TRACKED_PROPERTIES:
             return child
         self._changed = True
         child = child or self._child(node, key)
@@ -218,7 +219,7 @@ class Shape:
         child = node.children.get(key)
         if child is None:
             child = node.children[key] = _Node()
-            self._nodes += 1
+            self.remembered += 1
         return child
 
 

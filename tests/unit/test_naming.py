@@ -10,6 +10,7 @@ from loader.naming import (
     BUILT_IN_TABLES,
     IDENTIFIER_BYTES,
     RESERVED_WORDS,
+    column_name,
     identifier,
     schema_name,
     snake_case,
@@ -129,6 +130,40 @@ def test_vector_41_reserved_word_as_a_column() -> None:
 def test_vector_52_acronym_inside_a_property() -> None:
     """An acronym and the word after it fuse."""
     assert identifier(snake_case("fromSMSSenderId")) == "from_smssender_id"
+
+
+@pytest.mark.parametrize(
+    ("path", "column"),
+    [
+        (["properties", "campaignId"], "campaign_id"),
+        (["properties", "product_id", "sku"], "product_id_sku"),
+        (["properties", "properties"], "properties"),
+        (["context", "traits", "email"], "context_traits_email"),
+        (["context", "properties", "x"], "context_properties_x"),
+        (["properties", "user"], "_user"),
+        (["properties", "user", "name"], "user_name"),
+        (["properties", "1st", "2nd"], "_1st_2nd"),
+        (["properties", "日本語", "a", "", "b"], "a_b"),
+        (["properties", "日本語"], ""),
+        (["properties", ""], ""),
+        (["properties", "__proto__"], "proto"),
+        (["properties", "a.b"], "a_b"),
+        (["properties", "a", "b"], "a_b"),
+    ],
+)
+def test_a_property_has_a_column(path: list[str], column: str) -> None:
+    """The keys in snake case, each by itself; those of nothing vanish, and so does `properties` in front."""
+    assert column_name(path) == column
+
+
+@given(st.lists(names, min_size=1, max_size=4))
+def test_columns_need_no_quotes(keys: list[str]) -> None:
+    """Whatever the keys are, the column can be written without quotes and is not cut."""
+    column = column_name(["properties", *keys])
+    assert len(column.encode()) <= IDENTIFIER_BYTES
+    assert column not in RESERVED_WORDS
+    assert not column[:1].isdigit()
+    assert set(column) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 @pytest.mark.parametrize("word", sorted(RESERVED_WORDS))

@@ -1,0 +1,356 @@
+"""What events are made of: types, paths, and a decoder that never says nothing is new when something is."""
+
+import json
+import math
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loader.properties import TRACKED_PROPERTIES, Path, Shape, covers, event_name, type_of
+
+TYPES = ["boolean", "bigint", "numeric", "timestamp with time zone", "text"]
+
+
+def payload(properties: object, context: object = None) -> bytes:
+    """Return a call with some properties."""
+    return json.dumps({"event": "E", "properties": properties, "context": context}).encode()
+
+
+def found(whole: bytes, shape: Shape | None = None) -> list[tuple[Path, str]]:
+    """Return what is new in a call, to a shape or to one that knows nothing."""
+    return list((shape or Shape()).novelties(whole))
+
+
+def takes(shape: Shape, whole: bytes) -> bool:
+    """Say whether the decoder finds nothing new in a call."""
+    try:
+        shape.decode(whole)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+def compile_now(shape: Shape) -> None:
+    """Count as many misses as it takes for a decoder to be compiled."""
+    for _ in range(1000):
+        shape.missed()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("true", "boolean"),
+        ("false", "boolean"),
+        ("0", "bigint"),
+        ("-0", "bigint"),
+        ("12.0", "bigint"),
+        ("1e2", "bigint"),
+        ("1200e-2", "bigint"),
+        ("9223372036854775807", "bigint"),
+        ("-9223372036854775808", "bigint"),
+        ("9223372036854775807.0", "bigint"),
+        ("9223372036854775808", "numeric"),
+        ("-9223372036854775809", "numeric"),
+        ("9223372036854775807.5", "numeric"),
+        ("12.5", "numeric"),
+        ("12.00000000000000000000000000000000000001", "numeric"),
+        ("1e400", "numeric"),
+        ("1e-400", "numeric"),
+        ("-1e131000", "numeric"),
+        ("1e99999999999999999999", "numeric"),
+        (str(2**70), "numeric"),
+        ("9" * 400, "numeric"),
+        ("9" * 5000, "numeric"),
+        ('"x"', "text"),
+        ('""', "text"),
+        ('"12"', "text"),
+        ('"true"', "text"),
+        ("[]", "text"),
+        ('[{"a":1}]', "text"),
+        ('"2019-07-08T18:33:25.000Z"', "timestamp with time zone"),
+        ('"2019-07-08\\u005418:33:25Z"', "timestamp with time zone"),
+        ('"2017-05-15 23:59:47 +00:00"', "text"),
+        ("null", None),
+        ("{}", None),
+        ('{"x":null,"y":{}}', None),
+    ],
+)
+def test_a_value_has_the_narrowest_type_that_holds_it(value: str, kind: str | None) -> None:
+    """Numbers by their exact value and not by how they are written; strings are text but for times; null is nothing."""
+    whole = b'{"properties":{"a":' + value.encode() + b"}}"
+    assert found(whole) == ([] if kind is None else [(("properties", "a"), kind)])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2019-07-08T18:33:25.000Z",
+        "2019-07-08T18:33:25+00:00",
+        "2019-07-08T18:33:25",
+        "2019-07-08T18:33",
+        "2019-07-08T18:33Z",
+        "2019-07-08T18:33:25.123456789-0330",
+        "2019-07-08T18:33:25+14",
+        "2019-07-08T18:33:25+15:59",
+        "2020-02-29T00:00:00Z",
+        "2000-02-29T00:00:00Z",
+        "0001-01-01T00:00:00+15:59",
+        "9999-12-31T23:59:59.999999999-15:59",
+        "0004-02-29T23:59:59Z",
+    ],
+)
+def test_a_time_is_a_date_and_a_clock(value: str) -> None:
+    """ISO 8601 with a T between; the offset may be left out."""
+    assert type_of(value) == "timestamp with time zone"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2019-07-08",
+        "2019-07-08 18:33:25Z",
+        "2019-07-08t18:33:25Z",
+        "2019-07-08T18:33:25z",
+        "2019-07-08T18",
+        "2019-07-08T18:33:25 Z",
+        "2019-07-08T24:00:00Z",
+        "2019-07-08T18:60:25Z",
+        "2019-07-08T18:33:60Z",
+        "2019-07-08T18:33:25.Z",
+        "2019-07-08T18:33:25.1234567890123Z",
+        "2019-07-08T18:33:25+16:00",
+        "2019-07-08T18:33:25+01:60",
+        "2019-02-29T00:00:00Z",
+        "1900-02-29T00:00:00Z",
+        "2019-02-30T00:00:00Z",
+        "2019-04-31T00:00:00Z",
+        "2019-13-01T00:00:00Z",
+        "2019-00-01T00:00:00Z",
+        "2019-01-00T00:00:00Z",
+        "2019-01-32T00:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "12019-07-08T18:33:25Z",
+        "-2019-07-08T18:33:25Z",
+        "٢٠١٩-07-08T18:33:25Z",
+        "2019-07-08T18:33:25Z\n",
+        " 2019-07-08T18:33:25Z",
+        "20190708T183325Z",
+        "2019-W28-1T18:33:25Z",
+    ],
+)
+def test_what_is_not_quite_a_time_is_text(value: str) -> None:
+    """Days that are not in the calendar, other ways to write a time, anything before or after it."""
+    assert type_of(value) == "text"
+
+
+@given(
+    st.datetimes(timezones=st.builds(timezone, st.integers(-959, 959).map(lambda minutes: timedelta(minutes=minutes))))
+)
+def test_every_moment_is_a_time(moment: datetime) -> None:
+    """Whatever Python writes in ISO 8601 is one, with the day before and after in the same calendar."""
+    assert type_of(moment.isoformat()) == "timestamp with time zone"
+
+
+@given(st.integers(1, 9999), st.integers(0, 13), st.integers(0, 32))
+def test_the_calendar_is_the_calendar(year: int, month: int, day: int) -> None:
+    """A day is taken if and only if there is such a day."""
+    text = f"{year:04}-{month:02}-{day:02}T00:00:00"
+    exists = False
+    with suppress(ValueError):
+        exists = bool(datetime.fromisoformat(text))
+    assert (type_of(text) == "timestamp with time zone") is exists
+
+
+def test_what_is_covered_needs_no_wider_column() -> None:
+    """Text holds everything, numeric holds integers, and nothing else holds another."""
+    pairs = {(have, kind) for have in TYPES for kind in TYPES if covers({have}, kind)}
+    assert pairs == {(kind, kind) for kind in TYPES} | {("text", kind) for kind in TYPES} | {("numeric", "bigint")}
+
+
+def test_paths_are_found_in_the_order_of_the_keys() -> None:
+    """Objects are followed where they stand; properties come before context, which is in front of its own paths."""
+    whole = payload(
+        {"b": {"y": 1, "x": {"z": True}}, "a": [{"c": 1}], "n": None}, {"ip": "::1", "traits": {"email": "e"}}
+    )
+    assert found(whole) == [
+        (("properties", "b", "y"), "bigint"),
+        (("properties", "b", "x", "z"), "boolean"),
+        (("properties", "a"), "text"),
+        (("context", "ip"), "text"),
+        (("context", "traits", "email"), "text"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "whole", [b"{}", b'{"properties":null}', b'{"context":"x"}', b'{"context":[{"a":1}]}', b'{"a":1}']
+)
+def test_a_call_without_any_is_made_of_nothing(whole: bytes) -> None:
+    """What is neither in properties nor in context, or is no object, has no paths."""
+    assert found(whole) == []
+
+
+def test_the_name_is_the_one_that_came() -> None:
+    """Not the table's."""
+    assert event_name(b'{"event":"Email  Op\\u0065ned","properties":{"event":"x"}}') == "Email  Opened"
+
+
+def test_the_decoder_takes_what_is_like_the_events_before() -> None:
+    """Once compiled, an event with any part of what is known passes: nulls, empty objects, other orders included."""
+    shape = Shape()
+    first = payload(
+        {"id": 1, "price": 1.5, "at": "2019-07-08T18:33:25Z", "s": "x", "o": {}, "n": None, "d": {"e": True}}
+    )
+    for path, kind in shape.novelties(first):
+        shape.learn(path, [kind])
+    compile_now(shape)
+    for known in (
+        {},
+        {"id": None},
+        {"price": 3, "id": 2**63 - 1},
+        {"s": 5, "at": "2020-02-29T00:00:00"},
+        {"s": ["y"], "o": {}, "n": None, "d": {}},
+        {"d": {"e": False}, "id": -1},
+    ):
+        assert takes(shape, payload(known))
+    for unknown in (
+        {"id": "x"},
+        {"id": 1.5},
+        {"at": "x"},
+        {"o": {"a": 1}},
+        {"n": 1},
+        {"d": 1},
+        {"d": {"f": 1}},
+        {"new": 1},
+    ):
+        assert not takes(shape, payload(unknown))
+        assert found(payload(unknown), shape)
+
+
+def test_what_is_known_from_the_record_is_compiled_as_well() -> None:
+    """A process that starts with what is recorded learns nothing twice."""
+    shape = Shape([(["properties", "a"], ["bigint"]), (["context", "b", "c"], ["boolean", "text"])], untracked=True)
+    compile_now(shape)
+    assert takes(shape, payload({"a": 1}, {"b": {"c": "x"}}))
+    assert (shape.tracked, shape.untracked) == (2, True)
+    assert shape.knows(("properties", "a"))
+    assert not shape.knows(("properties", "b"))
+    assert not shape.knows(("properties",))
+
+
+KEYS = st.sampled_from(["a", "b", "é", '"', "\\", "", "a\x01"])
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.integers(),
+    st.sampled_from([2**63, -(2**63), 2**63 - 1, 1.5, 12.0, "2019-07-08T18:33:25Z", "2019-07-08", "x", [], [1], {}]),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+OBJECTS = st.dictionaries(
+    KEYS, st.recursive(LEAVES, lambda inner: st.dictionaries(KEYS, inner, max_size=4), max_leaves=6), max_size=4
+)
+EVENTS = st.builds(payload, OBJECTS, OBJECTS | LEAVES)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(EVENTS, st.booleans(), st.booleans()), min_size=1, max_size=12))
+def test_the_decoder_never_misses_anything(history: list[tuple[bytes, bool, bool]]) -> None:
+    """Whatever was learned of whatever came before, what the decoder takes has nothing new in it."""
+    shape = Shape()
+    for whole, learn, compiled in history:
+        if takes(shape, whole):
+            assert found(whole, shape) == []
+        for path, kind in list(shape.novelties(whole)):
+            if learn:
+                shape.learn(path, [kind])
+        if learn:
+            assert found(whole, shape) == []
+        if compiled:
+            compile_now(shape)
+
+
+def flattened(value: Any, path: Path = ()) -> dict[Path, str]:
+    """Return the paths below an object and their types, in the plainest way there is."""
+    paths: dict[Path, str] = {}
+    for key, each in value.items() if isinstance(value, dict) else ():
+        if isinstance(each, dict):
+            paths |= flattened(each, (*path, key))
+        elif isinstance(each, bool):
+            paths[(*path, key)] = "boolean"
+        elif isinstance(each, Decimal):
+            inside = -(2**63) <= each < 2**63
+            paths[(*path, key)] = "bigint" if inside and math.floor(each) == each else "numeric"
+        elif isinstance(each, str) and each.startswith("2019") and "T" in each:
+            paths[(*path, key)] = "timestamp with time zone"
+        elif each is not None:
+            paths[(*path, key)] = "text"
+    return paths
+
+
+@given(EVENTS)
+def test_paths_are_those_a_simpler_reading_finds(whole: bytes) -> None:
+    """Against a recursive function over exactly parsed JSON."""
+    call = json.loads(whole, parse_int=Decimal, parse_float=Decimal)
+    expected = {
+        path: kind for root in ("properties", "context") for path, kind in flattened(call[root], (root,)).items()
+    }
+    assert dict(found(whole)) == expected
+
+
+def test_a_repeated_key_counts_once_as_in_the_database() -> None:
+    """The last of two equal keys is the value, and the decoder does not take the event for the first one's sake."""
+    shape = Shape([(["properties", "a"], ["bigint"])])
+    compile_now(shape)
+    whole = b'{"properties":{"a":1,"a":"x"}}'
+    assert not takes(shape, whole)
+    assert found(whole, shape) == [(("properties", "a"), "text")]
+
+
+def test_ever_new_properties_do_not_mean_ever_new_decoders() -> None:
+    """Compiling waits until it pays: two thousand shapes cost a handful of decoders."""
+    shape = Shape()
+    decoders = set()
+    for i in range(2000):
+        whole = payload({f"key{i}": 1})
+        if not takes(shape, whole):
+            for path, kind in list(shape.novelties(whole)):
+                shape.learn(path, [kind])
+            shape.missed()
+        decoders.add(shape.decode)
+    assert len(decoders) < 15
+
+
+def test_what_only_ever_is_null_is_not_remembered_without_end() -> None:
+    """Keys that leave no record leave no more than twice as many traces in memory as there are tracked properties."""
+    shape = Shape()
+    for start in range(0, 5 * TRACKED_PROPERTIES, 1000):
+        assert found(payload({f"key{i}": None for i in range(start, start + 1000)}), shape) == []
+    assert shape.remembered <= 2 * TRACKED_PROPERTIES
+
+
+@pytest.mark.parametrize("width", [499, 501, 3000])
+def test_very_wide_objects_are_taken_apart_each_time(width: int) -> None:
+    """A decoder for them would be no faster; above all none takes what it does not look at."""
+    shape = Shape((["properties", f"key{i}"], ["bigint"]) for i in range(width))
+    for _ in range(width + 100):
+        shape.missed()
+    assert takes(shape, payload({"key1": 1})) is (width <= 500)
+    assert not takes(shape, payload({"key1": "x"}))
+    assert not takes(shape, payload({"other": 1}))
+
+
+def test_deep_objects_are_followed() -> None:
+    """Five hundred objects in one another are one path, with or without a decoder."""
+    deep = b'{"properties":' + b'{"a":' * 500 + b"1" + b"}" * 501
+    [(path, kind)] = found(deep)
+    assert (path, kind) == (("properties", *["a"] * 500), "bigint")
+    shape = Shape([(path, [kind])])
+    compile_now(shape)
+    assert found(deep, shape) == []
+    assert takes(shape, payload({}))
