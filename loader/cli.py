@@ -5,17 +5,15 @@ loaded, but some of their messages are in quarantine.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from loader import __version__, display
-from loader.database import Database, connection_environment, migrate, open_database
+from loader import __version__, display, layout, session
+from loader.database import connection_environment, migrate, open_database
 from loader.errors import LoaderError, UsageError
-from loader.settings import Settings, describe, read_settings
+from loader.settings import describe, read_settings
 
 EXIT_QUARANTINED = 3
 
@@ -55,20 +53,8 @@ def main() -> None:
     """A warehouse for Iterable's messaging events, on your own PostgreSQL."""
 
 
-@contextmanager
-def _database() -> Iterator[tuple[Database, Settings]]:
-    settings = read_settings()
-    with open_database(settings) as database:
-        yield database, settings
-
-
-@contextmanager
-def _autocommit(database: Database) -> Iterator[psycopg.Connection]:
-    with database.connect(autocommit=True) as connection:
-        yield connection
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+for command in (layout.rescan, layout.schema, layout.widen, layout.scaffold):
+    main.add_command(command)
 
 
 @main.command()
@@ -95,7 +81,7 @@ def load(paths: tuple[str, ...], source: str | None) -> None:
     from loader.sources import find_source  # noqa: PLC0415
 
     files = find_files(paths)
-    with _database() as (database, settings), _autocommit(database) as connection:
+    with session.database() as (database, settings), session.autocommit(database) as connection:
         with database.begin() as transaction:
             schema = find_source(transaction, source)
         progress = display.ProgressDisplay()
@@ -133,7 +119,7 @@ def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
     from loader.transform import log_file  # noqa: PLC0415
     from loader.transform import transform as run_transform  # noqa: PLC0415
 
-    with _database() as (database, settings):
+    with session.database() as (database, settings):
         filled = run_transform(database, settings, select=select, full_refresh=full_refresh)
         display.echo(display.table([display.table_filled(table) for table in filled]))
         failed = [table for table in filled if table.error]
@@ -147,29 +133,12 @@ def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
 
 
 @main.command()
-@click.option("--source", help="Name of the source; all of them by default.")
-def rescan(source: str | None) -> None:
-    """Record anew, from what has landed, which collections and properties there are."""
-    from loader.rescan import rescan as run_rescan  # noqa: PLC0415
-    from loader.sources import find_source  # noqa: PLC0415
-
-    with _database() as (database, _), _autocommit(database) as connection:
-        with database.begin() as transaction:
-            schema = find_source(transaction, source) if source else None
-        found = run_rescan(connection, schema)
-    display.echo(
-        f"{display.count(found.events, 'event')} read of {display.count(found.collections, 'collection')}. "
-        f"Properties: {found.properties:,}, of which new: {found.new:,}."
-    )
-
-
-@main.command()
-@_as_json
+@session.as_json
 def status(*, as_json: bool) -> None:
     """Show what came in, where it is, and whether anything is missing."""
     from loader.status import read_status  # noqa: PLC0415
 
-    with _database() as (database, _), database.begin() as connection:
+    with session.database() as (database, _), database.begin() as connection:
         state = read_status(connection)
     if as_json:
         display.echo(display.to_json(state.as_json()))
@@ -193,7 +162,7 @@ def sql(statement: str, form: str) -> None:
     """Run a query and print its rows; - reads it from standard input."""
     from loader.query import render, run_query  # noqa: PLC0415
 
-    with _database() as (database, _):
+    with session.database() as (database, _):
         text = sys.stdin.read() if statement == "-" else statement
         display.echo(render(run_query(database, text), form))  # type: ignore[arg-type]
 
@@ -204,7 +173,7 @@ def url(*, as_environment: bool) -> None:
     """Print the URL to connect with, as in psql "$(loader url)"."""
     import shlex  # noqa: PLC0415
 
-    with _database() as (database, _):
+    with session.database() as (database, _):
         if as_environment:
             for name, value in connection_environment(database.url).items():
                 display.echo(f"export {name}={shlex.quote(value)}")
@@ -229,7 +198,7 @@ def source() -> None:
 @click.argument("name")
 @click.option("--schema", default="", help="Schema of its tables; derived from the name by default.")
 @click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label; may be given several times.")
-@_as_json
+@session.as_json
 def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
     """Add a source and print its write key, which is shown this once."""
     from loader.sources import add_source  # noqa: PLC0415
@@ -237,7 +206,7 @@ def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool
     for label in labels:
         if label.count(":") != 1:
             raise UsageError(f"--label {label} must look like environment:prod.")
-    with _database() as (database, _), database.begin() as connection:
+    with session.database() as (database, _), database.begin() as connection:
         schema, key = add_source(connection, name, schema=schema, labels=dict(label.split(":") for label in labels))
     if as_json:
         display.echo(display.to_json({"name": name, "schema": schema, "write_key": key}))
@@ -246,12 +215,12 @@ def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool
 
 
 @source.command(name="list")
-@_as_json
+@session.as_json
 def source_list(*, as_json: bool) -> None:
     """List the sources."""
     from loader.sources import list_sources  # noqa: PLC0415
 
-    with _database() as (database, _), database.begin() as connection:
+    with session.database() as (database, _), database.begin() as connection:
         display.show_records(
             list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`."
         )
@@ -265,12 +234,12 @@ def key() -> None:
 @key.command(name="add")
 @click.argument("source_name", metavar="SOURCE")
 @click.option("--label", default="", help="What it is for.")
-@_as_json
+@session.as_json
 def key_add(source_name: str, label: str, *, as_json: bool) -> None:
     """Make another write key for a source; it is shown this once."""
     from loader.sources import add_key  # noqa: PLC0415
 
-    with _database() as (database, _), database.begin() as connection:
+    with session.database() as (database, _), database.begin() as connection:
         made = add_key(connection, source_name, label=label)
     if as_json:
         display.echo(display.to_json({"source": source_name, "write_key": made}))
@@ -280,12 +249,12 @@ def key_add(source_name: str, label: str, *, as_json: bool) -> None:
 
 @key.command(name="list")
 @click.option("--source", "source_name", help="Only those of this source.")
-@_as_json
+@session.as_json
 def key_list(source_name: str | None, *, as_json: bool) -> None:
     """List the write keys, with their last use."""
     from loader.sources import list_keys  # noqa: PLC0415
 
-    with _database() as (database, _), database.begin() as connection:
+    with session.database() as (database, _), database.begin() as connection:
         display.show_records(
             list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`."
         )
@@ -297,7 +266,7 @@ def key_revoke(number: int) -> None:
     """Revoke a write key, by its number in `loader key list`."""
     from loader.sources import revoke_key  # noqa: PLC0415
 
-    with _database() as (database, _), database.begin() as connection:
+    with session.database() as (database, _), database.begin() as connection:
         revoke_key(connection, number)
     display.echo(f"Key {number} is revoked.")
 
@@ -311,12 +280,12 @@ def quarantine() -> None:
 @click.option("--reason", help="Only those with this reason code.")
 @click.option("--all", "resolved", is_flag=True, help="Also those that have landed since.")
 @click.option("--limit", default=50, show_default=True, help="At most so many, the newest first.")
-@_as_json
+@session.as_json
 def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: bool) -> None:
     """List messages, the newest first."""
     from loader.quarantine import list_messages  # noqa: PLC0415
 
-    with _database() as (database, _), database.connect() as connection:
+    with session.database() as (database, _), database.connect() as connection:
         messages = list_messages(connection, reason=reason, resolved=resolved, limit=limit)
     rows = [
         {
@@ -341,7 +310,7 @@ def quarantine_show(number: int) -> None:
     """Print a message's original bytes to stdout; what is wrong with it goes to stderr."""
     from loader.quarantine import find_message  # noqa: PLC0415
 
-    with _database() as (database, _), database.connect() as connection:
+    with session.database() as (database, _), database.connect() as connection:
         message = find_message(connection, number)
     place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
     display.note(
@@ -367,7 +336,7 @@ def quarantine_retry(
         raise UsageError("Say which messages: their numbers, or --reason, or --all.")
     if replacement is not None and len(numbers) != 1:
         raise UsageError("--file corrects one message: give its number.")
-    with _database() as (database, _), _autocommit(database) as connection:
+    with session.database() as (database, _), session.autocommit(database) as connection:
         chosen = list(numbers) or open_messages(connection, reason)
         landed, still = retry(connection, chosen, replacement.read() if replacement else None)
     display.echo(f"{display.count(landed.rows, 'message')} landed, {len(still):,} still refused")

@@ -235,6 +235,10 @@ def show_status(status: Status) -> None:
     for title, rows in (
         ("In quarantine (`loader quarantine list`)", status.quarantine),
         ("Values their column cannot hold (raw.mismatches)", status.mismatches),
+        ("Columns that views keep from a wider type (`loader widen` makes the views again)", status.waiting_columns),
+        ("Properties without a column of their own (raw.collisions)", status.collisions),
+        ("Events in tracks only: the source has as many tables as LOADER_TABLES allows", status.without_table),
+        ("Columns found last (`loader schema` shows all)", status.found),
         ("Last transforms", status.runs),
     ):
         if rows:

@@ -6,6 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from loader.schema import WAITING_COLUMNS
+
 
 @dataclass(frozen=True)
 class TableStatus:
@@ -57,6 +59,10 @@ class Status:
             none is waiting.
         quarantine: Open messages by source and reason.
         mismatches: Values their column cannot hold, by table and column.
+        found: The last columns that runs have found in the events, the newest first.
+        waiting_columns: Columns that views keep from the type they need.
+        collisions: How many properties have no column of their own, by table and reason.
+        without_table: Events that got no table because their source has as many as it may.
         runs: The last dbt invocations, the newest first.
     """
 
@@ -65,6 +71,10 @@ class Status:
     tables: list[TableStatus]
     quarantine: list[dict[str, Any]]
     mismatches: list[dict[str, Any]]
+    found: list[dict[str, Any]]
+    waiting_columns: list[dict[str, Any]]
+    collisions: list[dict[str, Any]]
+    without_table: list[dict[str, Any]]
     runs: list[dict[str, Any]]
     events_landed: int
     waiting: int
@@ -124,6 +134,36 @@ _MISMATCHES = """
     group by source, model, column_name
     order by source, model, column_name
 """
+_FOUND = """
+    select source, model as table, column_name as column, data_type as type, added_at as added, first_event_id as event
+    from raw.columns
+    where not declared
+    order by added_at desc, source, model, column_name
+    limit 10
+"""
+_COLLISIONS = """
+    select source, model as table, reason, count(*) as properties
+    from raw.collisions
+    group by source, model, reason
+    union all
+    select source, collection, 'untracked', 1
+    from raw.collections
+    where untracked
+    order by source, 2, reason
+"""
+# Seen before the last run, and still not a table.
+_WITHOUT_TABLE = """
+    select collections.source, collections.event, collections.first_seen_at as first_seen
+    from raw.collections
+    where
+        collections.collection <> ''
+        and collections.first_seen_at < (select max(started_at) from raw.transforms where status = 'success')
+        and not exists (
+            select from raw.cursors
+            where cursors.source = collections.source and cursors.model = collections.collection
+        )
+    order by collections.source, collections.number
+"""
 _RUNS = """
     select
         transforms.started_at,
@@ -162,6 +202,10 @@ def read_status(connection: Connection) -> Status:
         tables=[TableStatus(**row) for row in rows(_TABLES)],
         quarantine=rows(_QUARANTINE),
         mismatches=rows(_MISMATCHES),
+        found=rows(_FOUND),
+        waiting_columns=rows(WAITING_COLUMNS),
+        collisions=rows(_COLLISIONS),
+        without_table=rows(_WITHOUT_TABLE),
         runs=rows(_RUNS),
         events_landed=connection.execute(text(_LANDED)).scalar_one(),
         waiting=sum(law.waiting for law in laws),

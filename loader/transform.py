@@ -56,7 +56,12 @@ _SYNCS = """
 
 
 def transform(
-    database: Database, settings: Settings, *, select: Sequence[str] = (), full_refresh: bool = False
+    database: Database,
+    settings: Settings,
+    *,
+    select: Sequence[str] = (),
+    full_refresh: bool = False,
+    widen: bool = False,
 ) -> list[TableFilled]:
     """Split what has landed since the last run into the tables.
 
@@ -65,6 +70,7 @@ def transform(
         settings: The process's settings.
         select: dbt selectors; none for every model.
         full_refresh: Rebuild the rows in place, from all that has ever landed.
+        widen: Also widen the columns that views depend on, and make the views again.
 
     Returns:
         Every table of every source that the run came by, in the order of sources and tables. Tables with an `error`
@@ -92,7 +98,8 @@ def transform(
         nonlocal invocation
         invocation = message.info.invocation_id
 
-    with environment(dbt_environment(database, settings, sources)):
+    variables = dbt_environment(database, settings, sources) | {"LOADER_WIDEN": str(widen).lower()}
+    with environment(variables):
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
     _close_log()
 

@@ -2,9 +2,8 @@
     Engine-specific: reading JSON and casting without ever raising. One bad value must cost one NULL, not the run.
 -#}
 
-{#- The text at a dotted path of a JSON value: a string without its quotes, an array or object as JSON. -#}
-{% macro json_text(value, path) -%}
-    {%- set keys = path.split('.') -%}
+{#- The text at the keys of a JSON value: a string without its quotes, an array or object as JSON. -#}
+{% macro json_text(value, keys) -%}
     {{ value }}{% for key in keys %} {{ '->>' if loop.last else '->' }} {{ string_literal(key) }}{% endfor %}
 {%- endmacro %}
 

@@ -84,7 +84,7 @@
 
     {%- set found = count_new_events(table) -%}
     {%- set grown = {'columns': [], 'new_columns': [], 'widened': []} -%}
-    {%- if found.rows or shape.new_columns or var('widen', false) -%}
+    {%- if found.rows or shape.new_columns or is_widening() -%}
         {%- set grown = grow_table(table, source_name, shape) -%}
     {%- endif -%}
     {%- if grown.widened and not rebuild -%}

@@ -97,9 +97,17 @@
 {%- endmacro %}
 
 
-{#- Where the yml says a column's value is: {'property': path, 'context': path}, or neither. -#}
+{#-
+    Where the yml says a column's value is: {'property': keys, 'context': keys}, or neither. The yml has keys as a dotted
+    path, or as a list where a key has a dot of its own.
+-#}
 {% macro column_origin(column) -%}
-    {{ return((column.config or {}).meta or column.meta or {}) }}
+    {%- set meta = (column.config or {}).meta or column.meta or {} -%}
+    {%- set origin = {} -%}
+    {%- for name in ('property', 'context') if meta.get(name) -%}
+        {%- do origin.update({name: meta[name].split('.') if meta[name] is string else meta[name]}) -%}
+    {%- endfor -%}
+    {{ return(origin) }}
 {%- endmacro %}
 
 

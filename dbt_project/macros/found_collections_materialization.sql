@@ -44,7 +44,7 @@
         ) as allowed
         left join raw.cursors on cursors.source = '{{ source_name }}' and cursors.model = allowed.collection
         where
-            {{ should_full_refresh() or var('widen', false) }}
+            {{ should_full_refresh() or is_widening() }}
             or cursors.snapshot is null
             or exists (
                 select from raw.events

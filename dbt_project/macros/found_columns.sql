@@ -71,8 +71,8 @@
     {%- for column in table.declared -%}
         {%- set origin = column_origin(column) -%}
         {%- do declared.update({column.name: 'event' if origin.context or origin.property else 'layout'}) -%}
-        {%- for section, dotted in (('context', origin.context), ('properties', origin.property)) if dotted -%}
-            {%- set path = [section] + dotted.split('.') -%}
+        {%- for section, keys in (('context', origin.context), ('properties', origin.property)) if keys -%}
+            {%- set path = [section] + keys -%}
             {%- do declared_paths.update({tojson(path): true}) -%}
             {%- do lengths.append(path | length) -%}
         {%- endfor -%}
@@ -151,13 +151,19 @@
 {%- endmacro %}
 
 
-{#- Gives a column a wider type. Returns what is in the way: views, which only `loader widen` (var `widen`) makes again. -#}
+{#- Gives a column a wider type. Returns what is in the way: views, which only `loader widen` makes again. -#}
 {% macro widen_column(table, name, data_type) %}
     {%- set call -%}
-        select raw.widen_column({{ string_literal(table.relation) }}::regclass, '{{ name }}', '{{ data_type }}', {{ var('widen', false) }})
+        select raw.widen_column({{ string_literal(table.relation) }}::regclass, '{{ name }}', '{{ data_type }}', {{ is_widening() }})
     {%- endset -%}
     {{ return(run_query(call).rows[0][0] or '') }}
 {% endmacro %}
+
+
+{#- Whether this is a run of `loader widen`, or one by hand with the variable it sets. -#}
+{% macro is_widening() -%}
+    {{ return(env_var('LOADER_WIDEN', '') == 'true') }}
+{%- endmacro %}
 
 
 {#-

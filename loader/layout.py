@@ -1,0 +1,81 @@
+"""The commands about what the tables are made of: which columns there are, of which types, and where they come from."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from loader import display, session
+
+
+@click.command()
+@click.option("--source", help="Name of the source; all of them by default.")
+def rescan(source: str | None) -> None:
+    """Record anew, from what has landed, which collections and properties there are."""
+    from loader.rescan import rescan as run_rescan  # noqa: PLC0415
+    from loader.sources import find_source  # noqa: PLC0415
+
+    with session.database() as (database, _), session.autocommit(database) as connection:
+        with database.begin() as transaction:
+            schema = find_source(transaction, source) if source else None
+        found = run_rescan(connection, schema)
+    display.echo(
+        f"{display.count(found.events, 'event')} read of {display.count(found.collections, 'collection')}. "
+        f"Properties: {found.properties:,}, of which new: {found.new:,}."
+    )
+
+
+@click.command()
+@click.argument("tables", nargs=-1)
+@click.option("--source", help="Name of the source; needed when there are several.")
+@session.as_json
+def schema(tables: tuple[str, ...], source: str | None, *, as_json: bool) -> None:
+    """Show the columns of a source's tables: type, since when, and how often they are filled."""
+    from loader.schema import read_layout  # noqa: PLC0415
+    from loader.sources import find_source  # noqa: PLC0415
+
+    with session.database() as (database, _), session.autocommit(database) as connection:
+        with database.begin() as transaction:
+            name = find_source(transaction, source)
+        display.show_records(
+            read_layout(connection, name, list(tables)), as_json=as_json, empty="No such table yet: `loader transform`."
+        )
+
+
+@click.command()
+def widen() -> None:
+    """Finish the columns that views keep from a wider type: the views are made again as they were."""
+    from loader.schema import waiting_columns  # noqa: PLC0415
+    from loader.transform import transform as run_transform  # noqa: PLC0415
+
+    with session.database() as (database, settings), session.autocommit(database) as connection:
+        waiting = waiting_columns(connection)
+        if not waiting:
+            display.echo("No column is waiting for a wider type.")
+            return
+        filled = run_transform(database, settings, widen=True)
+        left = {(c.source, c.table, c.column): c for c in waiting_columns(connection)}
+        for column in waiting:
+            if (column.source, column.table, column.column) not in left:
+                display.echo(f"{column.source}.{column.table}.{column.column} is {column.wanted} now.")
+        for table in filled:
+            if table.error:
+                display.note(f"Error: {table.source}.{table.table} stays as it was: {table.error}")
+        if left:
+            sys.exit(1)
+
+
+@click.command()
+@click.argument("event")
+@click.option("--source", help="Name of the source; needed when there are several.")
+@click.option("--folder", type=click.Path(path_type=Path), default=".", help="Where to write them.  [default: here]")
+def scaffold(event: str, source: str | None, folder: Path) -> None:
+    """Write a dbt model (.sql and .yml) for an event that has none, from what has been seen of it."""
+    from loader.scaffold import scaffold as write_model  # noqa: PLC0415
+    from loader.sources import find_source  # noqa: PLC0415
+
+    with session.database() as (database, _), session.autocommit(database) as connection:
+        with database.begin() as transaction:
+            name = find_source(transaction, source)
+        for file in write_model(connection, name, event, folder):
+            display.echo(str(file))

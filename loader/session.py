@@ -1,0 +1,31 @@
+"""What commands have in common: the database the settings name, open for as long as the command runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+import psycopg
+
+from loader.database import Database, open_database
+from loader.settings import Settings, read_settings
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@contextmanager
+def database() -> Iterator[tuple[Database, Settings]]:
+    """Open the database for a command.
+
+    Raises:
+        LoaderError: A setting cannot be read, or the database cannot be used.
+    """
+    settings = read_settings()
+    with open_database(settings) as opened:
+        yield opened, settings
+
+
+@contextmanager
+def autocommit(opened: Database) -> Iterator[psycopg.Connection]:
+    """Open a connection to it that commits every statement."""
+    with opened.connect(autocommit=True) as connection:
+        yield connection
