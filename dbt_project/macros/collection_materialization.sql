@@ -105,6 +105,8 @@
         {%- do add_primary_key(table.relation) if key_later -%}
         {%- set table_rows = inserted - overtaken -%}
         {%- do record_mismatches(table, source_name, grown.columns, found.repeated) -%}
+        {%- set at_risk = columns_at_risk(grown.columns) if not table.sql else [] -%}
+        {%- do record_wide_rows(table, source_name, grown.columns, at_risk) if at_risk -%}
     {%- elif shape.created -%}
         {%- do add_primary_key(table.relation) -%}
     {%- endif -%}
@@ -171,8 +173,12 @@
         {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- endfor %}
     )
+    {%- set at_risk = columns_at_risk(inserted) %}
+    {%- set selected -%}
     {{ table.sql or event_select(columns, table.name, table.every_event) }}
     {{ "order by events.seq" if in_landing_order }}
+    {%- endset %}
+    {{ fitting_select(columns, at_risk, selected) if at_risk and not table.sql else selected }}
     {{ "on conflict (id) do nothing" if on_conflict }}
 {%- endmacro %}
 
