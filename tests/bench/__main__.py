@@ -8,6 +8,7 @@ from tests.bench.ground import ground
 BENCHMARKS = {
     "landing": landing.rate,
     "memory": landing.memory,
+    "tracking": landing.tracking,
     "split": splitting.split,
     "idle": splitting.idle,
     "increment": splitting.increment,

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import psutil
 
+from loader.catalog import Tracker
+from loader.connection import connect
+from loader.landing import land
+from loader.lines import LineReader
+from loader.segment import parse_lines
 from tests.bench.ground import Ground, median_ratio, report, seconds
 
 _EVENTS = 2_000_000
+_TRACKED = 100_000
 _ROUNDS = 5
+_TRACKING_ROUNDS = 9
 
 
 def rate(ground: Ground) -> None:
@@ -54,6 +61,44 @@ def memory(ground: Ground) -> None:
         f"{large / small:.2f} times the small file's: {large / 1e6:.0f} MB in the largest process for "
         f"{_EVENTS:,} events, {small / 1e6:.0f} MB for 10,000",
     )
+
+
+def tracking(ground: Ground) -> None:
+    """Compare landing with and without taking note of what the events are made of, in this process, the two in turn."""
+    path = ground.events_file(_TRACKED)
+    url = ground.create_database("bench_tracking")
+    ground.run_loader(url, "migrate")
+    with path.open("rb") as file:
+        chunks = [chunk.data or b"" for chunk in LineReader(file, str(path), with_data=True).chunks()]
+    tracker = Tracker()
+    pairs = []
+    with connect(url, autocommit=True) as connection:
+
+        def land_all(known: Tracker | None) -> tuple[float, float]:
+            """Return the seconds it took, and those of them in which this process worked."""
+            connection.execute("truncate raw.events")
+            connection.execute("checkpoint")
+            start, work = time.perf_counter(), time.process_time()
+            for data in chunks:
+                if known:
+                    with known.transaction(connection) as seen:
+                        land(connection, "iterable", "file", parse_lines(data, 0), seen)
+                else:
+                    with connection.transaction():
+                        land(connection, "iterable", "file", parse_lines(data, 0), None)
+            return time.perf_counter() - start, time.process_time() - work
+
+        for round_ in range(_TRACKING_ROUNDS + 1):
+            # Each first in every other round: what comes second finds the server's files warm.
+            if round_ % 2:
+                with_, without = land_all(tracker), land_all(None)
+            else:
+                without, with_ = land_all(None), land_all(tracker)
+            if round_:
+                pairs.append((with_, without))
+    wall = statistics.median(with_[0] / without[0] for with_, without in pairs)
+    cost = statistics.median((with_[1] - without[1]) / _TRACKED * 1e6 for with_, without in pairs)
+    report("tracking", f"{wall:.3f} of the time without: {cost:.2f} µs of work more for each event")
 
 
 def _peak(pid: int) -> int:

@@ -13,7 +13,7 @@ from loader.catalog import Tracker, lock_sources
 from loader.database import Database
 from loader.landing import Landed, land
 from loader.loading import Load
-from loader.properties import TRACKED_PROPERTIES
+from loader.properties import TRACKED_PROPERTIES, type_of
 from loader.quarantine import open_messages, retry
 from loader.rescan import rescan
 from loader.segment import parse_lines
@@ -331,3 +331,18 @@ def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> N
     done = run_loader("rescan", "--source", "Iterable")
     assert (done.returncode, done.stdout) == (0, "5 events read of 3 collections. Properties: 11, of which new: 0.\n")
     assert run_loader("rescan", "--source", "nobody").returncode == 2
+
+
+def test_the_database_reads_every_time_that_is_taken_for_one(connection: psycopg.Connection) -> None:
+    """What is recorded as a time can be cast to one: each part at its limits, whatever the session's time zone."""
+    days = ["0001-01-01", "0004-02-29", "1582-10-10", "1999-12-31", "2000-02-29", "2024-02-29", "9999-12-31"]
+    clocks = ["00:00", "23:59", "00:00:00", "23:59:59", "23:59:59.9", "12:00:00.123456789012", "23:59:59.999999999999"]
+    offsets = ["", "Z", "+00", "-00:00", "+0530", "+15:59", "-15:59", "+15", "-1559"]
+    times = [f"{day}T{clock}{offset}" for day in days for clock in clocks for offset in offsets]
+    assert {type_of(time) for time in times} == {"timestamp with time zone"}
+    for zone in "UTC", "Asia/Kolkata", "America/New_York", "Pacific/Kiritimati":
+        connection.execute(f"set timezone = '{zone}'")
+        rows = connection.execute(
+            "select t from unnest(%s::text[]) as t where not pg_input_is_valid(t, 'timestamptz')", (times,)
+        )
+        assert rows.fetchall() == []
