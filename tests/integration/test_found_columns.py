@@ -1,0 +1,248 @@
+"""Tables follow the events: columns and tables nobody declared, types that widen, and what stands in their way."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from loader.catalog import Tracker
+from loader.database import Database
+from loader.landing import land
+from loader.segment import parse_lines
+from loader.settings import Settings
+from loader.transform import TableFilled, transform
+from tests.warehouse import contents, everything, law
+
+DEFINITIONS = """
+    create table public.runs (command text);
+    create function public.note_command() returns event_trigger language plpgsql as $$
+    begin
+        insert into public.runs select object_identity || ' ' || command_tag
+        from pg_event_trigger_ddl_commands() where schema_name = 'iterable';
+    end
+    $$;
+    create event trigger note_commands on ddl_command_end execute function public.note_command();
+"""
+
+
+class Warehouse:
+    """One source's events and tables."""
+
+    def __init__(self, database: Database, settings: Settings, connection: psycopg.Connection) -> None:
+        self.database = database
+        self.settings = settings
+        self.connection = connection
+        self._landed = 0
+
+    def land(self, *properties: dict[str, Any], event: str = "Email Opened", context: object = None) -> None:
+        """Land events e1, e2, … with these properties."""
+        lines = []
+        for each in properties:
+            self._landed += 1
+            call = {"type": "track", "event": event, "userId": "u", "messageId": f"e{self._landed}", "properties": each}
+            lines.append(json.dumps(call | ({} if context is None else {"context": context})).encode())
+        with Tracker().transaction(self.connection) as seen:
+            land(self.connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen)
+
+    def run(self, **options: Any) -> dict[str, TableFilled]:
+        """Run the transform, in which nothing may fail; returns what it did to the tables it changed."""
+        filled = transform(self.database, self.settings, **options)
+        assert not [table for table in filled if table.error]
+        return {table.table: table for table in filled if table.rows or table.new_columns}
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        return self.connection.execute(query).fetchall()  # type: ignore[call-overload,no-any-return]
+
+    def type_of(self, table: str, column: str) -> str | None:
+        """Return a column's type; None when there is no such column."""
+        found = self.rows(
+            "select format_type(atttypid, atttypmod) from pg_attribute"
+            f" where attrelid = to_regclass('iterable.{table}') and attname = '{column}' and not attisdropped"
+        )
+        return found[0][0] if found else None
+
+
+@pytest.fixture
+def warehouse(served: Database, served_settings: Settings) -> Iterator[Warehouse]:
+    """A warehouse whose tables exist, all of them empty."""
+    with served.connect(autocommit=True) as connection:
+        yield Warehouse(served, served_settings, connection)
+
+
+def test_a_new_property_becomes_a_column_once(warehouse: Warehouse) -> None:
+    """The run that reads its first event adds it, older rows are NULL, and no later run changes the table's shape."""
+    warehouse.land({"campaignId": 1})
+    warehouse.run()
+    warehouse.land({"fromSMSSenderId": 7, "deep": {"Ship To": {"city": "Köln"}}, "none": None, "empty": {}})
+    assert warehouse.run()["email_opened"].new_columns == ("from_smssender_id", "deep_ship_to_city")
+    warehouse.connection.execute(DEFINITIONS)
+    warehouse.land({"fromSMSSenderId": 8})
+    assert warehouse.run()["email_opened"].new_columns == ()
+    assert warehouse.rows("select id, from_smssender_id, deep_ship_to_city from iterable.email_opened order by id") == [
+        ("e1", None, None),
+        ("e2", 7, "Köln"),
+        ("e3", 8, None),
+    ]
+    assert warehouse.rows("select * from runs") == []
+    assert warehouse.type_of("email_opened", "none") is None
+
+
+def test_context_becomes_columns_of_the_table_and_of_tracks(warehouse: Warehouse) -> None:
+    """With its prefix; tracks takes what any collection has."""
+    warehouse.land({}, context={"app": {"build": 88}})
+    warehouse.land({}, event="Email Delivered", context={"app": {"build": "88b"}})
+    warehouse.run()
+    assert warehouse.rows("select id, context_app_build from iterable.tracks order by id") == [
+        ("e1", "88"),
+        ("e2", "88b"),
+    ]
+    assert warehouse.type_of("email_opened", "context_app_build") == "bigint"
+    assert warehouse.type_of("email_delivered", "context_app_build") == "text"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "widened", "values"),
+    [
+        (12, 12.5, "numeric", ["12", "12.5"]),
+        (12, 2**70, "numeric", ["12", str(2**70)]),
+        (12.0, "n/a", "text", ["12.0", "n/a"]),
+        (True, 1, "text", ["true", "1"]),
+        ("2019-07-08T18:33:25.000Z", "2017-05-15 23:59:47 +00:00", "text", None),
+        (7, [1, "a"], "text", ["7", '[1, "a"]']),
+        ("7", 7, "text", ["7", "7"]),
+    ],
+)
+def test_a_column_widens_to_hold_every_value(
+    warehouse: Warehouse, first: object, then: object, widened: str, values: list[str] | None
+) -> None:
+    """By itself, in the run that needs it, with what is there spelled as a rebuild would spell it."""
+    warehouse.land({"found": first})
+    warehouse.run()
+    warehouse.land({"found": then})
+    warehouse.run()
+    assert warehouse.type_of("email_opened", "found") == widened
+    shown = [row[0] for row in warehouse.rows("select found::text from iterable.email_opened order by id")]
+    assert shown == (values or [first, then])
+    assert warehouse.rows("select * from raw.mismatches") == []
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+
+
+def test_a_declared_column_keeps_its_type(warehouse: Warehouse) -> None:
+    """What it cannot hold is NULL and listed; a second spelling of the property fills it where the first is missing."""
+    warehouse.land({"campaignId": "many"}, {"campaign_id": 9}, {"campaign_id": 8, "campaignId": 7})
+    warehouse.run()
+    assert warehouse.type_of("email_opened", "campaign_id") == "bigint"
+    assert warehouse.rows("select id, campaign_id from iterable.email_opened order by id") == [
+        ("e1", None),
+        ("e2", 9),
+        ("e3", 7),
+    ]
+    assert warehouse.rows("select event_id, column_name, value from raw.mismatches") == [("e1", "campaign_id", "many")]
+    assert warehouse.rows("select path, reason from raw.collisions") == [(["properties", "campaign_id"], "shared")]
+
+
+def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None:
+    """The run goes on with NULL and a note; `widen` makes the views again with their owner, grants and comments."""
+    warehouse.land({"found": True})
+    warehouse.run()
+    warehouse.connection.execute("""
+        create role analyst;
+        create view public.opened as select id, found from iterable.email_opened;
+        create view public.counted as select found, count(*) as events from public.opened group by found;
+        create materialized view public.kept as select found from public.opened;
+        create index kept_found on public.kept (found);
+        comment on view public.opened is 'of the analysts';
+        comment on column public.opened.found is 'or not';
+        grant select on public.opened to analyst;
+        grant select (events) on public.counted to analyst;
+        alter view public.counted owner to analyst;
+    """)
+    warehouse.land({"found": "maybe"})
+    warehouse.run()
+    assert warehouse.rows("select id, found from public.opened order by id") == [("e1", True), ("e2", None)]
+    assert warehouse.rows("select event_id, value from raw.mismatches") == [("e2", "maybe")]
+    waiting = "select column_name, data_type, wanted_type, in_the_way from raw.columns where wanted_type is not null"
+    assert warehouse.rows(waiting) == [("found", "boolean", "text", "counted, kept, opened")]
+
+    warehouse.run(widen=True)
+
+    assert warehouse.rows("select id, found from public.opened order by id") == [("e1", "true"), ("e2", "maybe")]
+    assert warehouse.rows("select found, events from public.counted order by found") == [("maybe", 1), ("true", 1)]
+    assert warehouse.rows("select * from raw.mismatches") == []
+    assert warehouse.rows(waiting) == []
+    assert warehouse.rows("""
+        select
+            has_table_privilege('analyst', 'public.opened', 'select'),
+            has_column_privilege('analyst', 'public.counted', 'events', 'select'),
+            obj_description('public.opened'::regclass),
+            col_description('public.opened'::regclass, 2),
+            pg_get_userbyid((select relowner from pg_class where oid = 'public.counted'::regclass)),
+            to_regclass('public.kept_found') is not null
+    """) == [(True, True, "of the analysts", "or not", "analyst", True)]
+
+
+def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
+    """In the same run, with key, comments and the columns all tables begin with; later runs add to it."""
+    warehouse.land({"total": 5}, event="Order Placed")
+    assert warehouse.run()["order_placed"].rows == 1
+    warehouse.land({"total": 6.5, "coupon": "x"}, event="order_placed")
+    warehouse.run()
+    assert warehouse.rows("select id, event, event_text, total, coupon from iterable.order_placed order by id") == [
+        ("e1", "order_placed", "Order Placed", 5, None),
+        ("e2", "order_placed", "order_placed", 6.5, "x"),
+    ]
+    assert "Order Placed" in warehouse.rows("select obj_description('iterable.order_placed'::regclass)")[0][0]
+    assert warehouse.rows(
+        "select pg_get_constraintdef(oid) from pg_constraint where conrelid = 'iterable.order_placed'::regclass"
+        " and contype = 'p'"
+    ) == [("PRIMARY KEY (id)",)]
+    before = everything(warehouse.connection)
+    assert len(contents(warehouse.connection, "iterable.order_placed")) == 2
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+    assert law(warehouse.connection)["in_collections"] == 2
+
+
+def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
+    """The events of those over the limit are in tracks, and are told of."""
+    limited = warehouse.settings.model_copy(update={"tables": 1})
+    warehouse.land({}, event="First")
+    warehouse.land({}, event="Second")
+    transform(warehouse.database, limited)
+    assert warehouse.rows("select to_regclass('iterable.first') is null, to_regclass('iterable.second') is null") == [
+        (False, True)
+    ]
+    assert warehouse.rows("select event from iterable.tracks order by event") == [("first",), ("second",)]
+    warehouse.run()
+    assert warehouse.rows("select id from iterable.second") == [("e2",)]
+
+
+def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
+    """At 1,600 columns, with rows that fit on a page; what does not fit is in raw and listed, and no run fails."""
+    warehouse.land({f"p{i}": i for i in range(1700)}, {"p1": 1, "p1500": 2}, event="Wide")
+    warehouse.run()
+    assert warehouse.rows(
+        "select count(*) from pg_attribute where attrelid = 'iterable.wide'::regclass and attnum > 0"
+    ) == [(1600,)]
+    assert warehouse.rows("select id, p1, p1500 from iterable.wide order by id") == [("e1", 1, None), ("e2", 1, 2)]
+    assert warehouse.rows("select event_id, column_name from raw.mismatches") == [("e1", "*")]
+    assert warehouse.rows("select reason, count(*) from raw.collisions group by reason") == [("full", 110)]
+    warehouse.land({"p3": 3}, event="Wide")
+    assert warehouse.run()["wide"].rows == 1
+
+
+def test_a_column_given_another_type_by_hand_is_left_alone(warehouse: Warehouse) -> None:
+    """The table is the team's; values its type cannot hold are NULL and listed."""
+    warehouse.land({"found": 1})
+    warehouse.run()
+    warehouse.connection.execute("alter table iterable.email_opened alter column found type double precision")
+    warehouse.land({"found": 2.5}, {"found": "x"})
+    warehouse.run()
+    assert warehouse.type_of("email_opened", "found") == "double precision"
+    assert warehouse.rows("select found from iterable.email_opened order by id") == [(1.0,), (2.5,), (None,)]
+    assert warehouse.rows("select event_id, value from raw.mismatches") == [("e3", "x")]
