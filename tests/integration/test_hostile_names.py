@@ -307,7 +307,7 @@ def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
 
 
 @settings(
-    max_examples=3,
+    max_examples=2,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
@@ -352,8 +352,8 @@ def test_a_table_with_the_name_of_another_ones_key(server: str, home: Path, serv
 
 def test_names_that_differ_by_case_share_a_table(server: str, home: Path, served_template: str) -> None:
     """Events of one table keep their own spelling, and their properties meet in one column."""
-    names = [("Foo", "Open"), ("foo", "_open"), ("FOO", "OPEN!")]
+    runs = [{"Foo": 1, "foo": 2, "Open": 1}, {"FOO": 1.5, "_open": 1.5, "OPEN!": "2019-07-08T18:33:25Z"}]
     with warehouse(server, home, served_template) as house:
-        for number, value in enumerate((1, 1.5, "2019-07-08T18:33:25Z")):
-            house.take(event(f"{name}-{number}", name, {name: value}) for name in names[number])
+        for values in runs:
+            house.take(event(name, name, {name: value}) for name, value in values.items())
         house.rebuild()
