@@ -55,15 +55,16 @@ def test_load_transform_and_status_account_for_every_line(served_loader: Loader,
     assert lines["iterable.email_opened"] == ["2", "1"]
     assert lines["iterable.tracks"] == ["3", "1"]
     assert lines["iterable.push_opened"] == ["0", "0"]
-    assert len(lines) == 28
+    assert lines["iterable.order_placed"] == ["1", "0"]
+    assert len(lines) == 29
 
     status = json.loads(served_loader("status", "--json").stdout)
     law = status["conservation"][0]
     assert law == {
         "source": "iterable",
         "accepted": 6,
-        "in_collections": 2,
-        "in_tracks_only": 1,
+        "in_collections": 3,
+        "in_tracks_only": 0,
         "quarantined": 1,
         "duplicates": 1,
         "other_calls": 1,
