@@ -167,6 +167,25 @@ class Seen:
         self.properties: dict[Key, dict[Path, Property]] = {}
         self.untracked: set[Key] = set()
 
+    def prepare(self, source: str, events: Iterable[Event]) -> None:
+        """Read what is recorded of events' collections; nothing can be read while they are being copied."""
+        names = set(map(_collection, events)) - {None}
+        if any((source, name) not in self._tracker.shapes for name in names):
+            self._tracker.load(self._connection, source, names)
+
+    def unusual(self, source: str, events: Iterable[Event]) -> list[Event]:
+        """Return the events that `look` would take apart.
+
+        Args:
+            source: The schema name of their source.
+            events: Events of collections that are prepared, alike ones one after the other.
+        """
+        found: list[Event] = []
+        for collection, group in groupby(events, key=_collection):
+            if collection is not None:
+                found.extend(_refused(self._tracker.shapes[source, collection], list(group)))
+        return found
+
     def look(self, source: str, events: Sequence[Event]) -> None:
         """Take note of events that have landed.
 
@@ -174,22 +193,11 @@ class Seen:
             source: The schema name of their source.
             events: The events; only those of collections count.
         """
-        tracker = self._tracker
-        names = set(map(_collection, events)) - {None}
-        if any((source, name) not in tracker.shapes for name in names):
-            tracker.load(self._connection, source, names)
+        self.prepare(source, events)
         for collection, group in groupby(events, key=_collection):
-            if collection is None:
-                continue
-            shape, alike = tracker.shapes[source, collection], list(group)
-            waiting = iter(alike)
-            while True:
-                try:
-                    # Without a line of Python for each event, for this is what nearly all of them go through.
-                    deque(map(shape.decode, map(_payload, waiting)), maxlen=0)
-                    break
-                except (msgspec.MsgspecError, RecursionError):
-                    event = alike[len(alike) - length_hint(waiting) - 1]
+            if collection is not None:
+                shape = self._tracker.shapes[source, collection]
+                for event in _refused(shape, list(group)):
                     self._look_closer((source, collection), shape, event)
 
     def _look_closer(self, key: Key, shape: Shape, event: Event) -> None:
@@ -268,6 +276,19 @@ class Seen:
                 shapes[key].untracked = True
         for key in self._outdated:
             shapes.pop(key, None)
+
+
+def _refused(shape: Shape, events: Sequence[Event]) -> Iterator[Event]:
+    """Yield the events the shape's decoder does not take, the decoder there is when their turn comes."""
+    waiting = iter(events)
+    while True:
+        try:
+            # Without a line of Python for each event, for this is what nearly all of them go through.
+            deque(map(shape.decode, map(_payload, waiting)), maxlen=0)
+        except (msgspec.MsgspecError, RecursionError):
+            yield events[len(events) - length_hint(waiting) - 1]
+        else:
+            return
 
 
 def digest(path: Path) -> bytes:

@@ -6,7 +6,7 @@ commits: the caller's transaction also holds what it says about the file.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from struct import Struct
@@ -142,10 +142,21 @@ def land(
         if any(event.received_at for event in events):
             row = cursor.execute("select now()").fetchone()
             now = row[0] if row else None
-        _copy(cursor, source, events, now, culprits)
+        unusual: list[Event] = []
         if seen:
+            seen.prepare(source, events)
+            _copy(
+                cursor,
+                source,
+                events,
+                now,
+                culprits,
+                meanwhile=lambda block: unusual.extend(seen.unusual(source, block)),
+            )
             blamed = {culprit.offset for culprit in culprits}
-            seen.look(source, [event for event in events if event.offset not in blamed] if blamed else events)
+            seen.look(source, [event for event in events if event.offset not in blamed] if blamed else unusual)
+        else:
+            _copy(cursor, source, events, now, culprits)
         refused = _settle(refused, culprits)
         if refused:
             cursor.executemany(
@@ -186,16 +197,27 @@ def _partition(event: Event) -> str:
 
 
 def _copy(
-    cursor: psycopg.Cursor, source: str, events: Sequence[Event], now: datetime | None, refused: list[Refused]
+    cursor: psycopg.Cursor,
+    source: str,
+    events: Sequence[Event],
+    now: datetime | None,
+    refused: list[Refused],
+    *,
+    meanwhile: Callable[[Sequence[Event]], None] = lambda _: None,
 ) -> None:
-    """Copy events, halving what the database refuses until the culprits are known."""
+    """Copy events, halving what the database refuses until the culprits are known.
+
+    `meanwhile` gets each block that was handed over, while the server is busy with it.
+    """
     if not events:
         return
     try:
         with cursor.connection.transaction(), cursor.copy(_COPY if now is None else _COPY_RECEIVED) as copy:
             copy.write(_HEADER)
             for start in range(0, len(events), _BLOCK):
-                copy.write(_block(source, events[start : start + _BLOCK], now))
+                block = events[start : start + _BLOCK]
+                copy.write(_block(source, block, now))
+                meanwhile(block)
             copy.write(_END)
     except psycopg.Error as error:
         if not blames_row(error):

@@ -13,6 +13,7 @@
 
     {%- if created -%}
         {%- do statements.append(create_schema_sql(relation.schema)) if not schema_exists(relation.schema) -%}
+        {%- do run_query(make_way_sql(relation)) -%}
         {%- do statements.append(create_table_sql(table)) -%}
         {%- set described = {'comment': '', 'columns': {}, 'attributes': table.declared | length} -%}
         {%- for column in table.declared -%}
@@ -50,6 +51,19 @@
 {% macro add_primary_key(relation) %}
     {%- do run_query("alter table " ~ relation ~ " add primary key (id)") -%}
 {% endmacro %}
+
+
+{#-
+    The key of a table foo is called foo_pkey, and an event may be called that as well: then the key gives way. No table
+    ends in an underscore, so its new name is nobody's.
+-#}
+{% macro make_way_sql(relation) -%}
+    do $make_way$ begin
+        if (select relkind = 'i' from pg_class where oid = to_regclass({{ string_literal(relation) }})) then
+            alter index {{ relation }} rename to {{ adapter.quote(relation.identifier[:62] ~ "_") }};
+        end if;
+    end $make_way$
+{%- endmacro %}
 
 
 {% macro create_table_sql(table) -%}
@@ -95,7 +109,7 @@
             ) filter (where not attisdropped)
         )::text as described
         from pg_attribute
-        where attrelid = to_regclass({{ string_literal(relation) }}) and attnum > 0
+        where attrelid = (select oid from pg_class where oid = to_regclass({{ string_literal(relation) }}) and relkind <> 'i') and attnum > 0
         having count(*) > 0
     {%- endset -%}
     {%- set found = run_query(query) -%}
