@@ -123,7 +123,10 @@ def contents(connection: psycopg.Connection, table: str, *, without: Sequence[st
 
 def everything(connection: psycopg.Connection, source: str = "iterable") -> dict[str, list[tuple]]:
     """Return what can be compared between increments and a rebuild: every table, and what did not fit."""
-    state = {table: contents(connection, f"{source}.{table}") for table in TABLES}
+    tables = connection.execute(
+        "select model from raw.cursors where source = %s and snapshot is not null", (source,)
+    ).fetchall()
+    state = {table: contents(connection, f"{source}.{table}") for (table,) in tables}
     state["mismatches"] = connection.execute(
         "select model, event_id, column_name, value from raw.mismatches where source = %s order by 1, 2, 3", (source,)
     ).fetchall()

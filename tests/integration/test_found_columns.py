@@ -1,7 +1,10 @@
 """Tables follow the events: columns and tables nobody declared, types that widen, and what stands in their way."""
 
 import json
+import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -13,7 +16,7 @@ from loader.landing import land
 from loader.segment import parse_lines
 from loader.settings import Settings
 from loader.transform import TableFilled, transform
-from tests.warehouse import contents, everything, law
+from tests.warehouse import assert_union, contents, everything, law
 
 DEFINITIONS = """
     create table public.runs (command text);
@@ -253,3 +256,48 @@ def test_a_column_given_another_type_by_hand_is_left_alone(warehouse: Warehouse)
     assert warehouse.type_of("email_opened", "found") == "double precision"
     assert warehouse.rows("select found from iterable.email_opened order by id") == [(1.0,), (2.5,), (None,)]
     assert warehouse.rows("select event_id, value from raw.mismatches") == [("e3", "x")]
+
+
+def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> None:
+    """Whatever lands during the runs, the tables end as a rebuild makes them, and every event is accounted for."""
+    values: list[Any] = [1, 2.5, True, "x", "2019-07-08T18:33:25.000Z", [1], {"deep": 1}, None, 2**70]
+    halfway = threading.Barrier(3)
+
+    def load(loader: int) -> int:
+        chance = random.Random(loader)
+        with warehouse.database.connect(autocommit=True) as connection:
+            tracker = Tracker()
+            for batch in range(40):
+                if batch == 20:
+                    halfway.wait(timeout=60)
+                lines = []
+                for number in range(10):
+                    call = {
+                        "type": "track",
+                        "event": chance.choice(["Email Opened", "Order Placed", f"Event {chance.randrange(4)}"]),
+                        "userId": "u",
+                        "messageId": f"{loader}-{batch}-{number}",
+                        "properties": {f"p{chance.randrange(batch + 1)}": chance.choice(values) for _ in range(3)},
+                        "context": {"app": {f"c{chance.randrange(5)}": chance.choice(values)}},
+                    }
+                    lines.append(json.dumps(call).encode())
+                with tracker.transaction(connection) as seen:
+                    land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen)
+        return 400
+
+    with ThreadPoolExecutor(2) as loaders:
+        landed = [loaders.submit(load, number) for number in range(2)]
+        warehouse.run()
+        halfway.wait(timeout=60)
+        while not all(each.done() for each in landed):
+            warehouse.run()
+        assert sum(each.result() for each in landed) == 800
+    warehouse.run()
+
+    assert_union(warehouse.connection)
+    told = law(warehouse.connection)
+    assert (told["in_collections"], told["waiting"]) == (800, 0)
+    assert warehouse.rows("select column_name from raw.mismatches") == []
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
