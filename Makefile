@@ -23,7 +23,7 @@ demo: $(VENV)/.package ## Run the main job on sample events and show the tables
 	@$(VENV)/bin/loader demo
 
 test: $(VENV)/.test ## Run the tests against a real PostgreSQL
-	$(PYTHON) -m pytest -m "not soak" $(ARGS)
+	$(PYTHON) -m pytest -m "not soak" --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
 	$(VENV)/bin/ruff check

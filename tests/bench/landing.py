@@ -15,7 +15,7 @@ from tests.bench.ground import Ground, median_ratio, report, seconds
 
 _EVENTS = 2_000_000
 _TRACKED = 100_000
-_ROUNDS = 5
+_ROUNDS = 3
 _TRACKING_ROUNDS = 9
 
 

@@ -1,0 +1,133 @@
+"""The commands about what tables are made of: what they print, and that it can be acted on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.database import bundled, open_database
+from loader.settings import Settings
+from loader.transform import dbt_environment, environment
+from tests.conftest import Loader, loader_command
+
+
+@pytest.fixture
+def served_loader(served_settings: Settings) -> Loader:
+    """The command line on a database whose tables are there already."""
+    return loader_command(served_settings)
+
+
+def load(run: Loader, folder: Path, *calls: dict[str, object]) -> None:
+    """Load track calls and transform them."""
+    path = folder / f"{calls[0]['messageId']}.ndjson"
+    path.write_text("\n".join(json.dumps({"type": "track", "userId": "u"} | call) for call in calls), encoding="utf-8")
+    assert run("load", str(path)).returncode == 0
+    assert run("transform").returncode == 0
+
+
+def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
+    served_loader: Loader, served_settings: Settings, tmp_path: Path
+) -> None:
+    """A view in the way, a collision, a found column and a table over the limit: named, with the command that helps."""
+    load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "a", "properties": {"vip": True, "id": 1}})
+    with psycopg.connect(served_settings.database_url) as connection:
+        connection.execute("create view public.vips as select vip from iterable.email_opened")
+    load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "b", "properties": {"vip": "gold"}})
+
+    shown = served_loader("status").stdout
+    assert "`loader widen`" in shown
+    assert "vips" in shown
+    told = json.loads(served_loader("status", "--json").stdout)
+    assert told["waiting_columns"] == [
+        {
+            "source": "iterable",
+            "table": "email_opened",
+            "column": "vip",
+            "type": "boolean",
+            "wanted": "text",
+            "in_the_way": "vips",
+        }
+    ]
+    assert told["collisions"] == [{"source": "iterable", "table": "email_opened", "reason": "layout", "properties": 1}]
+    assert [(row["column"], row["event"]) for row in told["found"]] == [("vip", "a")]
+
+    widened = served_loader("widen")
+    assert (widened.returncode, widened.stdout) == (0, "iterable.email_opened.vip is text now.\n")
+    assert served_loader("widen").stdout == "No column is waiting for a wider type.\n"
+    assert served_loader("sql", "select vip from public.vips order by 1", "--format", "csv").stdout.split() == [
+        "vip",
+        "gold",
+        "true",
+    ]
+
+    columns = {row["column"]: row for row in json.loads(served_loader("schema", "email_opened", "--json").stdout)}
+    vip = columns["vip"]
+    assert (vip["type"], vip["origin"], vip["path"], vip["first_event"]) == ("text", "found", "properties.vip", "a")
+    assert vip["filled"] == 1.0
+    assert (columns["campaign_id"]["origin"], columns["campaign_id"]["filled"]) == ("declared", 0.0)
+    assert served_loader("schema", "nothing").stdout.startswith("No such table yet")
+
+
+def test_a_scaffolded_model_takes_the_table_over(
+    served_loader: Loader, served_settings: Settings, tmp_path: Path
+) -> None:
+    """Put into the dbt project, it goes on with the table that is there: no row is lost, no column changes."""
+    hostile = {"total": 5, "Ship To": {"city": "Köln"}, "a.b": "dot", "{{ env_var('HOME') }}": 1}
+    load(served_loader, tmp_path, {"event": "Order Placed", "messageId": "a", "properties": hostile})
+    before = served_loader("schema", "order_placed", "--json").stdout
+    project = tmp_path / "project"
+    shutil.copytree(bundled("dbt_project"), project, ignore=shutil.ignore_patterns("target", "logs"))
+
+    written = served_loader("scaffold", "Order Placed", "--folder", str(project / "models" / "iterable"))
+    assert (written.returncode, len(written.stdout.splitlines())) == (0, 2)
+    assert "env_var" not in (project / "models" / "iterable" / "order_placed.yml").read_text(encoding="utf-8")
+    tracks = project / "models" / "iterable" / "tracks.yml"
+    listed = tracks.read_text(encoding="utf-8").replace(
+        "- ref('push_bounced')", "- ref('push_bounced')\n                        - ref('order_placed')"
+    )
+    tracks.write_text(listed, encoding="utf-8")
+
+    calls = tmp_path / "more.ndjson"
+    more = {"type": "track", "userId": "u", "event": "Order Placed", "messageId": "b", "properties": hostile}
+    calls.write_text(json.dumps(more), encoding="utf-8")
+    assert served_loader("load", str(calls)).returncode == 0
+    with open_database(served_settings) as database:
+        variables = dbt_environment(database, served_settings, ["iterable"])
+    with environment(variables):
+        folders = ["--target-path", str(tmp_path / "target"), "--log-path", str(tmp_path / "logs")]
+        built = subprocess.run(
+            [sys.executable, "-m", "dbt.cli.main", "--quiet", "build", *folders, "--select", "order_placed tracks"],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert built.returncode == 0, built.stdout
+    rows = json.loads(
+        served_loader("sql", "select * from iterable.order_placed order by id", "--format", "json").stdout
+    )
+    assert [(row["id"], row["total"], row["ship_to_city"], row["a_b"], row["env_var_home"]) for row in rows] == [
+        ("a", 5, "Köln", "dot", 1),
+        ("b", 5, "Köln", "dot", 1),
+    ]
+    names = [row["column"] for row in json.loads(served_loader("schema", "order_placed", "--json").stdout)]
+    assert names == [row["column"] for row in json.loads(before)]
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [("Never Seen", "No event named Never Seen has landed"), ("Email Opened", "has a model already")],
+)
+def test_a_model_is_written_only_for_an_event_without_one(
+    served_loader: Loader, tmp_path: Path, event: str, said: str
+) -> None:
+    """Anything else is refused in one line that says why, and nothing is written."""
+    load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "a"})
+    refused = served_loader("scaffold", event, "--folder", str(tmp_path / "models"))
+    assert (refused.returncode, said in refused.stderr) == (2, True)
+    assert not (tmp_path / "models").exists()
