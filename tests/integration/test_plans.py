@@ -1,12 +1,16 @@
 """What an increment costs: it reads its own partition by the index, and a run with nothing to do writes nothing."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from loader.catalog import Tracker
 from loader.database import Database
+from loader.landing import land
+from loader.segment import parse_lines
 from loader.settings import Settings
 from loader.transform import transform
 
@@ -91,3 +95,27 @@ def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_se
         before = reader.execute("select count(*) from iterable.email_opened").fetchone()
         assert any(table.rows for table in transform(history, served_settings))
         assert reader.execute("select count(*) from iterable.email_opened").fetchone() != before
+
+
+def test_a_found_column_costs_no_further_scan(history: Database, served_settings: Settings, home: Path) -> None:
+    """Once it is there, a run reads the events by as many statements as a run of a table without one."""
+    log = home / "embedded" / "postgres.log"
+
+    def statements_of_a_run(number: int, properties: dict[str, object]) -> list[str]:
+        with history.connect(autocommit=True) as connection, Tracker().transaction(connection) as seen:
+            call = {"type": "track", "event": "Email Opened", "userId": "u", "messageId": f"s{number}"}
+            line = json.dumps(call | {"properties": properties})
+            land(connection, "iterable", "file", parse_lines(line.encode(), 0), seen)
+        start = log.stat().st_size
+        transform(history, served_settings)
+        text = log.read_bytes()[start:].decode()
+        statements = text.split(" LOG:  statement: ")[1:]
+        return [each for each in statements if ".email_opened" in each and '"raw"."events"' in each]
+
+    with history.connect(autocommit=True) as connection:
+        connection.execute(f"alter database {connection.info.dbname} set log_statement to 'all'")
+    transform(history, served_settings)
+    without = statements_of_a_run(1, {"campaignId": 1})
+    assert len(without) == 3
+    statements_of_a_run(2, {"found": "x"})
+    assert len(statements_of_a_run(3, {"found": "y"})) == len(without)
