@@ -10,7 +10,7 @@ import click
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from loader import __version__, display, layout, session
+from loader import __version__, display, layout, running, session
 from loader.database import connection_environment, migrate, open_database
 from loader.errors import LoaderError, UsageError
 from loader.settings import describe, read_settings
@@ -53,7 +53,7 @@ def main() -> None:
     """A warehouse for Iterable's messaging events, on your own PostgreSQL."""
 
 
-for command in (layout.rescan, layout.schema, layout.widen, layout.scaffold):
+for command in (running.up, running.serve, layout.rescan, layout.schema, layout.widen, layout.scaffold):
     main.add_command(command)
 
 

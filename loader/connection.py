@@ -1,5 +1,10 @@
 """Opens plain connections to PostgreSQL: the part of the database that a worker process needs, and nothing heavier."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Timer
+
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -10,12 +15,13 @@ CONNECT_SECONDS = 10
 APPLICATION_NAME = "loader"
 
 
-def connect(url: str, *, autocommit: bool = False) -> psycopg.Connection:
+def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECONDS) -> psycopg.Connection:
     """Open a psycopg connection with the settings every connection of the loader has.
 
     Args:
         url: A libpq connection URL.
         autocommit: Open no transaction by itself.
+        seconds: How long the database may take to answer.
 
     Raises:
         DatabaseError: The database does not answer.
@@ -23,7 +29,7 @@ def connect(url: str, *, autocommit: bool = False) -> psycopg.Connection:
     try:
         return psycopg.connect(
             url,
-            connect_timeout=CONNECT_SECONDS,
+            connect_timeout=max(round(seconds), 2),
             application_name=APPLICATION_NAME,
             # Events are copied as the bytes they are: UTF-8, whatever the environment and the database have in mind.
             client_encoding="UTF8",
@@ -41,3 +47,28 @@ def unreachable(url: str, error: object) -> DatabaseError:
     return DatabaseError(
         f"Cannot connect to the database at {where}: {reason}. Check DATABASE_URL and that the server is up."
     )
+
+
+@contextmanager
+def time_limit(connection: psycopg.Connection, seconds: float) -> Iterator[None]:
+    """End a connection whose database has not answered by the end of the block, or of the time.
+
+    A server that is gone without a word, or a proxy that has lost its own, would be waited for without end.
+
+    Args:
+        connection: The connection.
+        seconds: The time.
+    """
+    timer = Timer(seconds, cut, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def cut(connection: psycopg.Connection) -> None:
+    """End a connection that another thread waits for: it fails there as if the network had."""
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=socket.dup(connection.fileno())) as handle:
+        handle.shutdown(socket.SHUT_RDWR)

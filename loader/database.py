@@ -13,10 +13,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from loader.connection import APPLICATION_NAME, CONNECT_SECONDS, connect, unreachable
+from loader.connection import APPLICATION_NAME, CONNECT_SECONDS, connect
 from loader.embedded import EmbeddedServer
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
 from loader.settings import Settings
@@ -146,7 +146,9 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
     with engine.begin() as connection:
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         connection.execute(text("create schema if not exists raw"))
-        before = _revision(connection)
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)  # noqa: S101 - of the only dialect there is
+        before = _read_revision(driver)
         _refuse_newer(before)
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
@@ -169,21 +171,37 @@ def check_version(number: int) -> None:
         )
 
 
-def _prepare(database: Database, *, migrate_behind: bool) -> None:
-    try:
-        with database.begin() as connection:
-            check_version(int(connection.execute(text("show server_version_num")).scalar_one()))
-            revision = _revision(connection)
-    except OperationalError as error:
-        raise unreachable(database.url, error.orig) from None
+def check_database(connection: psycopg.Connection) -> None:
+    """Make sure that a database will do, and that the transaction ids stored in it are its own.
+
+    Args:
+        connection: A connection in autocommit.
+
+    Raises:
+        DatabaseError: It is too old, or its raw schema newer than this version of the loader.
+        SchemaBehindError: Its raw schema is older, or not there.
+    """
+    check_version(connection.info.server_version)
+    revision = _read_revision(connection)
     _refuse_newer(revision)
     head = _revisions()[-1]
     if revision != head:
-        if not migrate_behind:
-            state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
-            raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
-        migrate(database.engine)
-    if database.embedded and revision is None:
+        state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
+        raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
+    connection.execute("select raw.adopt_cluster()")
+
+
+def _prepare(database: Database, *, migrate_behind: bool) -> None:
+    with database.connect(autocommit=True) as connection:
+        before = _read_revision(connection)
+        try:
+            check_database(connection)
+        except SchemaBehindError:
+            if not migrate_behind:
+                raise
+            migrate(database.engine)
+            check_database(connection)
+    if database.embedded and before is None:
         # What a new user needs first; on a database of their own they say themselves what they want.
         with database.begin() as connection:
             connection.execute(
@@ -191,8 +209,6 @@ def _prepare(database: Database, *, migrate_behind: bool) -> None:
                     "insert into raw.sources (name, schema_name) values ('Iterable', 'iterable') on conflict do nothing"
                 )
             )
-    with database.begin() as connection:
-        connection.execute(text("select raw.adopt_cluster()"))
 
 
 @contextmanager
@@ -212,10 +228,12 @@ def _sqlalchemy_url(url: str) -> URL:
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
-def _revision(connection: Connection) -> str | None:
-    if connection.execute(text("select to_regclass('raw.alembic_version')")).scalar_one() is None:
+def _read_revision(connection: psycopg.Connection) -> str | None:
+    there = connection.execute("select to_regclass('raw.alembic_version') is not null").fetchone()
+    if there != (True,):
         return None
-    return connection.execute(text("select version_num from raw.alembic_version")).scalar_one_or_none()
+    row = connection.execute("select version_num from raw.alembic_version").fetchone()
+    return str(row[0]) if row else None
 
 
 def _revisions() -> list[str]:

@@ -37,5 +37,13 @@ class FileError(LoaderError):
     """A file cannot be read, or is not a file of events."""
 
 
+class SpoolError(LoaderError):
+    """Messages cannot be kept on the local disk."""
+
+
+class UnavailableError(LoaderError):
+    """Nothing can be taken at the moment; the same request may pass in a while."""
+
+
 class TransformError(LoaderError):
     """dbt could not finish a model; the tables it did finish are complete."""

@@ -28,6 +28,11 @@ class Reason(StrEnum):
     EVENT_NOT_STRING = "event_not_string"
     PROPERTIES_NOT_OBJECT = "properties_not_object"
     TRAITS_NOT_OBJECT = "traits_not_object"
+    NAME_NOT_STRING = "name_not_string"
+    CATEGORY_NOT_STRING = "category_not_string"
+    EMPTY_BATCH = "empty_batch"
+    EVENT_TOO_LARGE = "event_too_large"
+    TOO_MANY_ITEMS = "too_many_items"
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -65,3 +70,34 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     reason: Reason
     detail: str
     repaired: bool = False
+
+
+class Delivery(msgspec.Struct, gc=False):
+    """Messages that came together, from one sender, and are answered together.
+
+    Attributes:
+        source: The schema name of their source.
+        entrance: Where they came in, for the quarantine.
+        events: Those to land.
+        refused: Those for the quarantine; the offsets of both tell messages of one delivery apart, and no others.
+        received_at: When they came.
+    """
+
+    source: str
+    entrance: str
+    events: list[Event]
+    refused: list[Refused]
+    received_at: datetime
+
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum(len(m.payload) for m in self.events) + sum(len(m.payload) for m in self.refused)
+
+    def with_times(self) -> "Delivery":
+        """Return it with the time it came on each event, for the case that it lands later."""
+        events = [
+            event if event.received_at else msgspec.structs.replace(event, received_at=self.received_at)
+            for event in self.events
+        ]
+        return msgspec.structs.replace(self, events=events)

@@ -14,9 +14,9 @@ from struct import Struct
 import msgspec
 import psycopg
 
-from loader.catalog import Seen
+from loader.catalog import Seen, Tracker
 from loader.errors import DatabaseError
-from loader.events import Event, Reason, Refused
+from loader.events import Delivery, Event, Reason, Refused
 from loader.files import printable
 from loader.lines import Chunk, read_chunk
 from loader.segment import parse_lines
@@ -104,6 +104,81 @@ def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Ch
     return land(connection, source, "file", parse_lines(data, chunk.offset), seen, path=path)
 
 
+def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
+    """Land what several senders have sent, in a transaction of its own.
+
+    Args:
+        connection: A connection in autocommit.
+        tracker: What is known of the events so far.
+        deliveries: Their messages.
+
+    Raises:
+        psycopg.Error: The database cannot take anything at the moment, or nobody knows whether it has.
+    """
+    if not any(delivery.refused for delivery in deliveries):
+        by_source: dict[str, list[Event]] = {}
+        for delivery in deliveries:
+            by_source.setdefault(delivery.source, []).extend(delivery.events)
+        now = deliveries[-1].received_at if deliveries else None
+        try:
+            if (rows := _land_usual(connection, tracker, by_source, now)) is not None:
+                return Landed(rows)
+        except psycopg.Error as error:
+            if not blames_row(error):
+                raise
+    with tracker.transaction(connection) as seen:
+        return land_parts(connection, deliveries, seen)
+
+
+def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], seen: Seen) -> Landed:
+    """Land what several senders have sent, in the connection's transaction.
+
+    Args:
+        connection: An open connection; the caller commits.
+        deliveries: Their messages.
+        seen: Takes note of what the events that land are made of.
+
+    Raises:
+        psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
+    """
+    parts: dict[tuple[str, str], list[Event | Refused]] = {}
+    numbers: dict[tuple[int, int], int] = {}
+    for index, delivery in enumerate(deliveries):
+        part = parts.setdefault((delivery.source, delivery.entrance), [])
+        messages: list[Event | Refused] = [*delivery.events, *delivery.refused]
+        for message in messages:
+            number = numbers.setdefault((index, message.offset), len(numbers))
+            part.append(msgspec.structs.replace(message, offset=number))
+    total = Landed()
+    for (source, entrance), messages in parts.items():
+        total.add(land(connection, source, entrance, messages, seen))
+    return total
+
+
+def _land_usual(
+    connection: psycopg.Connection, tracker: Tracker, by_source: dict[str, list[Event]], now: datetime | None
+) -> int | None:
+    """Land events by one COPY that is its own transaction, if it is all there is to do for them.
+
+    Returns:
+        How many; None when there is more to do, and nothing was done.
+    """
+    seen = Seen(tracker, connection)
+    received = False
+    for source, events in by_source.items():
+        events.sort(key=_partition)
+        seen.prepare(source, events)
+        if seen.unusual(source, events):
+            return None
+        received = received or any(event.received_at for event in events)
+    if not any(by_source.values()):
+        return 0
+    with connection.cursor() as cursor, cursor.copy(_COPY_RECEIVED if received else _COPY) as copy:
+        blocks = [_block(source, events, now if received else None) for source, events in by_source.items()]
+        copy.write(b"".join([_HEADER, *blocks, _END]))
+    return sum(map(len, by_source.values()))
+
+
 def land(
     connection: psycopg.Connection,
     source: str,
@@ -169,7 +244,7 @@ def land(
                         "detail": r.detail,
                         "payload": r.payload,
                         "path": None if path is None else printable(path),
-                        "offset": r.offset,
+                        "offset": None if path is None else r.offset,
                         "repaired": r.repaired,
                     }
                     for r in refused

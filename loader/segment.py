@@ -70,6 +70,8 @@ class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
     anonymous_id: Any = None
     previous_id: Any = None
     received_at: Any = None
+    name: Any = None
+    category: Any = None
     properties: msgspec.Raw = msgspec.Raw()
     traits: msgspec.Raw = msgspec.Raw()
 
@@ -204,6 +206,13 @@ def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:
             return Reason.ID_NOT_STRING, f"{name} is {_json_type(value)}"
     if not (call.user_id or call.anonymous_id or (kind == "alias" and call.previous_id)):
         return Reason.NO_USER_ANON_ID, "neither userId nor anonymousId"
+    if kind in {"page", "screen"}:
+        for name, value, reason in (
+            ("name", call.name, Reason.NAME_NOT_STRING),
+            ("category", call.category, Reason.CATEGORY_NOT_STRING),
+        ):
+            if value is not None and not (isinstance(value, str) and value):
+                return reason, f"{name} is {'empty' if value == '' else _json_type(value)}"
     if not _is_object(call.properties):
         return Reason.PROPERTIES_NOT_OBJECT, "properties must be an object"
     if not _is_object(call.traits):

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from platformdirs import user_data_path
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from loader.errors import UsageError
@@ -70,6 +70,73 @@ class Settings(BaseSettings):
         le=10_000,
         description="Tables a source may get for events that have no model; the events of more are in `tracks` only.",
     )
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that `loader serve` answers with, all on one port.",
+    )
+    spool: Path | None = Field(
+        default=None,
+        description="Folder in which a collector keeps events while the database is away.",
+    )
+    spool_bytes: int = Field(
+        default=1_000_000_000,
+        ge=0,
+        description="Bytes of events it may keep there; 0 keeps none, and answers 503 instead.",
+    )
+    queue_bytes: int = Field(
+        default=64_000_000,
+        ge=1,
+        description="Bytes of events a process may hold in memory on their way to the database; beyond it answers 503.",
+    )
+    commit_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds the database may take for a batch of events before it counts as away.",
+    )
+    request_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds a client may take to send a request.",
+    )
+    event_bytes: int = Field(
+        default=32_000,
+        ge=1,
+        description="Bytes one call of the tracking API may have.",
+    )
+    batch_bytes: int = Field(
+        default=500_000,
+        ge=1,
+        description="Bytes a request of the tracking API may have, decompressed.",
+    )
+    batch_items: int = Field(
+        default=2_500,
+        ge=1,
+        description="Calls a batch of the tracking API may have.",
+    )
+    webhook_bytes: int = Field(
+        default=10_000_000,
+        ge=1,
+        description="Bytes a webhook's request may have, decompressed.",
+    )
+    webhook_header: str = Field(
+        default="X-Write-Key",
+        description="Header in which a webhook may show its write key, beside `Authorization`.",
+    )
+    segment_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="Secret with which Segment signs its webhooks; when it is set, only signed ones are taken.",
+    )
+    segment_answers: bool = Field(
+        default=False,
+        description="Answer as Segment does: 200 to an unknown write key, whose events are dropped, and to a call that "
+        "goes to quarantine.",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, with commas between them.",
+    )
 
 
 @cache
@@ -100,6 +167,10 @@ def describe() -> list[tuple[str, str, str]]:
             default = "~/.local/share/loader, /var/lib/loader for root"
         elif name == "workers":
             default = "number of cores, 16 at most"
+        elif name == "spool":
+            default = "spool under LOADER_HOME"
+        elif isinstance(field.default, SecretStr):
+            default = field.default.get_secret_value()
         elif isinstance(field.default, float):
             default = f"{field.default:g}"
         else:

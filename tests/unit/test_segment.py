@@ -299,6 +299,9 @@ def test_another_time_of_receipt_is_now(value: object) -> None:
         (call(properties="x"), Reason.PROPERTIES_NOT_OBJECT),
         (call(properties=False), Reason.PROPERTIES_NOT_OBJECT),
         (call(type="identify", traits=7), Reason.TRAITS_NOT_OBJECT),
+        (call(type="page", name=7), Reason.NAME_NOT_STRING),
+        (call(type="screen", name=""), Reason.NAME_NOT_STRING),
+        (call(type="page", category=[]), Reason.CATEGORY_NOT_STRING),
     ],
     ids=lambda value: value.value if isinstance(value, Reason) else repr(value[:40]),
 )
@@ -326,6 +329,7 @@ def test_null_is_no_object_and_no_mistake(name: str) -> None:
 def test_every_reason_of_this_module_is_tested() -> None:
     """A reason that is added without a line that shows it fails here."""
     elsewhere = {Reason.LINE_TOO_LONG, Reason.REFUSED_BY_DATABASE, Reason.NUL_CHARACTER, Reason.LONE_SURROGATE}
+    elsewhere |= {Reason.EMPTY_BATCH, Reason.EVENT_TOO_LARGE, Reason.TOO_MANY_ITEMS}
     (mark,) = [m for m in test_a_line_that_is_no_call_is_refused_with_a_reason.pytestmark if m.name == "parametrize"]
     assert {reason for _, reason in mark.args[1]} | elsewhere == set(Reason)
 

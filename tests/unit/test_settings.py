@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from loader.errors import UsageError
 from loader.settings import Settings, default_home, describe, read_settings, variable_name
@@ -36,6 +37,20 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_WORKERS", "3", "workers", 3),
         ("LOADER_THREADS", "9", "threads", 9),
         ("LOADER_TABLES", "5", "tables", 5),
+        ("LOADER_PROCESSES", "2", "processes", 2),
+        ("LOADER_SPOOL", "/srv/spool", "spool", Path("/srv/spool")),
+        ("LOADER_SPOOL_BYTES", "0", "spool_bytes", 0),
+        ("LOADER_QUEUE_BYTES", "7", "queue_bytes", 7),
+        ("LOADER_COMMIT_SECONDS", "2.5", "commit_seconds", 2.5),
+        ("LOADER_REQUEST_SECONDS", "3", "request_seconds", 3.0),
+        ("LOADER_EVENT_BYTES", "8", "event_bytes", 8),
+        ("LOADER_BATCH_BYTES", "9", "batch_bytes", 9),
+        ("LOADER_BATCH_ITEMS", "10", "batch_items", 10),
+        ("LOADER_WEBHOOK_BYTES", "11", "webhook_bytes", 11),
+        ("LOADER_WEBHOOK_HEADER", "X-Token", "webhook_header", "X-Token"),
+        ("LOADER_SEGMENT_SECRET", "shhh", "segment_secret", SecretStr("shhh")),
+        ("LOADER_SEGMENT_ANSWERS", "true", "segment_answers", True),
+        ("LOADER_TRUSTED_PROXIES", "10.0.0.0/8", "trusted_proxies", "10.0.0.0/8"),
     ],
 )
 def test_each_variable_sets_its_field(
@@ -101,4 +116,5 @@ def test_every_setting_is_described() -> None:
     described = {variable: (default, text) for variable, default, text in describe()}
     assert list(described) == [variable_name(name) for name in Settings.model_fields]
     assert all(text.endswith(".") for _, text in described.values())
-    assert all(default for variable, (default, _) in described.items() if variable != "DATABASE_URL")
+    without_default = {"DATABASE_URL", "LOADER_SEGMENT_SECRET"}
+    assert all(default for variable, (default, _) in described.items() if variable not in without_default)

@@ -1,0 +1,73 @@
+"""What the collector counts, for Prometheus: each metric is declared here and nowhere else."""
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+
+__all__ = ["CONTENT_TYPE", "render"]
+
+# Processes that share a port share their metrics through files in this folder.
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+registry = CollectorRegistry()
+
+requests = Counter("loader_requests", "Requests, by route and status code.", ["route", "code"], registry=registry)
+landed_events = Counter("loader_landed_events", "Events written to the database.", registry=registry)
+spooled_events = Counter("loader_spooled_events", "Events written to the spool.", registry=registry)
+quarantined = Counter(
+    "loader_quarantined_messages", "Messages put in quarantine, by reason.", ["reason"], registry=registry
+)
+dropped = Counter(
+    "loader_dropped_requests",
+    "Requests answered as Segment answers an unknown key: 200, and dropped.",
+    registry=registry,
+)
+batch_events = Histogram(
+    "loader_batch_events",
+    "Events that shared a commit.",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000),
+    registry=registry,
+)
+commit_seconds = Histogram(
+    "loader_commit_seconds",
+    "Time from handing a batch to the database to its commit.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+    registry=registry,
+)
+queue_bytes = Gauge(
+    "loader_queue_bytes", "Bytes waiting to be written.", multiprocess_mode="livesum", registry=registry
+)
+spool_bytes = Gauge("loader_spool_bytes", "Bytes waiting in the spool.", multiprocess_mode="livesum", registry=registry)
+database_up = Gauge(
+    "loader_database_up",
+    "1 while events go to the database, 0 while they go to the spool.",
+    multiprocess_mode="livemin",
+    registry=registry,
+)
+connections = Gauge("loader_connections", "Open HTTP connections.", multiprocess_mode="livesum", registry=registry)
+
+
+def render() -> bytes:
+    """Return all metrics in Prometheus' text format, those of the processes on the same port included."""
+    if SHARED_FOLDER not in os.environ:
+        return generate_latest(registry)
+    together = CollectorRegistry()
+    multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return generate_latest(together)
+
+
+def forget_process(number: int, folder: str) -> None:
+    """Take a process that has ended out of the metrics of those on its port."""
+    multiprocess.mark_process_dead(number, path=folder)  # type: ignore[no-untyped-call]
+
+
+_request_counters: dict[tuple[str, int], Counter] = {}
+
+
+def count_request(route: str, status: int) -> None:
+    """Count a request; the counter of a route and code is looked up once."""
+    counter = _request_counters.get((route, status))
+    if counter is None:
+        counter = _request_counters[route, status] = requests.labels(route, str(status))
+    counter.inc()

@@ -1,0 +1,94 @@
+"""The commands that run for long: `loader serve`, `loader up`."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from loader import session
+from loader.settings import read_settings
+
+if TYPE_CHECKING:
+    from loader.supervisor import Command
+
+_host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+_port = click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 picks a free one.")
+_processes = click.option(
+    "--processes", type=click.IntRange(1, 64), help="Processes that answer on that port [default: LOADER_PROCESSES]."
+)
+
+
+@click.command()
+@_host
+@_port
+@_processes
+@click.option("--descriptor", type=int, hidden=True, help="A socket that is open already, inherited.")
+def serve(host: str, port: int, processes: int | None, descriptor: int | None) -> None:
+    """Take events over HTTP: from Segment's libraries, from Iterable and from Segment's webhooks.
+
+    A request is answered when its events are committed, or safe in the spool while the database is away. SIGTERM stops
+    it when every request under way is answered, a second one at once.
+    """
+    import socket  # noqa: PLC0415
+
+    from loader.logs import configure_logs  # noqa: PLC0415
+    from loader.server import bind, run_server  # noqa: PLC0415
+    from loader.supervisor import follow_supervisor, supervise  # noqa: PLC0415
+
+    settings = read_settings()
+    if processes:
+        settings = settings.model_copy(update={"processes": processes})
+    configure_logs()
+    follow_supervisor()
+    if descriptor is not None:
+        with socket.socket(fileno=descriptor) as listening:
+            run_server(settings, listening)
+        return
+    with bind(host, port) as listening:
+        if settings.processes == 1:
+            run_server(settings, listening)
+            return
+        with _collectors(listening.fileno(), settings.processes) as (collectors, ended):
+            code = supervise(collectors, ended)
+    sys.exit(code)
+
+
+@contextmanager
+def _collectors(descriptor: int, processes: int) -> Iterator[tuple[list["Command"], Callable[[int], None]]]:
+    """Yield the commands of several collectors on one port, and what to call with the number of one that has ended."""
+    from loader.metrics import SHARED_FOLDER, forget_process  # noqa: PLC0415
+    from loader.supervisor import Command  # noqa: PLC0415
+
+    arguments = ["serve", f"--processes={processes}", f"--descriptor={descriptor}"]
+    with tempfile.TemporaryDirectory(prefix="loader-metrics-") as folder:
+        environment = {SHARED_FOLDER: folder} if processes > 1 else {}
+        commands = [
+            Command(f"collector {number}", arguments, [descriptor], environment) for number in range(1, processes + 1)
+        ]
+        yield commands, lambda number: forget_process(number, folder)
+
+
+@click.command()
+@_host
+@_port
+@_processes
+@click.option("--every", default="5s", show_default=True, help="Pause between transforms, e.g. 5s, 2m.")
+def up(host: str, port: int, processes: int | None, every: str) -> None:
+    """Run the whole product: the collector, the transform every few seconds and the embedded database.
+
+    It stays in the foreground. With `DATABASE_URL` it uses that database, otherwise the embedded one, which it keeps
+    up. SIGTERM stops everything in order, a second one at once.
+    """
+    from loader.logs import configure_logs  # noqa: PLC0415
+    from loader.server import bind  # noqa: PLC0415
+    from loader.supervisor import Command, follow_supervisor, supervise  # noqa: PLC0415
+
+    configure_logs()
+    follow_supervisor()
+    with session.database() as (_, settings), bind(host, port) as listening:
+        with _collectors(listening.fileno(), processes or settings.processes) as (collectors, ended):
+            code = supervise([*collectors, Command("schedule", ["schedule", f"--every={every}"])], ended)
+    sys.exit(code)

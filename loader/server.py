@@ -1,0 +1,235 @@
+"""`loader serve`: the collector on a port, from the first connection to the last answer.
+
+The first SIGTERM or SIGINT stops it in order: no new connections, an answer to every request that is under way, exit
+code 0. The second one ends it at once.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from loader import metrics
+from loader.collector import Collector
+from loader.connector import Connector
+from loader.errors import SchemaBehindError, UsageError
+from loader.exchange import RefusedError
+from loader.keys import WriteKeys
+from loader.settings import Settings
+from loader.spool import Spool
+from loader.writer import Writer
+
+# How long a connection may stay open with nothing on it: longer than a load balancer's 60 s, so that it closes first.
+IDLE_SECONDS = 75
+
+# How long the requests under way may take once the server is to stop.
+STOP_SECONDS = 30
+
+# Of a request's head; no client has use for more.
+HEAD_BYTES = 65_536
+
+# How long the first connections wait for the database before the spool serves them.
+_START_SECONDS = 5.0
+
+_BACKLOG = 4096
+
+log = structlog.get_logger("loader")
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection: uvicorn's, with limits on what comes before a request is known."""
+
+    _reading_head = False
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; the kernel finds out whether a silent client is still there."""
+        super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        metrics.connections.inc()
+        self._timer = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._stop_timer()
+        metrics.connections.dec()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; a request's head must come within its time and size."""
+        super().data_received(data)
+        if not self._reading_head:
+            if self._timer:
+                self._stop_timer()
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, "head_too_large", f"The request's head may have {HEAD_BYTES:,} bytes.")
+        elif self._head_bytes == len(data):
+            self._stop_timer()
+            seconds = self.config.app.request_seconds  # type: ignore[union-attr]
+            self._timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._reading_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Begin its body."""
+        self._reading_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(400, "bad_request", msg)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        body = RefusedError(status, code, message).answer.body
+        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with signals as the module's docstring has them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.should_exit:
+            os.write(2, b"Stopped at once; what was under way is not answered.\n")
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Open the port to listen on.
+
+    Raises:
+        UsageError: It cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        raise UsageError(
+            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another with --port."
+        ) from None
+    return listening
+
+
+def run_server(
+    settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None] = lambda _: None
+) -> None:
+    """Answer requests until a signal ends it, or whoever `started` has told of the server.
+
+    Args:
+        settings: The process's settings.
+        listening: The socket to accept connections from.
+        started: Called with the server before it accepts connections; `should_exit` ends it as a signal does.
+
+    Raises:
+        LoaderError: The database is there, but will not do.
+    """
+    _allow_connections()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listening, started))
+
+
+async def _serve(settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None]) -> None:
+    connector = Connector(settings)
+    folder = settings.spool or settings.home / "spool"
+    keys = WriteKeys(connector, folder / "write_keys.json")
+    writer = Writer(
+        connector,
+        Spool(folder, settings.spool_bytes // settings.processes),
+        queue_bytes=settings.queue_bytes,
+        commit_seconds=settings.commit_seconds,
+    )
+    await asyncio.to_thread(_check, connector)
+    await asyncio.to_thread(keys.refresh)
+    await writer.start()
+    await writer.reached_database(_START_SECONDS)
+    collector = Collector(settings, writer, keys)
+    refreshing = asyncio.create_task(collector.keep_keys_fresh())
+    server = _Server(
+        uvicorn.Config(
+            collector,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+    started(server)
+    log.info("collector is ready", address=_address(listening), process=os.getpid())
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        refreshing.cancel()
+        await writer.stop()
+        keys.close()
+        connector.close()
+        log.info("collector has stopped", process=os.getpid())
+
+
+def _check(connector: Connector) -> None:
+    """Refuse to start on a database that answers and will not do; one that is away is waited for."""
+    try:
+        connector().close()
+    except (SchemaBehindError, UsageError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever keeps it away, events can wait for it
+        log.warning(
+            "the database is away; events go to the spool until it is there", reason=" ".join(str(error).split())
+        )
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _allow_connections() -> None:
+    """Let this process have as many open connections as the system lets anybody have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,322 @@
+"""Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
+
+There is no timer. While one batch is on its way to the database the next one gathers, and leaves when the first is
+back: alone, a delivery waits for nobody; under load, hundreds share one COPY.
+
+When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
+been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
+"""
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import psycopg
+import structlog
+
+from loader import metrics
+from loader.catalog import Tracker
+from loader.connection import cut, time_limit
+from loader.errors import LoaderError, SpoolError, UnavailableError
+from loader.events import Delivery
+from loader.landing import Landed, land_deliveries, land_parts
+from loader.spool import Spool
+
+# What one transaction takes at most: beyond this, a larger one is not faster.
+BATCH_BYTES = 4_000_000
+
+# What the database may take for a part of the spool, for which nobody waits.
+_DRAIN_SECONDS = 60.0
+
+# Between attempts to reach a database that is away.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
+
+_SPOOLS = "select segment, byte_offset from raw.spools"
+_ADVANCE = """
+    insert into raw.spools (segment, byte_offset) values (%(segment)s, %(end)s)
+    on conflict (segment) do update set byte_offset = excluded.byte_offset, updated_at = now()
+    where spools.byte_offset = %(offset)s
+"""
+# A segment that is drained is deleted, so what nothing has moved for long is none any more.
+_FORGET = "delete from raw.spools where updated_at < now() - interval '1 year'"
+
+# What says that the database could not do it, as opposed to a mistake of ours.
+_AWAY = (psycopg.Error, LoaderError, OSError)
+
+log = structlog.get_logger("loader")
+
+_Waiting = tuple[Delivery, int, asyncio.Future[None]]
+
+
+class Writer:
+    """Writes deliveries, in a thread of its own; its methods are for the event loop's.
+
+    Args:
+        connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
+        spool: Where deliveries wait while the database is away.
+        queue_bytes: Bytes that may wait to be written.
+        commit_seconds: How long the database may take for a batch before it counts as away.
+    """
+
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection], spool: Spool, *, queue_bytes: int, commit_seconds: float
+    ) -> None:
+        self._connect = connect
+        self._spool = spool
+        self._queue_bytes = queue_bytes
+        self._commit_seconds = commit_seconds
+        self._waiting: list[_Waiting] = []
+        self._queued = 0
+        self._busy = False
+        self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
+        self._connection: psycopg.Connection | None = None
+        self._deadline = float("inf")
+        self._tracker = Tracker()
+        # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
+        self._mode = threading.Lock()
+        self._spooling = False
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def spooling(self) -> bool:
+        """Whether deliveries go to the spool at the moment."""
+        return self._spooling
+
+    async def start(self) -> None:
+        """Begin; what an earlier process has left in the spool is drained before anything new lands."""
+        self._loop = asyncio.get_running_loop()
+        if self._spool.adopt():
+            log.info("an earlier process has left events in the spool", bytes=self._spool.size)
+        self._start_thread(self._write)
+        self._spooling = True
+        self._start_thread(self._drain)
+        self._watch = self._loop.create_task(self._watch_deadline())
+
+    async def reached_database(self, seconds: float) -> bool:
+        """Wait until deliveries go to the database; say whether they do."""
+        assert self._loop is not None  # noqa: S101 - started
+        until = self._loop.time() + seconds
+        while self._spooling and self._loop.time() < until:
+            await asyncio.sleep(0.01)
+        return not self._spooling
+
+    async def stop(self) -> None:
+        """End when everything that was submitted is written; what is in the spool stays there."""
+        self._stopping.set()
+        while self._waiting or self._busy:
+            await asyncio.sleep(0.01)
+        self._batches.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, _DRAIN_SECONDS)
+        if self._watch:
+            self._watch.cancel()
+        if self._connection:
+            self._connection.close()
+        self._spool.close()
+
+    def submit(self, delivery: Delivery) -> asyncio.Future[None]:
+        """Hand over a delivery.
+
+        Returns:
+            What is done when the delivery is durable, or raises `UnavailableError` when it could not be made so.
+
+        Raises:
+            UnavailableError: Too much is waiting already.
+        """
+        assert self._loop is not None  # noqa: S101 - started
+        size = delivery.size
+        if self._queued + size > self._queue_bytes and self._queued:
+            raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._queued += size
+        metrics.queue_bytes.set(self._queued)
+        self._waiting.append((delivery, size, future))
+        if not self._busy:
+            self._busy = True
+            # Not at once: requests that arrived together are to leave together.
+            self._loop.call_soon(self._send)
+        return future
+
+    def _send(self) -> None:
+        """Send what has gathered on its way."""
+        size = 0
+        count = 0
+        for _, each, _ in self._waiting:
+            size += each
+            count += 1
+            if size >= BATCH_BYTES:
+                break
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._batches.put(batch)
+
+    def _written(self, batch: list[_Waiting], error: Exception | None) -> None:
+        """Answer a batch, and send the next."""
+        for _, size, future in batch:
+            self._queued -= size
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+        metrics.queue_bytes.set(self._queued)
+        if self._waiting:
+            self._send()
+        else:
+            self._busy = False
+
+    async def _watch_deadline(self) -> None:
+        """Cut the connection of a database that takes a batch and never answers."""
+        while True:
+            await asyncio.sleep(min(self._commit_seconds / 4, 1.0))
+            connection = self._connection
+            if time.monotonic() > self._deadline and connection and not connection.closed:
+                log.warning("the database has not answered in time", seconds=self._commit_seconds)
+                self._deadline = float("inf")
+                cut(connection)
+
+    # From here on: the writing thread.
+
+    def _write(self) -> None:
+        assert self._loop is not None  # noqa: S101 - started
+        while (batch := self._batches.get()) is not None:
+            error: Exception | None = None
+            try:
+                self._store([delivery for delivery, _, _ in batch])
+            except SpoolError as failed:
+                error = UnavailableError(str(failed))
+            except Exception as failed:  # a mistake of ours must not be taken for success, nor stop the writer
+                log.exception("a batch could not be written")
+                error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
+            self._loop.call_soon_threadsafe(self._written, batch, error)
+
+    def _store(self, deliveries: list[Delivery]) -> None:
+        """Make deliveries durable, in the database or else in the spool."""
+        if not self._spooling:
+            try:
+                self._land(deliveries)
+            except _AWAY as error:
+                log.warning("the database is away, events go to the spool", reason=describe(error))
+                self._begin_spooling()
+            else:
+                return
+        with self._mode:
+            self._append(deliveries)
+
+    def _land(self, deliveries: list[Delivery]) -> None:
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - not spooling
+        started = time.monotonic()
+        self._deadline = started + self._commit_seconds
+        try:
+            if any(delivery.events or delivery.refused for delivery in deliveries):
+                landed = land_deliveries(connection, self._tracker, deliveries)
+                _count(landed, time.monotonic() - started)
+            else:
+                # A probe: only a server that can write gives out a transaction id.
+                connection.execute("select pg_current_xact_id()")
+        finally:
+            self._deadline = float("inf")
+
+    def _disconnect(self) -> None:
+        if self._connection:
+            with contextlib.suppress(psycopg.Error, OSError):
+                self._connection.close()
+            self._connection = None
+
+    def _append(self, deliveries: list[Delivery]) -> None:
+        self._spool.append([delivery.with_times() for delivery in deliveries])
+        metrics.spooled_events.inc(sum(len(delivery.events) for delivery in deliveries))
+        metrics.spool_bytes.set(self._spool.size)
+
+    def _begin_spooling(self) -> None:
+        self._disconnect()
+        self._spooling = True
+        metrics.database_up.set(0)
+        self._start_thread(self._drain)
+
+    def _start_thread(self, work: Callable[[], None]) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        thread = threading.Thread(target=work, name=f"loader-{work.__name__.strip('_')}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # From here on: the thread that drains, while there is something to drain.
+
+    def _drain(self) -> None:
+        """Bring the database back, and the spool into it; then let deliveries go to the database again."""
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                connection = self._connect()
+                try:
+                    done = self._drain_into(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+            except _AWAY as error:
+                log.debug("the database is still away", reason=describe(error), pause=pause)
+                self._stopping.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - so that processes do not march in step
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            except Exception:
+                log.exception("the spool could not be drained; trying again")
+                self._stopping.wait(_LONGEST_PAUSE)
+            else:
+                if not done:
+                    connection.close()
+                return
+
+    def _drain_into(self, connection: psycopg.Connection) -> bool:
+        """Land what is in the spool, part by part; False when it was interrupted by the end of the process."""
+        with time_limit(connection, self._commit_seconds):
+            connection.execute(_FORGET)
+            positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
+        # Not the writing thread's: nothing there may be in use here.
+        tracker = Tracker()
+        drained = 0
+        while not self._stopping.is_set():
+            with self._mode:
+                part = self._spool.next_part(positions, BATCH_BYTES)
+                if part is None:
+                    self._connection = connection
+                    self._tracker = tracker
+                    self._spooling = False
+                    metrics.database_up.set(1)
+                    metrics.spool_bytes.set(0)
+                    log.info("events go to the database", drained=drained)
+                    return True
+            started = time.monotonic()
+            with time_limit(connection, _DRAIN_SECONDS), tracker.transaction(connection) as seen:
+                landed = land_parts(connection, part.deliveries, seen)
+                moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
+                if moved.rowcount != 1:
+                    raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
+            _count(landed, time.monotonic() - started)
+            drained += landed.rows
+            with self._mode:
+                self._spool.drained(part)
+                metrics.spool_bytes.set(self._spool.size)
+        return False
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line, with its SQLSTATE; none of a row's content is in it."""
+    if isinstance(error, psycopg.Error):
+        return f"{error.sqlstate or 'connection lost'}: {error.diag.message_primary or type(error).__name__}"
+    return " ".join(str(error).split())
+
+
+def _count(landed: Landed, seconds: float) -> None:
+    metrics.landed_events.inc(landed.rows)
+    metrics.batch_events.observe(landed.rows)
+    metrics.commit_seconds.observe(seconds)
+    for reason, number in landed.reasons.items():
+        metrics.quarantined.labels(reason).inc(number)

@@ -1,0 +1,136 @@
+"""A load generator: keep-alive connections that send one request after the other, each when the last is answered.
+
+Run as a process of its own (`python -m tests.bench.load`), so that it does not take turns with what it measures.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+# Answers are read by their length alone: every one of a route has the same.
+_HEAD_END = b"\r\n\r\n"
+
+
+class Client(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(
+        self, requests: Iterator[bytes], done: asyncio.Event, latencies: list[float], errors: list[bytes]
+    ) -> None:
+        self._requests = requests
+        self._done = done
+        self._latencies = latencies
+        self._errors = errors
+        self._buffer = b""
+        self._sent = 0.0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the first request."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        """Send the next request when an answer is whole."""
+        if self._buffer:
+            data = self._buffer + data
+        end = data.find(_HEAD_END)
+        if end < 0:
+            self._buffer = data
+            return
+        at = data.find(b"content-length: ") + 16
+        length = int(data[at : data.find(b"\r", at)])
+        if len(data) < end + 4 + length:
+            self._buffer = data
+            return
+        self._buffer = b""
+        self._latencies.append(time.perf_counter() - self._sent)
+        if not data.startswith(b"HTTP/1.1 200"):
+            self._errors.append(data[:200])
+        self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count it as an error when it was not we who closed it."""
+        if not self._done.is_set():
+            self._errors.append(f"connection lost: {exc}".encode())
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        if self._done.is_set():
+            self._transport.close()
+            return
+        self._sent = time.perf_counter()
+        self._transport.write(next(self._requests))
+
+
+def requests_of(events: Path, key: str, batch: int) -> Iterator[bytes]:
+    """Yield requests with events of a file, each with ids of its own, without end."""
+    lines = events.read_bytes().splitlines()
+    number = time.time_ns()
+    at = 0
+    path = b"/v1/track" if batch == 1 else b"/v1/batch"
+    head = b"POST %b HTTP/1.1\r\nHost: bench\r\nAuthorization: Basic %b\r\nContent-Type: application/json\r\n" % (
+        path,
+        b64encode(f"{key}:".encode()),
+    )
+    while True:
+        items = []
+        for _ in range(batch):
+            # The last of two fields of one name counts.
+            items.append(lines[at % len(lines)][:-1] + b',"messageId":"bench-%x"}' % number)
+            number += 1
+            at += 1
+        body = items[0] if batch == 1 else b'{"batch":[' + b",".join(items) + b"]}"
+        yield head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def run(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> dict[str, float]:
+    """Send requests for some seconds and return rate and latencies."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    latencies: list[float] = []
+    errors: list[bytes] = []
+    for _ in range(connections):
+        await loop.create_connection(lambda: Client(requests, done, latencies, errors), "127.0.0.1", port)
+    # The first second warms up.
+    await asyncio.sleep(1)
+    latencies.clear()
+    started = time.perf_counter()
+    await asyncio.sleep(seconds)
+    took = time.perf_counter() - started
+    done.set()
+    if errors:
+        raise SystemExit(f"{len(errors)} requests failed, the first: {errors[0]!r}")
+    ordered = sorted(latencies)
+    return {
+        "rate": len(ordered) / took,
+        "p50": ordered[len(ordered) // 2],
+        "p99": ordered[int(len(ordered) * 0.99)],
+    }
+
+
+def main() -> None:
+    """Run from the command line and print the result as JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--key", default="none")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=10)
+    options = parser.parse_args()
+    requests = requests_of(options.events, options.key, options.batch)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        result = runner.run(run(options.port, requests, options.connections, options.seconds))
+    print(json.dumps(result))  # noqa: T201 - its output
+
+
+if __name__ == "__main__":
+    main()
