@@ -88,7 +88,10 @@ def up(host: str, port: int, processes: int | None, every: str) -> None:
 
     configure_logs()
     follow_supervisor()
-    with session.database() as (_, settings), bind(host, port) as listening:
-        with _collectors(listening.fileno(), processes or settings.processes) as (collectors, ended):
-            code = supervise([*collectors, Command("schedule", ["schedule", f"--every={every}"])], ended)
+    with (
+        session.database() as (_, settings),
+        bind(host, port) as listening,
+        _collectors(listening.fileno(), processes or settings.processes) as (collectors, ended),
+    ):
+        code = supervise([*collectors, Command("schedule", ["schedule", f"--every={every}"])], ended)
     sys.exit(code)
