@@ -1,38 +1,41 @@
 """`loader demo`: the main job on sample events, so that a new user sees what they came for within a minute.
 
-It has a database of its own under `LOADER_HOME`, so sample events never meet real ones.
+The events go the way they will go in earnest: Segment's own library sends them to the collector. The demo has a
+database of its own under `LOADER_HOME`, so sample events never meet real ones.
 """
 
 import json
-import tempfile
+import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
 from loader import display
 from loader.database import Database, open_database
-from loader.errors import TransformError
-from loader.loading import Load
+from loader.errors import SourceError, TransformError
+from loader.logs import configure_logs
 from loader.query import render, run_query
 from loader.settings import Settings
-from loader.sources import find_source
+from loader.sources import add_key
 from loader.transform import transform
 
 # Each sample event becomes so many, minutes apart and with ids of their own.
 _COPIES = 100
 
 _FIRST_ROWS = """
-    select id, "timestamp", user_id, campaign_name, email_subject
+    select id, original_timestamp, user_id, campaign_name, email_subject
     from iterable.email_delivered
-    order by "timestamp", id
+    order by original_timestamp, id
     limit 5
 """
 
 
 def run_demo(settings: Settings) -> None:
-    """Load sample events, transform them, and print the tables.
+    """Send sample events, transform them, and print the tables.
 
     Args:
         settings: The process's settings; `database_url` is not used.
@@ -40,11 +43,12 @@ def run_demo(settings: Settings) -> None:
     Raises:
         LoaderError: The embedded database cannot be started, or a step failed.
     """
+    configure_logs(logging.WARNING)
     home = settings.home / "demo"
     settings = settings.model_copy(update={"database_url": "", "home": home})
     with open_database(settings) as database:
         display.note(f"Started PostgreSQL under {home}.")
-        _load(database, settings)
+        _send(database, settings)
         filled = transform(database, settings)
         for table in filled:
             if table.error:
@@ -70,17 +74,40 @@ def run_demo(settings: Settings) -> None:
         )
 
 
-def _load(database: Database, settings: Settings) -> None:
-    with tempfile.TemporaryDirectory() as folder, database.connect(autocommit=True) as connection:
-        with database.begin() as transaction:
-            schema = find_source(transaction, "Iterable")
-        path = Path(folder) / "sample_events.ndjson"
-        path.write_text("".join(f"{json.dumps(event)}\n" for event in sample_events()), encoding="utf-8")
-        for loaded in Load(database.url, connection, schema, workers=settings.workers).run([str(path)]):
-            if loaded.outcome == "unchanged":
-                display.note("The sample events are here from the last time; nothing to load.")
-            else:
-                display.note(f"Loaded {display.count(loaded.landed.rows, 'sample event')}.")
+def _send(database: Database, settings: Settings) -> None:
+    """Send the sample events through the collector, with Segment's library for Python."""
+    # Not needed by any other command, and slow to import.
+    from segment.analytics.client import Client  # noqa: PLC0415
+
+    from loader.server import running  # noqa: PLC0415
+
+    with database.begin() as transaction:
+        if transaction.execute(text("select exists (select from raw.events)")).scalar_one():
+            display.note("The sample events are here from the last time; nothing to send.")
+            return
+        key = add_key(transaction, "Iterable", label="demo")
+    failed: list[Exception] = []
+    sent = 0
+    with running(settings) as url:
+        client = Client(key, host=url, gzip=True, on_error=lambda error, _: failed.append(error))
+        for event in sample_events():
+            client.track(
+                user_id=event.get("userId"),
+                anonymous_id=event.get("anonymousId"),
+                event=event["event"],
+                properties=event["properties"],
+                context=event["context"],
+                timestamp=datetime.fromisoformat(event["timestamp"]),
+                message_id=event["messageId"],
+            )
+            sent += 1
+        client.flush()
+        client.join()
+    if failed:
+        raise SourceError(f"The collector did not take the sample events: {failed[0]}")
+    display.note(
+        f"Sent {display.count(sent, 'sample event')} with Segment's library for Python to a collector at {url}."
+    )
 
 
 def sample_events() -> Iterator[dict[str, Any]]:

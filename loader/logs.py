@@ -15,8 +15,12 @@ _SHARED: tuple[structlog.typing.Processor, ...] = (
 )
 
 
-def configure_logs() -> None:
-    """Send everything that is logged to stderr, in one form."""
+def configure_logs(level: int = logging.INFO) -> None:
+    """Send everything that is logged to stderr, in one form.
+
+    Args:
+        level: What the loader itself logs at least; of libraries, warnings are enough.
+    """
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -43,4 +47,4 @@ def configure_logs() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("loader").setLevel(logging.INFO)
+    logging.getLogger("loader").setLevel(level)

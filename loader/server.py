@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from queue import Queue
 from types import FrameType
 
 import structlog
@@ -167,6 +168,45 @@ def run_server(
     _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, listening, started))
+
+
+@contextmanager
+def running(settings: Settings, port: int = 0) -> Iterator[str]:
+    """Run a collector on this machine, in a thread of this process, for the length of a block.
+
+    Args:
+        settings: The process's settings.
+        port: The port to listen on; 0 picks a free one.
+
+    Yields:
+        Its URL. Every request under way is answered before the block is left.
+
+    Raises:
+        LoaderError: It could not start.
+    """
+    servers: Queue[uvicorn.Server | BaseException] = Queue()
+    with bind("127.0.0.1", port) as listening:
+
+        def run() -> None:
+            try:
+                run_server(settings, listening, servers.put)
+            except BaseException as error:  # noqa: BLE001 - raised below, where somebody waits for it
+                servers.put(error)
+
+        thread = threading.Thread(target=run, name="loader-collector")
+        thread.start()
+        try:
+            server = servers.get()
+            if isinstance(server, BaseException):
+                raise server
+            try:
+                yield _address(listening)
+            finally:
+                server.should_exit = True
+        finally:
+            thread.join()
+    if not servers.empty() and isinstance(failed := servers.get(), BaseException):
+        raise failed
 
 
 async def _serve(settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None]) -> None:
