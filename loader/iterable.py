@@ -179,8 +179,6 @@ def _read_body(text: bytes) -> _Told:
     if isinstance(fields, tuple):
         raise _UnfitError(Reason.PROPERTIES_NOT_OBJECT, "dataFields must be an object")
     kept = {name: value for name, value in fields.items() if value != _NULL}
-    if "transactionalData" in kept:
-        kept["transactionalData"] = _typed("transactionalData", kept["transactionalData"])
     return _Told(kind, body.user_id, body.email, kept)
 
 
@@ -304,11 +302,9 @@ def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]
         found = {name: _canonical(fields[name]) for name in names}
     else:
         found = {name: _canonical(fields[name]) for name in names if name in fields}
-        if names is _MESSAGE:
-            # Segment's names for a link stand beside Iterable's own, in webhooks only.
-            found["url"] = _canonical(fields.get("url")) or _canonical(fields.get("linkUrl"))
-        elif kind in ("emailSubscribe", "emailUnSubscribe"):
-            found["lists"] = _list_ids(fields)
+        # Segment's name for a link stands beside Iterable's own, in webhooks only.
+        found["url"] = _canonical(fields.get("url")) or _canonical(fields.get("linkUrl"))
+        found["lists"] = _list_ids(fields)
     content = {name: value for name, value in found.items() if value is not None}
     return "iterable-" + hashlib.sha256(_encode_sorted([*happened, content])).hexdigest()[:32]
 
