@@ -68,26 +68,43 @@ def demo() -> None:
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--source", help="Name of the source; needed when there are several.")
-def load(paths: tuple[str, ...], source: str | None) -> None:
-    """Land files of tracking calls, one JSON object a line.
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["segment", "iterable-export"]),
+    default="segment",
+    show_default=True,
+    help="What the files hold: Segment's tracking calls, or events that Iterable exported.",
+)
+@click.option("--type", "kind", help="What an export holds, such as emailSend, where the file's name does not tell.")
+def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str | None) -> None:
+    """Land files of events.
 
     PATH is a file, a glob pattern, a folder, or - for standard input. Plain, gzip and zstd are told apart by their
     bytes. A file that was loaded before changes nothing; one that has grown, or whose load was stopped, goes on where
     it was. What cannot land goes to quarantine and costs its neighbours nothing: exit code 3 says so.
+
+    Tracking calls come one JSON object a line. Iterable's exports may be lines of JSON, CSV or Parquet.
     """
+    from loader.exports import find_entrances  # noqa: PLC0415
     from loader.files import find_files  # noqa: PLC0415
     from loader.landing import Landed  # noqa: PLC0415
     from loader.loading import Load  # noqa: PLC0415
     from loader.sources import find_source  # noqa: PLC0415
 
     files = find_files(paths)
+    if kind and file_format == "segment":
+        raise UsageError("--type says what an export of Iterable's holds: give --format iterable-export too.")
+    entrances = {} if file_format == "segment" else find_entrances(files, kind)
     with session.database() as (database, settings), session.autocommit(database) as connection:
         with database.begin() as transaction:
             schema = find_source(transaction, source)
         progress = display.ProgressDisplay()
         total, outcomes = Landed(), []
         try:
-            loading = Load(database.url, connection, schema, workers=settings.workers, report=progress)
+            loading = Load(
+                database.url, connection, schema, workers=settings.workers, entrances=entrances, report=progress
+            )
             for loaded in loading.run(files):
                 outcomes.append(loaded.outcome)
                 total.add(loaded.landed)

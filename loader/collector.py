@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from loader import metrics
+from loader.entrances import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, parse_message
 from loader.errors import UnavailableError
 from loader.events import Delivery, Event, Refused
 from loader.exchange import (
@@ -31,7 +32,6 @@ from loader.exchange import (
     unavailable,
 )
 from loader.keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
-from loader.segment import parse_line
 from loader.senders import basic_key, client_address, is_signed, shown_keys
 from loader.settings import Settings
 from loader.tracking import BadRequestError, Call, Limits, parse_calls, read_batch, read_call, with_address
@@ -39,10 +39,6 @@ from loader.writer import Writer
 
 CALLS = {"t": "track", "i": "identify", "p": "page", "s": "screen", "g": "group", "a": "alias"}
 BATCHES = ("batch", "import", "b")
-
-# Where messages came in, as the quarantine names it.
-TRACKING_ENTRANCE = "tracking"
-SEGMENT_ENTRANCE = "segment-webhook"
 
 _ANY_ORIGIN = ((b"access-control-allow-origin", b"*"),)
 _PREFLIGHT = (
@@ -81,6 +77,7 @@ class Collector:
         for name in BATCHES:
             self._posts[f"/v1/{name}"] = ("/v1/batch", self._batch)
         self._posts["/v1/m"] = ("/v1/m", self._ignore)
+        self._posts["/webhooks/iterable"] = ("/webhooks/iterable", self._iterable)
         self._posts["/webhooks/segment"] = ("/webhooks/segment", self._segment)
         self._posts |= {f"{path}/": route for path, route in self._posts.items()}
         self._documents = {
@@ -138,13 +135,13 @@ class Collector:
             try:
                 call = read_call(body, kind, self._limits)
             except BadRequestError as error:
-                raise await self._keep_unreadable(body, error, key, TRACKING_ENTRANCE) from None
+                raise await self._keep_unreadable(body, error, key, TRACKING) from None
             source = await self._source(key or call.write_key)
             if source is None:
                 return SUCCESS
             [call] = self._with_addresses(scope, [call])
             events, refused = parse_calls([call], 1)
-            await self._submit(source, TRACKING_ENTRANCE, events, refused)
+            await self._submit(source, TRACKING, events, refused)
             if not events and not self._settings.segment_answers:
                 raise RefusedError(400, refused[0].reason, refused[0].detail)
             return SUCCESS
@@ -157,7 +154,7 @@ class Collector:
         try:
             own_key, calls = read_batch(body, self._limits)
         except BadRequestError as error:
-            raise await self._keep_unreadable(body, error, key, TRACKING_ENTRANCE) from None
+            raise await self._keep_unreadable(body, error, key, TRACKING) from None
         calls = self._with_addresses(scope, calls)
         key = key or own_key
         by_key: dict[str, list[Call]] = {}
@@ -172,13 +169,20 @@ class Collector:
                 unknown = error
                 continue
             if source is not None:
-                deliveries.append(self._submit(source, TRACKING_ENTRANCE, *parse_calls(theirs, 1)))
+                deliveries.append(self._submit(source, TRACKING, *parse_calls(theirs, 1)))
         for delivery in deliveries:
             await delivery
         # Those whose key is known are safe all the same.
         if unknown:
             raise unknown
         return SUCCESS
+
+    async def _iterable(self, scope: Scope, receive: Receive) -> Answer:
+        source = await self._webhook_source(scope)
+        body = await self._read(scope, receive, self._settings.webhook_bytes)
+        if source is None:
+            return SUCCESS
+        return await self._take(source, ITERABLE_WEBHOOK, parse_message(ITERABLE_WEBHOOK, body, 1))
 
     async def _segment(self, scope: Scope, receive: Receive) -> Answer:
         source = await self._webhook_source(scope)
@@ -194,8 +198,10 @@ class Collector:
                 lines = [bytes(raw) for raw in msgspec.json.decode(body, type=list[msgspec.Raw])]
             except (msgspec.MsgspecError, RecursionError):
                 lines = [body]
-        messages = [message for number, line in enumerate(lines, 1) for message in parse_line(line, number)]
-        return await self._take(source, SEGMENT_ENTRANCE, messages)
+        messages = [
+            message for number, line in enumerate(lines, 1) for message in parse_message(SEGMENT_WEBHOOK, line, number)
+        ]
+        return await self._take(source, SEGMENT_WEBHOOK, messages)
 
     async def _ignore(self, scope: Scope, receive: Receive) -> Answer:
         """Take what analytics.js says of itself, which is nobody's event."""

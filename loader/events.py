@@ -33,17 +33,19 @@ class Reason(StrEnum):
     EMPTY_BATCH = "empty_batch"
     EVENT_TOO_LARGE = "event_too_large"
     TOO_MANY_ITEMS = "too_many_items"
+    BAD_ROW = "bad_row"
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
     """One accepted call, ready to land.
 
     Attributes:
-        payload: The message as JSON, byte for byte as it came (white space around it aside).
+        payload: The call as JSON: the message byte for byte as it came (white space around it aside), or made of it.
         offset: Where its line begins, in bytes of the decompressed file.
         message_id: The id of its row in every table.
         collection: The table it belongs to; empty for an event without one, None when the call is not a `track`.
         received_at: When a server first received it, with its offset; None for now.
+        original: The message as it came, where the payload was made of it; empty where it is the payload.
     """
 
     payload: bytes
@@ -51,6 +53,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     message_id: str
     collection: str | None
     received_at: datetime | None
+    original: bytes = b""
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):

@@ -41,7 +41,7 @@ _PACKED_BYTES = 8192
 # What people hand over by mistake, by its first bytes.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file",
+    b"PAR1": "a Parquet file (one of Iterable's exports is read with --format iterable-export)",
     b"%PDF": "a PDF document",
     b"\x89PNG": "a picture",
     b"SQLite format 3": "an SQLite database",
@@ -120,7 +120,7 @@ def _answers(ask: Callable[[], bool]) -> bool:
 
 @contextmanager
 def open_events(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
-    """Open a file of lines, decompressed.
+    """Open a file of lines of JSON, decompressed.
 
     Args:
         path: The file, or `-` for standard input.
@@ -130,6 +130,18 @@ def open_events(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
 
     Raises:
         FileError: It cannot be read, or its first bytes say that it holds no lines of JSON.
+    """
+    with open_bytes(path) as (stream, beneath):
+        refuse_foreign(path, sniff(path, stream))
+        yield stream, beneath
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
+    """Open a file of any kind, decompressed; `open_events` says what is yielded.
+
+    Raises:
+        FileError: It cannot be read.
     """
     if path == STANDARD_INPUT and sys.stdin is None:
         raise FileError("Standard input is closed. Give a file, or send the lines through a pipe.")
@@ -142,9 +154,7 @@ def open_events(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
     try:
         buffered = io.BufferedReader(beneath, READ_BYTES) if isinstance(beneath, io.RawIOBase) else beneath
         start = buffered.peek(_SNIFF_BYTES)[:_SNIFF_BYTES] if hasattr(buffered, "peek") else b""
-        stream = _decompressed(buffered, start)
-        _refuse_foreign(path, stream)
-        yield stream, beneath
+        yield _decompressed(buffered, start), beneath
     except OSError as error:
         raise FileError(f"Cannot read {path}: {error.strerror or error}.") from None
     finally:
@@ -205,28 +215,46 @@ class _Unpacker(io.RawIOBase):
         return count
 
 
-def _refuse_foreign(path: str, stream: io.BufferedReader) -> None:
+def sniff(path: str, stream: io.BufferedReader) -> bytes:
+    """Return the first bytes of a stream, which stay in it.
+
+    Raises:
+        FileError: They cannot be decompressed.
+    """
     try:
-        start = stream.peek(_SNIFF_BYTES)[:_SNIFF_BYTES]
+        return stream.peek(_SNIFF_BYTES)[:_SNIFF_BYTES]
     except DAMAGE as error:
         raise FileError(f"Cannot read {path}: the compressed data is damaged at its beginning ({error}).") from None
+
+
+def refuse_foreign(path: str, start: bytes, expected: str = "lines of JSON") -> None:
+    """Refuse what people hand over by mistake.
+
+    Args:
+        path: The file.
+        start: Its first bytes.
+        expected: What it should have been.
+
+    Raises:
+        FileError: It is something else.
+    """
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
-            raise FileError(f"{path} is {what}, not lines of JSON. Nothing of it was loaded.")
+            raise FileError(f"{path} is {what}, not {expected}. Nothing of it was loaded.")
     # Among lines of JSON, one with a NUL in it is a bad line, not a bad file.
     first = start.lstrip().partition(b"\n")[0]
     if b"\0" in start and (b"\0" in first or not first.startswith((b"{", _BYTE_ORDER_MARK))):
-        raise FileError(f"{path} is a binary file, not lines of JSON. Nothing of it was loaded.")
+        raise FileError(f"{path} is a binary file, not {expected}. Nothing of it was loaded.")
 
 
-def read_head(path: str) -> bytes:
+def read_head(stream: io.BufferedReader) -> bytes:
     """Return a digest that a file keeps when it grows, is renamed or compressed: that of its first line's beginning.
 
-    Raises:
-        FileError: It cannot be read, or its first bytes say that it holds no lines of JSON.
+    Args:
+        stream: The decompressed bytes, at the beginning.
     """
     head = b""
-    with open_events(path) as (stream, _), suppress(*DAMAGE):
+    with suppress(*DAMAGE):
         while len(head) < HEAD_BYTES and (data := stream.read1(HEAD_BYTES - len(head))):
             head += data
     return hashlib.sha256(head.partition(b"\n")[0].rstrip()).digest()

@@ -15,11 +15,11 @@ import msgspec
 import psycopg
 
 from loader.catalog import Seen, Tracker
+from loader.entrances import parse_chunk
 from loader.errors import DatabaseError
 from loader.events import Delivery, Event, Reason, Refused
 from loader.files import printable
 from loader.lines import Chunk, read_chunk
-from loader.segment import parse_lines
 
 # SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a value larger than the server
 # can hold or nested deeper than its stack. Everything else (a lost connection, a full disk, a lock) is the database's
@@ -80,15 +80,18 @@ class Landed:
         self.repaired += other.repaired
 
 
-def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Chunk, seen: Seen | None) -> Landed:
+def land_chunk(
+    connection: psycopg.Connection, source: str, entrance: str, chunk: Chunk, seen: Seen | None, *, path: str
+) -> Landed:
     """Land the lines of a file's chunk in the connection's transaction.
 
     Args:
         connection: An open connection; the caller commits.
         source: The schema name of the source.
-        path: The file, for the quarantine.
+        entrance: Where the file came in, which says how to read it.
         chunk: Whole lines.
         seen: Takes note of what the events are made of.
+        path: The file they lie in.
 
     Raises:
         FileError: The file cannot be read any more.
@@ -99,9 +102,9 @@ def land_chunk(connection: psycopg.Connection, source: str, path: str, chunk: Ch
         total = len(data) + chunk.truncated
         detail = f"{total} bytes without a newline; the first {len(data)} are kept here"
         return land(
-            connection, source, "file", [Refused(data, chunk.offset, Reason.LINE_TOO_LONG, detail)], seen, path=path
+            connection, source, entrance, [Refused(data, chunk.offset, Reason.LINE_TOO_LONG, detail)], seen, path=path
         )
-    return land(connection, source, "file", parse_lines(data, chunk.offset), seen, path=path)
+    return land(connection, source, entrance, parse_chunk(entrance, data, chunk.offset), seen, path=path)
 
 
 def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
@@ -301,7 +304,8 @@ def _copy(
             detail = f"{error.sqlstate}: {error.diag.message_primary or error}"
             if error.diag.message_detail:
                 detail = f"{detail} ({error.diag.message_detail})"
-            refused.append(Refused(events[0].payload, events[0].offset, Reason.REFUSED_BY_DATABASE, detail))
+            original = events[0].original or events[0].payload
+            refused.append(Refused(original, events[0].offset, Reason.REFUSED_BY_DATABASE, detail))
             return
         middle = len(events) // 2
         _copy(cursor, source, events[:middle], now, refused)

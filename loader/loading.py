@@ -5,22 +5,25 @@ if those bytes are the same, whatever it is called and however it is compressed;
 """
 
 import hashlib
+import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import psycopg
 from psycopg.rows import class_row
 
 from loader.catalog import Tracker
 from loader.connection import connect
+from loader.entrances import FILE
 from loader.errors import FileError
-from loader.files import STANDARD_INPUT, is_regular, open_events, printable, read_head
+from loader.exports import open_lines
+from loader.files import STANDARD_INPUT, is_regular, printable, read_head
 from loader.landing import Landed
 from loader.lines import Chunk, LineReader, digests_at
 from loader.worker import Work, land_and_advance
@@ -97,7 +100,7 @@ _SUPERSEDE = """
     set resolved_at = now(), resolution = 'replaced'
     where
         source = %s and path = %s and byte_offset = %s and octet_length(payload) = %s
-        and entrance = 'file' and resolved_at is null
+        and entrance = %s and resolved_at is null
 """
 _FINISH = """
     update raw.loads set size = %s, content_digest = %s, finished_at = now(), updated_at = now() where id = %s
@@ -112,6 +115,7 @@ class Load:
         connection: A connection to it, in autocommit.
         source: The schema name of the source.
         workers: Processes to parse and copy with.
+        entrances: By path, where the files come in that are no files of tracking calls.
         report: Called after every committed chunk and every file.
     """
 
@@ -122,12 +126,14 @@ class Load:
         source: str,
         *,
         workers: int,
+        entrances: Mapping[str, str] | None = None,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._url = url
         self._connection = connection
         self._source = source
         self._count = workers
+        self._entrances = entrances or {}
         self._report = report
         self._tracker = Tracker()
         self._workers: Workers | None = None
@@ -166,15 +172,28 @@ class Load:
         # A pipe can be read once only, so it is neither recognised nor read again by the workers.
         if not is_regular(path):
             return self._read(path, b"", before, None)
-        head = read_head(path)
+        head = self._read_head(path)
         with self._alone(path, head):
             load, unchanged = self._recognise(path, self._known(head))
             return FileLoaded(path, "unchanged") if unchanged else self._read(path, head, before, load)
 
+    def _entrance(self, path: str) -> str:
+        return self._entrances.get(path, FILE)
+
+    def _open(self, path: str) -> AbstractContextManager[tuple[io.BufferedReader, IO[bytes]]]:
+        return open_lines(path, self._entrance(path))
+
+    def _read_head(self, path: str) -> bytes:
+        """Return what tells which files a file may be: one that came in elsewhere became other events."""
+        with self._open(path) as (stream, _):
+            head = read_head(stream)
+        entrance = self._entrance(path)
+        return head if entrance == FILE else hashlib.sha256(entrance.encode() + head).digest()
+
     def _read(self, path: str, head: bytes, before: int, load: _Load | None) -> FileLoaded:
         """Read a file to its end, from its beginning or from where an earlier load had stopped."""
         again = is_regular(path)
-        with open_events(path) as (stream, beneath):
+        with self._open(path) as (stream, beneath):
             loaded = FileLoaded(path, "continued" if load else "loaded")
             reader = LineReader(stream, path, with_data=not again or stream is not beneath)
             number = self._continue(reader, path, head, load) if load else self._start(reader, path, head)
@@ -209,7 +228,7 @@ class Load:
         small = len(first) < 2 or first[1].content_digest is not None
         if small or self._count == 1:
             for chunk in chain(first, chunks):
-                work = Work(load, self._source, path, chunk)
+                work = Work(load, self._source, self._entrance(path), path, chunk)
                 yield land_and_advance(self._connection, work, self._tracker, lambda _: None)
             return
         if self._workers is None:
@@ -225,7 +244,7 @@ class Load:
                 unreadable, following = error, None
             if following is None:
                 break
-            yield self._workers.submit(Work(load, self._source, path, following))
+            yield self._workers.submit(Work(load, self._source, self._entrance(path), path, following))
         while landed := self._workers.settle():
             yield landed
         if unreadable:
@@ -240,7 +259,7 @@ class Load:
         if not known:
             return None, False
         positions = {load.byte_offset for load in known} | {load.size for load in known if load.size is not None}
-        with open_events(path) as (stream, _):
+        with self._open(path) as (stream, _):
             digests, end = digests_at(stream, positions)
         for load in known:
             if load.size is not None and load.size == end and digests[end] == load.content_digest:
@@ -288,7 +307,8 @@ class Load:
         with self._connection.transaction():
             if not reader.skip_ended_line(load.size, load.content_digest):
                 length = load.size - load.byte_offset
-                self._connection.execute(_SUPERSEDE, (self._source, load.path, load.byte_offset, length))
+                entrance = self._entrance(path)
+                self._connection.execute(_SUPERSEDE, (self._source, load.path, load.byte_offset, length, entrance))
             return self._start(reader, path, head)
 
     def _stop_workers(self) -> None:

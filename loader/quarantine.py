@@ -8,10 +8,10 @@ import psycopg
 from psycopg.rows import class_row
 
 from loader.catalog import Tracker
+from loader.entrances import parse_message
 from loader.errors import UsageError
 from loader.events import Event, Refused
 from loader.landing import Landed, explain, land
-from loader.segment import parse_line
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def retry(
     for number in chosen:
         message = find_message(connection, number)
         payload = message.payload if replacement is None else replacement
-        parsed = list(parse_line(payload.rstrip(b"\n"), message.byte_offset or 0))
+        parsed = parse_message(message.entrance, payload.rstrip(b"\n"), message.byte_offset or 0)
         refusals = [m for m in parsed if isinstance(m, Refused) and not m.repaired]
         events = [m for m in parsed if isinstance(m, Event)]
         if refusals or not events:

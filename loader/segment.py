@@ -6,7 +6,6 @@ a second, slower look. Nothing in this module does I/O.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from loader.encoding import SUSPICIOUS, decode, is_utf8, prepare
 from loader.events import Event, Reason, Refused
 from loader.naming import table_name
 
@@ -25,22 +25,6 @@ MESSAGE_ID_LENGTH = 100
 _KNOWN_LENGTH = 200
 
 _CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
-# Escapes that JSON allows and PostgreSQL's text does not: NUL, and halves of surrogate pairs without the other half.
-# What follows a backslash that is itself escaped is no escape, but it can look like one, and like the other half of a
-# pair: all of that matches too, and the careful path tells it apart.
-_SUSPICIOUS = re.compile(
-    rb"""
-    \\(?:
-        \\u[dD][89a-fA-F]
-        | u0000
-        | u[dD][89abAB][0-9a-fA-F]{2} (?! \\u[dD][c-fC-F])
-        | (?<! \\u[dD][89abAB][0-9a-fA-F]{2} \\) u[dD][c-fC-F]
-    )
-    """,
-    re.VERBOSE,
-)
-_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
-_REPLACEMENT = rb"\ufffd"
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -95,14 +79,14 @@ def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    is_utf8 = _is_utf8(data)
+    all_text = is_utf8(data)
     messages: list[Event | Refused] = []
     # Written out rather than divided into functions: this loop is what a large load spends its time in.
     for line in lines:
         try:
             # Line by line, although the decoder reads many at once in less time: it does not mind two objects on a
             # line or one on two, and a single such line would give those after it each other's ids.
-            call = _decode_usual(line) if is_utf8 or _is_utf8(line) else None
+            call = _decode_usual(line) if all_text or is_utf8(line) else None
         except (msgspec.MsgspecError, RecursionError):
             call = None
         if (
@@ -115,7 +99,7 @@ def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
             and len(message_id) <= MESSAGE_ID_LENGTH
             and ((received_at := call.received_at) is None or received_at.tzinfo)
             and line.startswith(b"{")
-            and (b"\\" not in line or not _SUSPICIOUS.search(line))
+            and (b"\\" not in line or not SUSPICIOUS.search(line))
         ):
             messages.append(Event(line, offset, message_id, _known_table(event), received_at))
         else:
@@ -134,18 +118,13 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
     Yields:
         What `parse_lines` returns.
     """
-    text = line.strip()
-    if offset == 0:
-        text = text.removeprefix(b"\xef\xbb\xbf").strip()
+    text, flaw = prepare(line, offset)
+    if flaw and not flaw.repaired:
+        yield flaw
+        return
     if not text:
         return
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        yield Refused(line, offset, Reason.INVALID_UTF8, f"{error.reason} at byte {error.start}")
-        return
-    text, flaw = _repair(text)
-    call = _decode_one(text)
+    call = decode(_decode_loose, text)
     if isinstance(call, tuple):
         yield Refused(line, offset, *call)
         return
@@ -157,38 +136,11 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
         payload=text,
         offset=offset,
         message_id=_message_id(call.message_id, line, offset),
-        collection=_collection(call.event) if _type_of(call) == "track" else None,
+        collection=collection_of(call.event) if _type_of(call) == "track" else None,
         received_at=_read_time(call.received_at) if isinstance(call.received_at, str) else None,
     )
     if flaw:
-        yield Refused(line, offset, flaw, "landed with the character replaced by U+FFFD", repaired=True)
-
-
-def _is_utf8(data: bytes) -> bool:
-    """Say whether bytes are text; the decoder does not look into the strings it skips."""
-    try:
-        return data.isascii() or bool(data.decode())
-    except UnicodeDecodeError:
-        return False
-
-
-def _decode_one(text: bytes) -> _LooseCall | tuple[Reason, str]:
-    """Decode one line, or say why it is no call."""
-    try:
-        return _decode_loose(text)
-    except msgspec.ValidationError as error:
-        if text[:1] == b"{":
-            # Only the loosely typed fields can get here: a number no machine float holds stands in one of them.
-            return Reason.BAD_REQUEST, str(error)
-        kind = "an array" if text[:1] == b"[" else "a single value"
-        return Reason.NOT_OBJECT, f"expected one object a line, found {kind}"
-    except msgspec.DecodeError as error:
-        # A line cut short is an object that never closes, or a string that never ends.
-        if text[:1] == b"{" and "truncated" in str(error):
-            return Reason.TRUNCATED_LINE, str(error)
-        return Reason.INVALID_JSON, str(error)
-    except RecursionError:
-        return Reason.TOO_DEEP, "nested too deep to read"
+        yield flaw
 
 
 def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:
@@ -237,7 +189,8 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "not a string")
 
 
-def _collection(event: str) -> str:
+def collection_of(event: str) -> str:
+    """Return the table of an event; empty when its name gives none."""
     # Names are few and short; what is neither is not worth the memory.
     return _known_table(event) if len(event) <= _KNOWN_LENGTH else table_name(event)
 
@@ -266,30 +219,3 @@ def _message_id(given: object, line: bytes, offset: int) -> str:
 
 def _hashed(text: str, line: bytes = b"") -> str:
     return "loader-" + hashlib.sha256(text.encode() + line).hexdigest()[:32]
-
-
-def _repair(text: bytes) -> tuple[bytes, Reason | None]:
-    """Replace NUL and unpaired surrogate escapes, which no PostgreSQL text can hold, by U+FFFD."""
-    if not _SUSPICIOUS.search(text):
-        return text, None
-    flaw: Reason | None = None
-    repaired = bytearray()
-    last = 0
-    escapes = list(_ESCAPE.finditer(text))
-    paired = False
-    for i, match in enumerate(escapes):
-        if paired:
-            paired = False
-            continue
-        code = int(match[1], 16) if match[1] else None
-        if code is None or not (code == 0 or 0xD800 <= code <= 0xDFFF):
-            continue
-        if 0xD800 <= code <= 0xDBFF and i + 1 < len(escapes):
-            after = escapes[i + 1]
-            if after.start() == match.end() and after[1] and 0xDC00 <= int(after[1], 16) <= 0xDFFF:
-                paired = True
-                continue
-        flaw = Reason.NUL_CHARACTER if code == 0 else flaw or Reason.LONE_SURROGATE
-        repaired += text[last : match.start()] + _REPLACEMENT
-        last = match.end()
-    return (bytes(repaired + text[last:]), flaw) if flaw else (text, None)

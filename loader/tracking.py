@@ -7,7 +7,7 @@ the parser here both keep the last, so a call's own word wins, and its bytes sta
 https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/
 """
 
-import os
+import secrets
 from dataclasses import dataclass
 
 import msgspec
@@ -218,7 +218,7 @@ def with_address(call: Call, address: str, *, client_side: bool) -> Call:
 
 def new_message_id() -> bytes:
     """Return an id for a call that brings none."""
-    return b"api-" + os.urandom(16).hex().encode()
+    return b"api-" + secrets.token_hex(16).encode()
 
 
 def _complete(text: bytes, front: bytes) -> bytes:

@@ -40,12 +40,14 @@ class Work:
     Attributes:
         load: The id of its file in raw.loads.
         source: The schema name of its source.
+        entrance: Where the file came in.
         path: The file.
         chunk: Its lines.
     """
 
     load: int
     source: str
+    entrance: str
     path: str
     chunk: Chunk
 
@@ -67,7 +69,7 @@ def land_and_advance(
     try:
         # It records what is new at the end, when nobody has to wait for this transaction but for an instant.
         with tracker.transaction(connection) as seen:
-            landed = landing.land_chunk(connection, work.source, work.path, work.chunk, seen)
+            landed = landing.land_chunk(connection, work.source, work.entrance, work.chunk, seen, path=work.path)
             may_commit(landed)
             advanced = connection.execute(
                 _ADVANCE,

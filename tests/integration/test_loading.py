@@ -542,7 +542,7 @@ def test_workers_that_wait_for_a_lock_can_be_stopped(
     processes = list(workers._processes)
     with database.connect() as other:
         other.execute("lock table raw.events in access exclusive mode")
-        workers.submit(Work(0, "iterable", str(events), Chunk(data, len(data), 0, len(data), b"")))
+        workers.submit(Work(0, "iterable", "file", str(events), Chunk(data, len(data), 0, len(data), b"")))
         waiting = (
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         )
@@ -559,7 +559,7 @@ def test_workers_without_a_database_say_so(database: Database, events: Path) -> 
     workers = Workers(f"{database.url}_missing", 1)
 
     def hand_over() -> None:
-        workers.submit(Work(0, "iterable", str(events), Chunk(b"", 0, 0, 0, b"")))
+        workers.submit(Work(0, "iterable", "file", str(events), Chunk(b"", 0, 0, 0, b"")))
         workers.settle()
 
     try:

@@ -13,6 +13,12 @@ from loader.files import find_files, is_regular, open_events, printable, read_he
 LINES = b'{"a":1}\n{"b":2}\n' * 5000
 
 
+def head_of(path: Path) -> bytes:
+    """Return the head of a file."""
+    with open_events(str(path)) as (stream, _):
+        return read_head(stream)
+
+
 def read_events(path: Path) -> bytes:
     """Return all decompressed bytes of a file."""
     with open_events(str(path)) as (stream, _):
@@ -129,7 +135,7 @@ def test_bytes_say_what_a_file_is(tmp_path: Path, packed: bytes, name: str) -> N
     path.write_bytes(packed)
     plain.write_bytes(LINES)
     assert read_events(path) == LINES
-    assert read_head(str(path)) == read_head(str(plain))
+    assert head_of(path) == head_of(plain)
 
 
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
@@ -200,9 +206,9 @@ def test_a_file_keeps_its_head_when_it_grows(tmp_path: Path, before: bytes, afte
     """However short a file was, it is found again after it has grown."""
     path = tmp_path / "events"
     path.write_bytes(before)
-    head = read_head(str(path))
+    head = head_of(path)
     path.write_bytes(after)
-    assert read_head(str(path)) == head
+    assert head_of(path) == head
 
 
 def test_another_first_line_is_another_head(tmp_path: Path) -> None:
@@ -210,7 +216,7 @@ def test_another_first_line_is_another_head(tmp_path: Path) -> None:
     heads = set()
     for number in range(3):
         (tmp_path / "events").write_bytes(b'{"a":%d}\n{"b":2}\n' % number)
-        heads.add(read_head(str(tmp_path / "events")))
+        heads.add(head_of(tmp_path / "events"))
     assert len(heads) == 3
 
 
@@ -219,4 +225,4 @@ def test_the_head_of_a_damaged_file_is_that_of_the_whole(tmp_path: Path) -> None
     packed = gzip.compress(LINES, compresslevel=0)
     (tmp_path / "whole").write_bytes(packed)
     (tmp_path / "part").write_bytes(packed[:40])
-    assert read_head(str(tmp_path / "part")) == read_head(str(tmp_path / "whole"))
+    assert head_of(tmp_path / "part") == head_of(tmp_path / "whole")

@@ -329,7 +329,7 @@ def test_null_is_no_object_and_no_mistake(name: str) -> None:
 def test_every_reason_of_this_module_is_tested() -> None:
     """A reason that is added without a line that shows it fails here."""
     elsewhere = {Reason.LINE_TOO_LONG, Reason.REFUSED_BY_DATABASE, Reason.NUL_CHARACTER, Reason.LONE_SURROGATE}
-    elsewhere |= {Reason.EMPTY_BATCH, Reason.EVENT_TOO_LARGE, Reason.TOO_MANY_ITEMS}
+    elsewhere |= {Reason.EMPTY_BATCH, Reason.EVENT_TOO_LARGE, Reason.TOO_MANY_ITEMS, Reason.BAD_ROW}
     (mark,) = [m for m in test_a_line_that_is_no_call_is_refused_with_a_reason.pytestmark if m.name == "parametrize"]
     assert {reason for _, reason in mark.args[1]} | elsewhere == set(Reason)
 

@@ -1,0 +1,53 @@
+"""Where messages come in, and what reads those of each: the quarantine remembers the entrance to read them again."""
+
+from loader.events import Event, Refused
+from loader.iterable import parse_export, parse_export_lines, parse_webhook
+from loader.segment import parse_line, parse_lines
+
+# Files of tracking calls.
+FILE = "file"
+# The tracking API.
+TRACKING = "tracking"
+# Segment's webhook destinations.
+SEGMENT_WEBHOOK = "segment-webhook"
+# Iterable's system webhooks.
+ITERABLE_WEBHOOK = "iterable-webhook"
+
+_EXPORT = "iterable-export:"
+
+
+def export_entrance(kind: str) -> str:
+    """Return the entrance of export files that hold one kind of event."""
+    return _EXPORT + kind
+
+
+def exported_kind(entrance: str) -> str | None:
+    """Return the kind of event that comes in at an entrance for export files; None for any other entrance."""
+    return entrance.removeprefix(_EXPORT) if entrance.startswith(_EXPORT) else None
+
+
+def parse_message(entrance: str, payload: bytes, offset: int) -> list[Event | Refused]:
+    """Read one message as its entrance does.
+
+    Args:
+        entrance: Where it came in; at all but those named here there are tracking calls.
+        payload: The message.
+        offset: Where it began.
+    """
+    if entrance == ITERABLE_WEBHOOK:
+        return parse_webhook(payload, offset)
+    if kind := exported_kind(entrance):
+        return parse_export(payload, offset, kind)
+    return list(parse_line(payload, offset))
+
+
+def parse_chunk(entrance: str, data: bytes, offset: int) -> list[Event | Refused]:
+    """Read the lines of a file as its entrance does.
+
+    Args:
+        entrance: Where the file came in.
+        data: Lines, each with its newline but perhaps the last.
+        offset: Where the first line begins, in bytes of the decompressed file.
+    """
+    kind = exported_kind(entrance)
+    return parse_export_lines(data, offset, kind) if kind else parse_lines(data, offset)

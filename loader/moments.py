@@ -1,0 +1,54 @@
+"""When an event happened, from any of the formats in which Iterable writes times.
+
+Webhooks and exports have `2017-05-15 23:59:47 +00:00`, or `+0000`, or no offset, which means UTC; profiles and the API
+have ISO 8601, at times with two fractions (`22:43:34.134105.000Z`); campaigns have milliseconds since 1970, and
+requests seconds. Whatever else comes is no time, and never an error. Nothing in this module does I/O.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_WRITTEN = re.compile(
+    r"""
+    (\d{4}-\d{2}-\d{2}) [T\ ] (\d{2}:\d{2}:\d{2})
+    (?: \.(\d+) (?:\.\d+)? )?
+    \s* (Z | [+-]\d{2}(?: :?\d{2} )? )?
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_COUNTED = re.compile(r"(-?\d{1,15})(?:\.(\d+))?", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# A count below this is one of seconds: as milliseconds it would be before March 1973, as seconds it reaches to 5138.
+_MILLISECONDS = 10**11
+
+
+def read_moment(value: object) -> datetime | None:
+    """Read a time.
+
+    Args:
+        value: Text in one of Iterable's formats, or a number since 1970, in seconds or milliseconds.
+
+    Returns:
+        The time in UTC; None when it is none, or none that a calendar with four-digit years has.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = str(value).strip()
+    try:
+        if written := _WRITTEN.fullmatch(text):
+            day, clock, fraction, offset = written.groups()
+            moment = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{offset or 'Z'}")
+            return moment.astimezone(UTC)
+        if counted := _COUNTED.fullmatch(text):
+            whole, fraction = int(counted[1]), int(f"{(counted[2] or '')[:6]:0<6}")
+            since = whole * 1_000_000 + (-fraction if text.startswith("-") else fraction)
+            return _EPOCH + timedelta(microseconds=since if abs(whole) < _MILLISECONDS else since // 1000)
+    except (ValueError, OverflowError):
+        pass
+    return None
+
+
+def iso_text(moment: datetime) -> str:
+    """Write a time in UTC as Segment's calls do: ISO 8601 with milliseconds and `Z`."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
