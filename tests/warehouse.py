@@ -228,7 +228,7 @@ def law(connection: psycopg.Connection, source: str = "iterable") -> dict[str, i
     return numbers
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str = "it to happen") -> None:
     """Wait for something another process brings about, and fail when it does not come."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     pause = Signal()
