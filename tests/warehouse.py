@@ -5,15 +5,24 @@ disagree with the SQL.
 """
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event as Signal
 from typing import Any
 
 import psycopg
+from click.testing import CliRunner
+from dbt.cli.main import cli as dbt_command
 
-from loader.database import Database
+from loader.database import Database, bundled, connection_environment
 from loader.settings import Settings
 from loader.transform import TableFilled, transform
 
@@ -47,6 +56,8 @@ COLLECTIONS = (
     "web_push_send_skip",
 )
 TABLES = (*COLLECTIONS, "tracks")
+
+PROJECT = bundled("dbt_project")
 
 DEADLINE_SECONDS = 60.0
 
@@ -97,6 +108,63 @@ def run(database: Database, settings: Settings, *select: str, full_refresh: bool
     failed = [f"{table.source}.{table.table}: {table.error}" for table in filled if table.error]
     assert not failed, "; ".join(failed)
     return filled
+
+
+@contextmanager
+def started(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program beside the test, which ends it if it does not end by itself."""
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def succeed(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a program, and insist that it succeeds."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode(errors="replace")
+
+
+# What the project was parsed with; with anything else, dbt parses it again.
+AS_PARSED = {"LOADER_SCHEMA": "iterable"}
+
+
+def parsed(home: Path) -> Path:
+    """Return a folder of its own for the artifacts of one more dbt, in which the project is parsed already."""
+    folder = Path(tempfile.mkdtemp(dir=home)) / "dbt"
+    shutil.copytree(home / "dbt", folder)
+    return folder
+
+
+def copied_project(home: Path) -> Path:
+    """Return the folder of a copy of the dbt project, parsed already, in which a test may change what it likes."""
+    project = parsed(home).with_name("project")
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("target", "logs"))
+    shutil.move(project.with_name("dbt") / "target", project)
+    return project
+
+
+@contextmanager
+def start_dbt(url: str, home: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start dbt as people do by hand: in its folder, with the connection in PG* variables."""
+    folder = parsed(home)
+    command = [sys.executable, "-m", "dbt.cli.main", "--quiet", *arguments]
+    command += ["--target-path", str(folder / "target"), "--log-path", str(folder / "logs")]
+    with started(command, AS_PARSED | connection_environment(url) | variables, PROJECT) as process:
+        yield process
+
+
+def run_dbt(url: str, project: Path, *arguments: str, parsed_as: Mapping[str, str] = AS_PARSED) -> tuple[int, str]:
+    """Run dbt as `start_dbt` does, but in a copied project and in this process; returns its exit code and output."""
+    with chdir(project):
+        done = CliRunner(env={**parsed_as, **connection_environment(url)}).invoke(
+            dbt_command, ["--no-use-colors", "--log-level-file=none", *arguments], catch_exceptions=False
+        )
+    return done.exit_code, done.output
 
 
 def expected(events: Iterable[Landed], source: str, table: str) -> dict[str, Landed]:
@@ -160,7 +228,7 @@ def law(connection: psycopg.Connection, source: str = "iterable") -> dict[str, i
     return numbers
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str = "it to happen") -> None:
     """Wait for something another process brings about, and fail when it does not come."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     pause = Signal()

@@ -84,9 +84,7 @@
             {%- set inside.declared = true -%}
         {%- endfor -%}
         {%- if not inside.declared -%}
-            {#- The columns PostgreSQL keeps on every table leave no room for others of their names. -#}
-            {%- set is_system = seen.column in ['cmax', 'cmin', 'ctid', 'tableoid', 'xmax', 'xmin'] -%}
-            {%- set column = '_' ~ seen.column if is_system else seen.column -%}
+            {%- set column = seen.column -%}
             {%- set reason = none -%}
             {%- if not column -%}
                 {%- set reason = 'nameless' -%}

@@ -38,6 +38,12 @@ comment on column raw.properties.column_name is 'Its column by the rules of the 
 comment on column raw.properties.types is 'The types its values have had, each the narrowest that holds the value.';
 comment on column raw.properties.number is 'The order in which they were seen.';
 
+create table raw.generation (number bigint not null);
+
+insert into raw.generation values (1);
+
+comment on table raw.generation is 'How often what is recorded of the events has been made again: what a process remembers of it holds for one generation.';
+
 -- Events without a model share a partition; their tables, one per collection, must not each read all of it. Partial, or
 -- tracks, which reads all collections, would be tempted to go through the whole index.
 create index events_other_collection on raw.events_other (collection, load_xid) where collection <> '';

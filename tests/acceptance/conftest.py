@@ -1,16 +1,13 @@
 """Ways to run commands that take less time than a database and a process for each test."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 
-from loader.cli import main
-from loader.settings import Settings, read_settings
-from tests.conftest import Loader, cloned
+from loader.settings import Settings
+from tests.conftest import Loader, cloned, loader_here
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +27,6 @@ def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def run_here(module_settings: Settings, connection: psycopg.Connection) -> Iterator[Loader]:
+def run_here(module_settings: Settings, connection: psycopg.Connection) -> Loader:
     """Run the command line on the module's database without starting a process; a traceback fails the test."""
-    environment = {"DATABASE_URL": module_settings.database_url, "LOADER_HOME": str(module_settings.home)}
-
-    def run(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        read_settings.cache_clear()
-        result = CliRunner(env=environment).invoke(main, arguments, input=stdin, catch_exceptions=False)
-        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
-
-    yield run
-    read_settings.cache_clear()
+    return loader_here(module_settings)

@@ -14,7 +14,7 @@ import pytest
 
 from loader.embedded import EmbeddedServer
 from loader.settings import Settings
-from tests.conftest import Loader, loader_command, open_settings
+from tests.conftest import Loader, loader_command, loader_here, open_settings
 
 
 @pytest.fixture
@@ -32,14 +32,9 @@ def events(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def served_loader(served_settings: Settings) -> Loader:
-    """The command line on a database whose tables are there already."""
-    return loader_command(served_settings)
-
-
-def test_load_transform_and_status_account_for_every_line(served_loader: Loader, events: Path) -> None:
-    """What is loaded, transformed and refused adds up, and each command says its part."""
+def test_load_transform_and_status_account_for_every_line(served_settings: Settings, events: Path) -> None:
+    """What is loaded, transformed and refused adds up, and each command, in a process of its own, says its part."""
+    served_loader = loader_command(served_settings)
     loaded = served_loader("load", str(events))
     assert loaded.returncode == 3
     assert "5 events landed" in loaded.stdout
@@ -95,7 +90,7 @@ def test_status_is_for_people_too(served_loader: Loader, events: Path) -> None:
 def test_status_fails_when_a_row_is_missing(served_loader: Loader, served_settings: Settings, events: Path) -> None:
     """Rows that vanish from a table show in the numbers and in the exit code, and a rebuild brings them back."""
     served_loader("load", str(events))
-    served_loader("transform")
+    served_loader("transform", "--select", "email_opened tracks")
     with psycopg.connect(served_settings.database_url) as connection:
         connection.execute("delete from iterable.email_opened where id = 'a'")
     broken = served_loader("status")
@@ -166,7 +161,7 @@ def test_url_connects(run_loader: Loader, settings: Settings) -> None:
 
 def test_commands_say_when_the_raw_schema_is_missing(empty_url: str, home: Path) -> None:
     """On a database of one's own nothing is created without `loader migrate`, which says what it did."""
-    loader = loader_command(open_settings(empty_url, home))
+    loader = loader_here(open_settings(empty_url, home))
     for arguments in (("status",), ("transform",), ("load", __file__), ("source", "list")):
         refused = loader(*arguments)
         assert refused.returncode == 1
@@ -189,7 +184,7 @@ def test_commands_say_when_the_schema_is_newer(run_loader: Loader, settings: Set
 
 def test_unreachable_databases_are_named_without_their_password(home: Path) -> None:
     """Who cannot connect learns where to, why, and what to check; never the password."""
-    loader = loader_command(open_settings("postgresql://loader:secret@127.0.0.1:1/warehouse", home))
+    loader = loader_here(open_settings("postgresql://loader:secret@127.0.0.1:1/warehouse", home))
     refused = loader("status")
     assert refused.returncode == 1
     assert "127.0.0.1:1/warehouse" in refused.stderr
@@ -199,7 +194,7 @@ def test_unreachable_databases_are_named_without_their_password(home: Path) -> N
 
 def test_a_url_of_another_database_is_wrong_use(home: Path) -> None:
     """Only PostgreSQL will do."""
-    refused = loader_command(open_settings("mysql://root@localhost/db", home))("status")
+    refused = loader_here(open_settings("mysql://root@localhost/db", home))("status")
     assert refused.returncode == 2
     assert "mysql://" in refused.stderr
 

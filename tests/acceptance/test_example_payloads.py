@@ -4,14 +4,14 @@ import csv
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from tests.conftest import DATA, cloned, loader_command
+from loader.settings import Settings
+from tests.conftest import DATA, MakeOnce, loader_here
 
 EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()]
 TRACKS = {example["case"]: example["track"] for example in EXAMPLES if "track" in example}
@@ -37,19 +37,22 @@ CONTEXT = {
 
 @pytest.fixture(scope="module")
 def connection(
-    server: str, home: Path, served_template: str, tmp_path_factory: pytest.TempPathFactory
+    make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     """A database into which all examples have gone, by `loader load` and `loader transform`."""
     path = tmp_path_factory.mktemp("examples") / "examples.ndjson"
     path.write_text("".join(f"{json.dumps(track)}\n" for track in TRACKS.values()), encoding="utf-8")
-    with cloned(server, home, served_template) as settings:
-        loader = loader_command(settings)
+
+    def fill(settings: Settings) -> None:
+        loader = loader_here(settings)
         loaded = loader("load", str(path))
         assert loaded.returncode == 0, loaded.stderr
         transformed = loader("transform")
         assert transformed.returncode == 0, transformed.stderr
-        with psycopg.connect(settings.database_url, row_factory=dict_row) as opened:
-            yield opened
+
+    settings = make_once("examples", served_template, fill)
+    with psycopg.connect(settings.database_url, row_factory=dict_row) as opened:
+        yield opened
 
 
 def leaves(value: dict[str, Any], event: str, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,32 +1,27 @@
 """The commands about what tables are made of: what they print, and that it can be acted on."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from loader.database import bundled, open_database
 from loader.settings import Settings
-from loader.transform import dbt_environment, environment
-from tests.conftest import Loader, loader_command
-
-
-@pytest.fixture
-def served_loader(served_settings: Settings) -> Loader:
-    """The command line on a database whose tables are there already."""
-    return loader_command(served_settings)
+from tests.conftest import Loader
+from tests.warehouse import copied_project, run_dbt
 
 
 def load(run: Loader, folder: Path, *calls: dict[str, object]) -> None:
-    """Load track calls and transform them."""
+    """Load track calls."""
     path = folder / f"{calls[0]['messageId']}.ndjson"
     path.write_text("\n".join(json.dumps({"type": "track", "userId": "u"} | call) for call in calls), encoding="utf-8")
     assert run("load", str(path)).returncode == 0
-    assert run("transform").returncode == 0
+
+
+def transform(run: Loader) -> None:
+    """Fill the tables these tests are about."""
+    done = run("transform", "--select", "email_opened found_collections tracks")
+    assert done.returncode == 0, done.stderr
 
 
 def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
@@ -34,9 +29,11 @@ def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
 ) -> None:
     """A view in the way, a collision, a found column and a table over the limit: named, with the command that helps."""
     load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "a", "properties": {"vip": True, "id": 1}})
+    transform(served_loader)
     with psycopg.connect(served_settings.database_url) as connection:
         connection.execute("create view public.vips as select vip from iterable.email_opened")
     load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "b", "properties": {"vip": "gold"}})
+    transform(served_loader)
 
     shown = served_loader("status").stdout
     assert "`loader widen`" in shown
@@ -78,9 +75,9 @@ def test_a_scaffolded_model_takes_the_table_over(
     """Put into the dbt project, it goes on with the table that is there: no row is lost, no column changes."""
     hostile = {"total": 5, "Ship To": {"city": "Köln"}, "a.b": "dot", "{{ env_var('HOME') }}": 1}
     load(served_loader, tmp_path, {"event": "Order Placed", "messageId": "a", "properties": hostile})
+    transform(served_loader)
     before = served_loader("schema", "order_placed", "--json").stdout
-    project = tmp_path / "project"
-    shutil.copytree(bundled("dbt_project"), project, ignore=shutil.ignore_patterns("target", "logs"))
+    project = copied_project(served_settings.home)
 
     written = served_loader("scaffold", "Order Placed", "--folder", str(project / "models" / "iterable"))
     assert (written.returncode, len(written.stdout.splitlines())) == (0, 2)
@@ -91,23 +88,9 @@ def test_a_scaffolded_model_takes_the_table_over(
     )
     tracks.write_text(listed, encoding="utf-8")
 
-    calls = tmp_path / "more.ndjson"
-    more = {"type": "track", "userId": "u", "event": "Order Placed", "messageId": "b", "properties": hostile}
-    calls.write_text(json.dumps(more), encoding="utf-8")
-    assert served_loader("load", str(calls)).returncode == 0
-    with open_database(served_settings) as database:
-        variables = dbt_environment(database, served_settings, ["iterable"])
-    with environment(variables):
-        folders = ["--target-path", str(tmp_path / "target"), "--log-path", str(tmp_path / "logs")]
-        built = subprocess.run(
-            [sys.executable, "-m", "dbt.cli.main", "--quiet", "build", *folders, "--select", "order_placed tracks"],
-            cwd=project,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert built.returncode == 0, built.stdout
+    load(served_loader, tmp_path, {"event": "Order Placed", "messageId": "b", "properties": hostile})
+    code, output = run_dbt(served_settings.database_url, project, "build", "--select", "order_placed", "tracks")
+    assert code == 0, output
     rows = json.loads(
         served_loader("sql", "select * from iterable.order_placed order by id", "--format", "json").stdout
     )

@@ -8,33 +8,13 @@ entrances: 63, 64, 67, 68, 70 to 73 (HTTP). Those of columns and tables nobody h
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
-from psycopg.rows import dict_row
 
 from loader.naming import table_name
-from tests.conftest import cloned, loader_command
-
-Rows = psycopg.Connection[dict[str, Any]]
-
-BASE: dict[str, Any] = {
-    "type": "track",
-    "userId": "u1",
-    "event": "Email Opened",
-    "context": {"library": {"name": "x", "version": "1"}},
-    "properties": {},
-}
-LONG = "x" * 600
-
-
-def event(message_id: str | None, **fields: Any) -> dict[str, Any]:
-    """Return the base event with other fields; None takes a field away."""
-    merged = BASE | ({"messageId": message_id} if message_id else {}) | fields
-    return {name: value for name, value in merged.items() if value is not None}
-
+from loader.settings import Settings
+from tests.acceptance.vectors import LONG, Rows, column_types, event, find, load_and_transform, reading
+from tests.conftest import MakeOnce
 
 EVENTS = [
     event("v6"),
@@ -86,33 +66,14 @@ EVENTS = [
 
 
 @pytest.fixture(scope="module")
-def rows(server: str, home: Path, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+def rows(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     """A database in which all inputs have been loaded and transformed."""
-    path = tmp_path_factory.mktemp("vectors") / "vectors.ndjson"
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in EVENTS), encoding="utf-8")
-    with cloned(server, home, served_template) as settings:
-        loader = loader_command(settings)
-        assert loader("load", str(path)).returncode == 3  # v66 is refused
-        assert loader("transform").returncode == 0
-        with psycopg.connect(settings.database_url, row_factory=dict_row, autocommit=True) as connection:
-            yield connection
 
+    def fill(settings: Settings) -> None:
+        load_and_transform(settings, tmp_path_factory.mktemp("vectors"), EVENTS, code=3)  # v66 is refused
 
-def find(rows: Rows, message_id: str, table: str = "email_opened") -> dict[str, Any]:
-    """Return the one row of an event."""
-    found = rows.execute(f"select * from iterable.{table} where id = %s", (message_id,)).fetchall()
-    assert len(found) == 1
-    return found[0]
-
-
-def column_types(rows: Rows, table: str) -> dict[str, str]:
-    """Return the columns of a table with their types."""
-    found = rows.execute(
-        "select attname, format_type(atttypid, atttypmod) as type from pg_attribute"
-        " where attrelid = %s::regclass and attnum > 0 and not attisdropped",
-        (f"iterable.{table}",),
-    )
-    return {row["attname"]: row["type"] for row in found}
+    with reading(make_once("vectors", served_template, fill)) as connection:
+        yield connection
 
 
 def test_vector_06_an_event_is_in_its_table_and_in_tracks(rows: Rows) -> None:

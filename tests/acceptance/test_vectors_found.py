@@ -8,15 +8,13 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg.rows import dict_row
 
-from tests.acceptance.test_vectors import LONG, Rows, column_types, event, find
-from tests.conftest import cloned, loader_command
+from loader.settings import Settings
+from tests.acceptance.vectors import LONG, Rows, column_types, event, find, load_and_transform, reading
+from tests.conftest import MakeOnce
 
 CONTEXT = {"library": {"name": "x", "version": "1"}}
 KEYS = 10_001
@@ -56,20 +54,15 @@ SECOND = [
 
 
 @pytest.fixture(scope="module")
-def rows(server: str, home: Path, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+def rows(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     """A database in which all inputs have been loaded and transformed, in two runs."""
-    folder = tmp_path_factory.mktemp("vectors")
-    with cloned(server, home, served_template) as settings:
-        loader = loader_command(settings)
-        for name, events in (("first", FIRST), ("second", SECOND)):
-            path = folder / f"{name}.ndjson"
-            path.write_text("".join(f"{json.dumps(line)}\n" for line in events), encoding="utf-8")
-            loaded = loader("load", str(path))
-            assert loaded.returncode == 0, loaded.stderr
-            done = loader("transform")
-            assert done.returncode == 0, done.stderr
-        with psycopg.connect(settings.database_url, row_factory=dict_row, autocommit=True) as connection:
-            yield connection
+
+    def fill(settings: Settings) -> None:
+        for events in (FIRST, SECOND):
+            load_and_transform(settings, tmp_path_factory.mktemp("vectors"), events)
+
+    with reading(make_once("vectors_found", served_template, fill)) as connection:
+        yield connection
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,24 @@
 """The dbt project works from its own folder with nothing set but the connection."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from loader.database import Database, bundled, connection_environment
+from loader.database import Database, connection_environment
+from tests.warehouse import PROJECT, run_dbt, started, succeed
 
-Dbt = Callable[..., subprocess.CompletedProcess[str]]
 
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the dbt project, into whose folder dbt may write as it does by default."""
-    folder = tmp_path / "dbt_project"
-    shutil.copytree(bundled("dbt_project"), folder, ignore=shutil.ignore_patterns("target", "logs"))
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the dbt project as somebody has it who never ran it, and into whose folder dbt may write."""
+    folder = tmp_path_factory.mktemp("project") / "dbt_project"
+    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("target", "logs"))
     return folder
-
-
-def dbt_in(project: Path, url: str) -> Dbt:
-    """Return a function that runs dbt in the project's folder."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [Path(sys.executable).parent / "dbt", "--no-use-colors", *arguments],
-            cwd=project,
-            env=os.environ | connection_environment(url),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    return run
 
 
 def land(connection: psycopg.Connection, *message_ids: str) -> None:
@@ -53,11 +33,12 @@ def land(connection: psycopg.Connection, *message_ids: str) -> None:
 
 def test_build_fills_tests_and_describes_everything(project: Path, served: Database) -> None:
     """`dbt build` fills every table and runs all tests; selections, rebuilds and docs work."""
-    dbt = dbt_in(project, served.url)
+    dbt = partial(run_dbt, served.url, project, parsed_as={})
     with served.connect(autocommit=True) as connection:
         land(connection, "a", "b")
-        built = dbt("build")
-        assert built.returncode == 0, built.stdout
+        program = [str(Path(sys.executable).parent / "dbt"), "build"]
+        with started(program, connection_environment(served.url), project) as built:
+            succeed(built)
         results = json.loads((project / "target" / "run_results.json").read_text(encoding="utf-8"))["results"]
         kinds = {result["unique_id"].split(".")[0] for result in results}
         assert kinds == {"model", "test", "unit_test", "operation"}
@@ -65,14 +46,14 @@ def test_build_fills_tests_and_describes_everything(project: Path, served: Datab
         assert connection.execute("select id from iterable.email_opened order by id").fetchall() == [("a",), ("b",)]
 
         land(connection, "c")
-        assert dbt("run", "--select", "email_opened").returncode == 0
+        assert dbt("run", "--select", "email_opened")[0] == 0
         assert connection.execute("select count(*) from iterable.email_opened").fetchone() == (3,)
         assert connection.execute("select count(*) from iterable.tracks").fetchone() == (2,)
-        assert dbt("build", "--full-refresh").returncode == 0
+        assert dbt("build", "--full-refresh", "--select", "email_opened", "tracks")[0] == 0
         assert connection.execute("select count(*) from iterable.tracks").fetchone() == (3,)
 
-        documented = dbt("docs", "generate")
-        assert documented.returncode == 0, documented.stdout
+        code, output = dbt("docs", "generate")
+        assert code == 0, output
         catalog = json.loads((project / "target" / "catalog.json").read_text(encoding="utf-8"))
         opened = catalog["nodes"]["model.iterable_warehouse.email_opened"]
         assert opened["columns"]["campaign_id"]["comment"].startswith("Iterable campaign")
@@ -80,20 +61,20 @@ def test_build_fills_tests_and_describes_everything(project: Path, served: Datab
 
 def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Database) -> None:
     """`dbt test` fails when a table lacks rows it has had."""
-    dbt = dbt_in(project, served.url)
+    dbt = partial(run_dbt, served.url, project, parsed_as={})
     with served.connect(autocommit=True) as connection:
         land(connection, "a", "b")
-        assert dbt("run").returncode == 0
+        assert dbt("run", "--select", "email_opened", "tracks")[0] == 0
         connection.execute("delete from iterable.email_opened where id = 'a'")
-    tested = dbt("test", "--select", "email_opened", "tracks")
-    assert tested.returncode == 1
-    assert "matches_raw_email_opened" in tested.stdout
-    assert "union_of_collections" in tested.stdout
+    code, output = dbt("test", "--select", "email_opened", "tracks")
+    assert code == 1
+    assert "matches_raw_email_opened" in output
+    assert "union_of_collections" in output
 
 
 def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, empty_url: str) -> None:
     """The error names the database and the command that mends it."""
-    refused = dbt_in(project, empty_url)("run")
-    assert refused.returncode != 0
-    assert f"The raw schema is not in database {empty_url.rsplit('/', 1)[1]}" in refused.stdout
-    assert "loader migrate" in refused.stdout
+    code, output = run_dbt(empty_url, project, "run", parsed_as={})
+    assert code != 0
+    assert f"The raw schema is not in database {empty_url.rsplit('/', 1)[1]}" in output
+    assert "loader migrate" in output

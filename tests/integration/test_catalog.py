@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from loader.quarantine import open_messages, retry
 from loader.rescan import rescan
 from loader.segment import parse_lines
 from tests.conftest import Loader
+from tests.warehouse import wait_until
 
 # A number PostgreSQL has no room for, in JSON without a flaw.
 TOO_LARGE = b"1e200000"
@@ -324,6 +326,45 @@ def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg
         connection.execute("set lock_timeout = '50ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             land_lines(connection, [call("m9", {"new": 1})], tracker)
+
+
+def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.Connection) -> None:
+    """What it remembers holds until somebody makes the record again, and no longer."""
+    tracker = Tracker()
+    land_lines(connection, VARIED, tracker)
+    before = everything(connection)
+    connection.execute("delete from raw.events")
+    rescan(connection)
+    assert everything(connection) == ([], [])
+    land_lines(connection, VARIED, tracker)
+    assert everything(connection) == before
+
+
+def test_what_lands_during_a_rescan_stays_recorded(database: Database, connection: psycopg.Connection) -> None:
+    """A transaction that began before a rescan and commits after it records nothing, and still loses nothing."""
+    tracker = Tracker()
+    land_lines(connection, VARIED, tracker)
+    before = everything(connection)
+    connection.execute("delete from raw.events")
+
+    def made_again() -> bool:
+        return collections(reader) == []
+
+    with (
+        database.connect(autocommit=True) as scanner,
+        database.connect(autocommit=True) as reader,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        with tracker.transaction(connection) as seen:
+            land(connection, "iterable", "file", parse_lines(b"\n".join(VARIED), 0), seen)
+            rescanning = beside.submit(rescan, scanner)
+            wait_until(made_again, "the record to be made again, of no events")
+            # Long enough for a rescan that would not wait for us.
+            with pytest.raises(TimeoutError):
+                rescanning.result(timeout=0.3)
+        rescanning.result(timeout=60)
+    after = everything(connection)
+    assert (sorted(after[0]), after[1]) == (sorted(before[0]), before[1])
 
 
 def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> None:

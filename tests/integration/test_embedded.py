@@ -12,7 +12,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,10 +24,18 @@ import pytest
 
 from loader.embedded import EmbeddedServer
 from loader.errors import EmbeddedError
+from tests.warehouse import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as another user")
+
+# Whether the keeper has looked for clients twice the idle time of half a second after some moment.
+LOOKED = """
+    select max(query_start) > %s::timestamptz + interval '1 second'
+    from pg_stat_activity
+    where application_name = 'loader keeper'
+"""
 
 USE = """
 import sys
@@ -96,14 +104,6 @@ def server(home: Path) -> Iterator[EmbeddedServer]:
     server.release()
 
 
-def until(holds: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 @contextmanager
 def user_of(home: Path, idle: float = 600.0) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a process that uses the server of a home; yield it and the URL it got."""
@@ -149,7 +149,7 @@ def kill_hard(pid: int) -> None:
     """End a process that is no child with kill -9, and wait until it is gone."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
 
 
 def is_alive(pid: int) -> bool:
@@ -241,19 +241,22 @@ def test_stops_when_nothing_uses_it(home: Path) -> None:
     server = EmbeddedServer(home, idle=0.5)
     server.acquire()
     server.release()
-    until(lambda: not server.is_running())
-    until(lambda: not keepers(home))
+    wait_until(lambda: not server.is_running())
+    wait_until(lambda: not keepers(home))
     assert "nothing uses the server any more" in (home / "embedded/postgres.log").read_text()
 
 
 def test_stays_while_a_client_is_connected(home: Path) -> None:
     """A BI tool's session must keep the server up although no command uses it, and its end must let it stop."""
     server = EmbeddedServer(home, idle=0.5)
-    with psycopg.connect(server.acquire()) as client:
+    with psycopg.connect(server.acquire(), autocommit=True) as client:
         server.release()
-        time.sleep(1.5)
-        assert client.execute("select 1").fetchone() == (1,)
-    until(lambda: not server.is_running())
+        began = client.execute("select clock_timestamp()").fetchone()
+        wait_until(
+            lambda: client.execute(LOOKED, began).fetchone() == (True,), "the keeper to look after the idle time"
+        )
+        assert server.is_running()
+    wait_until(lambda: not server.is_running())
 
 
 def test_stays_while_clients_come_and_go(home: Path) -> None:
@@ -264,7 +267,7 @@ def test_stays_while_clients_come_and_go(home: Path) -> None:
     for _ in range(8):
         query(url, "select 1")
         time.sleep(0.25)
-    until(lambda: not server.is_running())
+    wait_until(lambda: not server.is_running())
 
 
 def test_stays_while_a_command_uses_it(home: Path) -> None:
@@ -274,7 +277,7 @@ def test_stays_while_a_command_uses_it(home: Path) -> None:
     time.sleep(1.2)
     assert server.is_running()
     server.release()
-    until(lambda: not server.is_running())
+    wait_until(lambda: not server.is_running())
 
 
 def test_killed_command_is_no_user_any_more(home: Path) -> None:
@@ -282,7 +285,7 @@ def test_killed_command_is_no_user_any_more(home: Path) -> None:
     with user_of(home, idle=0.5) as (process, url):
         assert url
         kill_hard_child(process)
-        until(lambda: not EmbeddedServer(home).is_running())
+        wait_until(lambda: not EmbeddedServer(home).is_running())
 
 
 def kill_hard_child(process: subprocess.Popen[str]) -> None:
@@ -334,7 +337,7 @@ def test_busy_session_of_a_killed_server_is_ended(server: EmbeddedServer, home: 
 
         worker = threading.Thread(target=burn)
         worker.start()
-        until(lambda: query(url, f"select state = 'active' from pg_stat_activity where pid = {backend}"))
+        wait_until(lambda: query(url, f"select state = 'active' from pg_stat_activity where pid = {backend}"))
         kill_hard(postmaster(home))
         assert server.acquire() == url
         worker.join(timeout=10)
@@ -406,12 +409,12 @@ def test_port_asked_for_of_a_running_server(
 def test_killed_keeper_is_replaced(server: EmbeddedServer, home: Path) -> None:
     """The next acquire must start a keeper when the last one was killed, and only then."""
     server.acquire()
-    until(lambda: len(keepers(home)) == 1)
+    wait_until(lambda: len(keepers(home)) == 1)
     server.acquire()
     (first,) = keepers(home)
     kill_hard(first.pid)
     server.acquire()
-    until(lambda: len(keepers(home)) == 1)
+    wait_until(lambda: len(keepers(home)) == 1)
     assert keepers(home) != [first]
 
 
@@ -419,7 +422,7 @@ def test_interrupted_initdb_is_repeated(bare_home: Path) -> None:
     """A command killed while it creates the cluster must not be in the way of the next one."""
     command = [sys.executable, "-c", USE, str(bare_home), "600"]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(CHECKOUT)}) as process:
-        until((bare_home / "embedded/data.new/base").exists)
+        wait_until((bare_home / "embedded/data.new/base").exists)
         process.kill()
     assert not (bare_home / "embedded/data").exists()
     url = EmbeddedServer(bare_home).acquire()
@@ -498,7 +501,7 @@ def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
                 return "too many clients" in str(error)
             return False
 
-        until(connect)
+        wait_until(connect)
         assert server.acquire() == url
 
 
@@ -527,7 +530,7 @@ def test_deleted_folder_ends_the_keeper(bare_home: Path) -> None:
     server.acquire()
     pid = postmaster(bare_home)
     shutil.rmtree(bare_home / "embedded")
-    until(lambda: not keepers(bare_home))
+    wait_until(lambda: not keepers(bare_home))
     server.release()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGINT)  # PostgreSQL itself looks for its folder only once a minute

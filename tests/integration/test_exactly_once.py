@@ -55,39 +55,6 @@ def test_a_transaction_that_commits_after_a_run_is_not_lost(
     assert counted.fetchall() == [("email_opened", 2, 2), ("tracks", 2, 2)]
 
 
-def test_the_first_landed_wins_even_when_it_commits_last(
-    served: Database, served_settings: Settings, writers: list[psycopg.Connection]
-) -> None:
-    """An event that landed first takes its id back from one that an earlier run had already served."""
-    first, second, reader = writers
-    insert(first, "email_opened", "a", 1)
-    insert(second, "email_opened", "a", 2)
-    second.commit()
-    run(served, served_settings)
-    assert reader.execute("select campaign_id from iterable.email_opened").fetchall() == [(2,)]
-    reader.commit()
-    first.commit()
-    run(served, served_settings)
-    assert reader.execute("select campaign_id from iterable.email_opened").fetchall() == [(1,)]
-    law = reader.execute("select duplicates, missing_in_collections, missing_in_tracks from raw.conservation")
-    assert law.fetchone() == (1, 0, 0)
-
-
-def test_a_later_event_never_takes_an_id(
-    served: Database, served_settings: Settings, writers: list[psycopg.Connection]
-) -> None:
-    """A late transaction's event that landed after the one served changes nothing."""
-    late, first, reader = writers
-    late.execute("select pg_current_xact_id()")
-    insert(first, "email_opened", "a", 1)
-    first.commit()
-    insert(late, "email_opened", "a", 2)
-    run(served, served_settings)
-    late.commit()
-    run(served, served_settings)
-    assert reader.execute("select campaign_id from iterable.email_opened").fetchall() == [(1,)]
-
-
 def test_a_rolled_back_transaction_leaves_nothing(
     served: Database, served_settings: Settings, writers: list[psycopg.Connection]
 ) -> None:

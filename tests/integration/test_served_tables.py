@@ -1,20 +1,17 @@
 """Served tables are never dropped or swapped: what people build on them survives, and runs may overlap or be killed."""
 
-import os
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
 import yaml
 
-from loader.database import Database, bundled, connection_environment
+from loader.database import Database
 from loader.settings import Settings
 from loader.transform import transform
+from tests.warehouse import copied_project, run, run_dbt, start_dbt, succeed
 
+MODELS = ("email_opened", "email_delivered", "push_opened", "tracks")
 MANY = """
     insert into raw.events (source, collection, message_id, payload)
     select
@@ -32,26 +29,6 @@ def land(url: str, first: int, last: int) -> None:
         connection.execute(MANY, (first, last))
 
 
-def start_dbt(url: str, folder: Path, *arguments: str, project: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start dbt by hand, with nothing but the connection's variables set."""
-    project = project or bundled("dbt_project")
-    program = Path(sys.executable).parent / "dbt"
-    folders = ["--target-path", folder / "target", "--log-path", folder / "logs"]
-    return subprocess.Popen(
-        [program, *arguments, "--project-dir", project, "--profiles-dir", project, *folders],
-        env=os.environ | connection_environment(url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for processes, and insist that they succeeded."""
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()
-
-
 def assert_complete(url: str, last: int) -> None:
     """Every event from 1 to a number is in its table and in tracks once, and the books agree."""
     with psycopg.connect(url) as connection:
@@ -66,55 +43,54 @@ def assert_complete(url: str, last: int) -> None:
         assert law.fetchone() == (last, last, 0, 0, 0)
 
 
-def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_settings: Settings, tmp_path: Path) -> None:
+def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_settings: Settings, home: Path) -> None:
     """Two runs of dbt by hand and one of the loader, all at once while events land, leave each event once."""
     land(served.url, 1, 4000)
-    processes = [start_dbt(served.url, tmp_path / str(i), "run", "--quiet") for i in range(2)]
-    land(served.url, 4001, 5000)
-    assert not any(table.error for table in transform(served, served_settings))
-    finish(processes)
-    assert not any(table.error for table in transform(served, served_settings))
+    with start_dbt(served.url, home, "run") as one, start_dbt(served.url, home, "run") as other:
+        land(served.url, 4001, 5000)
+        run(served, served_settings)
+        succeed(one)
+        succeed(other)
+    run(served, served_settings)
     assert_complete(served.url, 5000)
 
 
-def test_a_killed_run_is_continued(served: Database, served_settings: Settings, tmp_path: Path) -> None:
+def test_a_killed_run_is_continued(served: Database, served_settings: Settings, home: Path) -> None:
     """Whenever dbt is killed, the next run leaves each event once, and the killed one is known as interrupted."""
     land(served.url, 1, 30_000)
     killed = 0
     with psycopg.connect(served.url, autocommit=True) as watcher:
         for tables in (1, 3):
-            process = start_dbt(served.url, tmp_path, "run", "--quiet", "--threads", "1")
-            # Killed when it has just begun to fill its n-th table.
-            while process.poll() is None:
-                begun = watcher.execute(
-                    "select count(*) from pg_stat_activity"
-                    " where datname = current_database() and application_name = 'dbt' and query ilike '%insert into%'"
-                ).fetchone()
-                done = watcher.execute("select count(*) from raw.syncs where read_rows > 0").fetchone()
-                if begun and done and (begun[0] or done[0] >= tables):
-                    process.send_signal(signal.SIGKILL)
-                    killed += 1
-                    break
-            process.communicate()
+            with start_dbt(served.url, home, "run", "--threads", "1") as process:
+                # Killed when it has just begun to fill its n-th table.
+                while process.poll() is None:
+                    begun = watcher.execute(
+                        "select count(*) from pg_stat_activity where datname = current_database()"
+                        " and application_name = 'dbt' and query ilike '%insert into%'"
+                    ).fetchone()
+                    done = watcher.execute("select count(*) from raw.syncs where read_rows > 0").fetchone()
+                    if begun and done and (begun[0] or done[0] >= tables):
+                        process.send_signal(signal.SIGKILL)
+                        killed += 1
+                        break
             watcher.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
                 " where datname = current_database() and application_name = 'dbt'"
             )
         assert killed == 2
-        assert not any(table.error for table in transform(served, served_settings))
+        run(served, served_settings)
         states = watcher.execute("select status, count(*) from raw.transforms group by 1").fetchall()
     assert dict(states) == {"success": 2, "interrupted": 2}
     assert_complete(served.url, 30_000)
 
 
 def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
-    served: Database, served_settings: Settings, tmp_path: Path
+    served: Database, served_settings: Settings, home: Path
 ) -> None:
     """A new column and a full refresh change rows and columns in place; what depends on the table stays as it was."""
     land(served.url, 1, 400)
-    transform(served, served_settings)
-    project = tmp_path / "project"
-    shutil.copytree(bundled("dbt_project"), project, ignore=shutil.ignore_patterns("target", "logs"))
+    run(served, served_settings, *MODELS)
+    project = copied_project(home)
     model = project / "models" / "iterable" / "email_opened.yml"
     described = yaml.safe_load(model.read_text(encoding="utf-8"))
     described["models"][0]["columns"].append(
@@ -147,8 +123,9 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
             assert len(cursor.fetchall()) == 90
         reader.commit()
 
-        finish([start_dbt(served.url, tmp_path, "run", "--quiet", "--select", "email_opened", project=project)])
-        finish([start_dbt(served.url, tmp_path, "run", "--quiet", "--full-refresh", project=project)])
+        for arguments in (["--select", "email_opened"], ["--full-refresh"]):
+            code, output = run_dbt(served.url, project, "run", *arguments)
+            assert code == 0, output
         assert owner.execute("select 'iterable.email_opened'::regclass::oid").fetchone() == table
         assert owner.execute("select count(*), sum(opens) from public.campaigns").fetchone() == (100, 100)
         assert owner.execute("select has_table_privilege('analyst', 'iterable.email_opened', 'select')").fetchone() == (
@@ -179,11 +156,11 @@ def test_a_table_with_rows_of_somebody_else_is_left_alone(server: str, settings:
 def test_a_dropped_table_comes_back_whole(served: Database, served_settings: Settings) -> None:
     """A table somebody dropped is made again from all that has landed."""
     land(served.url, 1, 40)
-    transform(served, served_settings)
+    run(served, served_settings, *MODELS)
     with served.connect(autocommit=True) as connection:
         connection.execute("drop table iterable.email_opened")
     land(served.url, 41, 44)
-    transform(served, served_settings)
+    run(served, served_settings, *MODELS)
     assert_complete(served.url, 44)
 
 

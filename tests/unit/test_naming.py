@@ -149,6 +149,9 @@ def test_vector_52_acronym_inside_a_property() -> None:
         (["properties", "__proto__"], "proto"),
         (["properties", "a.b"], "a_b"),
         (["properties", "a", "b"], "a_b"),
+        (["properties", "xmin"], "_xmin"),
+        (["properties", "Ctid"], "_ctid"),
+        (["context", "xmin"], "context_xmin"),
     ],
 )
 def test_a_property_has_a_column(path: list[str], column: str) -> None:
@@ -164,6 +167,13 @@ def test_columns_need_no_quotes(keys: list[str]) -> None:
     assert column not in RESERVED_WORDS
     assert not column[:1].isdigit()
     assert set(column) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
+
+
+@pytest.mark.parametrize("name", ["cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"])
+def test_every_column_of_postgresql_keeps_its_name(name: str) -> None:
+    """Its own columns are on every table, so a property gets another one; a table may be called so."""
+    assert column_name(["properties", name.upper()]) == f"_{name}"
+    assert table_name(name) == name
 
 
 @pytest.mark.parametrize("word", sorted(RESERVED_WORDS))
