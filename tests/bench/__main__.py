@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import landing, splitting
+from tests.bench import collecting, landing, splitting
 from tests.bench.ground import ground
 
 BENCHMARKS = {
@@ -12,6 +12,10 @@ BENCHMARKS = {
     "split": splitting.split,
     "idle": splitting.idle,
     "increment": splitting.increment,
+    "single": collecting.single,
+    "batches": collecting.batches,
+    "freshness": collecting.freshness,
+    "endurance": collecting.endurance,
 }
 
 if __name__ == "__main__":

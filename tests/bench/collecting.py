@@ -1,0 +1,221 @@
+"""The collector, against the same server that answers without doing anything, and against landing a file."""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import psutil
+import psycopg
+
+from tests.bench.ground import Ground, report, seconds
+
+_ROUNDS = 3
+_SECONDS = 8
+_EVENTS = 20_000
+_LOADED = 300_000
+_ENDURANCE_SECONDS = 600
+
+# The same server, protocol and event loop, with an application that reads the body and answers.
+_NOTHING = """
+import asyncio, sys, uvicorn, uvloop
+from loader.server import Connection, bind
+
+BODY = b'{"success": true}'
+HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"17")]
+
+class Application:
+    request_seconds = 30
+
+    async def __call__(self, scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await send({"type": "http.response.body", "body": BODY})
+
+config = uvicorn.Config(
+    Application(), http=Connection, ws="none", lifespan="off", access_log=False, log_config=None,
+    server_header=False, proxy_headers=False,
+)
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(uvicorn.Server(config).serve(sockets=[bind("127.0.0.1", int(sys.argv[1]))]))
+"""
+
+
+def single(ground: Ground) -> None:
+    """Compare requests with one event over 64 connections, each answered after its commit, the two servers in turn."""
+    events = ground.events_file(_EVENTS)
+    with _nothing() as baseline, _collector(ground) as (port, _, key):
+        pairs = []
+        for round_ in range(_ROUNDS + 1):
+            nothing = _load(baseline, events, key, batch=1, duration=_SECONDS)
+            ours = _load(port, events, key, batch=1, duration=_SECONDS)
+            if round_:  # the first makes the tables' files
+                pairs.append((ours, nothing))
+    ratio = statistics.median(ours["rate"] / nothing["rate"] for ours, nothing in pairs)
+    later = statistics.median(ours["p99"] - nothing["p99"] for ours, nothing in pairs)
+    ours_rate, nothing_rate = (statistics.median(pair[i]["rate"] for pair in pairs) for i in (0, 1))
+    p50, p99 = (statistics.median(ours[name] for ours, _ in pairs) for name in ("p50", "p99"))
+    report(
+        "collecting one by one",
+        f"{ratio:.2f} of the rate of a server that does nothing: {ours_rate:,.0f} against {nothing_rate:,.0f} "
+        f"requests/s; p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms, {later * 1e3:.1f} ms later than nothing's",
+    )
+
+
+def batches(ground: Ground) -> None:
+    """Compare batches of 100 with landing a file, whole commands, the two in turn."""
+    events = ground.events_file(_EVENTS)
+    file = ground.events_file(_LOADED)
+    pairs = []
+    with _collector(ground) as (port, url, key):
+        for round_ in range(_ROUNDS + 1):
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("truncate raw.events, raw.loads")
+                connection.execute("checkpoint")
+            loaded = _LOADED / seconds(lambda: ground.run_loader(url, "load", str(file)))
+            sent = _load(port, events, key, batch=100, connections=16, duration=_SECONDS)["rate"] * 100
+            if round_:
+                pairs.append((sent, loaded))
+    ratio = statistics.median(sent / loaded for sent, loaded in pairs)
+    sent, loaded = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+    report(
+        "collecting batches of 100",
+        f"{ratio:.2f} of the rate at which a file lands: {sent:,.0f} against {loaded:,.0f} events/s",
+    )
+
+
+def endurance(ground: Ground) -> None:
+    """Compare the collector's memory after the first tenth of ten minutes of load with that at their end."""
+    events = ground.events_file(_EVENTS)
+    with _collector(ground) as (port, url, key):
+        collector = next(
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "serve" in (process.info["cmdline"] or ()) and f"--port={port}" in process.info["cmdline"]
+        )
+        tenth = _ENDURANCE_SECONDS // 10
+        sizes = []
+        for _ in range(10):
+            _load(port, events, key, batch=1, duration=tenth)
+            sizes.append(collector.memory_info().rss)
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("truncate raw.events")
+    report(
+        "collecting for ten minutes",
+        f"{sizes[-1] / sizes[0]:.2f} times the memory after one minute: {sizes[-1] / 1e6:.0f} MB against "
+        f"{sizes[0] / 1e6:.0f} MB",
+    )
+
+
+def freshness(ground: Ground) -> None:
+    """Measure from the answer to an event posted to `loader up` until the event is in its table."""
+    url, key = _database(ground)
+    port = _free_port()
+    ages = []
+    with _running(ground, url, "up", f"--port={port}"), psycopg.connect(url, autocommit=True) as connection:
+        _wait_for(port)
+        while connection.execute("select to_regclass('iterable.email_opened')").fetchone() == (None,):
+            time.sleep(0.1)
+        for number in range(10):
+            body = {"event": "Email Opened", "userId": "u", "messageId": f"fresh-{number}"}
+            _post(port, key, body)
+            posted = time.perf_counter()
+            query = "select 1 from iterable.email_opened where id = %s"
+            while connection.execute(query, (f"fresh-{number}",)).fetchone() is None:
+                time.sleep(0.02)
+            ages.append(time.perf_counter() - posted)
+            # So that events come at every moment of the pause between two runs.
+            time.sleep(number * 0.37)
+    report(
+        "freshness",
+        f"in its table {statistics.median(ages):.1f} s after the answer, {max(ages):.1f} s at most (of {len(ages)})",
+    )
+
+
+def _load(port: int, events: Path, key: str, *, batch: int, duration: float, connections: int = 64) -> dict[str, float]:
+    arguments = [f"--port={port}", f"--events={events}", f"--key={key}", f"--batch={batch}"]
+    arguments += [f"--seconds={duration}", f"--connections={connections}"]
+    done = subprocess.run([sys.executable, "-m", "tests.bench.load", *arguments], stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(done.stdout))
+
+
+@contextmanager
+def _nothing() -> Iterator[int]:
+    port = _free_port()
+    process = subprocess.Popen([sys.executable, "-c", _NOTHING, str(port)])
+    try:
+        _wait_for(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _collector(ground: Ground) -> Iterator[tuple[int, str, str]]:
+    """Yield a collector's port, its database and a write key."""
+    url, key = _database(ground)
+    port = _free_port()
+    with _running(ground, url, "serve", f"--port={port}"):
+        _wait_for(port)
+        yield port, url, key
+
+
+def _database(ground: Ground) -> tuple[str, str]:
+    url = ground.create_database("bench_collecting")
+    ground.run_loader(url, "migrate")
+    environment = os.environ | {"DATABASE_URL": url, "LOADER_HOME": str(ground.folder / "home")}
+    made = subprocess.run(
+        [sys.executable, "-m", "loader.cli", "source", "add", "Iterable", "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return url, str(json.loads(made.stdout)["write_key"])
+
+
+@contextmanager
+def _running(ground: Ground, url: str, *arguments: str) -> Iterator[None]:
+    process = ground.loader(url, *arguments)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"loader {arguments[0]} failed: {errors.decode()[-2000:]}")
+
+
+def _post(port: int, key: str, body: dict[str, str]) -> None:
+    request = Request(f"http://127.0.0.1:{port}/v1/track", json.dumps(body).encode())
+    request.add_header("Authorization", "Basic " + b64encode(f"{key}:".encode()).decode())
+    with urlopen(request) as answer:  # noqa: S310 - our own collector
+        answer.read()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"nothing listens on port {port}") from None
+            time.sleep(0.05)
+        else:
+            return
