@@ -275,6 +275,7 @@ def test_an_export_comes_through_a_pipe(
         (("load", "--type", "emailSend"), ("a.csv", SHAPES["csv"]), 2, "--format iterable-export"),
         (("load",), ("emailSend.parquet", SHAPES["parquet"]), 1, "--format iterable-export"),
         (EXPORT, ("emailSend.csv", b"PK\x03\x04"), 1, "zip archive"),
+        (EXPORT, ("emailSend.json", b'[{"email":"m@x"}]'), 1, "one object a line"),
         (EXPORT, ("emailSend.csv", b"a,\0b\n1,2\n"), 1, "binary"),
         (EXPORT, ("emailSend.csv", b"a,b,a\n1,2,3\n"), 1, "more than one column called a"),
         (EXPORT, ("emailSend.csv", b",,\n1,2,3\n"), 1, "names of its columns"),
