@@ -82,6 +82,8 @@ def open_lines(path: str, entrance: str) -> Iterator[tuple[io.BufferedReader, IO
         elif not start.removeprefix(_BYTE_ORDER_MARK).lstrip() or _is_json(start):
             refuse_foreign(path, start)
             yield stream, beneath
+        elif start.lstrip().startswith(b"["):
+            raise FileError(f"{path} is a JSON array. An export has one object a line. Nothing of it was loaded.")
         else:
             refuse_foreign(path, start.partition(b"\n")[0] + b"\n", "an export")
             yield _buffered(_csv_lines(path, stream)), beneath

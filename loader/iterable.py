@@ -241,7 +241,7 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
     moment = read_moment(created)
     # The e-mail comes first, because every entrance has it; not every one has the user id.
     happened = [kind.lower(), address or user or anonymous, moment.replace(microsecond=0) if moment else str(created)]
-    message_id = _message_id(kind, happened, fields)
+    message_id = _message_id(kind, happened if kind in _IDENTITY else [*happened, user], fields)
 
     traits: _Fields = {"email": address} if address else {}
     context: _Fields = {"integration": _INTEGRATION, "library": _LIBRARY, "traits": traits}

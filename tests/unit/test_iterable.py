@@ -1,5 +1,6 @@
 """Iterable's bodies and rows become track calls, each with the one id it has wherever it came in."""
 
+import csv
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from loader.entrances import ITERABLE_WEBHOOK, export_entrance, parse_chunk, parse_message
 from loader.events import Event, Reason, Refused
 from loader.iterable import parse_export, parse_export_lines, parse_webhook
-from loader.kinds import KINDS
+from loader.kinds import KINDS, SEGMENT_EVENTS
 from tests.conftest import DATA
 
 WEBHOOKS = [
@@ -18,6 +19,12 @@ WEBHOOKS = [
     for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()
     if '"webhook"' in line
 ]
+with (DATA / "property_catalog.csv").open(encoding="utf-8", newline="") as catalog:
+    # By Segment's name, the properties that rows of real exports have.
+    EXPORTED: dict[str, set[str]] = {event: set() for event in SEGMENT_EVENTS.values()}
+    for entry in csv.DictReader(catalog):
+        if {"ab", "singer"} & set(entry["attested_by"].split(";")):
+            EXPORTED[entry["collection"]].add(entry["property_json_name"].partition(".")[0])
 FIELDS: dict[str, Any] = {
     "campaignId": 4310021,
     "messageId": "d95878a685da4ce1bbe023e058f4d8fe",
@@ -337,6 +344,19 @@ def test_an_exports_row_is_the_event_of_the_webhook() -> None:
     assert made["messageId"] == identity("pushSend", fields)
     assert made["properties"] == {name: fields[name] for name in row if name in fields} | {"contentAvailable": True}
     assert made["native"] == row
+
+
+@pytest.mark.parametrize("kind", sorted({webhook["eventName"] for webhook in WEBHOOKS} & set(SEGMENT_EVENTS)))
+def test_an_id_needs_nothing_that_exports_are_not_known_to_have(kind: str) -> None:
+    """But for devices and message types, which count where they are, and kinds of which no export is documented."""
+    exported = EXPORTED[SEGMENT_EVENTS[kind]]
+    counting = {"platformEndpoint", "browserToken", "deviceInfo", "messageTypeIds"}
+    for webhook in WEBHOOKS:
+        if webhook["eventName"] == kind and exported:
+            fields = webhook["dataFields"]
+            row = {name: value for name, value in fields.items() if name in exported | counting}
+            ids = {accepted(body(kind, form, userId=webhook.get("userId"))).message_id for form in (row, fields)}
+            assert len(ids) == 1
 
 
 @pytest.mark.parametrize("webhook", WEBHOOKS, ids=lambda webhook: webhook["eventName"])

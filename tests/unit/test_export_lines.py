@@ -1,0 +1,123 @@
+"""CSV and Parquet become lines of JSON: every row that can be read, in its place, and nothing else."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.entrances import FILE, export_entrance
+from loader.exports import open_lines
+
+ENTRANCE = export_entrance("emailSend")
+COLUMNS = ["email", "messageId", "itblInternal.documentCreatedAt"]
+ROWS = st.lists(st.tuples(*[st.text() | st.text(alphabet='a",;\n\r\t{ ', max_size=8)] * len(COLUMNS)), max_size=8)
+# Where no row goes over several lines, a quote that is not closed cannot be mistaken for one of theirs.
+SHORT_ROWS = st.lists(
+    st.tuples(*[st.text(st.characters(exclude_characters="\r\n", codec="utf-8"))] * len(COLUMNS)), max_size=8
+)
+
+
+def read(path: Path) -> list[bytes]:
+    """The lines of a file."""
+    with open_lines(str(path), ENTRANCE) as (stream, _):
+        return stream.read().splitlines(keepends=True)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to write what is read."""
+    return tmp_path_factory.mktemp("exports") / "emailSend"
+
+
+def as_csv(rows: list[tuple[str, ...]], **options: Any) -> list[bytes]:
+    """Rows as CSV, one piece each."""
+    pieces = []
+    for row in [tuple(COLUMNS), *rows]:
+        text = io.StringIO(newline="")
+        csv.writer(text, **options).writerow(row)
+        pieces.append(text.getvalue().encode())
+    return pieces
+
+
+def cells(row: tuple[str, ...]) -> dict[str, str]:
+    """The cells of a row that have a value."""
+    return {name: value for name, value in zip(COLUMNS, row, strict=True) if value}
+
+
+@given(rows=ROWS, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;\t|"))
+def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]], quoting: int, delimiter: str) -> None:
+    """Quotes, delimiters and newlines in a cell are part of it; an empty cell is no value."""
+    path.write_bytes(b"".join(as_csv(rows, quoting=quoting, delimiter=delimiter)))
+    assert [json.loads(line) for line in read(path)] == [cells(row) for row in rows]
+
+
+@given(
+    rows=SHORT_ROWS,
+    bad=st.sampled_from(
+        [b'x,"never closed\r\n', b"too,few\r\n", b"far,too,many,cells\r\n", b'a,"b"c,d\n', b"a,\xff,c\n"]
+    ),
+    place=st.integers(0, 8),
+)
+def test_a_row_that_does_not_fit_is_passed_on_as_it_is(
+    path: Path, rows: list[tuple[str, ...]], bad: bytes, place: int
+) -> None:
+    """It comes out in its place, and every other row whole."""
+    header, *pieces = as_csv(rows)
+    place = min(place, len(rows))
+    path.write_bytes(b"".join([header, *pieces[:place], bad, *pieces[place:]]))
+    lines = read(path)
+    assert lines.pop(place) == bad
+    assert [json.loads(line) for line in lines] == [cells(row) for row in rows]
+
+
+def test_a_last_row_without_a_newline_is_a_line_without_one(path: Path) -> None:
+    """It may still be written, so it is known for what it is."""
+    path.write_bytes(b"a,b\n1,2\n3,4")
+    assert read(path) == [b'{"a":"1","b":"2"}\n', b'{"a":"3","b":"4"}']
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a,b", b"a,b\r\n", b"a,b\n\n\n"])
+def test_a_file_without_rows_has_no_lines(path: Path, content: bytes) -> None:
+    """Its header alone is nothing that happened."""
+    path.write_bytes(content)
+    assert b"".join(read(path)).strip() == b""
+
+
+def test_lines_of_json_stay_as_they_are(path: Path) -> None:
+    """Byte for byte, as those of a file of tracking calls."""
+    path.write_bytes(b' {"a": 1.10}\r\n\nx\n{"a"')
+    with open_lines(str(path), FILE) as (stream, _):
+        assert stream.read().splitlines(keepends=True) == read(path) == [b' {"a": 1.10}\r\n', b"\n", b"x\n", b'{"a"']
+
+
+def test_the_values_of_parquet_are_exact(path: Path) -> None:
+    """Times are written as Iterable writes them, numbers as they are, and what is not there is left out."""
+    moment = datetime(2026, 3, 4, 15, 20, 11, tzinfo=UTC)
+    row = {
+        "createdAt": moment,
+        "local": moment.replace(tzinfo=None),
+        "campaignId": 2**60 + 1,
+        "total": Decimal("1.10"),
+        "bytes": b"text",
+        "deviceInfo": {"deviceId": "d"},
+        "emailListIds": [1, 2],
+        "empty": "",
+        "isBot": False,
+    }
+    table = pyarrow.Table.from_pylist([row, {"isBot": True, "nothing": None}])
+    pyarrow.parquet.write_table(table, path)
+    first, second = read(path)
+    assert b'"total":1.10' in first
+    written = {"createdAt": "2026-03-04 15:20:11 +00:00", "local": "2026-03-04 15:20:11 +00:00", "bytes": "text"}
+    meant = row | written | {"total": 1.1}
+    assert json.loads(first) == {name: value for name, value in meant.items() if value != ""}
+    assert json.loads(second) == {"isBot": True}
