@@ -53,7 +53,15 @@ def main() -> None:
     """A warehouse for Iterable's messaging events, on your own PostgreSQL."""
 
 
-for command in (running.up, running.serve, layout.rescan, layout.schema, layout.widen, layout.scaffold):
+for command in (
+    running.up,
+    running.serve,
+    running.schedule,
+    layout.rescan,
+    layout.schema,
+    layout.widen,
+    layout.scaffold,
+):
     main.add_command(command)
 
 

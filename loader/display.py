@@ -195,6 +195,20 @@ def table_filled(filled: TableFilled) -> dict[str, Any]:
     }
 
 
+def scheduler(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a scheduler, as a row to show."""
+    return {
+        "host": row["host"],
+        "process": str(row["process_id"]),
+        "every": duration(row["every_seconds"]),
+        "state": row["state"] if row["alive"] else f"not seen for {duration(row['seen_seconds_ago'])}",
+        "last success": row["last_success_at"],
+        "next run": row["next_run_at"] if row["alive"] else None,
+        "failures in a row": row["failures"],
+        "last error": row["last_error"],
+    }
+
+
 def show_status(status: Status) -> None:
     """Print the state of the warehouse for a person."""
     if not status.sources:
@@ -240,6 +254,7 @@ def show_status(status: Status) -> None:
         ("Events in tracks only: the source has as many tables as LOADER_TABLES allows", status.without_table),
         ("Columns found last (`loader schema` shows all)", status.found),
         ("Last transforms", status.runs),
+        ("Schedulers", [scheduler(row) for row in status.schedulers]),
     ):
         if rows:
             echo(f"\n{title}\n{table(rows)}")

@@ -1,4 +1,4 @@
-"""The commands that run for long: `loader serve`, `loader up`."""
+"""The commands that run for long: `loader serve`, `loader schedule`, `loader up`."""
 
 import sys
 import tempfile
@@ -9,11 +9,28 @@ from typing import TYPE_CHECKING
 import click
 
 from loader import session
-from loader.settings import read_settings
+from loader.settings import read_duration, read_settings
 
 if TYPE_CHECKING:
     from loader.supervisor import Command
 
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A span of time on the command line, in seconds once it is read."""
+
+    name = "duration"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        try:
+            return read_duration(str(value))
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}.", param, ctx)
+
+
+_every = click.option(
+    "--every", type=Duration(), help="Time between two looks for new events, e.g. 5s, 2m [default: LOADER_EVERY]."
+)
 _host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 _port = click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 picks a free one.")
 _processes = click.option(
@@ -72,11 +89,31 @@ def _collectors(descriptor: int, processes: int) -> Iterator[tuple[list["Command
 
 
 @click.command()
+@_every
+def schedule(every: float | None) -> None:
+    """Run the transform whenever something new has landed, until stopped.
+
+    Several may run, on any machines: one works, the others stand by. The first SIGTERM or Ctrl-C lets a run that is
+    under way finish, the second ends it at once.
+    """
+    from loader.logs import configure_logs  # noqa: PLC0415
+    from loader.schedule import Schedule  # noqa: PLC0415
+    from loader.signals import stopped_by_signals  # noqa: PLC0415
+    from loader.supervisor import follow_supervisor  # noqa: PLC0415
+
+    settings = read_settings()
+    configure_logs()
+    follow_supervisor()
+    with stopped_by_signals() as stop:
+        Schedule(settings, settings.every if every is None else every).run(stop)
+
+
+@click.command()
 @_host
 @_port
 @_processes
-@click.option("--every", default="5s", show_default=True, help="Pause between transforms, e.g. 5s, 2m.")
-def up(host: str, port: int, processes: int | None, every: str) -> None:
+@_every
+def up(host: str, port: int, processes: int | None, every: float | None) -> None:
     """Run the whole product: the collector, the transform every few seconds and the embedded database.
 
     It stays in the foreground. With `DATABASE_URL` it uses that database, otherwise the embedded one, which it keeps
@@ -93,5 +130,6 @@ def up(host: str, port: int, processes: int | None, every: str) -> None:
         bind(host, port) as listening,
         _collectors(listening.fileno(), processes or settings.processes) as (collectors, ended),
     ):
-        code = supervise([*collectors, Command("schedule", ["schedule", f"--every={every}"])], ended)
+        arguments = ["schedule", f"--every={settings.every if every is None else every:g}"]
+        code = supervise([*collectors, Command("schedule", arguments)], ended)
     sys.exit(code)

@@ -5,14 +5,18 @@ what this module declares, so a setting is described here and nowhere else.
 """
 
 import os
+import re
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 from platformdirs import user_data_path
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from loader.errors import UsageError
+
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def default_home() -> Path:
@@ -137,6 +141,10 @@ class Settings(BaseSettings):
         default="127.0.0.1,::1",
         description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, with commas between them.",
     )
+    every: Annotated[float, BeforeValidator(lambda value: read_duration(str(value)))] = Field(
+        default=5.0,
+        description="Seconds between two looks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",
+    )
 
 
 @cache
@@ -151,6 +159,19 @@ def read_settings() -> Settings:
     except ValidationError as error:
         problems = "; ".join(f"{variable_name(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())
         raise UsageError(f"A setting cannot be read: {problems}. `loader --help` lists the settings.") from None
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds that a duration such as `5s`, `2m`, `1h` or a plain number of seconds stands for.
+
+    Raises:
+        ValueError: It is none, or not between 0.1 s and a day.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)", text.strip(), re.ASCII)
+    seconds = float(found[1]) * _UNIT_SECONDS[found[2]] if found else 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise ValueError("it must be a duration such as 5s, 2m or 1h, from 0.1s to 24h")
+    return seconds
 
 
 def variable_name(field: str) -> str:

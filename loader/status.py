@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from loader.freshness import SCHEDULERS
 from loader.schema import WAITING_COLUMNS
 
 
@@ -64,6 +65,7 @@ class Status:
         collisions: How many properties have no column of their own, by table and reason.
         without_table: Events that got no table because their source has as many as it may.
         runs: The last dbt invocations, the newest first.
+        schedulers: Who runs `loader schedule`. One that is not `alive` has not been seen for longer than it should.
     """
 
     sources: list[dict[str, Any]]
@@ -76,6 +78,7 @@ class Status:
     collisions: list[dict[str, Any]]
     without_table: list[dict[str, Any]]
     runs: list[dict[str, Any]]
+    schedulers: list[dict[str, Any]]
     events_landed: int
     waiting: int
     freshness_seconds: float | None
@@ -207,6 +210,7 @@ def read_status(connection: Connection) -> Status:
         collisions=rows(_COLLISIONS),
         without_table=rows(_WITHOUT_TABLE),
         runs=rows(_RUNS),
+        schedulers=rows(SCHEDULERS),
         events_landed=connection.execute(text(_LANDED)).scalar_one(),
         waiting=sum(law.waiting for law in laws),
         freshness_seconds=None if oldest is None else (datetime.now(UTC) - oldest).total_seconds(),

@@ -34,10 +34,14 @@
 {% macro finish_transform(results) %}
     {%- if execute and flags.WHICH in ('run', 'build') -%}
         {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error', 'fail']) | list -%}
+        {#- The scheduler asks only for what landed after a run that filled every table. -#}
+        {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | rejectattr('config.materialized', 'equalto', 'ephemeral') | list -%}
+        {%- set filled = results | selectattr('node.resource_type', 'equalto', 'model') | selectattr('status', 'equalto', 'success') | list -%}
         update raw.transforms
         set
             finished_at = clock_timestamp(),
             status = '{{ "error" if failed else "success" }}',
+            whole = {{ filled | length == models | length }},
             error = {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }}
         where id = '{{ invocation_id }}';
     {%- endif -%}

@@ -51,6 +51,7 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_SEGMENT_SECRET", "shhh", "segment_secret", SecretStr("shhh")),
         ("LOADER_SEGMENT_ANSWERS", "true", "segment_answers", True),
         ("LOADER_TRUSTED_PROXIES", "10.0.0.0/8", "trusted_proxies", "10.0.0.0/8"),
+        ("LOADER_EVERY", "2m", "every", 120.0),
     ],
 )
 def test_each_variable_sets_its_field(
@@ -78,6 +79,7 @@ def test_every_field_has_a_tested_variable() -> None:
         ("LOADER_EMBEDDED_PORT", "65536"),
         ("LOADER_EMBEDDED_IDLE", "-1"),
         ("LOADER_EMBEDDED_IDLE", "nan"),
+        ("LOADER_EVERY", "soon"),
     ],
 )
 def test_a_value_that_is_none_is_wrong_use(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

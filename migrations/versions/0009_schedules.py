@@ -1,0 +1,13 @@
+"""Who runs the transform, and up to where tables are complete: the SQL stands beside this file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.get_bind().connection.cursor().execute(sql)

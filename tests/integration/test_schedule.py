@@ -1,0 +1,271 @@
+"""The transform in a process that stays: what it does by itself, and what becomes of it when things around it fail."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.database import Database, bundled, connection_environment, open_database
+from loader.embedded import EmbeddedServer
+from loader.schedule import Schedule
+from loader.settings import Settings
+from loader.status import read_status
+from tests.conftest import open_settings
+from tests.warehouse import land, wait_until
+
+DBT = "select count(*) from pg_stat_activity where application_name = 'dbt' and datname = current_database()"
+
+
+@contextmanager
+def scheduled(settings: Settings, every: float = 0.1) -> Iterator[None]:
+    """Run a scheduler in this process for the length of a block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=Schedule(settings, every).run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def start(settings: Settings) -> subprocess.Popen[str]:
+    """Start `loader schedule` as a service manager does."""
+    environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
+    command = [sys.executable, "-m", "loader.cli", "schedule", "--every", "0.1s"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def connection(served: Database) -> Iterator[psycopg.Connection]:
+    """A connection that looks on."""
+    with served.connect(autocommit=True) as opened:
+        yield opened
+
+
+def value(connection: psycopg.Connection, query: str) -> object:
+    """Return the first value a query gives."""
+    row = connection.execute(query).fetchone()
+    return row and row[0]
+
+
+def ids(connection: psycopg.Connection) -> list[str]:
+    """Return the ids of the served events of one kind."""
+    return [row[0] for row in connection.execute("select id from iterable.email_opened order by id").fetchall()]
+
+
+def runs(connection: psycopg.Connection) -> object:
+    """Return how many runs there were."""
+    return value(connection, "select count(*) from raw.transforms")
+
+
+def await_state(connection: psycopg.Connection, state: str, process: int | None = None) -> None:
+    """Wait until a scheduler is in a state."""
+    query = f"select exists (select from raw.schedules where state = '{state}'"
+    query += f" and process_id = {process})" if process else ")"
+    wait_until(lambda: value(connection, query) is True, f"a scheduler that is {state}")
+
+
+def await_looks(connection: psycopg.Connection, number: int) -> None:
+    """Wait until the scheduler has looked for news a few times: it reports each time."""
+    seen = set()
+    latest = "select max(last_seen_at) from raw.schedules"
+    wait_until(lambda: seen.add(value(connection, latest)) or len(seen) > number, "looks for news")
+
+
+def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
+    served_settings: Settings, connection: psycopg.Connection
+) -> None:
+    """It runs once when it starts, then for events and new sources only, and leaves no trace of itself."""
+    before = runs(connection)
+    assert isinstance(before, int)
+    with scheduled(served_settings):
+        await_state(connection, "idle")
+        assert runs(connection) == before + 1
+        land(connection, "email_opened", "a")
+        wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+        await_state(connection, "idle")
+        counted = runs(connection)
+        await_looks(connection, 5)
+        assert runs(connection) == counted
+        connection.execute("insert into raw.sources (name, schema_name) values ('Other', 'other')")
+        wait_until(lambda: value(connection, "select to_regclass('other.tracks')") is not None, "the source's tables")
+    assert value(connection, "select count(*) from raw.schedules") == 0
+
+
+def test_dbt_from_cron_beside_a_scheduler_is_safe(
+    served_settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Plain `dbt build`, with nothing set but the connection, fills the same tables, and neither disturbs the other."""
+    project = bundled("dbt_project")
+    command = [Path(sys.executable).parent / "dbt", "--quiet", "build", "--project-dir", project]
+    command += ["--profiles-dir", project, "--target-path", tmp_path / "target", "--log-path", tmp_path / "logs"]
+    # Unit tests read no table.
+    command += ["--exclude-resource-type", "unit_test"]
+    with scheduled(served_settings):
+        await_state(connection, "idle")
+        before = runs(connection)
+        with subprocess.Popen(command, env=os.environ | connection_environment(served_settings.database_url)) as built:
+            wait_until(lambda: runs(connection) != before, "the run from cron")
+            for number in range(3):
+                land(connection, "email_opened", str(number))
+                wait_until(lambda: len(ids(connection)) > number, "the event in its table")  # noqa: B023
+        assert built.returncode == 0
+        law = "select in_collections, duplicates, missing_in_collections, missing_in_tracks from raw.conservation"
+        wait_until(lambda: connection.execute(law).fetchone() == (3, 0, 0, 0), "every event in both its tables")
+
+
+def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
+    served_settings: Settings, connection: psycopg.Connection
+) -> None:
+    """Never two runs at once; after kill -9 the next one goes on, and the dead one is seen to be dead."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(start(served_settings)) for _ in range(2))
+        try:
+            await_state(connection, "standby")
+            await_state(connection, "idle")
+            working = value(connection, "select process_id from raw.schedules where state = 'idle'")
+            killed, left = (first, second) if working == first.pid else (second, first)
+            assert working == killed.pid
+            for number in range(3):
+                land(connection, "email_opened", f"a{number}")
+                wait_until(lambda: len(ids(connection)) == number + 1, "the event in its table")  # noqa: B023
+            killed.kill()
+            await_state(connection, "idle", left.pid)
+            land(connection, "email_opened", "b")
+            wait_until(lambda: ids(connection) == ["a0", "a1", "a2", "b"], "the event in its table")
+            connection.execute(
+                "update raw.schedules set last_seen_at = last_seen_at - interval '1 minute' where process_id = %s",
+                (killed.pid,),
+            )
+            with open_database(served_settings) as database, database.begin() as transaction:
+                alive = {row["process_id"]: row["alive"] for row in read_status(transaction).schedulers}
+            assert alive == {killed.pid: False, left.pid: True}
+            left.send_signal(signal.SIGTERM)
+            assert left.wait(60) == 0, left.stderr
+        finally:
+            first.kill()
+            second.kill()
+    overlapping = """
+        select count(*)
+        from raw.transforms as one
+        inner join raw.transforms as other on one.id < other.id
+        where one.started_at < other.finished_at and other.started_at < one.finished_at
+    """
+    assert value(connection, overlapping) == 0
+
+
+@contextmanager
+def held_run(served: Database, settings: Settings) -> Iterator[tuple[subprocess.Popen[str], psycopg.Connection]]:
+    """Start a scheduler whose first run has an event to add, and waits for a lock that the connection holds."""
+    with served.connect() as holder, served.connect(autocommit=True) as looker:
+        land(looker, "email_opened", "a")
+        holder.execute("select from raw.cursors where model = 'email_opened' for update")
+        with start(settings) as process:
+            try:
+                wait_until(lambda: value(looker, f"{DBT} and wait_event_type = 'Lock'") == 1, "a run that waits")
+                yield process, holder
+            finally:
+                process.kill()
+
+
+def await_line(process: subprocess.Popen[str], part: str) -> None:
+    """Read what a process says until it says something certain."""
+    assert process.stderr is not None
+    assert any(part in line for line in process.stderr), f"it never said: {part}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_run_finish(
+    served: Database, served_settings: Settings, connection: psycopg.Connection, number: signal.Signals
+) -> None:
+    """The run under way ends as if nothing had happened, and so does the process."""
+    with held_run(served, served_settings) as (process, holder):
+        process.send_signal(number)
+        await_line(process, "stopping after the run under way")
+        assert process.poll() is None
+        holder.rollback()
+        assert process.wait(60) == 0
+    assert ids(connection) == ["a"]
+    assert value(connection, "select status from raw.transforms order by started_at desc limit 1") == "success"
+    assert value(connection, "select count(*) from raw.schedules") == 0
+
+
+def test_a_second_signal_ends_it_at_once(
+    served: Database, served_settings: Settings, connection: psycopg.Connection
+) -> None:
+    """The exit code says so, dbt is gone, and nothing is half done."""
+    with held_run(served, served_settings) as (process, holder):
+        process.send_signal(signal.SIGTERM)
+        await_line(process, "stopping after the run under way")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        holder.rollback()
+    wait_until(lambda: value(connection, DBT) == 0, "the run's connections to end")
+    assert ids(connection) == []
+    with scheduled(served_settings):
+        wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+
+
+def test_a_failing_table_is_tried_again_ever_later_until_it_works(
+    served_settings: Settings, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Status and log say why and when it is tried again, once a failure, and when it works again."""
+    caplog.set_level(logging.INFO, "loader")
+    column = "alter table iterable.email_opened alter column campaign_id type {0} using null::{0}"
+    with scheduled(served_settings):
+        await_state(connection, "idle")
+        connection.execute(column.format("integer[]"))
+        land(connection, "email_opened", "a")
+        wait_until(lambda: value(connection, "select max(failures) from raw.schedules") == 2, "a second failure")
+        await_state(connection, "backing off")
+        with open_database(served_settings) as database, database.begin() as transaction:
+            [shown] = read_status(transaction).schedulers
+        assert shown["failures"] == 2
+        assert shown["next_run_at"] is not None
+        assert "iterable.email_opened was not filled" in shown["last_error"]
+        connection.execute(column.format("bigint"))
+        wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+        await_state(connection, "idle")
+        assert value(connection, "select failures from raw.schedules") == 0
+    failures = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [message.split(",")[0] for message in failures] == [
+        f"failure {n + 1} in a row" for n in range(len(failures))
+    ]
+    assert all("next try in" in message for message in failures)
+    assert f"it works again, after {len(failures)} failures in a row" in caplog.messages
+
+
+def test_it_outlives_a_restart_of_the_database(caplog: pytest.LogCaptureFixture) -> None:
+    """While the database is away it goes on trying; when it is back, so is the work."""
+    caplog.set_level(logging.INFO, "loader")
+    with tempfile.TemporaryDirectory(prefix="loader-tests-") as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedServer(Path(folder), idle=60)
+        try:
+            settings = open_settings(server.acquire(), Path(folder))
+            with open_database(settings, migrate_behind=True) as database, database.connect(autocommit=True) as opened:
+                opened.execute("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')")
+            with scheduled(settings):
+                with psycopg.connect(settings.database_url, autocommit=True) as opened:
+                    await_state(opened, "idle")
+                server.stop()
+                wait_until(lambda: any("failure 2 in a row" in m for m in caplog.messages), "a second failure")
+                assert server.acquire() == settings.database_url
+                with psycopg.connect(settings.database_url, autocommit=True) as opened:
+                    land(opened, "email_opened", "a")
+                    wait_until(lambda: ids(opened) == ["a"], "the event in its table")
+                    await_state(opened, "idle")
+        finally:
+            server.stop()
+    assert any(message.startswith("it works again") for message in caplog.messages)
+    assert not any("loader:" in message for message in caplog.messages), "a password"

@@ -1,0 +1,41 @@
+"""Durations as people write them, and what may be told of an error."""
+
+import pytest
+
+from loader.errors import LoaderError
+from loader.schedule import reason
+from loader.settings import read_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5s", 5), ("2m", 120), ("1h", 3600), ("30", 30), ("0.5", 0.5), (" 1.5 m ", 90), (".2s", 0.2), ("24h", 86_400)],
+)
+def test_a_duration_is_a_number_with_a_unit_or_seconds(text: str, seconds: float) -> None:
+    """Seconds, minutes and hours; a number alone is seconds."""
+    assert read_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "5 d", "-5s", "0", "0.01s", "25h", "1e3", "five", "5s5s", "٥s", "nan", "inf"]
+)
+def test_anything_else_is_refused(text: str) -> None:
+    """So is a time too short or too long to make sense."""
+    with pytest.raises(ValueError, match="it must be a duration"):
+        read_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ('invalid input syntax for type bigint: "a@b.example"', "invalid input syntax for type bigint: …"),
+        ('value "4310021" is out of range for type integer', "value … is out of range for type integer"),
+        ("duplicate key\nDETAIL:  Key (id)=(secret) exists.", "duplicate key"),
+        ("cannot reach postgresql://me:word@host/base", "cannot reach …"),
+        ('column "campaign_id" is of type integer[]', 'column "campaign_id" is of type integer[]'),
+        ("no such thing LINE 3: insert into x values ('secret')", "no such thing"),
+    ],
+)
+def test_a_reason_holds_no_value(message: str, told: str) -> None:
+    """What is logged says what failed, and nothing of whom the event was about."""
+    assert reason(LoaderError(message)) == told
