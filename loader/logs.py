@@ -10,10 +10,10 @@ import traceback
 import structlog
 
 
-def _describe_exception(info: structlog.typing.ExcInfo) -> str:
+def _describe_exception(exc_info: structlog.typing.ExcInfo) -> str:
     """Return where an exception was raised and of which kind it is; what it says may quote an event."""
     lines = []
-    error: BaseException | None = info[1]
+    error: BaseException | None = exc_info[1]
     while error is not None:
         frames = (
             f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
