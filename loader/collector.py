@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,7 @@ import structlog
 from loader import metrics
 from loader.entrances import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, parse_message
 from loader.errors import UnavailableError
-from loader.events import Delivery, Event, Refused
+from loader.events import Delivery, Event, Reason, Refused
 from loader.exchange import (
     SUCCESS,
     Answer,
@@ -32,9 +31,18 @@ from loader.exchange import (
     unavailable,
 )
 from loader.keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
-from loader.senders import basic_key, client_address, is_signed, shown_keys
+from loader.senders import basic_key, client_address, is_signed, shown_keys, trusted_networks
 from loader.settings import Settings
-from loader.tracking import BadRequestError, Call, Limits, parse_calls, read_batch, read_call, with_address
+from loader.tracking import (
+    BadRequestError,
+    Call,
+    Limits,
+    parse_calls,
+    read_batch,
+    read_call,
+    with_address,
+    without_written_key,
+)
 from loader.writer import Writer
 
 CALLS = {"t": "track", "i": "identify", "p": "page", "s": "screen", "g": "group", "a": "alias"}
@@ -45,6 +53,18 @@ _PREFLIGHT = (
     (b"access-control-allow-methods", b"POST, OPTIONS"),
     (b"access-control-allow-headers", b"authorization, content-type, content-encoding"),
     (b"access-control-max-age", b"86400"),
+)
+
+# Segment, too, answers 400 to what it cannot read.
+_ALWAYS_TOLD = frozenset(
+    {
+        Reason.INVALID_JSON,
+        Reason.INVALID_UTF8,
+        Reason.TRUNCATED_LINE,
+        Reason.NOT_OBJECT,
+        Reason.TOO_DEEP,
+        Reason.EVENT_TOO_LARGE,
+    }
 )
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
@@ -69,7 +89,7 @@ class Collector:
         self._writer = writer
         self._keys = keys
         self._limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
-        self._trusted = [ip_network(each.strip()) for each in settings.trusted_proxies.split(",") if each.strip()]
+        self._trusted = trusted_networks(settings.trusted_proxies)
         self._asking: asyncio.Task[None] | None = None
         self._posts: dict[str, tuple[str, _Handler]] = {}
         for short, kind in CALLS.items():
@@ -106,6 +126,8 @@ class Collector:
             answer = unavailable(str(error)).answer
         except DisconnectedError:
             return
+        except asyncio.CancelledError:
+            answer = unavailable("The collector is stopping. Try again.").answer
         except Exception:
             log.exception("a request could not be answered", route=name)
             answer = RefusedError(
@@ -139,12 +161,7 @@ class Collector:
             source = await self._source(key or call.write_key)
             if source is None:
                 return SUCCESS
-            [call] = self._with_addresses(scope, [call])
-            events, refused = parse_calls([call], 1)
-            await self._submit(source, TRACKING, events, refused)
-            if not events and not self._settings.segment_answers:
-                raise RefusedError(400, refused[0].reason, refused[0].detail)
-            return SUCCESS
+            return await self._take(source, TRACKING, *parse_calls(self._with_addresses(scope, [call]), 1))
 
         return handle
 
@@ -182,7 +199,7 @@ class Collector:
         body = await self._read(scope, receive, self._settings.webhook_bytes)
         if source is None:
             return SUCCESS
-        return await self._take(source, ITERABLE_WEBHOOK, parse_message(ITERABLE_WEBHOOK, body, 1))
+        return await self._take(source, ITERABLE_WEBHOOK, *_sorted_out(parse_message(ITERABLE_WEBHOOK, body, 1)))
 
     async def _segment(self, scope: Scope, receive: Receive) -> Answer:
         source = await self._webhook_source(scope)
@@ -198,10 +215,10 @@ class Collector:
                 lines = [bytes(raw) for raw in msgspec.json.decode(body, type=list[msgspec.Raw])]
             except (msgspec.MsgspecError, RecursionError):
                 lines = [body]
-        messages = [
-            message for number, line in enumerate(lines, 1) for message in parse_message(SEGMENT_WEBHOOK, line, number)
-        ]
-        return await self._take(source, SEGMENT_WEBHOOK, messages)
+        messages: list[Event | Refused] = []
+        for number, line in enumerate(lines, 1):
+            messages += parse_message(SEGMENT_WEBHOOK, line, number)
+        return await self._take(source, SEGMENT_WEBHOOK, *_sorted_out(messages))
 
     async def _ignore(self, scope: Scope, receive: Receive) -> Answer:
         """Take what analytics.js says of itself, which is nobody's event."""
@@ -235,13 +252,12 @@ class Collector:
         address = client_address(scope, self._trusted)
         return [with_address(call, address, client_side=client_side) for call in calls] if address else calls
 
-    async def _take(self, source: str, entrance: str, messages: list[Event | Refused]) -> Answer:
-        events = [message for message in messages if isinstance(message, Event)]
-        refused = [message for message in messages if isinstance(message, Refused)]
-        if not messages:
+    async def _take(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Answer:
+        """Store what one request has brought, and say what is wrong when none of it is an event."""
+        if not events and not refused:
             raise RefusedError(400, "bad_request", "The body holds no event.")
         await self._submit(source, entrance, events, refused)
-        if not events:
+        if not events and not (self._settings.segment_answers and refused[0].reason not in _ALWAYS_TOLD):
             raise RefusedError(400, refused[0].reason, refused[0].detail)
         return SUCCESS
 
@@ -250,6 +266,8 @@ class Collector:
 
     async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> RefusedError:
         """Put a body nobody can read in quarantine, when it is known whose it is."""
+        written, body = without_written_key(body)
+        key = key or written
         source = await self._source(key) if key else None
         if source is not None and body.strip():
             await self._submit(source, entrance, [], [Refused(body, 1, error.code, error.message)])
@@ -303,3 +321,10 @@ class Collector:
         while True:
             await asyncio.to_thread(self._keys.refresh)
             await asyncio.sleep(REFRESH_SECONDS)
+
+
+def _sorted_out(messages: list[Event | Refused]) -> tuple[list[Event], list[Refused]]:
+    return (
+        [message for message in messages if isinstance(message, Event)],
+        [message for message in messages if isinstance(message, Refused)],
+    )

@@ -21,6 +21,14 @@ JSON = b"application/json"
 # zlib's largest window, and that gzip's header and checksum are around the data.
 _GZIP_WINDOW = zlib.MAX_WBITS | 16
 
+# gzip data may be several one after the other. Each costs a copy of what follows it, so thousands of empty ones would
+# keep the process busy for minutes.
+_GZIP_MEMBERS = 64
+
+# How much of a body that is too large is read all the same, and thrown away: most clients read an answer only when they
+# have sent everything.
+_READ_OVER_BYTES = 100_000_000
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -31,6 +39,8 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     content_type: bytes = JSON
 
+
+_CLOSE = ((b"connection", b"close"),)
 
 SUCCESS = Answer(200, b'{"success": true}')
 
@@ -61,11 +71,9 @@ def unavailable(message: str) -> RefusedError:
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """Return a request's header, empty when it has none; `name` is in lower case."""
-    for each, value in scope["headers"]:
-        if each == name:
-            return bytes(value)
-    return b""
+    """Return a request's header, empty when it has none, joined when it has several; `name` is in lower case."""
+    values = [value for each, value in scope["headers"] if each == name]
+    return bytes(values[0]) if len(values) == 1 else b", ".join(values)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
@@ -81,41 +89,42 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
         RefusedError: It is too large, too slow, or compressed in a way that cannot be read.
         DisconnectedError: The client has gone.
     """
-    message = await receive()
-    if message.get("more_body"):
-        try:
-            async with asyncio.timeout(seconds):
-                body = await _read_rest(message, receive, limit)
-        except TimeoutError:
-            raise RefusedError(
-                408, "timeout", f"The body did not arrive within {seconds:g} seconds.", ((b"connection", b"close"),)
-            ) from None
-    elif message["type"] == "http.disconnect":
-        raise DisconnectedError
-    else:
-        body = message["body"]
-    if len(body) > limit:
-        raise _too_large(limit)
+    length = header(scope, b"content-length")
+    if length.isdigit() and int(length) > limit and header(scope, b"expect"):
+        # It asks before it sends: not to be told to go on is what it waits for.
+        raise _too_large(limit, _CLOSE)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _read_whole(receive, limit)
+    except TimeoutError:
+        raise RefusedError(408, "timeout", f"The body did not arrive within {seconds:g} seconds.", _CLOSE) from None
     encoding = header(scope, b"content-encoding").lower()
     if not encoding or encoding == b"identity":
-        return bytes(body)
+        return body
     if encoding not in {b"gzip", b"x-gzip"}:
         raise RefusedError(400, "bad_request", "Content-Encoding must be gzip or none.")
     return _decompress(body, limit)
 
 
-async def _read_rest(message: MutableMapping[str, Any], receive: Receive, limit: int) -> bytes:
-    parts = [message["body"]]
-    size = len(parts[0])
-    while message.get("more_body"):
+async def _read_whole(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
         part = message.get("body", b"")
+        more = message.get("more_body", False)
         size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(part)
+        if size <= limit:
+            parts.append(part)
+        elif size > _READ_OVER_BYTES:
+            raise _too_large(limit, _CLOSE)
+        else:
+            parts.clear()
+    if size > limit:
+        raise _too_large(limit)
     return b"".join(parts)
 
 
@@ -123,8 +132,12 @@ def _decompress(body: bytes, limit: int) -> bytes:
     """Decompress a body, but no further than it may go: a few kilobytes can become gigabytes."""
     parts = []
     room = limit + 1
+    members = 0
     try:
         while body:
+            members += 1
+            if members > _GZIP_MEMBERS:
+                raise RefusedError(400, "bad_request", f"The gzip data has more than {_GZIP_MEMBERS} members.")
             member = zlib.decompressobj(_GZIP_WINDOW)
             part = member.decompress(body, room)
             parts.append(part)
@@ -139,12 +152,9 @@ def _decompress(body: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> RefusedError:
+def _too_large(limit: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> RefusedError:
     return RefusedError(
-        400,
-        "payload_too_large",
-        f"Exceed payload limit: a request may have {limit:,} bytes, decompressed.",
-        ((b"connection", b"close"),),
+        400, "payload_too_large", f"Exceed payload limit: a request may have {limit:,} bytes, decompressed.", headers
     )
 
 

@@ -5,13 +5,29 @@ What is logged is what happened and how much of it; never a payload, an address 
 
 import logging
 import sys
+import traceback
 
 import structlog
+
+
+def _describe_exception(exc_info: structlog.typing.ExcInfo) -> str:
+    """Return where an exception was raised and of which kind it is; what it says may quote an event."""
+    lines = []
+    error: BaseException | None = exc_info[1]
+    while error is not None:
+        frames = (
+            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+        )
+        lines.append(f"{type(error).__module__}.{type(error).__qualname__} at {', '.join(frames) or 'no frame'}")
+        error = error.__cause__ or error.__context__
+    return "; because of ".join(lines)
+
 
 _SHARED: tuple[structlog.typing.Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.ExceptionRenderer(_describe_exception),
 )
 
 
@@ -25,9 +41,6 @@ def configure_logs(level: int = logging.INFO) -> None:
         processors=[
             structlog.stdlib.filter_by_level,
             *_SHARED,
-            structlog.processors.format_exc_info
-            if not sys.stderr.isatty()
-            else structlog.processors.StackInfoRenderer(),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -9,14 +9,18 @@ import hashlib
 import hmac
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qs
 
 import msgspec
 
+from loader.errors import UsageError
 from loader.exchange import Scope, header
 
 _SCHEMES = frozenset({b"basic", b"bearer", b"oauth2", b"token"})
+
+# From here on JavaScript writes numbers with an exponent.
+_EXPONENT_FROM = 1e21
 
 
 def basic_key(scope: Scope) -> str:
@@ -76,10 +80,19 @@ def is_signed(body: bytes, signature: bytes, secret: str) -> bool:
     )
 
 
+def _number(text: str) -> float:
+    """Return a number that is written as JavaScript writes it: without a fraction of zero."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _EXPONENT_FROM else value
+
+
+_decode = msgspec.json.Decoder(float_hook=_number).decode
+
+
 def _signed_texts(body: bytes) -> Iterator[bytes]:
     yield body
     try:
-        document = msgspec.json.decode(body)
+        document = _decode(body)
     except (msgspec.MsgspecError, RecursionError):
         return
     yield msgspec.json.encode(document)
@@ -87,6 +100,18 @@ def _signed_texts(body: bytes) -> Iterator[bytes]:
         raw = msgspec.json.decode(body, type=list[msgspec.Raw])
         yield bytes(raw[0])
         yield msgspec.json.encode(document[0])
+
+
+def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:
+    """Read addresses and networks with commas between them.
+
+    Raises:
+        UsageError: One of them is none.
+    """
+    try:
+        return [ip_network(each.strip(), strict=False) for each in listed.split(",") if each.strip()]
+    except ValueError as error:
+        raise UsageError(f"LOADER_TRUSTED_PROXIES cannot be read: {error}.") from None
 
 
 def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -> str:
@@ -100,12 +125,15 @@ def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -
     if not client:
         return ""
     hops = [client[0]]
-    hops += [hop.strip() for hop in reversed(header(scope, b"x-forwarded-for").decode(errors="replace").split(","))]
+    if forwarded := header(scope, b"x-forwarded-for"):
+        hops += [hop.strip() for hop in reversed(forwarded.decode(errors="replace").split(","))]
     for hop in hops:
         try:
             address = ip_address(hop)
         except ValueError:
             return ""
+        # A socket that listens on both kinds writes the one as the other.
+        address = getattr(address, "ipv4_mapped", None) or address
         if not any(address in network for network in trusted):
             return str(address) if isinstance(address, IPv4Address) else ""
     # Everybody on the way is a proxy of ours: then the farthest is who it comes from.

@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from loader import metrics
 from loader.collector import Collector
@@ -39,6 +39,9 @@ STOP_SECONDS = 30
 # Of a request's head; no client has use for more.
 HEAD_BYTES = 65_536
 
+# How long a client may take to read why it was refused.
+_LINGER_SECONDS = 2.0
+
 # How long the first connections wait for the database before the spool serves them.
 _START_SECONDS = 5.0
 
@@ -48,11 +51,16 @@ log = structlog.get_logger("loader")
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection: uvicorn's, with limits on what comes before a request is known."""
+    """One client's connection: uvicorn's, with limits on what comes before a request is known.
+
+    What is refused here is refused in its turn: requests that came before it on the connection get their answers first.
+    """
 
     _reading_head = False
+    _head_began = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _refusal: bytes | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; the kernel finds out whether a silent client is still there."""
@@ -67,41 +75,99 @@ class Connection(HttpToolsProtocol):
         metrics.connections.dec()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has said all it has to say, then close; say whether there is something to answer."""
+        cycle = self.cycle
+        if self._refusal or self._reading_head or cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        return True
+
     def data_received(self, data: bytes) -> None:
         """Read on; a request's head must come within its time and size."""
-        super().data_received(data)
-        if not self._reading_head:
-            if self._timer:
-                self._stop_timer()
+        if self._refusal:
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(431, "head_too_large", f"The request's head may have {HEAD_BYTES:,} bytes.")
-        elif self._head_bytes == len(data):
+        self._head_began = False
+        super().data_received(data)
+        if self._refusal:
+            return
+        if not self._reading_head:
+            if self._timer is None and self.cycle.response_complete:
+                # What comes now belongs to no request, or to one that has its answer.
+                self._timer = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+        elif self._head_began:
             self._stop_timer()
             seconds = self.config.app.request_seconds  # type: ignore[union-attr]
-            self._timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+            self._timer = self.loop.call_later(seconds, self._refuse_late_head, seconds)
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(431, "head_too_large", f"The request's head may have {HEAD_BYTES:,} bytes.")
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._reading_head = True
+        self._head_began = True
         self._head_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Begin its body."""
         self._reading_head = False
+        self._stop_timer()
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # It is answered as if it had not asked, and the parser takes nothing after it.
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or with what is to be said of it."""
+        was_last = not self.pipeline
+        super().on_response_complete()
+        if was_last and self._refusal:
+            self._send_refusal()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self._refuse(400, "bad_request", msg)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: HTTP/1.1 is an answer to whoever would rather have another protocol."""
+
+    def _refuse_late_head(self, seconds: float) -> None:
+        self._refuse(408, "timeout", f"The request's head did not arrive within {seconds:g} seconds.")
+
     def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer what is no request, once those before it have their answers, and close."""
+        self._stop_timer()
         body = RefusedError(status, code, message).answer.body
-        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
+        self._refusal = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+            STATUS_LINE[status],
+            len(body),
+            body,
+        )
+        metrics.count_request("other", status)
+        cycle = self.cycle
+        waiting = cycle is not None and not cycle.response_complete
+        if waiting and cycle.more_body:
+            # It is this request's body that cannot be read on.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            waiting = bool(self.pipeline)
+            if waiting:
+                self.pipeline.popleft()
+        if not waiting:
+            self._send_refusal()
+
+    def _send_refusal(self) -> None:
+        if self._refusal is None or self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self.transport.write(self._refusal)
+        # Closed while something of it is still on its way, a connection takes the answer with it.
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer:

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         description="Seconds a client may take to send a request.",
     )
     event_bytes: int = Field(
-        default=32_000,
+        default=32_768,
         ge=1,
         description="Bytes one call of the tracking API may have.",
     )
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     segment_answers: bool = Field(
         default=False,
         description="Answer as Segment does: 200 to an unknown write key, whose events are dropped, and to a call that "
-        "goes to quarantine.",
+        "can be read but goes to quarantine.",
     )
     trusted_proxies: str = Field(
         default="127.0.0.1,::1",

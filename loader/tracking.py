@@ -7,6 +7,7 @@ the parser here both keep the last, so a call's own word wins, and its bytes sta
 https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/
 """
 
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from loader.segment import parse_line, parse_lines
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ABSENT = (b"", b"null")
+
+# A write key in a body nobody can read.
+_WRITTEN_KEY = re.compile(rb'("writeKey"\s*:\s*)"([^"\\]*)"')
 
 _Fields = dict[str, msgspec.Raw]
 
@@ -31,7 +35,7 @@ class Limits:
         batch_items: Calls in a batch.
     """
 
-    event_bytes: int = 32_000
+    event_bytes: int = 32_768
     batch_bytes: int = 500_000
     batch_items: int = 2_500
 
@@ -135,11 +139,10 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
         raise BadRequestError(Reason.EMPTY_BATCH, "batch is empty")
     shared: _Fields = {
         name: value
-        for name, value in (("context", read.context), ("integrations", read.integrations))
+        for name, value in (("sentAt", read.sent_at), ("context", read.context), ("integrations", read.integrations))
         if bytes(value) not in _ABSENT
     }
-    front = _front({"sentAt": read.sent_at, **shared} if bytes(read.sent_at) not in _ABSENT else shared)
-    own_keys = not read.write_key and b'"writeKey"' in text
+    front = _front(shared)
     base = new_message_id()
     calls = []
     for number, raw in enumerate(read.batch):
@@ -147,7 +150,7 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
         if not item.startswith(b"{"):
             calls.append(Call(item))
             continue
-        write_key, line = _without_key(item) if own_keys else ("", item)
+        write_key, line = _without_key(item) if b'"writeKey"' in item else ("", item)
         if shared:
             line = _merged(line, shared)
         line = _complete(line, b'{"messageId":"%b-%d",%b' % (base, number, front))
@@ -185,7 +188,7 @@ def parse_calls(calls: list[Call], offset: int) -> tuple[list[Event], list[Refus
             offset += len(line) + 1
     events = [message for message in messages if type(message) is Event]
     refused += [message for message in messages if type(message) is Refused]
-    if b'"receivedAt"' in joined:
+    if any(event.received_at for event in events):
         # When it was received is for the server to say, not for its clients.
         events = [msgspec.structs.replace(event, received_at=None) for event in events]
     return events, refused
@@ -216,6 +219,16 @@ def with_address(call: Call, address: str, *, client_side: bool) -> Call:
     return msgspec.structs.replace(call, line=msgspec.json.encode(fields))
 
 
+def without_written_key(body: bytes) -> tuple[str, bytes]:
+    """Find the write key in a body that is not JSON, or not a call's.
+
+    Returns:
+        The key, empty when there is none, and the body without it.
+    """
+    found = _WRITTEN_KEY.search(body)
+    return (found[2].decode(errors="replace"), _WRITTEN_KEY.sub(rb'\1""', body)) if found else ("", body)
+
+
 def new_message_id() -> bytes:
     """Return an id for a call that brings none."""
     return b"api-" + secrets.token_hex(16).encode()
@@ -238,16 +251,17 @@ def _too_large(text: bytes, limits: Limits) -> tuple[Reason, str] | None:
 
 
 def _merged(item: bytes, shared: _Fields) -> bytes:
-    """Add to an item's own context and integrations what the batch has in theirs."""
+    """Add to an item's own fields what the batch has in its; what an item has as null it has not."""
     if not any(b'"%b"' % name.encode() in item for name in shared):
         return item
     try:
         fields = _decode_fields(item)
-        for name, value in shared.items():
-            if bytes(fields.get(name, b"")) not in _ABSENT:
-                fields[name] = msgspec.Raw(
-                    msgspec.json.encode(_decode_fields(value) | _decode_fields(fields[name])),
-                )
+        for name in shared.keys() & fields.keys():
+            own, theirs = bytes(fields[name]), bytes(shared[name])
+            if own in _ABSENT:
+                fields[name] = shared[name]
+            elif own.startswith(b"{") and theirs.startswith(b"{"):
+                fields[name] = msgspec.Raw(msgspec.json.encode(_decode_fields(theirs) | _decode_fields(own)))
     except (msgspec.MsgspecError, RecursionError):
         return item
     return msgspec.json.encode(fields)
