@@ -31,6 +31,7 @@ from loader.exchange import (
     unavailable,
 )
 from loader.keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
+from loader.observation import Observation
 from loader.senders import basic_key, client_address, is_signed, shown_keys, trusted_networks
 from loader.settings import Settings
 from loader.tracking import (
@@ -81,13 +82,15 @@ class Collector:
         settings: The process's settings.
         writer: Makes messages durable.
         keys: Knows who may send.
+        observation: Looks at the database for the metrics.
     """
 
-    def __init__(self, settings: Settings, writer: Writer, keys: WriteKeys) -> None:
+    def __init__(self, settings: Settings, writer: Writer, keys: WriteKeys, observation: Observation) -> None:
         self._settings = settings
         self.request_seconds = settings.request_seconds
         self._writer = writer
         self._keys = keys
+        self._observation = observation
         self._limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
         self._trusted = trusted_networks(settings.trusted_proxies)
         self._asking: asyncio.Task[None] | None = None
@@ -235,6 +238,7 @@ class Collector:
         return Answer(200, msgspec.json.encode({"status": "ready", "writing_to": into}))
 
     async def _metrics(self) -> Answer:
+        await asyncio.to_thread(self._observation.refresh)
         return Answer(200, metrics.render(), content_type=metrics.CONTENT_TYPE.encode())
 
     async def _openapi(self) -> Answer:

@@ -7,7 +7,8 @@ run, and stops counting early.
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, text
+import psycopg
+from psycopg.rows import dict_row
 
 COUNTED_AT_MOST = 10_000
 
@@ -77,7 +78,7 @@ WAITING = """
                     and events.collection <> ''
                     and events.load_xid >= pg_snapshot_xmax(readers.snapshot)
                 order by events.load_xid
-                limit :most
+                limit %(most)s
             )
             union all
             (
@@ -88,7 +89,7 @@ WAITING = """
                     and events.collection = readers.model
                     and events.collection <> ''
                     and events.load_xid = any(array(select pg_snapshot_xip(readers.snapshot)))
-                limit :most
+                limit %(most)s
             )
         ) as waiting
         union all
@@ -103,7 +104,7 @@ WAITING = """
                     and events.collection is not null
                     and events.load_xid >= pg_snapshot_xmax(readers.snapshot)
                 order by events.load_xid
-                limit :most
+                limit %(most)s
             )
             union all
             (
@@ -113,7 +114,7 @@ WAITING = """
                     events.source = readers.source
                     and events.collection is not null
                     and events.load_xid = any(array(select pg_snapshot_xip(readers.snapshot)))
-                limit :most
+                limit %(most)s
             )
         ) as waiting
         left join readers as own on own.source = waiting.source and own.model = waiting.collection
@@ -143,21 +144,25 @@ SCHEDULERS = """
 _LAST_SUCCESS = "select finished_at from raw.transforms where whole order by started_at desc limit 1"
 
 
-def freshness(connection: Connection) -> Freshness:
+def freshness(connection: psycopg.Connection) -> Freshness:
     """Read how far the tables are behind.
 
     Args:
-        connection: An open transaction; it prefers indexes from here on.
+        connection: An open connection.
+
+    Raises:
+        psycopg.Error: The database cannot say.
     """
-    connection.execute(text("set local enable_seqscan = off"))
-    counted = connection.execute(text(WAITING), {"most": COUNTED_AT_MOST}).one()
-    working = [
-        row for row in connection.execute(text(SCHEDULERS)).mappings() if row["alive"] and row["state"] != "standby"
-    ]
+    with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute("set local enable_seqscan = off")
+        [counted] = cursor.execute(WAITING, {"most": COUNTED_AT_MOST}).fetchall()
+        working = [row for row in cursor.execute(SCHEDULERS) if row["alive"] and row["state"] != "standby"]
+        quarantine = {row["reason"]: row["messages"] for row in cursor.execute(_QUARANTINE)}
+        last = cursor.execute(_LAST_SUCCESS).fetchone()
     return Freshness(
-        oldest_seconds=counted.oldest_seconds,
-        waiting=counted.waiting,
-        quarantine={row.reason: row.messages for row in connection.execute(text(_QUARANTINE))},
+        oldest_seconds=counted["oldest_seconds"],
+        waiting=counted["waiting"],
+        quarantine=quarantine,
         failures=working[0]["failures"] if working else None,
-        last_success_at=connection.execute(text(_LAST_SUCCESS)).scalar_one_or_none(),
+        last_success_at=last["finished_at"] if last else None,
     )

@@ -46,6 +46,38 @@ database_up = Gauge(
     registry=registry,
 )
 connections = Gauge("loader_connections", "Open HTTP connections.", multiprocess_mode="livesum", registry=registry)
+# What only the database knows; read when somebody asks.
+oldest_waiting_seconds = Gauge(
+    "loader_oldest_waiting_seconds",
+    "Age of the oldest event that is not in its table yet; 0 when none is waiting, NaN when nobody can say.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+waiting_events = Gauge(
+    "loader_waiting_events",
+    "Events that are not in their tables yet, 10,000 a table at most.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+open_quarantine = Gauge(
+    "loader_open_quarantine_messages",
+    "Messages in quarantine that have not landed since, by reason.",
+    ["reason"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+schedule_failures = Gauge(
+    "loader_schedule_failures",
+    "Failures in a row of the scheduler at work; NaN when there is none alive.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+last_transform_timestamp_seconds = Gauge(
+    "loader_last_transform_timestamp_seconds",
+    "When a run last filled every table; 0 before the first.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
 
 
 def render() -> bytes:

@@ -26,6 +26,7 @@ from loader.connector import Connector
 from loader.errors import SchemaBehindError, UsageError
 from loader.exchange import RefusedError
 from loader.keys import WriteKeys
+from loader.observation import Observation
 from loader.settings import Settings
 from loader.spool import Spool
 from loader.writer import Writer
@@ -289,7 +290,8 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
     await asyncio.to_thread(keys.refresh)
     await writer.start()
     await writer.reached_database(_START_SECONDS)
-    collector = Collector(settings, writer, keys)
+    observation = Observation(connector)
+    collector = Collector(settings, writer, keys, observation)
     refreshing = asyncio.create_task(collector.keep_keys_fresh())
     server = _Server(
         uvicorn.Config(
@@ -313,6 +315,7 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
         refreshing.cancel()
         await writer.stop()
         keys.close()
+        observation.close()
         connector.close()
         log.info("collector has stopped", process=os.getpid())
 

@@ -38,7 +38,7 @@ def history(served: Database, served_settings: Settings) -> Database:
 
 def read(database: Database) -> Freshness:
     """Return how far the tables are behind."""
-    with database.begin() as connection:
+    with database.connect() as connection:
         return freshness(connection)
 
 
@@ -63,7 +63,7 @@ def rows_read(connection: psycopg.Connection, statement: str) -> int:
 
 def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, served_settings: Settings) -> None:
     """Nothing when nothing is new; also for a table that got its last event long ago, and a second source."""
-    statements = (NEWS, WAITING.replace(":most", str(COUNTED_AT_MOST)))
+    statements = (NEWS, WAITING.replace("%(most)s", str(COUNTED_AT_MOST)))
     with history.connect(autocommit=True) as connection:
         assert [rows_read(connection, statement) for statement in statements] == [0, 0]
         connection.execute("insert into raw.sources (name, schema_name) values ('Other', 'other')")
