@@ -10,8 +10,12 @@
     {%- set totals = namespace(rows=0) -%}
     {%- for source_name in registered_sources() -%}
         {%- for collection in collections_to_fill(source_name) -%}
+            {%- do note_try(source_name, collection.name, 'clock_timestamp()') -%}
+            {%- do adapter.commit() -%}
+            {%- do begin() -%}
             {%- set table = described_table(source_name, collection.name, found_description(collection.event)) -%}
             {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
+            {%- do note_try(source_name, collection.name, 'null') -%}
             {%- do adapter.commit() -%}
             {%- do begin() -%}
         {%- endfor -%}
@@ -27,13 +31,14 @@
 
 {#-
     The collections without a model that have something to do: new events, or a rebuild ahead. In the order they were seen,
-    and no more than LOADER_TABLES for a source: the events of the others are in tracks, and `loader status` tells.
+    but those that failed last time after all others. No more than LOADER_TABLES for a source: the events of the others are
+    in tracks, and `loader status` tells.
 -#}
 {% macro collections_to_fill(source_name) %}
     {%- set query -%}
-        select coalesce(jsonb_agg(jsonb_build_object('name', collection, 'event', event) order by number), '[]')::text as collections
+        select coalesce(jsonb_agg(jsonb_build_object('name', collection, 'event', event) order by tried_at nulls first, number), '[]')::text as collections
         from (
-            select seen.collection, seen.event, seen.number
+            select seen.collection, seen.event, seen.number, seen.tried_at
             from raw.collections as seen
             where
                 seen.source = '{{ source_name }}'
@@ -58,6 +63,15 @@
             )
     {%- endset -%}
     {{ return(fromjson(run_query(query).rows[0][0])) }}
+{% endmacro %}
+
+
+{#-
+    A table that cannot be filled ends the run of all, since nothing here can catch an error. It is noted before it is tried,
+    in a transaction of its own, so that from the next run on it keeps no other waiting.
+-#}
+{% macro note_try(source_name, name, tried_at) %}
+    {%- do run_query("update raw.collections set tried_at = " ~ tried_at ~ " where source = '" ~ source_name ~ "' and collection = '" ~ name ~ "'") -%}
 {% endmacro %}
 
 

@@ -10,6 +10,7 @@ create table raw.collections (
     first_event_id text not null,
     first_seen_at timestamptz not null default now(),
     untracked boolean not null default false,
+    tried_at timestamptz,
     primary key (source, collection)
 );
 
@@ -17,6 +18,7 @@ comment on table raw.collections is 'One row per collection seen, with or withou
 comment on column raw.collections.event is 'The name of the first such event, as it came.';
 comment on column raw.collections.number is 'The order in which they were seen.';
 comment on column raw.collections.untracked is 'Its events have had more properties than the loader keeps track of; the rest is in raw.events only.';
+comment on column raw.collections.tried_at is 'When a run began to fill the table of a collection without a model, until it has: such a table comes last in the next run.';
 
 create table raw.properties (
     source text not null,

@@ -275,9 +275,9 @@ def test_files_without_permission_are_named(
 
 
 @pytest.fixture
-def small_disk(home: Path) -> Iterator[Path]:
-    """A disk of 40 MB."""
-    folder = Path(tempfile.mkdtemp(dir=home))
+def small_disk(shared_home: Path) -> Iterator[Path]:
+    """A disk of 40 MB, where the server can enter it."""
+    folder = Path(tempfile.mkdtemp(dir=shared_home))
     command = ["mount", "-t", "tmpfs", "-o", "size=40m,mode=0755", "tmpfs", str(folder)]
     if not AS_ROOT or subprocess.run(command, capture_output=True, check=False).returncode:
         folder.rmdir()
@@ -288,10 +288,10 @@ def small_disk(home: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_load_until_there_is_room(
-    server: str, home: Path, raw_template: str, small_disk: Path, tmp_path: Path
+    server: str, shared_home: Path, raw_template: str, small_disk: Path, tmp_path: Path
 ) -> None:
     """The load stops with one line that names the disk; nothing is blamed on an event; with room it goes on."""
-    owner = (home / "embedded" / "data").stat()
+    owner = (shared_home / "embedded" / "data").stat()
     space = small_disk / "space"
     space.mkdir()
     os.chown(space, owner.st_uid, owner.st_gid)
@@ -301,7 +301,7 @@ def test_a_full_disk_stops_the_load_until_there_is_room(
         maintenance.execute(f"create tablespace small location '{space}'")
         maintenance.execute(f'create database small template "{raw_template}" tablespace small')
         try:
-            run = loader_command(open_settings(f"{server.rsplit('/', 1)[0]}/small", home))
+            run = loader_command(open_settings(f"{server.rsplit('/', 1)[0]}/small", tmp_path))
             done = run("load", str(path))
             assert done.returncode == 1
             (error,) = told(done)

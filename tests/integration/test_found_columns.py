@@ -220,6 +220,24 @@ def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
     assert law(warehouse.connection)["in_collections"] == 2
 
 
+def test_a_table_that_cannot_be_filled_keeps_the_others_waiting_for_one_run(warehouse: Warehouse) -> None:
+    """The run fails for it each time, but from the second on all other tables are filled; mended, it goes on."""
+    warehouse.land({}, event="First")
+    warehouse.land({}, event="Second")
+    warehouse.run()
+    warehouse.connection.execute("alter table iterable.first add constraint refuse check (id <> 'e3')")
+    warehouse.land({}, event="First")
+    warehouse.land({}, event="Second")
+    for rows in ([("e2",)], [("e2",), ("e4",)]):
+        (failed,) = [table for table in transform(warehouse.database, warehouse.settings, select=MODELS) if table.error]
+        assert "refuse" in failed.error
+        assert warehouse.rows("select id from iterable.second order by id") == rows
+    warehouse.connection.execute("alter table iterable.first drop constraint refuse")
+    warehouse.run()
+    assert warehouse.rows("select id from iterable.first order by id") == [("e1",), ("e3",)]
+    assert warehouse.rows("select tried_at from raw.collections where tried_at is not null") == []
+
+
 def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
     """The events of those over the limit are in tracks, and are told of."""
     limited = warehouse.settings.model_copy(update={"tables": 1})
