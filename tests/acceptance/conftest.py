@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from loader.settings import Settings
+from tests.collecting import Entrance, opened_entrance
 from tests.conftest import Loader, cloned, loader_here
 
 
@@ -30,3 +31,18 @@ def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
 def run_here(module_settings: Settings, connection: psycopg.Connection) -> Loader:
     """Run the command line on the module's database without starting a process; a traceback fails the test."""
     return loader_here(module_settings)
+
+
+@pytest.fixture(scope="module")
+def module_entrance(module_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
+    """The module's collector, with a spool of its own."""
+    settings = module_settings.model_copy(update={"spool": tmp_path_factory.mktemp("spool")})
+    with opened_entrance(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def entrance(module_entrance: Entrance) -> Entrance:
+    """That collector, as if nothing had come in yet."""
+    module_entrance.empty()
+    return module_entrance
