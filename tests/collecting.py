@@ -33,6 +33,22 @@ class Reply:
         return json.loads(self.body)
 
 
+def assert_taken(reply: Reply) -> None:
+    """Check that a request was answered as Segment answers what it has taken."""
+    assert (reply.status, reply.body) == (200, b'{"success": true}')
+    assert reply.headers["content-type"] == "application/json"
+
+
+def assert_refused(reply: Reply, status: int, code: str) -> None:
+    """Check the one form errors have."""
+    assert reply.status == status, reply
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json.keys() == {"success", "code", "message"}
+    assert reply.json["success"] is False
+    assert reply.json["code"] == code
+    assert reply.json["message"]
+
+
 class Line:
     """One connection to a collector, for requests as no library would send them."""
 
@@ -88,7 +104,8 @@ class Collecting:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Send one request over a connection of its own; `key` is shown as Segment's libraries do."""
-        data = json.dumps(body).encode() if isinstance(body, Mapping | list) else body
+        text = json.dumps(body) if isinstance(body, Mapping | list) else body
+        data = text.encode() if isinstance(text, str) else text
         shown = {"Content-Type": "application/json"} if data is not None else {}
         if key is not None:
             shown["Authorization"] = "Basic " + b64encode(f"{key}:".encode()).decode()

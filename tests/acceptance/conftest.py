@@ -6,6 +6,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import loader.collector
+import loader.keys
 from loader.settings import Settings
 from tests.collecting import Entrance, opened_entrance
 from tests.conftest import Loader, cloned, loader_here
@@ -34,7 +36,19 @@ def run_here(module_settings: Settings, connection: psycopg.Connection) -> Loade
 
 
 @pytest.fixture(scope="module")
-def module_entrance(module_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
+def hasty_keys() -> Iterator[None]:
+    """Collectors of this process read write keys, and tell of their use, more often than once in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader.collector, "REFRESH_SECONDS", 0.1)
+        patch.setattr(loader.collector, "ASK_AGAIN_SECONDS", 0.05)
+        patch.setattr(loader.keys, "_USED_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_entrance(
+    module_settings: Settings, tmp_path_factory: pytest.TempPathFactory, hasty_keys: None
+) -> Iterator[Entrance]:
     """The module's collector, with a spool of its own."""
     settings = module_settings.model_copy(update={"spool": tmp_path_factory.mktemp("spool")})
     with opened_entrance(settings) as opened:
