@@ -2,17 +2,21 @@
 
 import http.client
 import json
+import socket
 import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 import uvicorn
 
+from loader.database import open_database
 from loader.server import bind, run_server
 from loader.settings import Settings
+from loader.sources import add_key, add_source
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,61 @@ class Reply:
     def json(self) -> Any:
         """The body, decoded."""
         return json.loads(self.body)
+
+
+def assert_taken(reply: Reply) -> None:
+    """Check that a request was answered as Segment answers what it has taken."""
+    assert (reply.status, reply.body) == (200, b'{"success": true}')
+    assert reply.headers["content-type"] == "application/json"
+
+
+def assert_refused(reply: Reply, status: int, code: str) -> None:
+    """Check the one form errors have."""
+    assert reply.status == status, reply
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json.keys() == {"success", "code", "message"}
+    assert reply.json["success"] is False
+    assert reply.json["code"] == code
+    assert reply.json["message"]
+
+
+class Line:
+    """One connection to a collector, for requests as no library would send them."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._answers = self._socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        """Send bytes; those a collector that has refused the request no longer takes are lost."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(data)
+
+    def end(self) -> None:
+        """Say that nothing will follow."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def reply(self, method: str = "POST") -> Reply:
+        """Wait for the next answer."""
+        status_line = self._answers.readline()
+        assert status_line.startswith(b"HTTP/1.1 "), status_line
+        headers = {}
+        while line := self._answers.readline().strip():
+            name, _, value = line.decode().partition(":")
+            headers[name.lower()] = value.strip()
+        length = 0 if method == "HEAD" else int(headers.get("content-length", 0))
+        return Reply(int(status_line.split()[1]), self._answers.read(length), headers)
+
+    def rest(self) -> bytes:
+        """Wait for the end of the connection, and return what comes before it."""
+        with suppress(ConnectionResetError):
+            return self._answers.read()
+        return b""
+
+    def close(self) -> None:
+        """Hang up."""
+        self._answers.close()
+        self._socket.close()
 
 
 class Collecting:
@@ -45,7 +104,8 @@ class Collecting:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Send one request over a connection of its own; `key` is shown as Segment's libraries do."""
-        data = json.dumps(body).encode() if isinstance(body, Mapping | list) else body
+        text = json.dumps(body) if isinstance(body, Mapping | list) else body
+        data = text.encode() if isinstance(text, str) else text
         shown = {"Content-Type": "application/json"} if data is not None else {}
         if key is not None:
             shown["Authorization"] = "Basic " + b64encode(f"{key}:".encode()).decode()
@@ -64,6 +124,55 @@ class Collecting:
     def get(self, path: str) -> Reply:
         """Send a GET."""
         return self.send("GET", path)
+
+    @contextmanager
+    def line(self) -> Iterator[Line]:
+        """Open a connection."""
+        line = Line(self.port)
+        try:
+            yield line
+        finally:
+            line.close()
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """A running collector, the keys of its two sources, and what has come in."""
+
+    collector: Collecting
+    settings: Settings
+    connection: psycopg.Connection
+    key: str
+    other_key: str
+
+    def landed(self, column: str = "payload") -> list[Any]:
+        """Return one column of the events that have landed, in their order."""
+        return [row[0] for row in self.connection.execute(f"select {column} from raw.events order by seq")]
+
+    def refused(self, column: str = "reason") -> list[Any]:
+        """Return one column of the messages in quarantine, in their order."""
+        return [row[0] for row in self.connection.execute(f"select {column} from raw.quarantine order by id")]
+
+    def empty(self) -> None:
+        """Forget what has come in."""
+        self.connection.execute("delete from raw.events")
+        self.connection.execute("delete from raw.quarantine")
+
+    @contextmanager
+    def with_settings(self, **changes: Any) -> Iterator[Collecting]:
+        """Run another collector on the same database, with other settings."""
+        with collecting(self.settings.model_copy(update=changes)) as collector:
+            yield collector
+
+
+@contextmanager
+def opened_entrance(settings: Settings) -> Iterator[Entrance]:
+    """Run a collector with two sources, `iterable` and `second`, until the end of the block."""
+    with open_database(settings) as database, database.begin() as connection:
+        key = add_key(connection, "Iterable")
+        _, other_key = add_source(connection, "Second")
+    with collecting(settings) as collector, psycopg.connect(settings.database_url, autocommit=True) as connection:
+        yield Entrance(collector, settings, connection, key, other_key)
 
 
 @contextmanager

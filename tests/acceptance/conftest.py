@@ -6,7 +6,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import loader.collector
+import loader.keys
 from loader.settings import Settings
+from tests.collecting import Entrance, opened_entrance
 from tests.conftest import Loader, cloned, loader_here
 
 
@@ -30,3 +33,30 @@ def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
 def run_here(module_settings: Settings, connection: psycopg.Connection) -> Loader:
     """Run the command line on the module's database without starting a process; a traceback fails the test."""
     return loader_here(module_settings)
+
+
+@pytest.fixture(scope="module")
+def hasty_keys() -> Iterator[None]:
+    """Collectors of this process read write keys, and tell of their use, more often than once in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader.collector, "REFRESH_SECONDS", 0.1)
+        patch.setattr(loader.collector, "ASK_AGAIN_SECONDS", 0.05)
+        patch.setattr(loader.keys, "_USED_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_entrance(
+    module_settings: Settings, tmp_path_factory: pytest.TempPathFactory, hasty_keys: None
+) -> Iterator[Entrance]:
+    """The module's collector, with a spool of its own."""
+    settings = module_settings.model_copy(update={"spool": tmp_path_factory.mktemp("spool")})
+    with opened_entrance(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def entrance(module_entrance: Entrance) -> Entrance:
+    """That collector, as if nothing had come in yet."""
+    module_entrance.empty()
+    return module_entrance

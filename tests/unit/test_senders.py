@@ -1,0 +1,165 @@
+"""Who sends a request: the keys it shows, its signature, its address."""
+
+import hashlib
+import hmac
+from base64 import b64encode
+from typing import Any
+
+import pytest
+
+from loader.errors import UsageError
+from loader.senders import basic_key, client_address, is_signed, shown_keys, trusted_networks
+
+# https://segment.com/docs/connections/destinations/catalog/webhooks/ has no example; this one is worked out by hand.
+SIGNED = b'{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'
+SIGNATURE = b"ec890cbd94f0c6f339496c0a426896ffb0bada93"
+
+
+def request(query: bytes = b"", client: str | None = "192.0.2.1", **headers: str) -> dict[str, Any]:
+    """Return a request with headers."""
+    return {
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        "query_string": query,
+        "client": (client, 1234) if client else None,
+    }
+
+
+def basic(text: str) -> str:
+    """Return the header of Basic authentication."""
+    return "Basic " + b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("shown", "key"),
+    [
+        ("Basic YWJjMTIzOg==", "abc123"),
+        (basic("abc123"), "abc123"),
+        (basic("abc123:secret"), "abc123"),
+        ("basic YWJjMTIzOg==", "abc123"),
+        ("BASIC  YWJjMTIzOg==", "abc123"),
+        ("Basic YWJjMTIzOg", "abc123"),
+        ("Basic", ""),
+        ("Basic ", ""),
+        ("Basic ***", ""),
+        ("Bearer YWJjMTIzOg==", ""),
+        ("YWJjMTIzOg==", ""),
+        ("", ""),
+    ],
+)
+def test_the_key_is_the_user_of_basic_authentication(shown: str, key: str) -> None:
+    """With or without the colon, with or without padding; nothing else is taken for one."""
+    assert basic_key(request(authorization=shown)) == key
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ({"authorization": "k1"}, b""),
+        ({"authorization": "Bearer k1"}, b""),
+        ({"authorization": "bearer  k1 "}, b""),
+        ({"authorization": "Token k1"}, b""),
+        ({"authorization": "OAuth2 k1"}, b""),
+        ({"authorization": basic("k1")}, b""),
+        ({"authorization": basic("k1:")}, b""),
+        ({"authorization": basic(":k1")}, b""),
+        ({"authorization": basic("segment:k1")}, b""),
+        ({"x_token": "k1"}, b""),
+        ({}, b"writeKey=k1"),
+        ({}, b"a=b&writeKey=k1&writeKey=k2"),
+        ({"authorization": "Bearer other", "x_token": "k1"}, b""),
+    ],
+)
+def test_a_webhook_may_show_its_key_anywhere(headers: dict[str, str], query: bytes) -> None:
+    """In the form its sender happens to use."""
+    assert "k1" in list(shown_keys(request(query, **headers), "X-Token"))
+
+
+def test_a_webhook_without_a_key_shows_none() -> None:
+    """Nor does it in a header nobody chose."""
+    assert list(shown_keys(request(x_other="k1"), "X-Token")) == []
+
+
+def signature(text: bytes) -> bytes:
+    """Return Segment's signature of a text."""
+    return hmac.new(b"shhh", text, hashlib.sha1).hexdigest().encode()
+
+
+def test_a_signed_body_is_known() -> None:
+    """By the signature of its bytes, in either case."""
+    assert is_signed(SIGNED, SIGNATURE, "shhh")
+    assert is_signed(SIGNED, SIGNATURE.upper(), "shhh")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        SIGNED.replace(b":", b" : ").replace(b"00 : 30 : 08", b"00:30:08"),
+        SIGNED.replace(b"delete", b"\\u0064elete"),
+        b"\n" + SIGNED + b"\n",
+        b"[" + SIGNED + b',{"type":"track"}]',
+        b"[ " + SIGNED.replace(b",", b", ") + b' , {"type":"track"}]',
+    ],
+)
+def test_the_signature_is_that_of_the_body_as_javascript_writes_it(body: bytes) -> None:
+    """Whatever has rewritten it on the way; of a batch, that of its first event."""
+    assert is_signed(body, SIGNATURE, "shhh")
+
+
+def test_numbers_are_signed_as_javascript_writes_them() -> None:
+    """Without a fraction of zero."""
+    assert is_signed(b'{"a":1.0,"b":[2.50,1e3],"c":1e21}', signature(b'{"a":1,"b":[2.5,1000],"c":1e21}'), "shhh")
+
+
+@pytest.mark.parametrize(
+    ("body", "given"),
+    [
+        (SIGNED, b""),
+        (SIGNED, SIGNATURE[:-1]),
+        (SIGNED, b"\xff"),
+        (SIGNED.replace(b"4r", b"5r"), SIGNATURE),
+        (b'[{"type":"track"},' + SIGNED + b"]", SIGNATURE),
+        (b"[]", SIGNATURE),
+        (b"", SIGNATURE),
+        (b"{", SIGNATURE),
+        (b"[" * 100_000, SIGNATURE),
+    ],
+)
+def test_another_body_is_not_signed(body: bytes, given: bytes) -> None:
+    """However little it differs."""
+    assert not is_signed(body, given, "shhh")
+    assert not is_signed(SIGNED, SIGNATURE, "another secret")
+
+
+@pytest.mark.parametrize(
+    ("client", "forwarded", "address"),
+    [
+        ("192.0.2.1", None, "192.0.2.1"),
+        ("192.0.2.1", "198.51.100.7", "192.0.2.1"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "203.0.113.9, 198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "203.0.113.9, 198.51.100.7, 10.0.0.2", "198.51.100.7"),
+        ("10.0.0.1", "10.0.0.3", "10.0.0.3"),
+        ("10.0.0.1", "unknown", ""),
+        ("10.0.0.1", "198.51.100.7, unknown", ""),
+        ("10.0.0.1", "2001:db8::1", ""),
+        ("::1", "198.51.100.7", "198.51.100.7"),
+        ("2001:db8::1", None, ""),
+        ("::ffff:192.0.2.1", None, "192.0.2.1"),
+        ("::ffff:10.0.0.1", "198.51.100.7", "198.51.100.7"),
+        (None, "198.51.100.7", ""),
+    ],
+)
+def test_only_a_trusted_proxy_may_say_for_whom_it_speaks(
+    client: str | None, forwarded: str | None, address: str
+) -> None:
+    """The nearest address that is no proxy of ours counts, and only when it is an IPv4 one."""
+    headers = {"x_forwarded_for": forwarded} if forwarded else {}
+    assert client_address(request(client=client, **headers), trusted_networks("10.0.0.0/8, ::1")) == address
+
+
+def test_what_is_no_network_is_not_trusted() -> None:
+    """It is said at once, with the setting's name; bits beyond the mask do no harm."""
+    assert [str(network) for network in trusted_networks("10.1.2.3/8,,::1")] == ["10.0.0.0/8", "::1/128"]
+    with pytest.raises(UsageError, match="LOADER_TRUSTED_PROXIES"):
+        trusted_networks("proxy.example.com")

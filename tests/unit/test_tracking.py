@@ -1,0 +1,329 @@
+"""Bodies of the tracking API: which calls become events, with which bytes, and what they get from their batch."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.events import Event, Reason
+from loader.tracking import (
+    BadRequestError,
+    Call,
+    Limits,
+    parse_calls,
+    read_batch,
+    read_call,
+    with_address,
+    without_written_key,
+)
+
+LIMITS = Limits()
+KINDS = ("track", "identify", "page", "screen", "group", "alias")
+
+# Without NUL, which lands repaired.
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+# Names an envelope does not use.
+others = st.dictionaries(texts.map(lambda name: f"x{name}"), json_values, max_size=3)
+good_calls = st.builds(
+    lambda user, event, extra, properties: (
+        {"type": "track", "userId": user, "event": event, "properties": properties} | extra
+    ),
+    texts.filter(bool),
+    texts,
+    others,
+    others,
+)
+bad_calls = st.sampled_from(
+    [
+        {"type": "track", "event": "Email Opened"},
+        {"type": "track", "userId": "u1"},
+        {"type": "track", "userId": "u1", "event": 7},
+        {"type": "track", "userId": 7, "event": "Email Opened"},
+        {"type": "track", "userId": "u1", "event": "Email Opened", "properties": []},
+        {"type": "identify", "userId": "u1", "traits": "none"},
+        {"type": "page", "userId": "u1", "name": ""},
+        {"type": "screen", "userId": "u1", "category": 5},
+        {"type": "delete", "userId": "u1"},
+        {"type": "track", "userId": "u1", "event": "Email Opened", "properties": {"x": "y" * 40_000}},
+        {},
+        [],
+        "call",
+        None,
+        7,
+    ]
+)
+
+
+def body(*calls: Any, **fields: Any) -> bytes:
+    """Return a batch's body."""
+    return json.dumps({"batch": list(calls)} | fields).encode()
+
+
+def call(**fields: Any) -> dict[str, Any]:
+    """Return a valid track call."""
+    return {"type": "track", "event": "Email Opened", "userId": "u1"} | fields
+
+
+def payloads(calls: list[Call]) -> list[Any]:
+    """Return what lands of calls, decoded; none may be refused."""
+    events, refused = parse_calls(calls, 1)
+    assert refused == []
+    return [json.loads(event.payload) for event in events]
+
+
+def single(text: bytes | str, kind: str = "track", limits: Limits = LIMITS) -> Event:
+    """Return the one event of a request with one call."""
+    ([event], []) = parse_calls([read_call(text if isinstance(text, bytes) else text.encode(), kind, limits)], 1)
+    return event
+
+
+@given(st.lists(st.tuples(st.booleans(), good_calls, bad_calls), min_size=1, max_size=12))
+def test_of_any_mix_exactly_the_good_calls_become_events(mix: list[tuple[bool, Any, Any]]) -> None:
+    """Each good one with all its own fields, each bad one as a refusal, whatever its neighbours are."""
+    items = [good if is_good else bad for is_good, good, bad in mix]
+    _, calls = read_batch(body(*items), LIMITS)
+    events, refused = parse_calls(calls, 1)
+    landed = [json.loads(event.payload) for event in events]
+    for payload in landed:
+        assert payload.pop("messageId").startswith("api-")
+    assert landed == [good for is_good, good, _ in mix if is_good]
+    assert len(refused) == sum(not is_good for is_good, _, _ in mix)
+    offsets = [event.offset for event in events] + [refusal.offset for refusal in refused]
+    assert len(set(offsets)) == len(offsets)
+    assert len({event.message_id for event in events}) == len(events)
+
+
+@given(good_calls, st.sampled_from([(", ", ": "), (",", ":"), (",\n\t", " : ")]), st.booleans())
+def test_an_item_keeps_its_bytes(item: dict[str, Any], separators: tuple[str, str], ascii_only: bool) -> None:
+    """What stands between its braces lands as it was sent, however it was written."""
+    written = json.dumps(item, separators=separators, ensure_ascii=ascii_only)
+    _, [read] = read_batch(f'{{"batch":[{written}],"sentAt":"2026-01-01T00:00:00Z"}}'.encode(), LIMITS)
+    assert read.line.endswith(written[1:].encode())
+
+
+@pytest.mark.parametrize("number", ["1.10", "1e400", "123456789012345678901234567890", "-0.0", "1E+2"])
+@pytest.mark.parametrize("more", ["", ',"writeKey":"k"', ',"context":{"a":1}', ',"type":"page"', ',"sentAt":null'])
+def test_numbers_stay_exact(number: str, more: str) -> None:
+    """No digit changes, also where the call has to be put together anew."""
+    item = f'{{"event":"E","userId":"u","properties":{{"n":{number}}}{more}}}'
+    assert f'"n":{number}}}'.encode() in single(item).payload
+    batch = f'{{"batch":[{item}],"context":{{"b":2}},"sentAt":"2026-01-01T00:00:00Z"}}'
+    assert f'"n":{number}}}'.encode() in read_batch(batch.encode(), LIMITS)[1][0].line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_path_says_what_a_call_is(kind: str) -> None:
+    """Whatever its own type says, in which spelling."""
+    for own in ("", '"type":"track",', '"type":"group",', '"type":null,', '"type":7,', '"type" : "alias",'):
+        event = single(f'{{{own}"userId":"u","event":"E","name":"n"}}', kind)
+        assert json.loads(event.payload)["type"] == kind
+        assert (event.collection == "e") == (kind == "track")
+
+
+def test_a_call_without_an_id_gets_another_one_each_time() -> None:
+    """Also where its id is null or empty; within Segment's 100 characters."""
+    sent = [f'{{"userId":"u","event":"E"{given}}}' for given in ("", ',"messageId":null', ',"messageId":""')]
+    ids = [single(text).message_id for text in sent for _ in range(2)]
+    calls = [call(), call(messageId=None), call(messageId="")]
+    for _ in range(2):
+        ids += [event.message_id for event in parse_calls(read_batch(body(*calls), LIMITS)[1], 1)[0]]
+    assert len(set(ids)) == len(ids)
+    assert all(0 < len(each) <= 100 for each in ids)
+
+
+def test_a_call_keeps_its_own_id() -> None:
+    """In a request of its own and in a batch."""
+    assert single('{"userId":"u","event":"E","messageId":"m1"}').message_id == "m1"
+    assert [p["messageId"] for p in payloads(read_batch(body(call(messageId="m1")), LIMITS)[1])] == ["m1"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "merged"),
+    [
+        ({"sentAt": "s"}, {}, {"sentAt": "s"}),
+        ({"sentAt": "s"}, {"sentAt": "own"}, {"sentAt": "own"}),
+        ({"sentAt": "s"}, {"sentAt": None}, {"sentAt": "s"}),
+        ({"sentAt": None}, {"sentAt": "own"}, {"sentAt": "own"}),
+        ({"context": {"a": 1}}, {}, {"context": {"a": 1}}),
+        ({"context": {"a": 1, "b": 1}}, {"context": {"b": 2, "c": 2}}, {"context": {"a": 1, "b": 2, "c": 2}}),
+        ({"context": {"a": 1}}, {"context": None}, {"context": {"a": 1}}),
+        ({"context": None}, {"context": {"b": 2}}, {"context": {"b": 2}}),
+        ({"context": "x"}, {"context": {"b": 2}}, {"context": {"b": 2}}),
+        ({"context": {"a": 1}}, {"context": "x"}, {"context": "x"}),
+        (
+            {"integrations": {"All": False}},
+            {"integrations": {"S3": True}},
+            {"integrations": {"All": False, "S3": True}},
+        ),
+        ({"context": {"a": 1}, "sentAt": "s"}, {"context": {}}, {"context": {"a": 1}, "sentAt": "s"}),
+    ],
+)
+def test_a_batch_gives_its_calls_what_they_have_not(
+    shared: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    """Time of sending, context and integrations; the call's own word wins, and null is no word."""
+    first, second = payloads(read_batch(body(call(**own), call(), **shared), LIMITS)[1])
+    assert {name: first[name] for name in merged} == merged
+    assert all(second.get(name) == value for name, value in shared.items() if value is not None)
+
+
+def test_write_keys_are_taken_out_of_calls() -> None:
+    """Wherever they stand, of the batch or of an item, null or doubled."""
+    key, calls = read_batch(body(call(writeKey="item"), call(), call(writeKey=None), writeKey="batch"), LIMITS)
+    assert key == "batch"
+    assert [each.write_key for each in calls] == ["item", "", ""]
+    doubled = read_call(b'{"writeKey":"one","userId":"u","event":"E","writeKey":"two"}', "track", LIMITS)
+    assert doubled.write_key == "two"
+    calls.append(doubled)
+    assert not any(b"writeKey" in each.line for each in calls)
+
+
+def test_a_write_key_in_a_body_nobody_can_read_is_found_and_taken_out() -> None:
+    """So that the body can be kept, and for whom is known."""
+    assert without_written_key(b'{"writeKey" : "k1","batch":{') == ("k1", b'{"writeKey" : "","batch":{')
+    assert without_written_key(b'{"batch":[{"writeKey":"a"},{"writeKey":"b"}') == (
+        "a",
+        b'{"batch":[{"writeKey":""},{"writeKey":""}',
+    )
+    assert without_written_key(b'{"batch":{') == ("", b'{"batch":{')
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b" \n\xef\xbb\xbf ", b"\n"])
+def test_what_stands_before_the_body_does_not_matter(mark: bytes) -> None:
+    """A byte order mark, white space."""
+    assert single(mark + b'{"userId":"u","event":"E"}\n').collection == "e"
+    assert len(payloads(read_batch(mark + body(call()), LIMITS)[1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (b"", Reason.INVALID_JSON),
+        (b"  \n", Reason.INVALID_JSON),
+        (b"call", Reason.INVALID_JSON),
+        (b"[]", Reason.NOT_OBJECT),
+        (b"7", Reason.NOT_OBJECT),
+        (b'"call"', Reason.NOT_OBJECT),
+        (b"\xff{}", Reason.INVALID_UTF8),
+    ],
+)
+def test_a_body_that_is_no_object_is_refused(text: bytes, code: Reason) -> None:
+    """With the reason a line of a file would be refused for."""
+    for read in (lambda: read_call(text, "track", LIMITS), lambda: read_batch(text, LIMITS)):
+        with pytest.raises(BadRequestError) as refused:
+            read()
+        assert refused.value.code == code
+        assert refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (b"{}", Reason.BAD_REQUEST),
+        (b'{"batch":null}', Reason.BAD_REQUEST),
+        (b'{"batch":{}}', Reason.BAD_REQUEST),
+        (b'{"batch":[],"writeKey":7}', Reason.BAD_REQUEST),
+        (b'{"batch":[]}', Reason.EMPTY_BATCH),
+        (b'{"batch":[{}', Reason.TRUNCATED_LINE),
+        (b'{"batch":[{}]', Reason.TRUNCATED_LINE),
+        (b'{"batch":[,]}', Reason.INVALID_JSON),
+        (b'{"batch":' + b"[" * 100_000, Reason.TOO_DEEP),
+    ],
+)
+def test_a_body_without_calls_is_refused(text: bytes, code: Reason) -> None:
+    """A batch that is none, is empty, or is cut short."""
+    with pytest.raises(BadRequestError) as refused:
+        read_batch(text, LIMITS)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"userId":"u","event":"E"', Reason.TRUNCATED_LINE),
+        (b'{"userId":"u",,}', Reason.INVALID_JSON),
+        (b'{"userId":"u\xff","event":"E"}', Reason.INVALID_UTF8),
+        (b'{"event":"E"}', Reason.NO_USER_ANON_ID),
+        (b'{"userId":null,"anonymousId":"","event":"E"}', Reason.NO_USER_ANON_ID),
+        (b'{"userId":5,"event":"E"}', Reason.ID_NOT_STRING),
+        (b'{"userId":"u"}', Reason.EVENT_NOT_DEFINED),
+        (b'{"userId":"u","event":["E"]}', Reason.EVENT_NOT_STRING),
+        (b'{"userId":"u","event":"E","properties":"p"}', Reason.PROPERTIES_NOT_OBJECT),
+        (b'{"userId":"u","event":"E","traits":1}', Reason.TRAITS_NOT_OBJECT),
+    ],
+)
+def test_a_call_with_something_wrong_is_refused_for_it(text: bytes, reason: Reason) -> None:
+    """By Segment's own codes where it has one."""
+    events, [refusal] = parse_calls([read_call(text, "track", LIMITS)], 1)
+    assert events == []
+    assert refusal.reason == reason
+
+
+def test_the_server_says_when_a_call_was_received() -> None:
+    """However the client writes what it says of it."""
+    for name in ("receivedAt", "\\u0072eceivedAt"):
+        assert single(f'{{"userId":"u","event":"E","{name}":"2001-01-01T00:00:00Z"}}').received_at is None
+
+
+def test_the_limit_of_a_call_is_met_exactly() -> None:
+    """By its own bytes, without what the batch or the server adds; the largest one of Segment's libraries passes."""
+    fits = json.dumps(call(properties={"x": "y" * 32_000})).encode()
+    fits = fits.replace(b"y", b"y" * (32_768 - len(fits) + 1), 1)
+    assert len(fits) == 32_768
+    assert single(fits)
+    too_large = fits.replace(b"y", b"yy", 1)
+    events, [refusal] = parse_calls([read_call(too_large, "track", LIMITS)], 1)
+    assert (events, refusal.reason) == ([], Reason.EVENT_TOO_LARGE)
+    _, calls = read_batch(b'{"batch":[%b,%b],"context":{"a":1}}' % (fits, too_large), LIMITS)
+    [event], [refusal] = parse_calls(calls, 1)
+    assert refusal.reason == Reason.EVENT_TOO_LARGE
+    assert len(event.payload) > 32_768
+
+
+def test_calls_beyond_the_number_are_refused() -> None:
+    """Those before them land."""
+    _, calls = read_batch(body(*[call(messageId=f"m{n}") for n in range(5)]), Limits(batch_items=3))
+    events, refused = parse_calls(calls, 1)
+    assert [event.message_id for event in events] == ["m0", "m1", "m2"]
+    assert [(r.reason, json.loads(r.payload)["messageId"]) for r in refused] == [
+        (Reason.TOO_MANY_ITEMS, "m3"),
+        (Reason.TOO_MANY_ITEMS, "m4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "client_side", "address"),
+    [
+        ({}, True, "192.0.2.1"),
+        ({"context": {}}, True, "192.0.2.1"),
+        ({"context": {"ip": "own"}}, True, "own"),
+        ({}, False, None),
+        ({"context": {"direct": True}}, False, "192.0.2.1"),
+        ({"context": {"direct": False}}, False, None),
+        ({"context": {"direct": "true"}}, False, None),
+        ({"properties": {"direct": True}}, False, None),
+        ({"context": {"direct": True, "ip": "own"}}, False, "own"),
+        ({"context": {"direct": True, "ip": None}}, False, None),
+    ],
+)
+def test_the_address_is_added_where_segment_adds_it(
+    fields: dict[str, Any], client_side: bool, address: str | None
+) -> None:
+    """For browsers and for who asks for it, and never over one that is there."""
+    read = Call(json.dumps(call(**fields)).encode())
+    line = msgspec.json.decode(with_address(read, "192.0.2.1", client_side=client_side).line)
+    assert line.get("context", {}).get("ip") == address
+
+
+def test_no_address_is_added_to_what_cannot_be_read() -> None:
+    """It goes to quarantine as it came."""
+    for text in (b'{"direct"', b'{"context":"direct"}', b'{"context":{"direct":tru}}'):
+        assert with_address(Call(text), "192.0.2.1", client_side=True).line == text
