@@ -185,7 +185,8 @@ class Spool:
             deliveries: list[Delivery] = []
             for end, found in self._records(segment, start):
                 deliveries += found
-                if end - start >= size:
+                # What is passed over is no part of its own, however large it is: good records may follow it.
+                if deliveries and end - start >= size:
                     break
             if deliveries:
                 last = end == segment.size and len(self._segments) == 1

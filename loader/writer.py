@@ -201,7 +201,7 @@ class Writer:
                 refusing = False
             except SpoolError as failed:
                 if not refusing:
-                    log.error("events are refused: neither the database nor the spool takes them", reason=str(failed))
+                    log.warning("events are refused: neither the database nor the spool takes them", reason=str(failed))
                 refusing = True
                 # What the reason says of this machine is for its log.
                 error = UnavailableError("The database is away, and the spool takes no more. Try again in a moment.")
