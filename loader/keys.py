@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import structlog
 
-from loader.connection import time_limit
+from loader.connection import cut, time_limit
 from loader.errors import LoaderError
 from loader.sources import key_digest
 
@@ -95,7 +95,7 @@ class WriteKeys:
                     self._tell(self._connection)
             except (psycopg.Error, LoaderError, OSError):
                 self.current = False
-                self.close()
+                self._disconnect()
                 if not self._sources:
                     self._recall()
                 return
@@ -109,7 +109,13 @@ class WriteKeys:
             self.current = True
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; a question that is under way gets no answer."""
+        if connection := self._connection:
+            cut(connection)
+        with self._refreshing:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._connection:
             with suppress(psycopg.Error):
                 self._connection.close()

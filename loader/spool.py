@@ -8,6 +8,7 @@ Every process writes a segment of its own, which it holds locked. What a process
 by the next one that looks.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -46,12 +47,14 @@ class Part:
         offset: Where they begin in it.
         end: Where the next ones begin.
         deliveries: The deliveries.
+        last: Nothing follows them so far.
     """
 
     segment: str
     offset: int
     end: int
     deliveries: list[Delivery]
+    last: bool
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -66,13 +69,24 @@ class _Segment:
         self.file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.size = os.fstat(self.file).st_size
+            found = os.fstat(self.file)
         except BaseException:
             os.close(self.file)
             raise
+        if not found.st_nlink:
+            # Whoever had it until now has deleted it: what is written there would be gone with this process.
+            os.close(self.file)
+            raise FileNotFoundError(errno.ENOENT, "Somebody has deleted it", str(path))
+        self.size = found.st_size
 
     def close(self) -> None:
         os.close(self.file)
+
+    def delete(self) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        finally:
+            self.close()
 
 
 class Spool:
@@ -89,14 +103,14 @@ class Spool:
         self._limit = limit
         self._segment_bytes = segment_bytes
         self._segments: deque[_Segment] = deque()
-        self._position: int | None = None
+        self._positions: dict[str, int] = {}
         self._writable: _Segment | None = None
-        self._reported: set[tuple[Path, int]] = set()
+        self._reported: set[Path] = set()
 
     @property
     def size(self) -> int:
         """Bytes that wait to be drained."""
-        return sum(segment.size for segment in self._segments) - (self._position or 0)
+        return sum(segment.size - self._position(segment) for segment in self._segments)
 
     def adopt(self) -> int:
         """Take over what processes that are gone have left, before anything of this process's own.
@@ -106,16 +120,13 @@ class Spool:
         """
         held = {segment.path for segment in self._segments}
         adopted = []
-        for path in sorted(self._folder.glob(f"*{_SUFFIX}")) if self._limit else []:
+        for path in self._folder.glob(f"*{_SUFFIX}"):
             if path not in held:
                 try:
                     adopted.append(_Segment(path))
                 except OSError:  # somebody else's, or gone
                     continue
-        first = self._segments[0] if self._segments else None
         self._segments = deque(sorted([*self._segments, *adopted], key=lambda segment: segment.path))
-        if self._segments and self._segments[0] is not first:
-            self._position = None
         return len(adopted)
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
@@ -129,6 +140,8 @@ class Spool:
         """
         body = _encode(deliveries)
         record = _HEADER.pack(_MAGIC, len(body), zlib.crc32(body)) + body
+        if not self._limit:
+            raise SpoolError("There is no spool: LOADER_SPOOL_BYTES is 0.")
         if self.size + len(record) > self._limit:
             raise SpoolError(
                 f"The spool in {self._folder} is full ({self.size:,} of {self._limit:,} bytes). It empties when the "
@@ -143,25 +156,24 @@ class Spool:
                 # Whatever of it got there must not be taken for a record, and what the disk did not take once it may
                 # not have taken at all: this segment ends here.
                 self._writable = None
-                os.ftruncate(segment.file, segment.size)
+                if segment.size:
+                    os.ftruncate(segment.file, segment.size)
+                else:
+                    self._segments.remove(segment)
+                    segment.delete()
                 raise
         except OSError as error:
             raise SpoolError(f"The spool in {self._folder} cannot be written: {error.strerror}.") from None
         segment.size += len(record)
 
-    def probe(self) -> None:
-        """Find out whether something could be appended.
+    def resume(self, positions: dict[str, int]) -> None:
+        """Go by what the database says of how far segments have been drained, by their names."""
+        self._positions = dict(positions)
 
-        Raises:
-            SpoolError: It could not.
-        """
-        self.append([])
-
-    def next_part(self, start: dict[str, int], size: int) -> Part | None:
+    def next_part(self, size: int) -> Part | None:
         """Return the first deliveries that are not drained yet.
 
         Args:
-            start: How far segments have been drained already, by their names.
             size: Bytes of deliveries to return at least, as far as the segment has them.
 
         Returns:
@@ -169,23 +181,22 @@ class Spool:
         """
         while self._segments:
             segment = self._segments[0]
-            if self._position is None:
-                self._position = min(start.get(segment.path.name, 0), segment.size)
+            start = end = self._position(segment)
             deliveries: list[Delivery] = []
-            end = self._position
-            for end, found in self._records(segment, self._position):
+            for end, found in self._records(segment, start):
                 deliveries += found
-                if end - self._position >= size:
+                # What is passed over is no part of its own, however large it is: good records may follow it.
+                if deliveries and end - start >= size:
                     break
             if deliveries:
-                return Part(segment.path.name, self._position, end, deliveries)
-            self._position = None
+                last = end == segment.size and len(self._segments) == 1
+                return Part(segment.path.name, start, end, deliveries, last)
             self._delete(segment)
         return None
 
     def drained(self, part: Part) -> None:
         """Remember that a part is in the database."""
-        self._position = part.end
+        self._positions[part.segment] = part.end
 
     def close(self) -> None:
         """Let go of the segments; what is not drained stays for the next process."""
@@ -193,22 +204,32 @@ class Spool:
             self._segments.popleft().close()
         self._writable = None
 
+    def _position(self, segment: _Segment) -> int:
+        """Return how far a segment has been drained."""
+        return min(self._positions.get(segment.path.name, 0), segment.size)
+
     def _segment(self) -> _Segment:
         """Return the segment to write to."""
         if self._writable is None or self._writable.size >= self._segment_bytes:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sync_folder(self._folder.parent)
             name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{_SUFFIX}"
-            self._writable = _Segment(self._folder / name, os.O_CREAT | os.O_EXCL)
-            self._segments.append(self._writable)
-            _sync_folder(self._folder)
+            segment = _Segment(self._folder / name, os.O_CREAT | os.O_EXCL)
+            try:
+                _sync_folder(self._folder)
+            except OSError:
+                segment.delete()
+                raise
+            self._segments.append(segment)
+            self._writable = segment
         return self._writable
 
     def _delete(self, segment: _Segment) -> None:
         self._segments.popleft()
         if segment is self._writable:
             self._writable = None
-        segment.path.unlink(missing_ok=True)
-        segment.close()
+        segment.delete()
 
     def _records(self, segment: _Segment, position: int) -> Iterator[tuple[int, list[Delivery]]]:
         """Yield where each whole record ends and what it holds; what is damaged is reported and kept aside."""
@@ -225,12 +246,16 @@ class Spool:
             yield position, deliveries
 
     def _report(self, segment: _Segment, start: int, end: int) -> None:
-        if (segment.path, start) in self._reported:
+        # One file for each piece, so that a piece found again, by another process too, is kept once.
+        aside = segment.path.with_name(f"{segment.path.stem}-{start}{_DAMAGED}")
+        if aside in self._reported:
             return
-        self._reported.add((segment.path, start))
-        aside = segment.path.with_suffix(_DAMAGED)
-        with aside.open("ab") as file:
+        aside.touch(0o600)
+        with aside.open("wb") as file:
             file.write(os.pread(segment.file, end - start, start))
+            file.flush()
+            os.fsync(file.fileno())
+        self._reported.add(aside)
         log.error(
             "part of the spool is damaged and cannot be landed; it is kept aside",
             segment=str(segment.path),

@@ -24,7 +24,7 @@ from loader.connection import cut, time_limit
 from loader.errors import LoaderError, SpoolError, UnavailableError
 from loader.events import Delivery
 from loader.landing import Landed, land_deliveries, land_parts
-from loader.spool import Spool
+from loader.spool import Part, Spool
 
 # What one transaction takes at most: beyond this, a larger one is not faster.
 BATCH_BYTES = 4_000_000
@@ -75,10 +75,11 @@ class Writer:
         self._busy = False
         self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._connection: psycopg.Connection | None = None
+        self._draining: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._tracker = Tracker()
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
-        self._mode = threading.Lock()
+        self._mode = threading.RLock()
         self._spooling = False
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -95,8 +96,8 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         if self._spool.adopt():
             log.info("an earlier process has left events in the spool", bytes=self._spool.size)
-        self._start_thread(self._write)
         self._spooling = True
+        self._start_thread(self._write)
         self._start_thread(self._drain)
         self._watch = self._loop.create_task(self._watch_deadline())
 
@@ -114,6 +115,9 @@ class Writer:
         while self._waiting or self._busy:
             await asyncio.sleep(0.01)
         self._batches.put(None)
+        if draining := self._draining:
+            # A part on its way is left to the next process, which learns from the database whether it has landed.
+            cut(draining)
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _DRAIN_SECONDS)
         if self._watch:
@@ -167,6 +171,8 @@ class Writer:
                 future.set_result(None)
             else:
                 future.set_exception(error)
+                # Nobody may be there any more to look at it, which is no error of its own.
+                future.exception()
         metrics.queue_bytes.set(self._queued)
         if self._waiting:
             self._send()
@@ -187,12 +193,18 @@ class Writer:
 
     def _write(self) -> None:
         assert self._loop is not None  # noqa: S101 - started
+        refusing = False
         while (batch := self._batches.get()) is not None:
             error: Exception | None = None
             try:
                 self._store([delivery for delivery, _, _ in batch])
+                refusing = False
             except SpoolError as failed:
-                error = UnavailableError(str(failed))
+                if not refusing:
+                    log.warning("events are refused: neither the database nor the spool takes them", reason=str(failed))
+                refusing = True
+                # What the reason says of this machine is for its log.
+                error = UnavailableError("The database is away, and the spool takes no more. Try again in a moment.")
             except Exception as failed:  # a mistake of ours must not be taken for success, nor stop the writer
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
@@ -200,16 +212,18 @@ class Writer:
 
     def _store(self, deliveries: list[Delivery]) -> None:
         """Make deliveries durable, in the database or else in the spool."""
-        if not self._spooling:
-            try:
-                self._land(deliveries)
-            except _AWAY as error:
-                log.warning("the database is away, events go to the spool", reason=describe(error))
-                self._begin_spooling()
-            else:
-                return
         with self._mode:
-            self._append(deliveries)
+            if self._spooling:
+                self._append(deliveries)
+                return
+        try:
+            self._land(deliveries)
+        except _AWAY as error:
+            log.warning("the database is away, events go to the spool", reason=describe(error))
+            with self._mode:
+                # One step: the draining thread, too, must find these in the spool before it finds it empty.
+                self._begin_spooling()
+                self._append(deliveries)
 
     def _land(self, deliveries: list[Delivery]) -> None:
         connection = self._connection
@@ -254,16 +268,23 @@ class Writer:
     def _drain(self) -> None:
         """Bring the database back, and the spool into it; then let deliveries go to the database again."""
         pause = _FIRST_PAUSE
+        told = ""
         while not self._stopping.is_set():
             try:
                 connection = self._connect()
+                self._draining = connection
                 try:
                     done = self._drain_into(connection)
                 except BaseException:
                     connection.close()
                     raise
+                finally:
+                    self._draining = None
             except _AWAY as error:
-                log.debug("the database is still away", reason=describe(error), pause=pause)
+                reason = describe(error)
+                if reason != told and not self._stopping.is_set():
+                    log.warning("the spool cannot be drained yet", reason=reason)
+                    told = reason
                 self._stopping.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - so that processes do not march in step
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except Exception:
@@ -279,12 +300,21 @@ class Writer:
         with time_limit(connection, self._commit_seconds):
             connection.execute(_FORGET)
             positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
+        with self._mode:
+            # Also for what this process has drained itself: it may not know whether its last part has landed.
+            self._spool.resume(positions)
         # Not the writing thread's: nothing there may be in use here.
         tracker = Tracker()
         drained = 0
+        proven = False
         while not self._stopping.is_set():
             with self._mode:
-                part = self._spool.next_part(positions, BATCH_BYTES)
+                part = self._spool.next_part(BATCH_BYTES)
+                if part and part.last and proven:
+                    # More may come while it lands, and under load that would never end. The database has just shown
+                    # that it takes parts, so the writing thread can wait for this one.
+                    drained += self._land_part(connection, tracker, part, self._commit_seconds)
+                    part = self._spool.next_part(BATCH_BYTES)
                 if part is None:
                     self._connection = connection
                     self._tracker = tracker
@@ -293,18 +323,23 @@ class Writer:
                     metrics.spool_bytes.set(0)
                     log.info("events go to the database", drained=drained)
                     return True
-            started = time.monotonic()
-            with time_limit(connection, _DRAIN_SECONDS), tracker.transaction(connection) as seen:
-                landed = land_parts(connection, part.deliveries, seen)
-                moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
-                if moved.rowcount != 1:
-                    raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
-            _count(landed, time.monotonic() - started)
-            drained += landed.rows
-            with self._mode:
-                self._spool.drained(part)
-                metrics.spool_bytes.set(self._spool.size)
+            drained += self._land_part(connection, tracker, part, _DRAIN_SECONDS)
+            proven = True
         return False
+
+    def _land_part(self, connection: psycopg.Connection, tracker: Tracker, part: Part, seconds: float) -> int:
+        """Land a part of the spool and remember that, in one transaction; return how many events it had."""
+        started = time.monotonic()
+        with time_limit(connection, seconds), tracker.transaction(connection) as seen:
+            landed = land_parts(connection, part.deliveries, seen)
+            moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
+            if moved.rowcount != 1:
+                raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
+        _count(landed, time.monotonic() - started)
+        with self._mode:
+            self._spool.drained(part)
+            metrics.spool_bytes.set(self._spool.size)
+        return landed.rows
 
 
 def describe(error: BaseException) -> str:

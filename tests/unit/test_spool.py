@@ -1,0 +1,481 @@
+"""The spool: what it has taken comes out again, once and in order, whatever happens to the process and the disk."""
+
+import errno
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from loader import spool as module
+from loader.errors import SpoolError
+from loader.events import Delivery, Event, Reason, Refused
+from loader.spool import Part, Spool
+
+NOW = datetime(2026, 3, 4, 15, 0, tzinfo=UTC)
+ROOM = 100_000_000
+
+EVENTS = st.builds(
+    Event,
+    payload=st.binary(max_size=200),
+    offset=st.integers(0, 2**40),
+    message_id=st.text(max_size=20),
+    collection=st.none() | st.text(max_size=20),
+    received_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+)
+REFUSALS = st.builds(
+    Refused,
+    payload=st.binary(max_size=200),
+    offset=st.integers(0, 2**40),
+    reason=st.sampled_from(Reason),
+    detail=st.text(max_size=20),
+    repaired=st.booleans(),
+)
+DELIVERIES = st.builds(
+    Delivery,
+    source=st.text(max_size=10),
+    entrance=st.text(max_size=10),
+    events=st.lists(EVENTS, max_size=3),
+    refused=st.lists(REFUSALS, max_size=3),
+    received_at=st.datetimes(timezones=st.just(UTC)),
+)
+
+
+def delivery(name: str, size: int = 10) -> Delivery:
+    """Return a delivery of one event that can be told from others by its id."""
+    return Delivery("iterable", "tracking", [Event(b"x" * size, 1, name, "email_opened", None)], [], NOW)
+
+
+def names(deliveries: list[Delivery]) -> list[str]:
+    """Return the ids of deliveries' events."""
+    return [event.message_id for each in deliveries for event in each.events]
+
+
+def drain(spool: Spool, size: int = 1) -> list[Part]:
+    """Take everything out of a spool."""
+    parts = []
+    while part := spool.next_part(size):
+        parts.append(part)
+        spool.drained(part)
+    return parts
+
+
+def contents(folder: Path, positions: dict[str, int] | None = None) -> list[str]:
+    """Return what a process finds that starts on a folder, and leave it as it was."""
+    spool = Spool(folder, ROOM)
+    spool.adopt()
+    spool.resume(positions or {})
+    found = []
+    while part := spool.next_part(ROOM):
+        found += names(part.deliveries)
+        if part.last:
+            break
+        spool.drained(part)
+    spool.close()
+    return found
+
+
+def segments(folder: Path) -> list[Path]:
+    """Return the segment files of a folder, in their order."""
+    return sorted(folder.glob("*.spool"))
+
+
+def set_aside(folder: Path) -> bytes:
+    """Return what was kept aside as damaged."""
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.damaged")))
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """An empty spool."""
+    opened = Spool(tmp_path, ROOM)
+    yield opened
+    opened.close()
+
+
+# What goes in comes out
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(DELIVERIES, max_size=3), max_size=6), st.integers(1, 2000), st.integers(1, 2000))
+@example([[], [delivery("a")]], 1000, 1)
+def test_everything_comes_out_as_it_went_in(
+    tmp_path_factory: pytest.TempPathFactory, appends: list[list[Delivery]], segment_bytes: int, part_bytes: int
+) -> None:
+    """In order, byte for byte, however it is divided into segments and parts; then nothing is left on the disk."""
+    folder = tmp_path_factory.mktemp("spool")
+    spool = Spool(folder, ROOM, segment_bytes=segment_bytes)
+    for deliveries in appends:
+        spool.append(deliveries)
+    parts = drain(spool, part_bytes)
+    assert [each for part in parts for each in part.deliveries] == [each for some in appends for each in some]
+    assert spool.size == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
+    """So a spool that is drained gives its room back piece by piece."""
+    spool = Spool(tmp_path, ROOM, segment_bytes=1000)
+    for number in range(10):
+        spool.append([delivery(str(number), 500)])
+    assert len(segments(tmp_path)) == 5
+    for left in (4, 3):
+        for _ in range(2):
+            part = spool.next_part(1)
+            assert part
+            spool.drained(part)
+        spool.next_part(1)
+        assert len(segments(tmp_path)) == left
+    spool.close()
+
+
+def test_what_is_appended_while_it_is_drained_comes_last(spool: Spool) -> None:
+    """The last part is the one after which nothing has come."""
+    spool.append([delivery("a")])
+    part = spool.next_part(1)
+    assert part
+    assert part.last
+    spool.append([delivery("b")])
+    spool.drained(part)
+    assert [names(part.deliveries) for part in drain(spool)] == [["b"]]
+
+
+def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
+    """What does not fit is refused whole; room comes back with what has been drained."""
+    spool = Spool(tmp_path, 3000)
+    for number in range(4):
+        spool.append([delivery(str(number), 500)])
+    with pytest.raises(SpoolError, match="full"):
+        spool.append([delivery("4", 500)])
+    assert spool.size <= 3000
+    assert sum(path.stat().st_size for path in segments(tmp_path)) == spool.size
+    part = spool.next_part(1)
+    assert part
+    spool.drained(part)
+    spool.append([delivery("after", 500)])
+    assert [name for part in drain(spool) for name in names(part.deliveries)] == [
+        *"123",
+        "after",
+    ]
+
+
+def test_a_spool_of_no_size_takes_nothing_but_gives_back_what_is_there(tmp_path: Path) -> None:
+    """Somebody who turns the spool off still gets the events that are in it."""
+    earlier = Spool(tmp_path, ROOM)
+    earlier.append([delivery("a")])
+    earlier.close()
+    spool = Spool(tmp_path, 0)
+    with pytest.raises(SpoolError, match="LOADER_SPOOL_BYTES"):
+        spool.append([delivery("b")])
+    assert spool.adopt() == 1
+    assert [names(part.deliveries) for part in drain(spool)] == [["a"]]
+
+
+def test_what_is_spooled_is_for_its_owner_only(spool: Spool, tmp_path: Path) -> None:
+    """It holds what senders have sent."""
+    spool.append([delivery("a")])
+    [segment] = segments(tmp_path)
+    assert stat.S_IMODE(segment.stat().st_mode) == 0o600
+
+
+# What the database says
+
+
+def test_draining_goes_on_where_the_database_stands(tmp_path: Path) -> None:
+    """Its word on how far a segment has been drained is what counts, for another process too."""
+    first = Spool(tmp_path, ROOM)
+    for name in "abc":
+        first.append([delivery(name)])
+    part = first.next_part(1)
+    assert part
+    assert names(part.deliveries) == ["a"]
+    first.close()
+    assert contents(tmp_path, {part.segment: part.end}) == ["b", "c"]
+
+
+def test_a_part_of_unknown_outcome_is_asked_about(spool: Spool) -> None:
+    """A commit whose answer was lost has moved the position all the same: the part is not landed again."""
+    for name in "abc":
+        spool.append([delivery(name)])
+    part = spool.next_part(1)
+    assert part
+    spool.resume({part.segment: part.end})
+    assert [names(part.deliveries) for part in drain(spool)] == [["b"], ["c"]]
+
+
+def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> None:
+    """A position that went back, or is not known at all, is believed as well."""
+    for name in "ab":
+        spool.append([delivery(name)])
+    part = spool.next_part(1)
+    assert part
+    spool.drained(part)
+    spool.resume({})
+    assert [names(part.deliveries) for part in drain(spool)] == [["a"], ["b"]]
+
+
+def test_a_position_beyond_the_end_is_the_end(tmp_path: Path) -> None:
+    """A disk that lost the end of what has been drained already has lost nothing."""
+    first = Spool(tmp_path, ROOM)
+    first.append([delivery("a")])
+    first.close()
+    [segment] = segments(tmp_path)
+    assert contents(tmp_path, {segment.name: 1_000_000}) == []
+
+
+# Damage
+
+
+def test_a_record_cut_short_costs_itself_only(tmp_path: Path) -> None:
+    """Wherever a power cut has cut the last record: those before it come out, its bytes are kept aside."""
+    spool = Spool(tmp_path / "whole", ROOM)
+    for name in "ab":
+        spool.append([delivery(name)])
+    whole = spool.size
+    spool.append([delivery("c")])
+    spool.close()
+    [segment] = segments(tmp_path / "whole")
+    data = segment.read_bytes()
+    for length in range(whole, len(data)):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / segment.name).write_bytes(data[:length])
+        assert contents(folder) == ["a", "b"]
+        assert set_aside(folder) == data[whole:length]
+
+
+def test_a_damaged_record_costs_no_other(tmp_path: Path) -> None:
+    """Whichever byte of it is wrong: those before and after it come out, its bytes are kept aside."""
+    spool = Spool(tmp_path / "whole", ROOM)
+    ends = []
+    for name in "abc":
+        spool.append([delivery(name)])
+        ends.append(spool.size)
+    spool.close()
+    [segment] = segments(tmp_path / "whole")
+    data = segment.read_bytes()
+    for place in range(ends[0], ends[1]):
+        damaged = bytearray(data)
+        damaged[place] ^= 0xFF
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / segment.name).write_bytes(damaged)
+        assert contents(folder) == ["a", "c"]
+        assert set_aside(folder) == damaged[ends[0] : ends[1]]
+
+
+def test_large_damage_costs_nothing_that_follows(tmp_path: Path) -> None:
+    """A damaged stretch longer than what is read at a time hides no good record behind it."""
+    spool = Spool(tmp_path, ROOM)
+    for name, size in (("a", 10), ("b", 5000), ("c", 10)):
+        spool.append([delivery(name, size)])
+    spool.close()
+    [segment] = segments(tmp_path)
+    data = bytearray(segment.read_bytes())
+    data[2000] ^= 0xFF
+    segment.write_bytes(data)
+    spool = Spool(tmp_path, ROOM)
+    spool.adopt()
+    assert [names(part.deliveries) for part in drain(spool, 100)] == [["a"], ["c"]]
+
+
+def test_damage_is_kept_aside_once(tmp_path: Path) -> None:
+    """However often it is found, by however many processes; and for its owner only."""
+    spool = Spool(tmp_path, ROOM)
+    spool.append([delivery("a")])
+    spool.close()
+    [segment] = segments(tmp_path)
+    with segment.open("ab") as file:
+        file.write(b"rubbish")
+    for _ in range(3):
+        assert contents(tmp_path) == ["a"]
+    [aside] = tmp_path.glob("*.damaged")
+    assert aside.read_bytes() == b"rubbish"
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+
+
+def test_damage_that_cannot_be_kept_aside_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for a disk that takes it, as often as somebody tries."""
+    spool = Spool(tmp_path, ROOM)
+    spool.append([delivery("a")])
+    spool.close()
+    [segment] = segments(tmp_path)
+    with segment.open("ab") as file:
+        file.write(b"rubbish")
+    spool = Spool(tmp_path, ROOM)
+    spool.adopt()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing(errno.ENOSPC))
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                spool.next_part(ROOM)
+    assert [names(part.deliveries) for part in drain(spool, ROOM)] == [["a"]]
+    assert set_aside(tmp_path) == b"rubbish"
+
+
+# Several processes
+
+
+def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
+    """Each has segments of its own; what is left behind is taken over by the next one that looks, in its order."""
+    first = Spool(tmp_path, ROOM)
+    first.append([delivery("a")])
+    second = Spool(tmp_path, ROOM)
+    second.append([delivery("b")])
+    assert second.adopt() == 0
+    first.append([delivery("c")])
+    first.close()
+    assert second.adopt() == 1
+    assert [name for part in drain(second) for name in names(part.deliveries)] == ["a", "c", "b"]
+    assert segments(tmp_path) == []
+
+
+def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
+    """`kill -9` frees the lock and takes nothing with it."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from tests.unit.test_spool import Spool, delivery;"
+        "spool = Spool(Path(sys.argv[1]), 10**6); [spool.append([delivery(name)]) for name in 'abc'];"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
+    assert done.returncode < 0
+    assert contents(tmp_path) == ["a", "b", "c"]
+
+
+def test_a_new_segment_that_another_process_has_deleted_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making the file and locking it somebody may adopt it, find nothing in it and delete it."""
+    spool = Spool(tmp_path, ROOM)
+    lock = module.fcntl.flock
+
+    def deleted_first(file: int, how: int) -> None:
+        for path in segments(tmp_path):
+            path.unlink()
+        lock(file, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.fcntl, "flock", deleted_first)
+        with pytest.raises(SpoolError):
+            spool.append([delivery("a")])
+    spool.append([delivery("b")])
+    spool.close()
+    assert contents(tmp_path) == ["b"]
+
+
+# Disks
+
+
+def failing(number: int) -> Any:
+    """Return a function that fails as the system does."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as a full disk does: the write that reaches it is cut short."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_takes_nothing_of_what_it_refuses(spool: Spool, tmp_path: Path) -> None:
+    """The part of a record that was written is cut off again, and when there is room a new segment begins."""
+    spool.append([delivery("a")])
+    before = spool.size
+    with full_disk(before + 100), pytest.raises(SpoolError, match="cannot be written"):
+        spool.append([delivery("b", 10_000)])
+    assert spool.size == before
+    assert [path.stat().st_size for path in segments(tmp_path)] == [before]
+    spool.append([delivery("c")])
+    assert [name for part in drain(spool) for name in names(part.deliveries)] == ["a", "c"]
+
+
+def test_a_disk_that_stays_full_does_not_use_up_files(spool: Spool, tmp_path: Path) -> None:
+    """Each attempt begins a segment, and none of them is left: a collector out of descriptors could not go on."""
+    descriptors = len(list(Path("/dev/fd").iterdir()))
+    with full_disk(100):
+        for _ in range(20):
+            with pytest.raises(SpoolError):
+                spool.append([delivery("a", 10_000)])
+    assert segments(tmp_path) == []
+    assert len(list(Path("/dev/fd").iterdir())) == descriptors
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_what_the_disk_did_not_confirm_is_not_kept(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """After an fsync that failed, nobody knows what is on the disk: the segment takes no more."""
+    spool.append([delivery("a")])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing(number))
+        with pytest.raises(SpoolError, match=os.strerror(number)):
+            spool.append([delivery("b")])
+    spool.append([delivery("c")])
+    assert len(segments(tmp_path)) == 2
+    spool.close()
+    assert contents(tmp_path) == ["a", "c"]
+
+
+def test_a_segment_whose_name_is_not_durable_takes_nothing(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is synced first; when that fails, the next append begins anew and syncs again."""
+    synced = []
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_sync_folder", failing(errno.EIO))
+        for _ in range(2):
+            with pytest.raises(SpoolError):
+                spool.append([delivery("a")])
+    assert segments(tmp_path) == []
+    monkeypatch.setattr(module, "_sync_folder", synced.append)
+    spool.append([delivery("b")])
+    assert synced == [tmp_path]
+
+
+@pytest.mark.parametrize("folder", ["/proc/spool", "/dev/null/spool"])
+def test_a_folder_that_cannot_be_made_is_no_spool(folder: str) -> None:
+    """The process lives on; what it is given is refused."""
+    spool = Spool(Path(folder), ROOM)
+    assert spool.adopt() == 0
+    with pytest.raises(SpoolError, match="cannot be written"):
+        spool.append([delivery("a")])
+    assert spool.next_part(1) is None
+
+
+def test_a_record_of_another_version_is_kept_aside(tmp_path: Path) -> None:
+    """Whole by its checksum, but not what this version can read: it is damage like any other."""
+    body = b"\x81\xa1a\x01"
+    record = module._HEADER.pack(module._MAGIC, len(body), module.zlib.crc32(body)) + body
+    (tmp_path / "1.spool").write_bytes(record)
+    assert contents(tmp_path) == []
+    assert set_aside(tmp_path) == record
+
+
+def test_times_survive(spool: Spool) -> None:
+    """To the microsecond, and as the time of their zone."""
+    there = NOW.astimezone() + timedelta(microseconds=123456)
+    spool.append([Delivery("a", "b", [Event(b"{}", 1, "id", None, there)], [], NOW)])
+    [part] = drain(spool)
+    assert part.deliveries[0].events[0].received_at == there
+    assert part.deliveries[0].received_at == NOW
+    assert json.dumps(names(part.deliveries)) == '["id"]'
