@@ -247,11 +247,11 @@ class Collector:
     # Steps
 
     async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes:
-        return await read_body(scope, receive, limit, self._settings.request_seconds)
+        return await read_body(scope, receive, limit)
 
     def _with_addresses(self, scope: Scope, calls: list[Call]) -> list[Call]:
-        client_side = bool(header(scope, b"origin"))
-        if not client_side and not any(b'"direct"' in call.line for call in calls):
+        client_side = any(name == b"origin" for name, _ in scope["headers"])
+        if not client_side and not any([b'"direct"' in call.line for call in calls]):
             return calls
         address = client_address(scope, self._trusted)
         return [with_address(call, address, client_side=client_side) for call in calls] if address else calls

@@ -95,7 +95,12 @@ class Delivery(msgspec.Struct, gc=False):
     @property
     def size(self) -> int:
         """Bytes of the messages."""
-        return sum(len(m.payload) for m in self.events) + sum(len(m.payload) for m in self.refused)
+        size = 0
+        for event in self.events:
+            size += len(event.payload)
+        for refused in self.refused:
+            size += len(refused.payload)
+        return size
 
     def with_times(self) -> "Delivery":
         """Return it with the time it came on each event, for the case that it lands later."""

@@ -4,7 +4,6 @@ Every error is JSON with `success`, `code` and `message`: Segment's Python libra
 and then repeats for minutes what can never work.
 """
 
-import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
@@ -76,30 +75,25 @@ def header(scope: Scope, name: bytes) -> bytes:
     return bytes(values[0]) if len(values) == 1 else b", ".join(values)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read the body of a request, decompressed.
 
     Args:
         scope: The request.
         receive: Where its body comes from.
         limit: Bytes it may have, decompressed.
-        seconds: How long the client may take to send it.
 
     Raises:
-        RefusedError: It is too large, too slow, or compressed in a way that cannot be read.
+        RefusedError: It is too large, or compressed in a way that cannot be read.
         DisconnectedError: The client has gone.
     """
-    length = header(scope, b"content-length")
-    if length.isdigit() and int(length) > limit and header(scope, b"expect"):
+    headers = dict(scope["headers"])
+    if b"expect" in headers and int(headers.get(b"content-length", b"0")) > limit:
         # It asks before it sends: not to be told to go on is what it waits for.
         raise _too_large(limit, _CLOSE)
-    try:
-        async with asyncio.timeout(seconds):
-            body = await _read_whole(receive, limit)
-    except TimeoutError:
-        raise RefusedError(408, "timeout", f"The body did not arrive within {seconds:g} seconds.", _CLOSE) from None
-    encoding = header(scope, b"content-encoding").lower()
-    if not encoding or encoding == b"identity":
+    body = await _read_whole(receive, limit)
+    encoding = headers.get(b"content-encoding", b"identity").lower()
+    if encoding == b"identity" or not encoding:
         return body
     if encoding not in {b"gzip", b"x-gzip"}:
         raise RefusedError(400, "bad_request", "Content-Encoding must be gzip or none.")
@@ -107,11 +101,13 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
 
 
 async def _read_whole(receive: Receive, limit: int) -> bytes:
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= limit:
+        return bytes(message["body"])
     parts: list[bytes] = []
     size = 0
     more = True
     while more:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
         part = message.get("body", b"")
@@ -123,6 +119,8 @@ async def _read_whole(receive: Receive, limit: int) -> bytes:
             raise _too_large(limit, _CLOSE)
         else:
             parts.clear()
+        if more:
+            message = await receive()
     if size > limit:
         raise _too_large(limit)
     return b"".join(parts)

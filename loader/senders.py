@@ -9,6 +9,7 @@ import hashlib
 import hmac
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qs
 
@@ -25,10 +26,18 @@ _EXPONENT_FROM = 1e21
 
 def basic_key(scope: Scope) -> str:
     """Return the write key of Basic authentication, with or without the colon; empty when there is none."""
-    scheme, _, value = header(scope, b"authorization").partition(b" ")
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return _basic_user(value)
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _basic_user(value: bytes) -> str:
+    scheme, _, token = value.partition(b" ")
     if scheme.lower() != b"basic":
         return ""
-    return _decoded(value.strip()).partition(b":")[0].decode(errors="replace")
+    return _decoded(token.strip()).partition(b":")[0].decode(errors="replace")
 
 
 def shown_keys(scope: Scope, custom_header: str) -> Iterator[str]:

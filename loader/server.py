@@ -93,13 +93,15 @@ class Connection(HttpToolsProtocol):
         if self._refusal:
             return
         if not self._reading_head:
-            if self._timer is None and self.cycle.response_complete:
-                # What comes now belongs to no request, or to one that has its answer.
-                self._timer = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+            if self._timer is None:
+                if self.cycle.response_complete:
+                    # What comes now belongs to no request, or to one that has its answer.
+                    self._timer = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+                elif self.cycle.more_body:
+                    self._expect("body")
         elif self._head_began:
             self._stop_timer()
-            seconds = self.config.app.request_seconds  # type: ignore[union-attr]
-            self._timer = self.loop.call_later(seconds, self._refuse_late_head, seconds)
+            self._expect("head")
         else:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
@@ -135,8 +137,16 @@ class Connection(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: HTTP/1.1 is an answer to whoever would rather have another protocol."""
 
-    def _refuse_late_head(self, seconds: float) -> None:
-        self._refuse(408, "timeout", f"The request's head did not arrive within {seconds:g} seconds.")
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._stop_timer()
+        super().on_message_complete()
+
+    def _expect(self, what: str) -> None:
+        """Wait for the rest of a request, but not for long."""
+        seconds = self.config.app.request_seconds  # type: ignore[union-attr]
+        message = f"The request's {what} did not arrive within {seconds:g} seconds."
+        self._timer = self.loop.call_later(seconds, self._refuse, 408, "timeout", message)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer what is no request, once those before it have their answers, and close."""

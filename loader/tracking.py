@@ -10,6 +10,7 @@ https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/
 import re
 import secrets
 from dataclasses import dataclass
+from itertools import count
 
 import msgspec
 
@@ -17,6 +18,9 @@ from loader.events import Event, Reason, Refused
 from loader.segment import parse_line, parse_lines
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What ids begin with that this process gives.
+_ID_OF_PROCESS = b"api-%b" % secrets.token_hex(12).encode()
+_numbers = count()
 _ABSENT = (b"", b"null")
 
 # A write key in a body nobody can read.
@@ -70,8 +74,15 @@ class _Key(msgspec.Struct, rename="camel"):
     write_key: str | None = None
 
 
+class _Type(msgspec.Struct):
+    """A call's own type."""
+
+    type: str | None = None
+
+
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _decode_key = msgspec.json.Decoder(_Key).decode
+_decode_type = msgspec.json.Decoder(_Type).decode
 _decode_fields = msgspec.json.Decoder(_Fields).decode
 
 
@@ -108,7 +119,8 @@ def read_call(body: bytes, kind: str, limits: Limits) -> Call:
         write_key, text = _without_key(text)
     own_type = b'"type"' in text
     line = _complete(text, b'{"type":"%b","messageId":"%b",' % (kind.encode(), new_message_id()))
-    if own_type and (fields := _fields(line)) and fields["type"] != msgspec.Raw(b'"%b"' % kind.encode()):
+    if own_type and not _is_of_type(line, kind):
+        fields = _fields(line)
         fields["type"] = msgspec.Raw(b'"%b"' % kind.encode())
         line = msgspec.json.encode(fields)
     return Call(line, write_key, _too_large(text, limits))
@@ -172,6 +184,11 @@ def parse_calls(calls: list[Call], offset: int) -> tuple[list[Event], list[Refus
         The events, and the refusals; a call that lands repaired is in both.
     """
     lines = [call.line for call in calls if call.excess is None]
+    if len(lines) == len(calls) == 1 and b"\n" not in lines[0]:
+        # One call and nothing odd about it: what most requests are.
+        [message, *more] = parse_lines(lines[0], offset)
+        if type(message) is Event and not more:
+            return [_received_now(message)], []
     refused: list[Refused] = []
     for call in calls:
         if call.excess:
@@ -188,10 +205,12 @@ def parse_calls(calls: list[Call], offset: int) -> tuple[list[Event], list[Refus
             offset += len(line) + 1
     events = [message for message in messages if type(message) is Event]
     refused += [message for message in messages if type(message) is Refused]
-    if any(event.received_at for event in events):
-        # When it was received is for the server to say, not for its clients.
-        events = [msgspec.structs.replace(event, received_at=None) for event in events]
-    return events, refused
+    return [_received_now(event) for event in events], refused
+
+
+def _received_now(event: Event) -> Event:
+    """Return an event received now: when, is for the server to say, not for its clients."""
+    return msgspec.structs.replace(event, received_at=None) if event.received_at else event
 
 
 def with_address(call: Call, address: str, *, client_side: bool) -> Call:
@@ -230,8 +249,8 @@ def without_written_key(body: bytes) -> tuple[str, bytes]:
 
 
 def new_message_id() -> bytes:
-    """Return an id for a call that brings none."""
-    return b"api-" + secrets.token_hex(16).encode()
+    """Return an id for a call that brings none: one that no other call of any process has."""
+    return b"%b%08x" % (_ID_OF_PROCESS, next(_numbers))
 
 
 def _complete(text: bytes, front: bytes) -> bytes:
@@ -242,6 +261,13 @@ def _complete(text: bytes, front: bytes) -> bytes:
 
 def _front(fields: _Fields) -> bytes:
     return b"".join(b'"%b":%b,' % (name.encode(), bytes(value)) for name, value in fields.items())
+
+
+def _is_of_type(line: bytes, kind: str) -> bool:
+    try:
+        return _decode_type(line).type == kind
+    except (msgspec.MsgspecError, RecursionError):
+        return False
 
 
 def _too_large(text: bytes, limits: Limits) -> tuple[Reason, str] | None:

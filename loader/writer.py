@@ -141,7 +141,6 @@ class Writer:
             raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
         future: asyncio.Future[None] = self._loop.create_future()
         self._queued += size
-        metrics.queue_bytes.set(self._queued)
         self._waiting.append((delivery, size, future))
         if not self._busy:
             self._busy = True
@@ -159,6 +158,7 @@ class Writer:
             if size >= BATCH_BYTES:
                 break
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        metrics.queue_bytes.set(self._queued)
         self._batches.put(batch)
 
     def _written(self, batch: list[_Waiting], error: Exception | None) -> None:
