@@ -1,8 +1,8 @@
 """Writes events into raw.events, and what cannot be an event into raw.quarantine.
 
-One COPY carries many events. When the database refuses one of them, the COPY is halved until the culprit stands alone
-and goes to quarantine with the database's own reason: a bad row costs its neighbours nothing but time. Nothing here
-commits: the caller's transaction also holds what it says about the file.
+One COPY carries many events. When the database refuses one of them, it is asked which ones, and what it cannot say is
+halved until the culprit stands alone. That goes to quarantine with the database's own reason: a bad row costs its
+neighbours nothing but time. Nothing here commits: the caller's transaction also holds what it says about the file.
 """
 
 from collections import Counter
@@ -51,6 +51,12 @@ _QUARANTINE = """
     values
         (%(source)s, %(entrance)s, %(reason)s, %(detail)s, %(payload)s, %(path)s, %(offset)s,
          case when %(repaired)s then now() end, case when %(repaired)s then 'repaired' end)
+"""
+
+_INVALID = """
+    select number::int - 1, sql_error_code, message, detail
+    from unnest(%s::text[]) with ordinality as given (payload, number), pg_input_error_info(payload, 'jsonb')
+    where sql_error_code is not null
 """
 
 
@@ -283,7 +289,7 @@ def _copy(
     *,
     meanwhile: Callable[[Sequence[Event]], None] = lambda _: None,
 ) -> None:
-    """Copy events, halving what the database refuses until the culprits are known.
+    """Copy events; of those the database refuses, ask it for the culprits, and halve the rest until they are known.
 
     `meanwhile` gets each block that was handed over, while the server is busy with it.
     """
@@ -301,15 +307,33 @@ def _copy(
         if not blames_row(error):
             raise
         if len(events) == 1:
-            detail = f"{error.sqlstate}: {error.diag.message_primary or error}"
-            if error.diag.message_detail:
-                detail = f"{detail} ({error.diag.message_detail})"
-            original = events[0].original or events[0].payload
-            refused.append(Refused(original, events[0].offset, Reason.REFUSED_BY_DATABASE, detail))
+            diag = error.diag
+            refused.append(_refuse(events[0], error.sqlstate, diag.message_primary or error, diag.message_detail))
+            return
+        if culprits := _invalid(cursor, events):
+            refused += culprits.values()
+            _copy(cursor, source, [e for place, e in enumerate(events) if place not in culprits], now, refused)
             return
         middle = len(events) // 2
         _copy(cursor, source, events[:middle], now, refused)
         _copy(cursor, source, events[middle:], now, refused)
+
+
+def _invalid(cursor: psycopg.Cursor, events: Sequence[Event]) -> dict[int, Refused]:
+    """Return by their places the events whose payloads are no jsonb; where all are bad, halving would take minutes."""
+    try:
+        with cursor.connection.transaction():
+            rows = cursor.execute(_INVALID, ([event.payload.decode() for event in events],)).fetchall()
+    except psycopg.Error as error:
+        if blames_row(error):  # some payloads end even this, e.g. one nested deeper than the server's stack
+            return {}
+        raise
+    return {place: _refuse(events[place], *info) for place, *info in rows}
+
+
+def _refuse(event: Event, state: object, message: object, detail: object) -> Refused:
+    told = f"{state}: {message} ({detail})" if detail else f"{state}: {message}"
+    return Refused(event.payload, event.offset, Reason.REFUSED_BY_DATABASE, told)
 
 
 def blames_row(error: psycopg.Error) -> bool:
