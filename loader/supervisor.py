@@ -110,7 +110,8 @@ class _Supervisor:
             self._ended(process.pid)
             ran = time.monotonic() - started
             if self._stopping.is_set():
-                self._code = self._code or (1 if code else 0)
+                # One that SIGTERM itself has ended had not begun yet: there was nothing to finish.
+                self._code = self._code or (1 if code not in {0, -signal.SIGTERM} else 0)
                 return
             if code in {1, 2} and ran < _LONGEST_PAUSE and pause == _FIRST_PAUSE:
                 log.error("a process cannot start; stopping the others", name=command.name, exit_code=code)

@@ -1,0 +1,76 @@
+"""`kill -9` of the collector and of its database under load: what was answered with 200 is never lost, nor doubled."""
+
+import os
+import random
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loader.database import open_database
+from loader.embedded import EmbeddedServer
+from loader.settings import Settings
+from loader.sources import add_key
+from tests.sending import assert_landed, load, wait_until_drained
+from tests.serving import serving
+from tests.warehouse import law, run
+
+# Answers between one kill and the next: at least so many, and a number more that is drawn.
+BETWEEN = 20
+
+
+@pytest.fixture
+def own(home: Path) -> Iterator[Settings]:
+    """Settings of an embedded database that belongs to one test, which may kill it."""
+    with tempfile.TemporaryDirectory(prefix="loader-chaos-") as folder:
+        Path(folder).chmod(0o755)
+        settings = Settings(home=Path(folder), embedded_idle=30)
+        with open_database(settings) as database:
+            yield settings.model_copy(update={"database_url": database.url})
+        EmbeddedServer(settings.home).stop()
+
+
+def kill_database(settings: Settings) -> None:
+    """Kill the server's main process; its others notice that and end."""
+    [file] = settings.home.glob("embedded/**/postmaster.pid")
+    os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"),
+    [
+        (1, ["collector", "database", "both"]),
+        *(pytest.param(seed, None, marks=pytest.mark.soak) for seed in range(2, 8)),
+    ],
+)
+def test_what_was_answered_is_there_once_whatever_is_killed(
+    own: Settings, tmp_path: Path, seed: int, kills: list[str] | None
+) -> None:
+    """In raw.events after the last drain, each sender's in their order, and in the tables exactly once."""
+    drawn = random.Random(seed)
+    victims = kills or drawn.choices(["collector", "database", "both"], k=20)
+    with open_database(own) as database, database.begin() as transaction:
+        key = add_key(transaction, "Iterable")
+    embedded = own.model_copy(update={"database_url": ""})
+    with serving(embedded, tmp_path) as collector, load(collector.port, key) as sent:
+        for victim in victims:
+            sent.wait_for(BETWEEN + drawn.randrange(50))
+            if victim != "collector":
+                kill_database(own)
+            if victim != "database":
+                collector.signal(signal.SIGKILL)
+                collector.wait()
+                collector.start()
+        sent.wait_for(BETWEEN)
+        sent.stop()
+        with open_database(embedded) as database, database.connect(autocommit=True) as connection:
+            wait_until_drained(connection, sent)
+            assert_landed(connection, sent)
+            run(database, embedded.model_copy(update={"database_url": database.url}))
+            rows = connection.execute("select id from iterable.tracks").fetchall()
+            assert len(rows) == len(set(rows))
+            assert sent.ids <= {row[0] for row in rows} <= sent.sent
+            assert law(connection)["quarantined"] == 0
+    assert sent.statuses.keys() <= {200, 0}

@@ -1,0 +1,113 @@
+"""Signals to `loader serve`, and processes of it that end: a request is answered after its commit, or not at all."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from loader.database import Database
+from loader.settings import Settings
+from loader.sources import add_key
+from tests.proxy import proxied
+from tests.sending import assert_landed, load, wait_until_drained
+from tests.serving import serving
+from tests.warehouse import wait_until
+
+SOME = 20
+
+
+@pytest.fixture
+def key(database: Database) -> str:
+    """A write key of the source Iterable."""
+    with database.begin() as connection:
+        return add_key(connection, "Iterable")
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection to the test's database."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own(settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a spool of the test's own."""
+    return settings.model_copy(update={"spool": tmp_path / "spool"})
+
+
+@pytest.mark.parametrize("arguments", [(), ("--processes=2",)], ids=["alone", "supervised"])
+def test_a_signal_stops_it_in_order(
+    own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection, arguments: tuple[str, ...]
+) -> None:
+    """After SIGTERM under load every answer was a 200 whose events have landed; the exit code is 0."""
+    with serving(own, tmp_path, *arguments, names=("spool",)) as collector, load(collector.port, key) as sent:
+        sent.wait_for(SOME)
+        collector.signal(signal.SIGTERM)
+        assert collector.wait() == 0
+        sent.stop()
+    assert sent.statuses.keys() <= {200, 0}
+    assert_landed(connection, sent)
+    assert list(tmp_path.glob("spool/*.spool")) == []
+
+
+def test_a_second_signal_ends_it_at_once(settings: Settings, tmp_path: Path, key: str) -> None:
+    """What is under way then is not answered: no 200 for what is nowhere."""
+    with proxied(settings.database_url) as proxy:
+        own = settings.model_copy(
+            update={"database_url": proxy.url, "spool": tmp_path / "spool", "commit_seconds": 100.0}
+        )
+        collecting = serving(own, tmp_path, names=("spool", "commit_seconds"))
+        with collecting as collector, load(collector.port, key) as sent:
+            sent.wait_for(SOME)
+            proxy.deafen()
+            collector.signal(signal.SIGTERM)
+            wait_until(lambda: not is_listening(collector.port), "the port to be closed")
+            collector.signal(signal.SIGTERM)
+            assert collector.wait() == 128 + signal.SIGTERM
+            sent.stop()
+        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+            assert_landed(connection, sent)
+
+
+def is_listening(port: int) -> bool:
+    """Say whether anybody takes connections on a port."""
+    return any(each.laddr.port == port and each.status == psutil.CONN_LISTEN for each in psutil.net_connections("tcp"))
+
+
+def test_one_process_of_several_is_started_again(
+    own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection
+) -> None:
+    """The others go on answering, and what the killed one had in the spool lands."""
+    serve = serving(own, tmp_path, "--processes=2", names=("spool",))
+    with serve as collector, load(collector.port, key) as sent:
+        wait_until(lambda: len(collector.children()) == 2, "two processes")
+        killed = collector.children()[0]
+        sent.wait_for(SOME)
+        killed.kill()
+        wait_until(lambda: killed not in collector.children(), "the process to be gone")
+        sent.wait_for(SOME)
+        wait_until(lambda: len(collector.children()) == 2, "another process in its place")
+        sent.wait_for(SOME)
+        sent.stop()
+        wait_until_drained(connection, sent)
+    assert_landed(connection, sent)
+
+
+def test_processes_end_with_their_supervisor(
+    own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection
+) -> None:
+    """A supervisor killed by `kill -9` leaves nobody behind on the port, and nothing unanswered that has landed."""
+    serve = serving(own, tmp_path, "--processes=2", names=("spool",))
+    with serve as collector, load(collector.port, key) as sent:
+        wait_until(lambda: len(collector.children()) == 2, "two processes")
+        processes = collector.children()
+        sent.wait_for(SOME)
+        collector.signal(signal.SIGKILL)
+        wait_until(lambda: not any(each.is_running() for each in processes), "the processes to end")
+        sent.stop()
+    assert sent.statuses.keys() <= {200, 0}
+    assert_landed(connection, sent)
