@@ -133,6 +133,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End a request."""
         if not self._asks_upgrade():
+            self._stop_timer()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -155,11 +156,6 @@ class Connection(HttpToolsProtocol):
         head += [b"%b: %b" % header for header in self.headers if header[0] not in {b"connection", b"upgrade"}]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*head, b"", rest]))
-
-    def on_message_complete(self) -> None:
-        """End a request."""
-        self._stop_timer()
-        super().on_message_complete()
 
     def _expect(self, what: str) -> None:
         """Wait for the rest of a request, but not for long."""
