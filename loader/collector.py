@@ -109,6 +109,7 @@ class Collector:
             "/metrics": self._metrics,
             "/openapi.json": self._openapi,
         }
+        self.routes = dict.fromkeys(self._posts, ("POST", "OPTIONS")) | dict.fromkeys(self._documents, ("GET", "HEAD"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -141,14 +142,13 @@ class Collector:
         await send_answer(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
 
     async def _other(self, path: str, method: str) -> Answer:
-        if path in self._posts:
-            if method == "OPTIONS":
-                return Answer(200, b"", _PREFLIGHT)
-            raise RefusedError(405, "method_not_allowed", f"{path} takes POST.", ((b"allow", b"POST, OPTIONS"),))
-        if document := self._documents.get(path):
-            if method in {"GET", "HEAD"}:
-                return await document()
-            raise RefusedError(405, "method_not_allowed", f"{path} takes GET.", ((b"allow", b"GET, HEAD"),))
+        if path in self._posts and method == "OPTIONS":
+            return Answer(200, b"", _PREFLIGHT)
+        if path in self._documents and method in {"GET", "HEAD"}:
+            return await self._documents[path]()
+        if methods := self.routes.get(path):
+            allow = ((b"allow", ", ".join(methods).encode()),)
+            raise RefusedError(405, "method_not_allowed", f"{path} takes {methods[0]}.", allow)
         raise RefusedError(404, "not_found", f"There is no {path} here; /openapi.json lists what there is.")
 
     # Routes

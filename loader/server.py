@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from queue import Queue
 from types import FrameType
 
+import httptools
 import structlog
 import uvicorn
 import uvloop
@@ -89,7 +90,14 @@ class Connection(HttpToolsProtocol):
         if self._refusal:
             return
         self._head_began = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._begin_without_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self._refuse(400, "bad_request", "What was sent is no HTTP request.")
         if self._refusal:
             return
         if not self._reading_head:
@@ -116,12 +124,17 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin its body."""
+        if self._asks_upgrade():
+            return
         self._reading_head = False
         self._stop_timer()
         super().on_headers_complete()
-        if self.parser.should_upgrade():
-            # It is answered as if it had not asked, and the parser takes nothing after it.
-            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        if not self._asks_upgrade():
+            self._stop_timer()
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or with what is to be said of it."""
@@ -130,17 +143,19 @@ class Connection(HttpToolsProtocol):
         if was_last and self._refusal:
             self._send_refusal()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(400, "bad_request", msg)
+    def _asks_upgrade(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: HTTP/1.1 is an answer to whoever would rather have another protocol."""
+    def _begin_without_upgrade(self, rest: bytes) -> None:
+        """Read a request again as if it had not asked for another protocol.
 
-    def on_message_complete(self) -> None:
-        """End a request."""
-        self._stop_timer()
-        super().on_message_complete()
+        HTTP/1.1 is an answer to whoever asks, but the parser takes no body behind such a head.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        head += [b"%b: %b" % header for header in self.headers if header[0] not in {b"connection", b"upgrade"}]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*head, b"", rest]))
 
     def _expect(self, what: str) -> None:
         """Wait for the rest of a request, but not for long."""

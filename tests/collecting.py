@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import select
 import socket
 import threading
 from base64 import b64encode
@@ -75,6 +76,12 @@ class Line:
             headers[name.lower()] = value.strip()
         length = 0 if method == "HEAD" else int(headers.get("content-length", 0))
         return Reply(int(status_line.split()[1]), self._answers.read(length), headers)
+
+    def answered(self, more: bytes = b"") -> bool:
+        """Say whether an answer has come; send a little more while it has not."""
+        if more:
+            self.send(more)
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def rest(self) -> bytes:
         """Wait for the end of the connection, and return what comes before it."""

@@ -153,7 +153,7 @@ def test_a_signed_webhook_is_taken(entrance: Entrance, signing: Collecting) -> N
     assert_taken(send(entrance, json.dumps(body, indent=1), signing, **signature(body)))
     assert_taken(send(entrance, compact([body, event(messageId="m2")]), signing, **signature(body)))
     assert_taken(send(entrance, json.dumps([body, event(messageId="m3")]), signing, **signature(body)))
-    assert entrance.landed("message_id") == ["m1", "m1", "m1", "m2", "m1", "m3"]
+    assert sorted(entrance.landed("message_id")) == ["m1", "m1", "m1", "m1", "m2", "m3"]
 
 
 def test_segments_example_is_signed_right(entrance: Entrance, signing: Collecting) -> None:

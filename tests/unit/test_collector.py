@@ -1,0 +1,114 @@
+"""The collector as an ASGI application: its routes are those of its document, and whatever fails has an answer."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loader
+from loader.collector import Collector
+from loader.keys import WriteKeys
+from loader.observation import Observation
+from loader.settings import Settings
+from loader.spool import Spool
+from loader.writer import Writer
+
+DOCUMENT = json.loads((Path(loader.__file__).parent / "openapi.json").read_text(encoding="utf-8"))
+
+
+def unreachable() -> Any:
+    """Stand for a database that is not there."""
+    raise OSError("no database")
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Collector:
+    """A collector whose writer was never started."""
+    writer = Writer(unreachable, Spool(tmp_path, 0), queue_bytes=1, commit_seconds=1)
+    keys = WriteKeys(unreachable, None)
+    return Collector(Settings.model_construct(), writer, keys, Observation(unreachable))
+
+
+def resolved(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a path's operations, which may be written elsewhere."""
+    return DOCUMENT["components"]["pathItems"][item["$ref"].rsplit("/", 1)[1]] if "$ref" in item else item
+
+
+def test_the_document_has_the_routes_there_are(collector: Collector) -> None:
+    """With their methods, and no others; a slash at a POST's end is the document's own rule."""
+    documented = {path: {method.upper() for method in resolved(item)} for path, item in DOCUMENT["paths"].items()}
+    with_slash = {f"{path}/": methods for path, methods in documented.items() if "POST" in methods}
+    assert {path: set(methods) for path, methods in collector.routes.items()} == documented | with_slash
+
+
+def test_the_document_is_of_this_version() -> None:
+    """Whoever keeps a copy can tell which."""
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    assert DOCUMENT["info"]["version"] == loader.__version__
+
+
+def test_every_reference_in_the_document_leads_somewhere() -> None:
+    """And everything that can be referred to is."""
+    referred = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                referred.add(node["$ref"])
+            for each in node.values():
+                walk(each)
+        elif isinstance(node, list):
+            for each in node:
+                walk(each)
+
+    walk(DOCUMENT)
+    kinds = {kind: named for kind, named in DOCUMENT["components"].items() if kind != "securitySchemes"}
+    assert referred == {f"#/components/{kind}/{name}" for kind, named in kinds.items() for name in named}
+    schemes = {name for item in DOCUMENT["paths"].values() for operation in resolved(item).values()
+               for choice in operation["security"] for name in choice}  # fmt: skip
+    assert schemes == DOCUMENT["components"]["securitySchemes"].keys()
+
+
+def answer(collector: Collector, path: str, receive: Callable[[], Any], method: str = "POST") -> tuple[int, Any]:
+    """Return what a request is answered with."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "method": method, "headers": [], "query_string": b"", "client": None}
+    asyncio.run(collector(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def test_a_mistake_of_ours_is_an_error_like_any_other(collector: Collector) -> None:
+    """In JSON, so that a client knows to come again; what exactly it was is for the log alone."""
+
+    async def receive() -> Any:
+        raise ZeroDivisionError("something private")
+
+    status, body = answer(collector, "/v1/track", receive)
+    assert (status, body["success"], body["code"]) == (500, False, "internal_error")
+    assert "private" not in json.dumps(body)
+
+
+def test_a_request_that_is_given_up_has_an_answer(collector: Collector) -> None:
+    """The server ends what takes longer than its own end may."""
+
+    async def receive() -> Any:
+        raise asyncio.CancelledError
+
+    status, body = answer(collector, "/v1/track", receive)
+    assert (status, body["code"]) == (503, "unavailable")
+
+
+def test_a_key_that_cannot_be_looked_up_is_not_called_wrong(collector: Collector) -> None:
+    """While the database is away and nothing is remembered, the client is to come again."""
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b'{"writeKey":"k","userId":"u","event":"E"}', "more_body": False}
+
+    assert answer(collector, "/v1/track", receive)[0] == 503
