@@ -104,12 +104,16 @@ class Collection:
 
 
 class Tracker:
-    """What a process knows to be recorded, so that an event like those before it costs no query."""
+    """What a process knows to be recorded, so that an event like those before it costs no query.
+
+    Attributes:
+        generation: How often the record had been made again when this was learnt of it.
+    """
 
     def __init__(self) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.collections: set[Key] = set()
-        self._generation = 0
+        self.generation = 0
 
     @contextmanager
     def transaction(self, connection: psycopg.Connection) -> Iterator["Seen"]:
@@ -137,13 +141,28 @@ class Tracker:
         cursor = connection.execute(_GENERATION)
         cursor.nextset()
         ((generation,),) = cursor.fetchall()
-        if generation != self._generation:
+        if generation != self.generation:
             self._forget()
-            self._generation = generation
+            self.generation = generation
 
     def _forget(self) -> None:
         self.shapes.clear()
         self.collections.clear()
+
+    def is_usual(self, source: str, events: Iterable[Event]) -> bool:
+        """Say whether events hold nothing that is not known to be recorded, without asking the database.
+
+        Args:
+            source: The schema name of their source.
+            events: The events, alike ones one after the other.
+        """
+        for collection, group in groupby(events, key=_collection):
+            if collection is None:
+                continue
+            shape = self.shapes.get((source, collection))
+            if shape is None or next(_refused(shape, list(group)), None) is not None:
+                return False
+        return True
 
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:
         """Read what is recorded of collections this process has not met yet."""

@@ -8,18 +8,18 @@ neighbours nothing but time. Nothing here commits: the caller's transaction also
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from struct import Struct
+from datetime import datetime
 
 import msgspec
 import psycopg
 
-from loader.catalog import Seen, Tracker
+from loader.catalog import Seen
 from loader.entrances import parse_chunk
 from loader.errors import DatabaseError
-from loader.events import Delivery, Event, Reason, Refused
+from loader.events import Event, Reason, Refused
 from loader.files import printable
 from loader.lines import Chunk, read_chunk
+from loader.rows import END, HEADER, copy_statement, partition, rows_of
 
 # SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a value larger than the server
 # can hold or nested deeper than its stack. Everything else (a lost connection, a full disk, a lock) is the database's
@@ -29,21 +29,6 @@ _ROW_CODES = frozenset({"54000", "54001"})
 
 # Events handed to the driver at a time, so that the server parses while the next ones are made ready.
 _BLOCK = 256
-
-# Binary, because the server then takes a payload as it is instead of looking at each byte for what text format escapes:
-# a tenth of its work. Events that bring no time of their own get the column's default.
-# https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
-_COPY = "copy raw.events (source, collection, message_id, payload) from stdin (format binary)"
-_COPY_RECEIVED = "copy raw.events (source, collection, received_at, message_id, payload) from stdin (format binary)"
-_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_END = b"\xff\xff"
-_LENGTH = Struct(">i").pack
-_TIME_AND_LENGTH = Struct(">qi").pack
-_LENGTH_AND_VERSION = Struct(">iB").pack
-_JSONB_VERSION = 1
-# What PostgreSQL counts times from, and in.
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 _QUARANTINE = """
     insert into raw.quarantine
@@ -113,81 +98,6 @@ def land_chunk(
     return land(connection, source, entrance, parse_chunk(entrance, data, chunk.offset), seen, path=path)
 
 
-def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
-    """Land what several senders have sent, in a transaction of its own.
-
-    Args:
-        connection: A connection in autocommit.
-        tracker: What is known of the events so far.
-        deliveries: Their messages.
-
-    Raises:
-        psycopg.Error: The database cannot take anything at the moment, or nobody knows whether it has.
-    """
-    if not any(delivery.refused for delivery in deliveries):
-        by_source: dict[str, list[Event]] = {}
-        for delivery in deliveries:
-            by_source.setdefault(delivery.source, []).extend(delivery.events)
-        now = deliveries[-1].received_at if deliveries else None
-        try:
-            if (rows := _land_usual(connection, tracker, by_source, now)) is not None:
-                return Landed(rows)
-        except psycopg.Error as error:
-            if not blames_row(error):
-                raise
-    with tracker.transaction(connection) as seen:
-        return land_parts(connection, deliveries, seen)
-
-
-def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], seen: Seen) -> Landed:
-    """Land what several senders have sent, in the connection's transaction.
-
-    Args:
-        connection: An open connection; the caller commits.
-        deliveries: Their messages.
-        seen: Takes note of what the events that land are made of.
-
-    Raises:
-        psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
-    """
-    parts: dict[tuple[str, str], list[Event | Refused]] = {}
-    numbers: dict[tuple[int, int], int] = {}
-    for index, delivery in enumerate(deliveries):
-        part = parts.setdefault((delivery.source, delivery.entrance), [])
-        messages: list[Event | Refused] = [*delivery.events, *delivery.refused]
-        for message in messages:
-            number = numbers.setdefault((index, message.offset), len(numbers))
-            part.append(msgspec.structs.replace(message, offset=number))
-    total = Landed()
-    for (source, entrance), messages in parts.items():
-        total.add(land(connection, source, entrance, messages, seen))
-    return total
-
-
-def _land_usual(
-    connection: psycopg.Connection, tracker: Tracker, by_source: dict[str, list[Event]], now: datetime | None
-) -> int | None:
-    """Land events by one COPY that is its own transaction, if it is all there is to do for them.
-
-    Returns:
-        How many; None when there is more to do, and nothing was done.
-    """
-    seen = Seen(tracker, connection)
-    received = False
-    for source, events in by_source.items():
-        events.sort(key=_partition)
-        seen.prepare(source, events)
-        if seen.unusual(source, events):
-            return None
-        received = received or any(event.received_at for event in events)
-    if not any(by_source.values()):
-        return 0
-    with connection.cursor() as cursor, cursor.copy(_COPY_RECEIVED if received else _COPY) as copy:
-        blocks = [_block(source, events, now if received else None) for source, events in by_source.items()]
-        copy.write(b"".join([_HEADER, *blocks, _END]))
-    return sum(map(len, by_source.values()))
-
-
 def land(
     connection: psycopg.Connection,
     source: str,
@@ -217,9 +127,8 @@ def land(
             events.append(message)
         else:
             refused.append(message)  # type: ignore[arg-type]
-    # The server writes a partition's rows many at a time only when they come one after the other. Events of one
-    # collection stay in their order.
-    events.sort(key=_partition)
+    # Events of one collection stay in their order.
+    events.sort(key=partition)
     with connection.cursor() as cursor:
         culprits: list[Refused] = []
         now = None
@@ -276,10 +185,6 @@ def _settle(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
     return kept + [msgspec.structs.replace(r, payload=originals.get(r.offset, r.payload)) for r in culprits]
 
 
-def _partition(event: Event) -> str:
-    return event.collection or ""
-
-
 def _copy(
     cursor: psycopg.Cursor,
     source: str,
@@ -296,13 +201,13 @@ def _copy(
     if not events:
         return
     try:
-        with cursor.connection.transaction(), cursor.copy(_COPY if now is None else _COPY_RECEIVED) as copy:
-            copy.write(_HEADER)
+        with cursor.connection.transaction(), cursor.copy(copy_statement(now)) as copy:
+            copy.write(HEADER)
             for start in range(0, len(events), _BLOCK):
                 block = events[start : start + _BLOCK]
-                copy.write(_block(source, block, now))
+                copy.write(rows_of(source, block, now))
                 meanwhile(block)
-            copy.write(_END)
+            copy.write(END)
     except psycopg.Error as error:
         if not blames_row(error):
             raise
@@ -355,44 +260,3 @@ def explain(error: psycopg.Error) -> DatabaseError:
     else:
         advice = "Run the command again: it goes on where it stopped."
     return DatabaseError(f"The database refused ({state or 'no answer'}): {message}. {advice}")
-
-
-def _block(source: str, events: Sequence[Event], now: datetime | None) -> bytes:
-    """Return events as rows of COPY's binary format.
-
-    Written out rather than divided into functions, for it runs once for each event.
-
-    Args:
-        source: The schema name of the source.
-        events: The events.
-        now: The transaction's time, where the rows have a `received_at`; None where they have none.
-    """
-    beginnings = {collection: _beginning(source, collection, now) for collection in {e.collection for e in events}}
-    pieces: list[bytes] = []
-    for event in events:
-        message_id = event.message_id.encode()
-        payload = event.payload
-        pieces += (
-            beginnings[event.collection],
-            _LENGTH(len(message_id))
-            if now is None
-            else _TIME_AND_LENGTH(((event.received_at or now) - _EPOCH) // _MICROSECOND, len(message_id)),
-            message_id,
-            _LENGTH_AND_VERSION(len(payload) + 1, _JSONB_VERSION),
-            payload,
-        )
-    return b"".join(pieces)
-
-
-def _beginning(source: str, collection: str | None, now: datetime | None) -> bytes:
-    """Return a row up to where one event differs from the next of its collection."""
-    return b"".join(
-        [
-            (4 if now is None else 5).to_bytes(2, "big"),
-            _LENGTH(len(source.encode())),
-            source.encode(),
-            _LENGTH(-1 if collection is None else len(collection.encode())),
-            (collection or "").encode(),
-            b"" if now is None else _LENGTH(8),
-        ]
-    )

@@ -1,7 +1,8 @@
 """Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
 
 There is no timer. While one batch is on its way to the database the next one gathers, and leaves when the first is
-back: alone, a delivery waits for nobody; under load, hundreds share one COPY.
+back: alone, a delivery waits for nobody; under load, hundreds share one COPY. The event loop sends it itself; what takes
+more than that is done in a thread, and whatever goes wrong is.
 
 When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
 been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
@@ -21,13 +22,21 @@ import structlog
 from loader import metrics
 from loader.catalog import Tracker
 from loader.connection import cut, time_limit
+from loader.deliveries import land_deliveries, land_parts, look_again, usual_copy
 from loader.errors import LoaderError, SpoolError, UnavailableError
 from loader.events import Delivery
-from loader.landing import Landed, land_deliveries, land_parts
+from loader.landing import Landed
 from loader.spool import Part, Spool
+from loader.wire import Wire
 
 # What one transaction takes at most: beyond this, a larger one is not faster.
 BATCH_BYTES = 4_000_000
+
+# A larger one is not worth a place in the event loop.
+WIRE_BYTES = 1_000_000
+
+# How long it may go unnoticed that the record of the events has been made again.
+_CHECK_SECONDS = 0.2
 
 # What the database may take for a part of the spool, for which nobody waits.
 _DRAIN_SECONDS = 60.0
@@ -78,6 +87,10 @@ class Writer:
         self._draining: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._tracker = Tracker()
+        self._wire: Wire | None = None
+        # What has gone over the wire since somebody made sure that it held nothing new.
+        self._unchecked: list[Delivery] = []
+        self._checked = time.monotonic()
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
         self._spooling = False
@@ -159,7 +172,37 @@ class Writer:
                 break
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         metrics.queue_bytes.set(self._queued)
-        self._batches.put(batch)
+        if size > WIRE_BYTES or not self._copy(batch):
+            self._batches.put(batch)
+
+    def _copy(self, batch: list[_Waiting]) -> bool:
+        """Send a batch over the wire, if that is all there is to do for it."""
+        assert self._loop is not None  # noqa: S101 - started
+        connection = self._connection
+        # The writing thread rests as long as no batch is in its queue, so the connection is ours.
+        if self._spooling or connection is None or time.monotonic() - self._checked > _CHECK_SECONDS:
+            return False
+        deliveries = [delivery for delivery, _, _ in batch]
+        copy = usual_copy(self._tracker, deliveries)
+        if copy is None or not copy.rows:
+            return False
+        if self._wire is None or self._wire.connection is not connection:
+            self._wire = Wire(connection, self._loop)
+        started = time.monotonic()
+        self._deadline = started + self._commit_seconds
+
+        def done(error: Exception | None) -> None:
+            self._deadline = float("inf")
+            if error is not None:
+                # The thread finds out what is wrong; should it have landed after all, its ids make it one.
+                self._batches.put(batch)
+                return
+            self._unchecked += deliveries
+            _count(Landed(copy.rows), time.monotonic() - started)
+            self._written(batch, None)
+
+        self._wire.copy(copy.statement, copy.data, done)
+        return True
 
     def _written(self, batch: list[_Waiting], error: Exception | None) -> None:
         """Answer a batch, and send the next."""
@@ -232,6 +275,7 @@ class Writer:
         self._deadline = started + self._commit_seconds
         try:
             if any(delivery.events or delivery.refused for delivery in deliveries):
+                self._check(connection)
                 landed = land_deliveries(connection, self._tracker, deliveries)
                 _count(landed, time.monotonic() - started)
             else:
@@ -239,6 +283,12 @@ class Writer:
                 connection.execute("select pg_current_xact_id()")
         finally:
             self._deadline = float("inf")
+
+    def _check(self, connection: psycopg.Connection) -> None:
+        """Make sure that what has gone over the wire held nothing new."""
+        look_again(connection, self._tracker, self._unchecked)
+        self._unchecked = []
+        self._checked = time.monotonic()
 
     def _disconnect(self) -> None:
         if self._connection:

@@ -1,0 +1,122 @@
+"""Lands what a collector's senders have sent: many deliveries in one transaction.
+
+Nearly always there is nothing to do for them but to copy their events, since events like them have landed before and all
+that they are made of is recorded. Then one COPY is the whole transaction; `usual_copy` says when, and makes it. Everything
+else, refused messages and new properties among it, takes a transaction of several steps.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import psycopg
+
+from loader.catalog import Seen, Tracker
+from loader.events import Delivery, Event, Refused
+from loader.landing import Landed, land
+from loader.rows import END, HEADER, copy_statement, partition, rows_of
+
+
+@dataclass(frozen=True)
+class UsualCopy:
+    """A COPY that is all there is to do for some deliveries.
+
+    Attributes:
+        statement: The statement.
+        data: What it copies.
+        rows: How many events.
+    """
+
+    statement: bytes
+    data: bytes
+    rows: int
+
+
+def usual_copy(tracker: Tracker, deliveries: Sequence[Delivery]) -> UsualCopy | None:
+    """Make the COPY of deliveries with nothing new about them, without asking the database.
+
+    Args:
+        tracker: What is known of the events so far.
+        deliveries: The deliveries.
+
+    Returns:
+        The COPY; None when there is more to do.
+    """
+    by_source: dict[str, list[Event]] = {}
+    received = False
+    for delivery in deliveries:
+        if delivery.refused:
+            return None
+        for event in delivery.events:
+            received = received or event.received_at is not None
+        by_source.setdefault(delivery.source, []).extend(delivery.events)
+    now = deliveries[-1].received_at if received else None
+    pieces = [HEADER]
+    for source, events in by_source.items():
+        events.sort(key=partition)
+        if not tracker.is_usual(source, events):
+            return None
+        pieces.append(rows_of(source, events, now))
+    pieces.append(END)
+    return UsualCopy(copy_statement(now).encode(), b"".join(pieces), sum(map(len, by_source.values())))
+
+
+def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
+    """Land deliveries in a transaction of their own, whatever there is to do for them.
+
+    Args:
+        connection: A connection in autocommit.
+        tracker: What is known of the events so far.
+        deliveries: The deliveries.
+
+    Raises:
+        psycopg.Error: The database cannot take anything at the moment, or nobody knows whether it has.
+    """
+    with tracker.transaction(connection) as seen:
+        return land_parts(connection, deliveries, seen)
+
+
+def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], seen: Seen) -> Landed:
+    """Land deliveries in the connection's transaction.
+
+    Args:
+        connection: An open connection; the caller commits.
+        deliveries: The deliveries.
+        seen: Takes note of what the events that land are made of.
+
+    Raises:
+        psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
+    """
+    parts: dict[tuple[str, str], list[Event | Refused]] = {}
+    numbers: dict[tuple[int, int], int] = {}
+    for index, delivery in enumerate(deliveries):
+        part = parts.setdefault((delivery.source, delivery.entrance), [])
+        messages: list[Event | Refused] = [*delivery.events, *delivery.refused]
+        for message in messages:
+            number = numbers.setdefault((index, message.offset), len(numbers))
+            part.append(msgspec.structs.replace(message, offset=number))
+    total = Landed()
+    for (source, entrance), messages in parts.items():
+        total.add(land(connection, source, entrance, messages, seen))
+    return total
+
+
+def look_again(connection: psycopg.Connection, tracker: Tracker, deliveries: Iterable[Delivery]) -> None:
+    """Make sure that what deliveries are made of is recorded, after they have landed by a `usual_copy`.
+
+    That they held nothing new was so by what was recorded when the tracker last looked. Should the record have been made
+    again since (`loader rescan`), they are looked at once more. A rescan that commits after this looks at them itself.
+
+    Args:
+        connection: A connection in autocommit.
+        tracker: What is known of the events so far.
+        deliveries: Deliveries that are committed.
+
+    Raises:
+        psycopg.Error: The database cannot say.
+    """
+    before = tracker.generation
+    with tracker.transaction(connection) as seen:
+        if tracker.generation != before:
+            for delivery in deliveries:
+                seen.look(delivery.source, sorted(delivery.events, key=partition))

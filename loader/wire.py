@@ -1,0 +1,93 @@
+"""One COPY after the other over a connection, driven by the event loop.
+
+A thread would have to be woken for each step, and wait for the interpreter each time: for a batch of a few dozen events
+that takes longer than the database does. The steps here are libpq's own for a program that does not wait:
+https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import psycopg
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+_Done = Callable[[Exception | None], None]
+
+
+class Wire:
+    """Copies data over a connection that nobody else uses meanwhile.
+
+    Args:
+        connection: A connection in autocommit, so that each COPY is a transaction of its own.
+        loop: The event loop, in whose thread every method is called.
+    """
+
+    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop) -> None:
+        self.connection = connection
+        self._loop = loop
+        self._pgconn: PGconn = connection.pgconn
+        self._socket = -1
+        self._data: bytes | None = None
+        self._error: Exception | None = None
+        self._done: _Done = lambda _: None
+
+    def copy(self, statement: bytes, data: bytes, done: _Done) -> None:
+        """Copy data.
+
+        Args:
+            statement: The COPY.
+            data: All of it, in the format the statement names.
+            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
+        """
+        self._data, self._error, self._done = data, None, done
+        try:
+            self._socket = self._pgconn.socket
+            self._pgconn.send_query(statement)
+        except psycopg.Error as error:
+            self._end(error)
+            return
+        self._loop.add_reader(self._socket, self._read)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what libpq holds; what the socket does not take now is sent when it does."""
+        try:
+            if self._pgconn.flush():
+                self._loop.add_writer(self._socket, self._flush)
+            else:
+                self._loop.remove_writer(self._socket)
+        except psycopg.Error as error:
+            self._end(error)
+
+    def _read(self) -> None:
+        """Go on with what the server has answered."""
+        try:
+            self._pgconn.consume_input()
+            while not self._pgconn.is_busy():
+                result = self._pgconn.get_result()
+                if result is None:
+                    self._end(self._error)
+                    return
+                if result.status == ExecStatus.COPY_IN and self._data is not None:
+                    data, self._data = self._data, None
+                    self._pgconn.put_copy_data(data)
+                    self._pgconn.put_copy_end()
+                    self._flush()
+                    return
+                if result.status != ExecStatus.COMMAND_OK:
+                    self._error = self._error or _failure(result)
+        except psycopg.Error as error:
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._socket >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket = -1
+        done, self._done = self._done, lambda _: None
+        done(error)
+
+
+def _failure(result: PGresult) -> psycopg.Error:
+    return psycopg.DatabaseError(result.error_message.decode(errors="replace"))
