@@ -251,7 +251,7 @@ class Collector:
 
     def _with_addresses(self, scope: Scope, calls: list[Call]) -> list[Call]:
         client_side = any(name == b"origin" for name, _ in scope["headers"])
-        if not client_side and not any([b'"direct"' in call.line for call in calls]):
+        if not client_side and not any(b'"direct"' in call.line for call in calls):
             return calls
         address = client_address(scope, self._trusted)
         return [with_address(call, address, client_side=client_side) for call in calls] if address else calls

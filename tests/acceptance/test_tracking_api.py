@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from segment.analytics.client import Client
+from segment.analytics.request import APIError
 
 from loader.database import open_database
 from loader.sources import add_key, list_keys, revoke_key
@@ -366,3 +368,40 @@ def test_what_a_library_says_of_itself_is_taken_and_dropped(entrance: Entrance) 
     """analytics.js sends it without a key."""
     assert_taken(entrance.collector.post("/v1/m", {"series": []}))
     assert entrance.landed() == entrance.refused() == []
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_segments_own_library_needs_no_more_than_another_host(entrance: Entrance, compressed: bool) -> None:
+    """Its calls of every kind land, and it is told of no error."""
+    errors: list[Exception] = []
+    client = Client(
+        entrance.key,
+        host=f"http://127.0.0.1:{entrance.collector.port}",
+        gzip=compressed,
+        on_error=lambda error, _: errors.append(error),
+    )
+    client.track("u1", "Email Opened", {"campaignId": 4310021})
+    client.identify("u1", {"plan": "free"})
+    client.page("u1", "News", "Home")
+    client.screen("u1", "News", "Home")
+    client.group("u1", "g1")
+    client.alias("u0", "u1")
+    client.shutdown()
+    assert errors == []
+    assert sorted(entrance.landed("payload ->> 'type'")) == sorted(KINDS.values())
+    assert all(sent_at for sent_at in entrance.landed("payload ->> 'sentAt'"))
+
+
+def test_segments_own_library_gives_up_what_can_never_land(entrance: Entrance) -> None:
+    """It reads code and message of the answer, and does not repeat for minutes what is refused."""
+    errors: list[Exception] = []
+    client = Client(
+        "unknown",
+        host=f"http://127.0.0.1:{entrance.collector.port}",
+        on_error=lambda error, _: errors.append(error),
+    )
+    client.track("u1", "Email Opened")
+    client.shutdown()
+    [error] = errors
+    assert isinstance(error, APIError)
+    assert (error.status, error.code) == (401, "invalid_write_key")

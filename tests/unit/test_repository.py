@@ -12,6 +12,8 @@ import yaml
 
 import loader
 from loader.cli import main
+from loader.events import Reason
+from loader.metrics import registry
 from loader.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +62,13 @@ def test_the_readme_lists_the_settings_as_they_are() -> None:
     """Name, description and default of each, in the order of `loader --help`."""
     rows = re.findall(r"^\| `((?:LOADER_|DATABASE_URL)\w*)` \| (.*?) \| (?:(.*?) )?\|$", README, re.MULTILINE)
     assert rows == [(name, text, default) for name, default, text in describe()]
+
+
+def test_the_operations_explain_every_reason_and_every_metric() -> None:
+    """Whoever meets one finds it there, with the metrics' names as Prometheus shows them."""
+    operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    counted = [f"{each.name}_total" if each.type == "counter" else each.name for each in registry.collect()]
+    assert [name for name in [*Reason, *counted] if f"`{name}`" not in operations] == []
 
 
 def test_the_readme_and_the_ci_use_the_targets_everybody_has() -> None:

@@ -1,0 +1,80 @@
+"""Logs: one form for everything, and nothing in them that somebody has sent."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from loader.logs import configure_logs
+
+SECRET = "ada@example.com"
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what was written to it."""
+
+    def isatty(self) -> bool:
+        """Say that a person reads it."""
+        return True
+
+
+@pytest.fixture(params=[io.StringIO, Terminal], ids=["file", "terminal"])
+def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is logged, to a file or to a terminal."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level, logging.getLogger("loader").level)
+    stream: io.StringIO = request.param()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logs()
+    yield stream
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    logging.getLogger("loader").setLevel(before[2])
+    structlog.reset_defaults()
+
+
+def fail() -> None:
+    """Raise an error that quotes what was sent, because of another one that does."""
+    try:
+        {}[SECRET]
+    except KeyError as error:
+        raise ValueError(f"cannot read {SECRET}") from error
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
+def test_an_error_is_told_by_its_kind_and_place_and_not_by_its_words(written: io.StringIO, foreign: bool) -> None:
+    """Of its causes too; in our own log and in those of the libraries."""
+    try:
+        fail()
+    except ValueError:
+        if foreign:
+            logging.getLogger("uvicorn.error").exception("it failed")
+        else:
+            structlog.get_logger("loader").exception("it failed")
+    text = written.getvalue()
+    assert SECRET not in text
+    assert "it failed" in text
+    assert "ValueError" in text
+    assert "KeyError" in text
+    assert f"{__file__}:" in text
+
+
+def test_lines_are_json_unless_a_person_reads_them(written: io.StringIO) -> None:
+    """Each with its time and level."""
+    structlog.get_logger("loader").info("it happened", number=3)
+    logging.getLogger("uvicorn.error").warning("so did that")
+    structlog.get_logger("loader").debug("nobody asked")
+    lines = written.getvalue().splitlines()
+    assert len(lines) == 2
+    if written.isatty():
+        assert "it happened" in lines[0]
+        assert "so did that" in lines[1]
+        return
+    first, second = map(json.loads, lines)
+    assert (first["event"], first["number"], first["level"]) == ("it happened", 3, "info")
+    assert (second["event"], second["level"]) == ("so did that", "warning")
+    assert first["timestamp"] <= second["timestamp"]
