@@ -1,12 +1,11 @@
 """Lands what a collector's senders have sent: many deliveries in one transaction.
 
 Nearly always there is nothing to do for them but to copy their events, since events like them have landed before and all
-that they are made of is recorded. Then one COPY is the whole transaction; `usual_copy` says when, and makes it. Everything
-else, refused messages and new properties among it, takes a transaction of several steps.
+that they are made of is recorded. Then one COPY is the whole transaction: `usual_rows` says when, and makes its rows.
+Everything else, refused messages and new properties among it, takes a transaction of several steps.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import psycopg
@@ -14,51 +13,33 @@ import psycopg
 from loader.catalog import Seen, Tracker
 from loader.events import Delivery, Event, Refused
 from loader.landing import Landed, land
-from loader.rows import END, HEADER, copy_statement, partition, rows_of
+from loader.rows import END, HEADER, partition, rows_of
 
 
-@dataclass(frozen=True)
-class UsualCopy:
-    """A COPY that is all there is to do for some deliveries.
-
-    Attributes:
-        statement: The statement.
-        data: What it copies.
-        rows: How many events.
-    """
-
-    statement: bytes
-    data: bytes
-    rows: int
-
-
-def usual_copy(tracker: Tracker, deliveries: Sequence[Delivery]) -> UsualCopy | None:
-    """Make the COPY of deliveries with nothing new about them, without asking the database.
+def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery]) -> bytes | None:
+    """Make the rows of deliveries with nothing new about them, without asking the database.
 
     Args:
         tracker: What is known of the events so far.
         deliveries: The deliveries.
 
     Returns:
-        The COPY; None when there is more to do.
+        What `COPY` takes; None when there is more to do, or no event.
     """
     by_source: dict[str, list[Event]] = {}
-    received = False
     for delivery in deliveries:
         if delivery.refused:
             return None
-        for event in delivery.events:
-            received = received or event.received_at is not None
         by_source.setdefault(delivery.source, []).extend(delivery.events)
-    now = deliveries[-1].received_at if received else None
+    if not any(by_source.values()):
+        return None
     pieces = [HEADER]
     for source, events in by_source.items():
         events.sort(key=partition)
         if not tracker.is_usual(source, events):
             return None
-        pieces.append(rows_of(source, events, now))
-    pieces.append(END)
-    return UsualCopy(copy_statement(now).encode(), b"".join(pieces), sum(map(len, by_source.values())))
+        pieces.append(rows_of(source, events, deliveries[-1].received_at))
+    return b"".join([*pieces, END])
 
 
 def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
@@ -102,7 +83,7 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
 
 
 def look_again(connection: psycopg.Connection, tracker: Tracker, deliveries: Iterable[Delivery]) -> None:
-    """Make sure that what deliveries are made of is recorded, after they have landed by a `usual_copy`.
+    """Make sure that what deliveries are made of is recorded, after they landed by a COPY alone.
 
     That they held nothing new was so by what was recorded when the tracker last looked. Should the record have been made
     again since (`loader rescan`), they are looked at once more. A rescan that commits after this looks at them itself.

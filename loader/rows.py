@@ -17,6 +17,9 @@ _COPY_RECEIVED: LiteralString = (
     "copy raw.events (source, collection, received_at, message_id, payload) from stdin (format binary)"
 )
 
+# Of rows that all have a time.
+COPY = _COPY_RECEIVED.encode()
+
 # What stands before and after the rows.
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
@@ -82,3 +85,4 @@ def _beginning(source: str, collection: str | None, now: datetime | None) -> byt
             b"" if now is None else _LENGTH(8),
         ]
     )
+

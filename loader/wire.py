@@ -1,4 +1,4 @@
-"""One COPY after the other over a connection, driven by the event loop.
+"""COPYs over a connection of their own, driven by the event loop.
 
 A thread would have to be woken for each step, and wait for the interpreter each time: for a batch of a few dozen events
 that takes longer than the database does. The steps here are libpq's own for a program that does not wait:
@@ -6,28 +6,39 @@ https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
 """
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
+from loader.connection import cut
+
 _Done = Callable[[Exception | None], None]
 
 
 class Wire:
-    """Copies data over a connection that nobody else uses meanwhile.
+    """One COPY at a time; every method but the first is called in the event loop's thread.
 
     Args:
         connection: A connection in autocommit, so that each COPY is a transaction of its own.
-        loop: The event loop, in whose thread every method is called.
+        loop: The event loop.
+        seconds: How long the server may take for a COPY.
+
+    Attributes:
+        is_busy: A COPY is under way.
     """
 
-    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop) -> None:
-        self.connection = connection
-        self._loop = loop
+    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self.is_busy = False
+        self._connection = connection
         self._pgconn: PGconn = connection.pgconn
+        self._loop = loop
+        self._seconds = seconds
         self._socket = -1
+        self._deadline = float("inf")
         self._data: bytes | None = None
         self._error: Exception | None = None
         self._done: _Done = lambda _: None
@@ -40,15 +51,33 @@ class Wire:
             data: All of it, in the format the statement names.
             done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
         """
+        self.is_busy = True
+        self._deadline = time.monotonic() + self._seconds
         self._data, self._error, self._done = data, None, done
         try:
             self._socket = self._pgconn.socket
             self._pgconn.send_query(statement)
         except psycopg.Error as error:
-            self._end(error)
+            # Not at once: nobody expects to be told before this returns.
+            self._loop.call_soon(self._end, error)
             return
         self._loop.add_reader(self._socket, self._read)
         self._flush()
+
+    def watch(self) -> bool:
+        """Cut the connection when the server has taken too long; say whether it has."""
+        if time.monotonic() < self._deadline:
+            return False
+        self._deadline = float("inf")
+        cut(self._connection)
+        return True
+
+    def close(self) -> None:
+        """Close the connection; a COPY under way fails."""
+        if self.is_busy:
+            self._end(psycopg.OperationalError("closed"))
+        with suppress(psycopg.Error):
+            self._connection.close()
 
     def _flush(self) -> None:
         """Send what libpq holds; what the socket does not take now is sent when it does."""
@@ -85,6 +114,8 @@ class Wire:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket = -1
+        self._deadline = float("inf")
+        self.is_busy = False
         done, self._done = self._done, lambda _: None
         done(error)
 

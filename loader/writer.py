@@ -22,10 +22,11 @@ import structlog
 from loader import metrics
 from loader.catalog import Tracker
 from loader.connection import cut, time_limit
-from loader.deliveries import land_deliveries, land_parts, look_again, usual_copy
+from loader.deliveries import land_deliveries, land_parts, look_again, usual_arrays
 from loader.errors import LoaderError, SpoolError, UnavailableError
 from loader.events import Delivery
 from loader.landing import Landed
+from loader.rows import INSERT
 from loader.spool import Part, Spool
 from loader.wire import Wire
 
@@ -162,47 +163,46 @@ class Writer:
         return future
 
     def _send(self) -> None:
-        """Send what has gathered on its way."""
+        """Send what has gathered on its way: over the wire as long as there is nothing else to do."""
+        wire = self._wire
+        # The writing thread rests as long as no batch is in its queue, so the connection is ours.
+        if self._spooling or wire is None or time.monotonic() - self._checked > _CHECK_SECONDS:
+            self._batches.put(self._take(BATCH_BYTES))
+            return
+        batch = self._take(WIRE_BYTES)
+        deliveries = [delivery for delivery, _, _ in batch]
+        arrays = usual_arrays(self._tracker, deliveries)
+        if arrays is None:
+            self._batches.put(batch)
+            return
+        started = time.monotonic()
+        self._deadline = started + self._commit_seconds
+
+        def done(error: Exception | None) -> None:
+            """Answer what has gone over the wire, or leave it to the thread to find out what is wrong."""
+            self._deadline = float("inf")
+            if error is not None:
+                # Should it have landed all the same, its ids make it one.
+                self._batches.put(batch)
+                return
+            self._unchecked += deliveries
+            _count(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
+            self._written(batch, None)
+
+        assert self._loop is not None  # noqa: S101 - started
+        wire.execute(self._loop, arrays, done)
+
+    def _take(self, limit: int) -> list[_Waiting]:
         size = 0
         count = 0
         for _, each, _ in self._waiting:
             size += each
             count += 1
-            if size >= BATCH_BYTES:
+            if size >= limit:
                 break
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         metrics.queue_bytes.set(self._queued)
-        if size > WIRE_BYTES or not self._copy(batch):
-            self._batches.put(batch)
-
-    def _copy(self, batch: list[_Waiting]) -> bool:
-        """Send a batch over the wire, if that is all there is to do for it."""
-        assert self._loop is not None  # noqa: S101 - started
-        connection = self._connection
-        # The writing thread rests as long as no batch is in its queue, so the connection is ours.
-        if self._spooling or connection is None or time.monotonic() - self._checked > _CHECK_SECONDS:
-            return False
-        deliveries = [delivery for delivery, _, _ in batch]
-        copy = usual_copy(self._tracker, deliveries)
-        if copy is None or not copy.rows:
-            return False
-        if self._wire is None or self._wire.connection is not connection:
-            self._wire = Wire(connection, self._loop)
-        started = time.monotonic()
-        self._deadline = started + self._commit_seconds
-
-        def done(error: Exception | None) -> None:
-            self._deadline = float("inf")
-            if error is not None:
-                # The thread finds out what is wrong; should it have landed after all, its ids make it one.
-                self._batches.put(batch)
-                return
-            self._unchecked += deliveries
-            _count(Landed(copy.rows), time.monotonic() - started)
-            self._written(batch, None)
-
-        self._wire.copy(copy.statement, copy.data, done)
-        return True
+        return batch
 
     def _written(self, batch: list[_Waiting], error: Exception | None) -> None:
         """Answer a batch, and send the next."""
@@ -295,6 +295,7 @@ class Writer:
             with contextlib.suppress(psycopg.Error, OSError):
                 self._connection.close()
             self._connection = None
+            self._wire = None
 
     def _append(self, deliveries: list[Delivery]) -> None:
         self._spool.append([delivery.with_times() for delivery in deliveries])
@@ -348,6 +349,7 @@ class Writer:
     def _drain_into(self, connection: psycopg.Connection) -> bool:
         """Land what is in the spool, part by part; False when it was interrupted by the end of the process."""
         with time_limit(connection, self._commit_seconds):
+            wire = Wire(connection, INSERT)
             connection.execute(_FORGET)
             positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
         with self._mode:
@@ -367,6 +369,7 @@ class Writer:
                     part = self._spool.next_part(BATCH_BYTES)
                 if part is None:
                     self._connection = connection
+                    self._wire = wire
                     self._tracker = tracker
                     self._spooling = False
                     metrics.database_up.set(1)
