@@ -169,6 +169,7 @@ class Tracker:
         missing = [name for name in collections if (source, name) not in self.shapes]
         if len(self.shapes) + len(missing) > _REMEMBERED:
             self._forget()
+            missing = list(collections)
         untracked: dict[str, bool] = dict(connection.execute(_RECORDED_COLLECTIONS, (source, missing)).fetchall())
         properties: dict[str, list[tuple[list[str], list[str]]]] = {name: [] for name in missing}
         for name, path, types in connection.execute(_RECORDED_PROPERTIES, (source, missing)):

@@ -15,7 +15,7 @@ from loader.settings import Settings
 from loader.sources import add_key
 from tests.sending import assert_landed, load, wait_until_drained
 from tests.serving import serving
-from tests.warehouse import law, run
+from tests.warehouse import law, run, wait_until
 
 # Answers between one kill and the next: at least so many, and a number more that is drawn.
 BETWEEN = 20
@@ -33,7 +33,8 @@ def own(home: Path) -> Iterator[Settings]:
 
 
 def kill_database(settings: Settings) -> None:
-    """Kill the server's main process; its others notice that and end."""
+    """Kill the server's main process, once it is there again; its others notice that and end."""
+    wait_until(EmbeddedServer(settings.home).is_running, "the server to be started again")
     [file] = settings.home.glob("embedded/**/postmaster.pid")
     os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
 

@@ -56,6 +56,18 @@ def collections(connection: psycopg.Connection, columns: str = "source, collecti
     return connection.execute(f"select {columns} from raw.collections order by number").fetchall()
 
 
+def test_more_collections_than_are_remembered_can_land(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten to make room is read again for those that land, also where only some of them are new."""
+    monkeypatch.setattr("loader.catalog._REMEMBERED", 2)
+    tracker = Tracker()
+    for round_, names in enumerate(["ab", "bc", "abc", "c"]):
+        landed = land_lines(connection, [call(f"{name}{round_}", {"a": 1}, event=name) for name in names], tracker)
+        assert landed.rows == len(names)
+    assert [row[0] for row in collections(connection, "collection")] == ["a", "b", "c"]
+
+
 def test_landing_records_what_events_are_made_of(connection: psycopg.Connection) -> None:
     """Each collection once, each value below properties and context once, in order, with its column and types."""
     first = {"campaignId": 1, "email": "a@b.c", "dataFields": {"at": "2019-07-08T18:33:25Z", "tags": [1]}, "no": None}

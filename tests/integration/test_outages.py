@@ -189,6 +189,25 @@ def test_a_drain_whose_answer_is_lost_is_not_repeated(
     assert ids(connection) == ["first", "second", "third", "fourth"]
 
 
+def test_nothing_stays_behind_when_the_database_is_back_at_once(
+    beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Whoever turns to the spool while somebody else finds it empty: no event lies there that nobody drains."""
+    with under_load(beyond, key) as (collector, sent):
+        for _ in range(40):
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and application_name = 'loader' and pid <> pg_backend_pid()"
+            )
+            sent.wait_for(2)
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        sent.stop()
+        wait_until_drained(connection, sent)
+        assert spooled(beyond) == 0
+    assert sent.statuses.keys() == {200}
+    assert_landed(connection, sent)
+
+
 def test_events_keep_the_time_they_came_at(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
