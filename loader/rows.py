@@ -85,4 +85,3 @@ def _beginning(source: str, collection: str | None, now: datetime | None) -> byt
             b"" if now is None else _LENGTH(8),
         ]
     )
-

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from loader.connection import cut
@@ -64,13 +64,18 @@ class Wire:
         self._loop.add_reader(self._socket, self._read)
         self._flush()
 
-    def watch(self) -> bool:
-        """Cut the connection when the server has taken too long; say whether it has."""
-        if time.monotonic() < self._deadline:
-            return False
+    def is_late(self) -> bool:
+        """Say whether the server has taken too long."""
+        return time.monotonic() > self._deadline
+
+    def is_whole(self) -> bool:
+        """Say whether the connection can be used, now or when the COPY under way is done; from any thread."""
+        return self._pgconn.status == ConnStatus.OK
+
+    def cut(self) -> None:
+        """End a connection whose server takes too long: the COPY fails."""
         self._deadline = float("inf")
         cut(self._connection)
-        return True
 
     def close(self) -> None:
         """Close the connection; a COPY under way fails."""

@@ -1,8 +1,9 @@
 """Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
 
 There is no timer. While one batch is on its way to the database the next one gathers, and leaves when the first is
-back: alone, a delivery waits for nobody; under load, hundreds share one COPY. The event loop sends it itself; what takes
-more than that is done in a thread, and whatever goes wrong is.
+back: alone, a delivery waits for nobody; under load, hundreds share one COPY. The event loop sends it itself, over one of
+two wires, so that one batch is copied while the other is committed. What takes more than a COPY is done in a thread, and
+so is whatever goes wrong.
 
 When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
 been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
@@ -10,9 +11,9 @@ been drained: what came first lands first. Only the database's word that a row i
 
 import asyncio
 import contextlib
-import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -21,42 +22,25 @@ import structlog
 
 from loader import metrics
 from loader.catalog import Tracker
-from loader.connection import cut, time_limit
-from loader.deliveries import land_deliveries, land_parts, look_again, usual_arrays
-from loader.errors import LoaderError, SpoolError, UnavailableError
+from loader.connection import cut
+from loader.deliveries import land_deliveries, look_again, usual_rows
+from loader.draining import AWAY, BATCH_BYTES, Draining, count_landed, describe
+from loader.errors import SpoolError, UnavailableError
 from loader.events import Delivery
 from loader.landing import Landed
-from loader.rows import INSERT
-from loader.spool import Part, Spool
+from loader.rows import COPY
+from loader.spool import Spool
 from loader.wire import Wire
 
-# What one transaction takes at most: beyond this, a larger one is not faster.
-BATCH_BYTES = 4_000_000
-
-# A larger one is not worth a place in the event loop.
+# A larger batch is not worth a place in the event loop.
 WIRE_BYTES = 1_000_000
+WIRES = 2
 
-# How long it may go unnoticed that the record of the events has been made again.
-_CHECK_SECONDS = 0.2
+# How long it may go unnoticed that the record of the events has been made again, or that the database says nothing.
+_WATCH_SECONDS = 0.2
 
-# What the database may take for a part of the spool, for which nobody waits.
-_DRAIN_SECONDS = 60.0
-
-# Between attempts to reach a database that is away.
-_FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
-
-_SPOOLS = "select segment, byte_offset from raw.spools"
-_ADVANCE = """
-    insert into raw.spools (segment, byte_offset) values (%(segment)s, %(end)s)
-    on conflict (segment) do update set byte_offset = excluded.byte_offset, updated_at = now()
-    where spools.byte_offset = %(offset)s
-"""
-# A segment that is drained is deleted, so what nothing has moved for long is none any more.
-_FORGET = "delete from raw.spools where updated_at < now() - interval '1 year'"
-
-# What says that the database could not do it, as opposed to a mistake of ours.
-_AWAY = (psycopg.Error, LoaderError, OSError)
+# How long the end waits for a thread that waits for the database.
+_JOIN_SECONDS = 60.0
 
 log = structlog.get_logger("loader")
 
@@ -64,7 +48,7 @@ _Waiting = tuple[Delivery, int, asyncio.Future[None]]
 
 
 class Writer:
-    """Writes deliveries, in a thread of its own; its methods are for the event loop's.
+    """Writes deliveries; its methods are for the event loop's thread.
 
     Args:
         connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
@@ -80,25 +64,26 @@ class Writer:
         self._spool = spool
         self._queue_bytes = queue_bytes
         self._commit_seconds = commit_seconds
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
         self._queued = 0
-        self._busy = False
+        self._sending = False
+        self._wires: list[Wire] = []
+        # Batches the writing thread has, or will have next.
+        self._threaded = 0
         self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._connection: psycopg.Connection | None = None
-        self._draining: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._tracker = Tracker()
-        self._wire: Wire | None = None
-        # What has gone over the wire since somebody made sure that it held nothing new.
-        self._unchecked: list[Delivery] = []
-        self._checked = time.monotonic()
+        # What has landed by wire since somebody made sure that it held nothing new.
+        self._unchecked: deque[Delivery] = deque()
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
-        self._spooling = False
-        self._stopping = threading.Event()
+        self._spooling = True
+        self._draining = self._new_draining()
         self._threads: list[threading.Thread] = []
+        self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def spooling(self) -> bool:
@@ -110,10 +95,9 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         if self._spool.adopt():
             log.info("an earlier process has left events in the spool", bytes=self._spool.size)
-        self._spooling = True
         self._start_thread(self._write)
-        self._start_thread(self._drain)
-        self._watch = self._loop.create_task(self._watch_deadline())
+        self._start_thread(self._draining.run)
+        self._watching = self._loop.create_task(self._watch())
 
     async def reached_database(self, seconds: float) -> bool:
         """Wait until deliveries go to the database; say whether they do."""
@@ -125,19 +109,17 @@ class Writer:
 
     async def stop(self) -> None:
         """End when everything that was submitted is written; what is in the spool stays there."""
-        self._stopping.set()
-        while self._waiting or self._busy:
+        self._stopping = True
+        while self._waiting or self._threaded or any(wire.is_busy for wire in self._wires):
             await asyncio.sleep(0.01)
         self._batches.put(None)
-        if draining := self._draining:
-            # A part on its way is left to the next process, which learns from the database whether it has landed.
-            cut(draining)
+        self._draining.stop()
         for thread in self._threads:
-            await asyncio.to_thread(thread.join, _DRAIN_SECONDS)
-        if self._watch:
-            self._watch.cancel()
-        if self._connection:
-            self._connection.close()
+            await asyncio.to_thread(thread.join, _JOIN_SECONDS)
+        if self._watching:
+            self._watching.cancel()
+        self._close_wires(self._wires)
+        self._disconnect()
         self._spool.close()
 
     def submit(self, delivery: Delivery) -> asyncio.Future[None]:
@@ -156,55 +138,67 @@ class Writer:
         future: asyncio.Future[None] = self._loop.create_future()
         self._queued += size
         self._waiting.append((delivery, size, future))
-        if not self._busy:
-            self._busy = True
+        if not self._sending:
+            self._sending = True
             # Not at once: requests that arrived together are to leave together.
             self._loop.call_soon(self._send)
         return future
 
     def _send(self) -> None:
-        """Send what has gathered on its way: over the wire as long as there is nothing else to do."""
-        wire = self._wire
-        # The writing thread rests as long as no batch is in its queue, so the connection is ours.
-        if self._spooling or wire is None or time.monotonic() - self._checked > _CHECK_SECONDS:
-            self._batches.put(self._take(BATCH_BYTES))
-            return
-        batch = self._take(WIRE_BYTES)
-        deliveries = [delivery for delivery, _, _ in batch]
-        arrays = usual_arrays(self._tracker, deliveries)
-        if arrays is None:
-            self._batches.put(batch)
-            return
-        started = time.monotonic()
-        self._deadline = started + self._commit_seconds
-
-        def done(error: Exception | None) -> None:
-            """Answer what has gone over the wire, or leave it to the thread to find out what is wrong."""
-            self._deadline = float("inf")
-            if error is not None:
-                # Should it have landed all the same, its ids make it one.
-                self._batches.put(batch)
+        """Send what has gathered on its way, as long as there is a way for it."""
+        self._sending = False
+        while self._waiting:
+            wires = [] if self._spooling else self._wires
+            wire = next((wire for wire in wires if not wire.is_busy), None)
+            if wire:
+                batch = self._take(WIRE_BYTES)
+                rows = usual_rows(self._tracker, [delivery for delivery, _, _ in batch])
+                if rows is None:
+                    self._leave_to_thread(batch)
+                else:
+                    self._copy(wire, batch, rows)
+            elif wires or self._threaded:
+                # It gathers until one of those under way is back.
                 return
-            self._unchecked += deliveries
-            _count(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
-            self._written(batch, None)
-
-        assert self._loop is not None  # noqa: S101 - started
-        wire.execute(self._loop, arrays, done)
+            else:
+                self._leave_to_thread(self._take(BATCH_BYTES))
 
     def _take(self, limit: int) -> list[_Waiting]:
+        batch = []
         size = 0
-        count = 0
-        for _, each, _ in self._waiting:
-            size += each
-            count += 1
-            if size >= limit:
-                break
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        while self._waiting and size < limit:
+            batch.append(self._waiting.popleft())
+            size += batch[-1][1]
         metrics.queue_bytes.set(self._queued)
         return batch
 
+    def _copy(self, wire: Wire, batch: list[_Waiting], rows: bytes) -> None:
+        started = time.monotonic()
+
+        def done(error: Exception | None) -> None:
+            if wire not in self._wires:
+                wire.close()
+            if error is not None:
+                # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
+                self._leave_to_thread(batch)
+                return
+            deliveries = [delivery for delivery, _, _ in batch]
+            self._unchecked += deliveries
+            count_landed(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
+            self._answer(batch, None)
+
+        wire.copy(COPY, rows, done)
+
+    def _leave_to_thread(self, batch: list[_Waiting]) -> None:
+        self._threaded += 1
+        self._batches.put(batch)
+
     def _written(self, batch: list[_Waiting], error: Exception | None) -> None:
+        """Go on after a batch the thread had."""
+        self._threaded -= 1
+        self._answer(batch, error)
+
+    def _answer(self, batch: list[_Waiting], error: Exception | None) -> None:
         """Answer a batch, and send the next."""
         for _, size, future in batch:
             self._queued -= size
@@ -217,20 +211,32 @@ class Writer:
                 # Nobody may be there any more to look at it, which is no error of its own.
                 future.exception()
         metrics.queue_bytes.set(self._queued)
-        if self._waiting:
-            self._send()
-        else:
-            self._busy = False
+        self._send()
 
-    async def _watch_deadline(self) -> None:
-        """Cut the connection of a database that takes a batch and never answers."""
+    def _close_wires(self, wires: list[Wire]) -> None:
+        """Close wires that are not in use any more; one that is busy is closed when it is done."""
+        for wire in wires:
+            if not wire.is_busy:
+                wire.close()
+
+    async def _watch(self) -> None:
+        """Cut the connection of a database that takes a batch and never answers; have the thread check now and then."""
         while True:
-            await asyncio.sleep(min(self._commit_seconds / 4, 1.0))
+            await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
+            late = [wire for wire in self._wires if wire.is_late()]
             connection = self._connection
             if time.monotonic() > self._deadline and connection and not connection.closed:
-                log.warning("the database has not answered in time", seconds=self._commit_seconds)
                 self._deadline = float("inf")
                 cut(connection)
+            elif not late and self._unchecked and not self._threaded and not self._spooling:
+                self._leave_to_thread([])
+                continue
+            else:
+                for wire in late:
+                    wire.cut()
+                if not late:
+                    continue
+            log.warning("the database has not answered in time", seconds=self._commit_seconds)
 
     # From here on: the writing thread.
 
@@ -261,7 +267,7 @@ class Writer:
                 return
         try:
             self._land(deliveries)
-        except _AWAY as error:
+        except AWAY as error:
             log.warning("the database is away, events go to the spool", reason=describe(error))
             with self._mode:
                 # One step: the draining thread, too, must find these in the spool before it finds it empty.
@@ -274,39 +280,61 @@ class Writer:
         started = time.monotonic()
         self._deadline = started + self._commit_seconds
         try:
+            self._check(connection)
             if any(delivery.events or delivery.refused for delivery in deliveries):
-                self._check(connection)
                 landed = land_deliveries(connection, self._tracker, deliveries)
-                _count(landed, time.monotonic() - started)
-            else:
+                count_landed(landed, time.monotonic() - started)
+            elif deliveries:
                 # A probe: only a server that can write gives out a transaction id.
                 connection.execute("select pg_current_xact_id()")
+            self._mend_wires()
         finally:
             self._deadline = float("inf")
 
     def _check(self, connection: psycopg.Connection) -> None:
-        """Make sure that what has gone over the wire held nothing new."""
-        look_again(connection, self._tracker, self._unchecked)
-        self._unchecked = []
-        self._checked = time.monotonic()
+        """Make sure that what has landed by wire held nothing new."""
+        deliveries = [self._unchecked.popleft() for _ in range(len(self._unchecked))]
+        if not deliveries:
+            return
+        try:
+            look_again(connection, self._tracker, deliveries)
+        except BaseException:
+            self._unchecked.extendleft(reversed(deliveries))
+            raise
+
+    def _mend_wires(self) -> None:
+        """Put new wires in the place of broken ones, now that the database is known to be there."""
+        if all(wire.is_whole() for wire in self._wires):
+            return
+        kept = [wire for wire in self._wires if wire.is_whole()]
+        self._wires = kept + [self._new_wire() for _ in range(WIRES - len(kept))]
+
+    def _new_wire(self) -> Wire:
+        assert self._loop is not None  # noqa: S101 - started
+        return Wire(self._connect(), self._loop, self._commit_seconds)
 
     def _disconnect(self) -> None:
         if self._connection:
             with contextlib.suppress(psycopg.Error, OSError):
                 self._connection.close()
             self._connection = None
-            self._wire = None
 
     def _append(self, deliveries: list[Delivery]) -> None:
-        self._spool.append([delivery.with_times() for delivery in deliveries])
-        metrics.spooled_events.inc(sum(len(delivery.events) for delivery in deliveries))
-        metrics.spool_bytes.set(self._spool.size)
+        if deliveries:
+            self._spool.append([delivery.with_times() for delivery in deliveries])
+            metrics.spooled_events.inc(sum(len(delivery.events) for delivery in deliveries))
+            metrics.spool_bytes.set(self._spool.size)
 
     def _begin_spooling(self) -> None:
+        assert self._loop is not None  # noqa: S101 - started
         self._disconnect()
+        wires, self._wires = self._wires, []
+        self._loop.call_soon_threadsafe(self._close_wires, wires)
         self._spooling = True
         metrics.database_up.set(0)
-        self._start_thread(self._drain)
+        if not self._stopping:
+            self._draining = self._new_draining()
+            self._start_thread(self._draining.run)
 
     def _start_thread(self, work: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -314,97 +342,21 @@ class Writer:
         self._threads.append(thread)
         thread.start()
 
-    # From here on: the thread that drains, while there is something to drain.
+    # From here on: the draining thread.
 
-    def _drain(self) -> None:
-        """Bring the database back, and the spool into it; then let deliveries go to the database again."""
-        pause = _FIRST_PAUSE
-        told = ""
-        while not self._stopping.is_set():
-            try:
-                connection = self._connect()
-                self._draining = connection
-                try:
-                    done = self._drain_into(connection)
-                except BaseException:
-                    connection.close()
-                    raise
-                finally:
-                    self._draining = None
-            except _AWAY as error:
-                reason = describe(error)
-                if reason != told and not self._stopping.is_set():
-                    log.warning("the spool cannot be drained yet", reason=reason)
-                    told = reason
-                self._stopping.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - so that processes do not march in step
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            except Exception:
-                log.exception("the spool could not be drained; trying again")
-                self._stopping.wait(_LONGEST_PAUSE)
-            else:
-                if not done:
-                    connection.close()
-                return
+    def _new_draining(self) -> Draining:
+        return Draining(self._connect, self._spool, self._mode, self._commit_seconds, self._end_spooling)
 
-    def _drain_into(self, connection: psycopg.Connection) -> bool:
-        """Land what is in the spool, part by part; False when it was interrupted by the end of the process."""
-        with time_limit(connection, self._commit_seconds):
-            wire = Wire(connection, INSERT)
-            connection.execute(_FORGET)
-            positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
-        with self._mode:
-            # Also for what this process has drained itself: it may not know whether its last part has landed.
-            self._spool.resume(positions)
-        # Not the writing thread's: nothing there may be in use here.
-        tracker = Tracker()
-        drained = 0
-        proven = False
-        while not self._stopping.is_set():
-            with self._mode:
-                part = self._spool.next_part(BATCH_BYTES)
-                if part and part.last and proven:
-                    # More may come while it lands, and under load that would never end. The database has just shown
-                    # that it takes parts, so the writing thread can wait for this one.
-                    drained += self._land_part(connection, tracker, part, self._commit_seconds)
-                    part = self._spool.next_part(BATCH_BYTES)
-                if part is None:
-                    self._connection = connection
-                    self._wire = wire
-                    self._tracker = tracker
-                    self._spooling = False
-                    metrics.database_up.set(1)
-                    metrics.spool_bytes.set(0)
-                    log.info("events go to the database", drained=drained)
-                    return True
-            drained += self._land_part(connection, tracker, part, _DRAIN_SECONDS)
-            proven = True
-        return False
-
-    def _land_part(self, connection: psycopg.Connection, tracker: Tracker, part: Part, seconds: float) -> int:
-        """Land a part of the spool and remember that, in one transaction; return how many events it had."""
-        started = time.monotonic()
-        with time_limit(connection, seconds), tracker.transaction(connection) as seen:
-            landed = land_parts(connection, part.deliveries, seen)
-            moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
-            if moved.rowcount != 1:
-                raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
-        _count(landed, time.monotonic() - started)
-        with self._mode:
-            self._spool.drained(part)
-            metrics.spool_bytes.set(self._spool.size)
-        return landed.rows
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in one line, with its SQLSTATE; none of a row's content is in it."""
-    if isinstance(error, psycopg.Error):
-        return f"{error.sqlstate or 'connection lost'}: {error.diag.message_primary or type(error).__name__}"
-    return " ".join(str(error).split())
-
-
-def _count(landed: Landed, seconds: float) -> None:
-    metrics.landed_events.inc(landed.rows)
-    metrics.batch_events.observe(landed.rows)
-    metrics.commit_seconds.observe(seconds)
-    for reason, number in landed.reasons.items():
-        metrics.quarantined.labels(reason).inc(number)
+    def _end_spooling(self, connection: psycopg.Connection, tracker: Tracker) -> None:
+        """Let deliveries go to the database again."""
+        wires: list[Wire] = []
+        try:
+            wires += (self._new_wire() for _ in range(WIRES))
+        except BaseException:
+            self._close_wires(wires)
+            raise
+        self._connection = connection
+        self._tracker = tracker
+        self._wires = wires
+        self._spooling = False
+        metrics.database_up.set(1)
