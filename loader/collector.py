@@ -70,6 +70,12 @@ _ALWAYS_TOLD = frozenset(
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
 
+# A body of more is not read at once.
+_SHORT_BYTES = 60_000
+
+# What a request of the short way does not have: a body to decompress, a browser behind it, somebody who waits to send.
+_ODD_HEADERS = frozenset({b"content-encoding", b"expect", b"origin", b"transfer-encoding", b"upgrade"})
+
 _Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 
 log = structlog.get_logger("loader")
@@ -102,7 +108,13 @@ class Collector:
         self._posts["/v1/m"] = ("/v1/m", self._ignore)
         self._posts["/webhooks/iterable"] = ("/webhooks/iterable", self._iterable)
         self._posts["/webhooks/segment"] = ("/webhooks/segment", self._segment)
+        # Those with a short way: the type of their call, none for a batch.
+        self._short = {
+            f"/v1/{name}": kind for pair in CALLS.items() for name, kind in zip(pair, pair[1:] * 2, strict=True)
+        }
+        self._short |= {f"/v1/{name}": "" for name in BATCHES}
         self._posts |= {f"{path}/": route for path, route in self._posts.items()}
+        self._short |= {f"{path}/": kind for path, kind in self._short.items()}
         self._documents = {
             "/health": self._health,
             "/ready": self._ready,
@@ -140,6 +152,56 @@ class Collector:
         metrics.count_request(name, answer.status)
         # The tracking API is also for browsers, on pages of any origin.
         await send_answer(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
+
+    def takes(self, scope: Scope) -> bool:
+        """Say whether a request may go the short way: a call of the tracking API, in a small body that is not compressed.
+
+        Args:
+            scope: The request, of which only the head may be there.
+        """
+        if scope["path"] not in self._short or scope["method"] != "POST":
+            return False
+        length = -1
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = int(value)
+            elif name in _ODD_HEADERS:
+                return False
+        return 0 <= length <= _SHORT_BYTES
+
+    def take(self, scope: Scope, body: bytes, answer: Callable[[Answer], None]) -> bool:
+        """Take a request that may go the short way, if there is nothing wrong with it.
+
+        Args:
+            scope: The request.
+            body: Its body.
+            answer: Called with the answer, now or later, if it was taken.
+
+        Returns:
+            Whether it was taken; otherwise nothing was done.
+        """
+        kind = self._short[scope["path"]]
+        source = self._keys.find(basic_key(scope))
+        if source is None or b'"direct"' in body:
+            return False
+        try:
+            calls = [read_call(body, kind, self._limits)] if kind else read_batch(body, self._limits)[1]
+        except BadRequestError:
+            return False
+        events, refused = parse_calls(calls, 1)
+        if refused and (kind or not events):
+            return False
+
+        def done(error: UnavailableError | None) -> None:
+            answered = SUCCESS if error is None else unavailable(str(error)).answer
+            metrics.count_request(f"/v1/{kind or 'batch'}", answered.status)
+            answer(answered)
+
+        try:
+            self._writer.submit(Delivery(source, TRACKING, events, refused, datetime.now(UTC)), done)
+        except UnavailableError:
+            return False
+        return True
 
     async def _other(self, path: str, method: str) -> Answer:
         if path in self._posts and method == "OPTIONS":
@@ -189,9 +251,8 @@ class Collector:
                 unknown = error
                 continue
             if source is not None:
-                deliveries.append(self._submit(source, TRACKING, *parse_calls(theirs, 1)))
-        for delivery in deliveries:
-            await delivery
+                deliveries.append(self._store(source, TRACKING, *parse_calls(theirs, 1)))
+        await asyncio.gather(*deliveries)
         # Those whose key is known are safe all the same.
         if unknown:
             raise unknown
@@ -233,7 +294,7 @@ class Collector:
 
     async def _ready(self) -> Answer:
         """Try to make something durable, on the way events go."""
-        await self._writer.submit(Delivery("", "", [], [], datetime.now(UTC)))
+        await self._writer.write(Delivery("", "", [], [], datetime.now(UTC)))
         into = "spool" if self._writer.spooling else "database"
         return Answer(200, msgspec.json.encode({"status": "ready", "writing_to": into}))
 
@@ -260,13 +321,13 @@ class Collector:
         """Store what one request has brought, and say what is wrong when none of it is an event."""
         if not events and not refused:
             raise RefusedError(400, "bad_request", "The body holds no event.")
-        await self._submit(source, entrance, events, refused)
+        await self._store(source, entrance, events, refused)
         if not events and not (self._settings.segment_answers and refused[0].reason not in _ALWAYS_TOLD):
             raise RefusedError(400, refused[0].reason, refused[0].detail)
         return SUCCESS
 
-    def _submit(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> asyncio.Future[None]:
-        return self._writer.submit(Delivery(source, entrance, events, refused, datetime.now(UTC)))
+    async def _store(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> None:
+        await self._writer.write(Delivery(source, entrance, events, refused, datetime.now(UTC)))
 
     async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> RefusedError:
         """Put a body nobody can read in quarantine, when it is known whose it is."""
@@ -274,7 +335,7 @@ class Collector:
         key = key or written
         source = await self._source(key) if key else None
         if source is not None and body.strip():
-            await self._submit(source, entrance, [], [Refused(body, 1, error.code, error.message)])
+            await self._store(source, entrance, [], [Refused(body, 1, error.code, error.message)])
         return RefusedError(400, error.code, error.message)
 
     async def _source(self, key: str) -> str | None:

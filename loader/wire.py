@@ -38,6 +38,7 @@ class Wire:
         self._loop = loop
         self._seconds = seconds
         self._socket = -1
+        self._is_writing = False
         self._deadline = float("inf")
         self._data: bytes | None = None
         self._error: Exception | None = None
@@ -55,13 +56,14 @@ class Wire:
         self._deadline = time.monotonic() + self._seconds
         self._data, self._error, self._done = data, None, done
         try:
-            self._socket = self._pgconn.socket
+            if self._socket < 0:
+                self._socket = self._pgconn.socket
+                self._loop.add_reader(self._socket, self._read)
             self._pgconn.send_query(statement)
         except psycopg.Error as error:
             # Not at once: nobody expects to be told before this returns.
             self._loop.call_soon(self._end, error)
             return
-        self._loop.add_reader(self._socket, self._read)
         self._flush()
 
     def is_late(self) -> bool:
@@ -79,6 +81,7 @@ class Wire:
 
     def close(self) -> None:
         """Close the connection; a COPY under way fails."""
+        self._let_go()
         if self.is_busy:
             self._end(psycopg.OperationalError("closed"))
         with suppress(psycopg.Error):
@@ -89,8 +92,10 @@ class Wire:
         try:
             if self._pgconn.flush():
                 self._loop.add_writer(self._socket, self._flush)
-            else:
+                self._is_writing = True
+            elif self._is_writing:
                 self._loop.remove_writer(self._socket)
+                self._is_writing = False
         except psycopg.Error as error:
             self._end(error)
 
@@ -98,6 +103,9 @@ class Wire:
         """Go on with what the server has answered."""
         try:
             self._pgconn.consume_input()
+            if not self.is_busy:
+                # A notice, or the end of the connection, which the next COPY will find out.
+                return
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
                 if result is None:
@@ -115,14 +123,19 @@ class Wire:
             self._end(error)
 
     def _end(self, error: Exception | None) -> None:
-        if self._socket >= 0:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket = -1
+        if not self.is_whole():
+            self._let_go()
         self._deadline = float("inf")
         self.is_busy = False
         done, self._done = self._done, lambda _: None
         done(error)
+
+    def _let_go(self) -> None:
+        """Look at the socket no longer, before it is closed."""
+        if self._socket >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket = -1
 
 
 def _failure(result: PGresult) -> psycopg.Error:

@@ -44,7 +44,10 @@ _JOIN_SECONDS = 60.0
 
 log = structlog.get_logger("loader")
 
-_Waiting = tuple[Delivery, int, asyncio.Future[None]]
+# Called when a delivery is durable, or with why it could not be made so.
+Done = Callable[[UnavailableError | None], None]
+
+_Waiting = tuple[Delivery, int, Done]
 
 
 class Writer:
@@ -122,11 +125,32 @@ class Writer:
         self._disconnect()
         self._spool.close()
 
-    def submit(self, delivery: Delivery) -> asyncio.Future[None]:
+    async def write(self, delivery: Delivery) -> None:
+        """Write a delivery; it is durable when this returns.
+
+        Raises:
+            UnavailableError: It could not be made durable, or too much is waiting already.
+        """
+        assert self._loop is not None  # noqa: S101 - started
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: UnavailableError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.submit(delivery, done)
+        await future
+
+    def submit(self, delivery: Delivery, done: Done) -> None:
         """Hand over a delivery.
 
-        Returns:
-            What is done when the delivery is durable, or raises `UnavailableError` when it could not be made so.
+        Args:
+            delivery: The delivery.
+            done: Called when it is durable, or with why it could not be made so.
 
         Raises:
             UnavailableError: Too much is waiting already.
@@ -135,14 +159,12 @@ class Writer:
         size = delivery.size
         if self._queued + size > self._queue_bytes and self._queued:
             raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
-        future: asyncio.Future[None] = self._loop.create_future()
         self._queued += size
-        self._waiting.append((delivery, size, future))
+        self._waiting.append((delivery, size, done))
         if not self._sending:
             self._sending = True
             # Not at once: requests that arrived together are to leave together.
             self._loop.call_soon(self._send)
-        return future
 
     def _send(self) -> None:
         """Send what has gathered on its way, as long as there is a way for it."""
@@ -193,23 +215,16 @@ class Writer:
         self._threaded += 1
         self._batches.put(batch)
 
-    def _written(self, batch: list[_Waiting], error: Exception | None) -> None:
+    def _written(self, batch: list[_Waiting], error: UnavailableError | None) -> None:
         """Go on after a batch the thread had."""
         self._threaded -= 1
         self._answer(batch, error)
 
-    def _answer(self, batch: list[_Waiting], error: Exception | None) -> None:
+    def _answer(self, batch: list[_Waiting], error: UnavailableError | None) -> None:
         """Answer a batch, and send the next."""
-        for _, size, future in batch:
+        for _, size, done in batch:
             self._queued -= size
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-                # Nobody may be there any more to look at it, which is no error of its own.
-                future.exception()
+            done(error)
         metrics.queue_bytes.set(self._queued)
         self._send()
 
@@ -244,7 +259,7 @@ class Writer:
         assert self._loop is not None  # noqa: S101 - started
         refusing = False
         while (batch := self._batches.get()) is not None:
-            error: Exception | None = None
+            error: UnavailableError | None = None
             try:
                 self._store([delivery for delivery, _, _ in batch])
                 refusing = False

@@ -28,13 +28,17 @@ _ENDURANCE_SECONDS = 600
 # The same server, protocol and event loop, with an application that reads the body and answers.
 _NOTHING = """
 import asyncio, sys, uvicorn, uvloop
-from loader.server import Connection, bind
+from loader.protocol import Connection
+from loader.server import bind
 
 BODY = b'{"success": true}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"17")]
 
 class Application:
     request_seconds = 30
+
+    def takes(self, scope):
+        return False
 
     async def __call__(self, scope, receive, send):
         await receive()
