@@ -154,7 +154,7 @@ class Collector:
         await send_answer(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
 
     def takes(self, scope: Scope) -> bool:
-        """Say whether a request may go the short way: a call of the tracking API, in a small body that is not compressed.
+        """Say whether a request may go the short way: of the tracking API, with a small body that is not compressed.
 
         Args:
             scope: The request, of which only the head may be there.
@@ -167,7 +167,7 @@ class Collector:
                 length = int(value)
             elif name in _ODD_HEADERS:
                 return False
-        return 0 <= length <= _SHORT_BYTES
+        return 0 <= length <= min(_SHORT_BYTES, self._limits.batch_bytes)
 
     def take(self, scope: Scope, body: bytes, answer: Callable[[Answer], None]) -> bool:
         """Take a request that may go the short way, if there is nothing wrong with it.

@@ -1,8 +1,8 @@
 """Lands what a collector's senders have sent: many deliveries in one transaction.
 
-Nearly always there is nothing to do for them but to copy their events, since events like them have landed before and all
-that they are made of is recorded. Then one COPY is the whole transaction: `usual_rows` says when, and makes its rows.
-Everything else, refused messages and new properties among it, takes a transaction of several steps.
+Nearly always there is nothing to do for them but to copy their events, since events like them have landed before and
+all that they are made of is recorded. Then one COPY is the whole transaction: `usual_rows` says when, and makes its
+rows. Everything else, refused messages and new properties among it, takes a transaction of several steps.
 """
 
 from collections.abc import Iterable, Sequence
@@ -85,8 +85,8 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
 def look_again(connection: psycopg.Connection, tracker: Tracker, deliveries: Iterable[Delivery]) -> None:
     """Make sure that what deliveries are made of is recorded, after they landed by a COPY alone.
 
-    That they held nothing new was so by what was recorded when the tracker last looked. Should the record have been made
-    again since (`loader rescan`), they are looked at once more. A rescan that commits after this looks at them itself.
+    That they held nothing new was so by what was recorded when the tracker last looked. Should the record have been
+    made again since (`loader rescan`), they are looked at once more. A rescan that commits later looks at them itself.
 
     Args:
         connection: A connection in autocommit.

@@ -1,7 +1,7 @@
 """Brings what waits in the spool into the database, once the database is back, in the order in which it came.
 
-How far a segment has been drained is written in the transaction of its rows, so nothing lands twice, whenever either side
-is killed.
+How far a segment has been drained is written in the transaction of its rows, so nothing lands twice, whenever either
+side is killed.
 """
 
 import random

@@ -82,6 +82,7 @@ last_transform_timestamp_seconds = Gauge(
 
 def render() -> bytes:
     """Return all metrics in Prometheus' text format, those of the processes on the same port included."""
+    settle()
     if SHARED_FOLDER not in os.environ:
         return generate_latest(registry)
     together = CollectorRegistry()
@@ -94,12 +95,16 @@ def forget_process(number: int, folder: str) -> None:
     multiprocess.mark_process_dead(number, path=folder)  # type: ignore[no-untyped-call]
 
 
-_request_counters: dict[tuple[str, int], Counter] = {}
+_answered: dict[tuple[str, int], int] = {}
 
 
 def count_request(route: str, status: int) -> None:
-    """Count a request; the counter of a route and code is looked up once."""
-    counter = _request_counters.get((route, status))
-    if counter is None:
-        counter = _request_counters[route, status] = requests.labels(route, str(status))
-    counter.inc()
+    """Count a request; `settle` makes it known."""
+    _answered[route, status] = _answered.get((route, status), 0) + 1
+
+
+def settle() -> None:
+    """Make known what was counted: once in a while, since a lock for each request would be felt."""
+    while _answered:
+        (route, status), number = _answered.popitem()
+        requests.labels(route, str(status)).inc(number)

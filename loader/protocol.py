@@ -1,8 +1,8 @@
 """One client's connection: uvicorn's, with limits on what comes before a request is known, and a short way for most.
 
 The short way is for requests that are small, whole and in no way odd, which nearly all of a collector's are: they are
-handed to the application as soon as their last byte is there, and answered with one write when their events are durable,
-without the task, the messages and the awaiting that ASGI has for everything else.
+handed to the application as soon as their last byte is there, and answered with one write when their events are
+durable, without the task, the messages and the awaiting that ASGI has for everything else.
 """
 
 import asyncio

@@ -5,6 +5,7 @@ code 0. The second one ends it at once.
 """
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -36,6 +37,9 @@ STOP_SECONDS = 30
 _START_SECONDS = 5.0
 
 _BACKLOG = 4096
+
+# Objects a request makes are gone with it; only what refers to itself is left, and there is little of that.
+_GARBAGE = 20_000
 
 log = structlog.get_logger("loader")
 
@@ -97,6 +101,10 @@ def run_server(
         LoaderError: The database is there, but will not do.
     """
     _allow_connections()
+    # What is there now stays; looking through it again and again for garbage would only keep requests waiting.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE, 20, 100)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, listening, started))
 

@@ -1,9 +1,9 @@
 """Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
 
 There is no timer. While one batch is on its way to the database the next one gathers, and leaves when the first is
-back: alone, a delivery waits for nobody; under load, hundreds share one COPY. The event loop sends it itself, over one of
-two wires, so that one batch is copied while the other is committed. What takes more than a COPY is done in a thread, and
-so is whatever goes wrong.
+back: alone, a delivery waits for nobody; under load, hundreds share one COPY. The event loop sends it itself, over one
+of two wires, so that one batch is copied while the other is committed. What takes more than a COPY is done in a thread,
+and so is whatever goes wrong.
 
 When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
 been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
@@ -238,6 +238,7 @@ class Writer:
         """Cut the connection of a database that takes a batch and never answers; have the thread check now and then."""
         while True:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
+            metrics.settle()
             late = [wire for wire in self._wires if wire.is_late()]
             connection = self._connection
             if time.monotonic() > self._deadline and connection and not connection.closed:
