@@ -119,17 +119,24 @@ def up(host: str, port: int, processes: int | None, every: float | None) -> None
     It stays in the foreground. With `DATABASE_URL` it uses that database, otherwise the embedded one, which it keeps
     up. SIGTERM stops everything in order, a second one at once.
     """
+    import structlog  # noqa: PLC0415
+
     from loader.logs import configure_logs  # noqa: PLC0415
     from loader.server import bind  # noqa: PLC0415
+    from loader.sources import list_keys  # noqa: PLC0415
     from loader.supervisor import Command, follow_supervisor, supervise  # noqa: PLC0415
 
     configure_logs()
+    log = structlog.get_logger("loader")
     follow_supervisor()
     with (
-        session.database() as (_, settings),
+        session.database() as (database, settings),
         bind(host, port) as listening,
         _collectors(listening.fileno(), processes or settings.processes) as (collectors, ended),
     ):
+        with database.begin() as connection:
+            if not any(key.revoked_at is None for key in list_keys(connection)):
+                log.warning("nobody can send events yet: `loader key add Iterable` makes a write key")
         arguments = ["schedule", f"--every={settings.every if every is None else every:g}"]
         code = supervise([*collectors, Command("schedule", arguments)], ended)
     sys.exit(code)
