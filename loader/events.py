@@ -97,7 +97,7 @@ class Delivery(msgspec.Struct, gc=False):
         """Bytes of the messages."""
         size = 0
         for event in self.events:
-            size += len(event.payload)
+            size += len(event.payload) + len(event.original)
         for refused in self.refused:
             size += len(refused.payload)
         return size

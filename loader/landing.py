@@ -238,7 +238,7 @@ def _invalid(cursor: psycopg.Cursor, events: Sequence[Event]) -> dict[int, Refus
 
 def _refuse(event: Event, state: object, message: object, detail: object) -> Refused:
     told = f"{state}: {message} ({detail})" if detail else f"{state}: {message}"
-    return Refused(event.payload, event.offset, Reason.REFUSED_BY_DATABASE, told)
+    return Refused(event.original or event.payload, event.offset, Reason.REFUSED_BY_DATABASE, told)
 
 
 def blames_row(error: psycopg.Error) -> bool:
