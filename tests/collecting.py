@@ -4,7 +4,6 @@ import http.client
 import json
 import select
 import socket
-import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-import uvicorn
 
 from loader.database import open_database
-from loader.server import bind, run_server
+from loader.server import running
 from loader.settings import Settings
 from loader.sources import add_key, add_source
 
@@ -185,34 +183,5 @@ def opened_entrance(settings: Settings) -> Iterator[Entrance]:
 @contextmanager
 def collecting(settings: Settings) -> Iterator[Collecting]:
     """Run a collector until the end of the block; every request under way is answered before it ends."""
-    listening = bind("127.0.0.1", 0)
-    ready = threading.Event()
-    servers: list[uvicorn.Server] = []
-    errors: list[BaseException] = []
-
-    def started(server: uvicorn.Server) -> None:
-        servers.append(server)
-        ready.set()
-
-    def run() -> None:
-        try:
-            run_server(settings, listening, started)
-        except BaseException as error:  # noqa: BLE001 - told below, by the thread that can fail the test
-            errors.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=run, name="collector")
-    thread.start()
-    try:
-        assert ready.wait(30)
-        if errors:
-            raise errors[0]
-        yield Collecting(listening.getsockname()[1])
-    finally:
-        for server in servers:
-            server.should_exit = True
-        thread.join(60)
-        listening.close()
-    assert not thread.is_alive()
-    if errors:
-        raise errors[0]
+    with running(settings) as url:
+        yield Collecting(int(url.rsplit(":", 1)[1]))
