@@ -170,7 +170,8 @@ class _Source:
         Lines are one row while a quote is open. When that gives none, the quote should not have been there: the first
         of the lines is returned alone, and the others are looked at anew.
         """
-        while (line := self._line()) and not line.strip():
+        # A line of delimiters is a row of empty cells, also where tabs delimit them.
+        while (line := self._line()) and not line.strip(b"\r\n"):
             pass
         lines, quotes, length = [line], line.count(b'"'), len(line)
         while quotes % 2 and length < _ROW_BYTES and (following := self._line()):

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loader.entrances import FILE, export_entrance
@@ -54,6 +54,7 @@ def cells(row: tuple[str, ...]) -> dict[str, str]:
 
 
 @given(rows=ROWS, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;\t|"))
+@example(rows=[("", "", "")], quoting=csv.QUOTE_MINIMAL, delimiter="\t")
 def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]], quoting: int, delimiter: str) -> None:
     """Quotes, delimiters and newlines in a cell are part of it; an empty cell is no value."""
     path.write_bytes(b"".join(as_csv(rows, quoting=quoting, delimiter=delimiter)))
