@@ -11,7 +11,8 @@ COPY loader /source/loader
 COPY migrations /source/migrations
 COPY dbt_project /source/dbt_project
 RUN /opt/loader/bin/pip install --no-cache-dir \
-        --constraint /source/constraints.txt --build-constraint /source/constraints.txt /source
+        --constraint /source/constraints.txt --build-constraint /source/constraints.txt /source \
+    && /opt/loader/bin/pip uninstall --yes pip
 
 FROM python:3.13.9-slim-trixie
 

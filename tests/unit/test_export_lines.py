@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loader.entrances import FILE, export_entrance
+from loader.errors import FileError
 from loader.exports import open_lines
 
 ENTRANCE = export_entrance("emailSend")
@@ -54,6 +55,7 @@ def cells(row: tuple[str, ...]) -> dict[str, str]:
 
 
 @given(rows=ROWS, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;\t|"))
+@example(rows=[("", "", "")], quoting=csv.QUOTE_MINIMAL, delimiter="\t")
 def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]], quoting: int, delimiter: str) -> None:
     """Quotes, delimiters and newlines in a cell are part of it; an empty cell is no value."""
     path.write_bytes(b"".join(as_csv(rows, quoting=quoting, delimiter=delimiter)))
@@ -108,16 +110,36 @@ def test_the_values_of_parquet_are_exact(path: Path) -> None:
         "campaignId": 2**60 + 1,
         "total": Decimal("1.10"),
         "bytes": b"text",
-        "deviceInfo": {"deviceId": "d"},
-        "emailListIds": [1, 2],
+        "deviceInfo": {"deviceId": "d", "number": 2**60 + 1},
+        "emailListIds": [1, None, 2**60 + 1],
+        "items": [{"id": 2**53 + 1}, {"id": None}],
         "empty": "",
         "isBot": False,
     }
     table = pyarrow.Table.from_pylist([row, {"isBot": True, "nothing": None}])
-    pyarrow.parquet.write_table(table, path)
+    # An index, as pandas notes one, is a column like any other.
+    noted = json.dumps({"index_columns": ["campaignId"], "columns": [], "column_indexes": []})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"pandas": noted}), path)
     first, second = read(path)
     assert b'"total":1.10' in first
     written = {"createdAt": "2026-03-04 15:20:11 +00:00", "local": "2026-03-04 15:20:11 +00:00", "bytes": "text"}
     meant = row | written | {"total": 1.1}
     assert json.loads(first) == {name: value for name, value in meant.items() if value != ""}
     assert json.loads(second) == {"isBot": True}
+
+
+def test_two_columns_of_one_name_are_refused(path: Path) -> None:
+    """Nobody knows which of them is meant."""
+    pyarrow.parquet.write_table(pyarrow.table([[1], [2]], names=["email", "email"]), path)
+    with pytest.raises(FileError, match="more than one column called email"):
+        read(path)
+
+
+def test_a_time_that_no_calendar_holds_is_damage(path: Path) -> None:
+    """It is told as such, and what came before it is read."""
+    times = pyarrow.array([0] * 1000 + [10**12], pyarrow.timestamp("s"))
+    pyarrow.parquet.write_table(pyarrow.table({"createdAt": times}), path)
+    with open_lines(str(path), ENTRANCE) as (stream, _):
+        assert stream.read(43) == b'{"createdAt":"1970-01-01 00:00:00 +00:00"}\n'
+        with pytest.raises(EOFError, match="out of range"):
+            stream.read()
