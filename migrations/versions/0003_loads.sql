@@ -43,14 +43,5 @@ create table raw.quarantine (
 create index quarantine_open on raw.quarantine (source, reason) where resolved_at is null;
 
 comment on table raw.quarantine is 'One row per refused message, with its original bytes.';
-comment on column raw.quarantine.entrance is 'Where it came in: a file, or which of the collector''s routes.';
+comment on column raw.quarantine.entrance is 'Where it came in: file.';
 comment on column raw.quarantine.resolution is 'repaired: it landed at once, with characters replaced that PostgreSQL cannot hold. retried, replaced: it landed later, as it was or corrected.';
-
-create table raw.spools (
-    segment text primary key,
-    byte_offset bigint not null,
-    updated_at timestamptz not null default now()
-);
-
-comment on table raw.spools is 'One row per file of a collector''s spool that is being drained. Its messages waited on a disk while the database was away.';
-comment on column raw.spools.byte_offset is 'Everything before it has landed or is in quarantine; moves in the transaction of the rows.';

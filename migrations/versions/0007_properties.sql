@@ -10,7 +10,6 @@ create table raw.collections (
     first_event_id text not null,
     first_seen_at timestamptz not null default now(),
     untracked boolean not null default false,
-    tried_at timestamptz,
     primary key (source, collection)
 );
 
@@ -18,7 +17,6 @@ comment on table raw.collections is 'One row per collection seen, with or withou
 comment on column raw.collections.event is 'The name of the first such event, as it came.';
 comment on column raw.collections.number is 'The order in which they were seen.';
 comment on column raw.collections.untracked is 'Its events have had more properties than the loader keeps track of; the rest is in raw.events only.';
-comment on column raw.collections.tried_at is 'When a run began to fill the table of a collection without a model, until it has: such a table comes last in the next run.';
 
 create table raw.properties (
     source text not null,
@@ -39,12 +37,6 @@ comment on column raw.properties.digest is 'SHA-256 of the path: keys may be lon
 comment on column raw.properties.column_name is 'Its column by the rules of the layout; empty when its name gives none.';
 comment on column raw.properties.types is 'The types its values have had, each the narrowest that holds the value.';
 comment on column raw.properties.number is 'The order in which they were seen.';
-
-create table raw.generation (number bigint not null);
-
-insert into raw.generation values (1);
-
-comment on table raw.generation is 'How often what is recorded of the events has been made again: what a process remembers of it holds for one generation.';
 
 -- Events without a model share a partition; their tables, one per collection, must not each read all of it. Partial, or
 -- tracks, which reads all collections, would be tempted to go through the whole index.
