@@ -28,6 +28,7 @@ logger = logging.getLogger("loader")
 
 BEAT_SECONDS = 3.0
 LIMIT_SECONDS = 60.0
+FORGET_SECONDS = 3600.0
 
 # Held by the scheduler that works. A lock of a transaction, not of a session: a pooler may hand a session to somebody
 # else between two transactions. The transaction never has an id nor keeps a snapshot, so it is in nobody's way.
@@ -62,6 +63,31 @@ _REPORT = """
 _SUCCEEDED = "update raw.schedules set last_success_at = clock_timestamp() where id = %s"
 _TIDY = "delete from raw.schedules where last_seen_at < clock_timestamp() - interval '1 hour'"
 _LEAVE = "delete from raw.schedules where id = %s"
+# What runs have noted of themselves. The last report of each table says where its cursor stands, and the last run that
+# filled every table where all of them do. A row whose report is gone is compared without its lower bound: as rightly.
+_FORGET_REPORTS = """
+    delete from raw.syncs
+    where
+        started_at < clock_timestamp() - interval '90 days'
+        and exists (
+            select from raw.syncs as later
+            where later.model = syncs.model and later.source = syncs.source and later.started_at > syncs.started_at
+        )
+"""
+_FORGET_RUNS = """
+    delete from raw.transforms
+    where
+        started_at < clock_timestamp() - interval '90 days'
+        and finished_at is not null
+        and not exists (select from raw.syncs where transform_id = transforms.id)
+        and (
+            not whole
+            or exists (
+                select from raw.transforms as later
+                where later.whole and later.started_at > transforms.started_at
+            )
+        )
+"""
 # An increment is small against the history: never read all of it, however old the statistics are.
 BY_INDEX = "set local enable_seqscan = off"
 _SOURCES = "select exists (select from raw.sources)"
@@ -111,6 +137,7 @@ class Schedule:
         self._error: str | None = None
         self._unmade: set[tuple[str, str]] = set()
         self._said = ""
+        self._forget_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Run the transform again and again until told to stop; a run that is under way is finished first.
@@ -178,6 +205,7 @@ class Schedule:
             elif first or self._failures or self._has_news(connection):
                 error = self._run_once(guard, connection)
                 first = False
+            self._forget(connection)
             if error:
                 self._pause(guard, connection, "backing off", self._fail(error))
             else:
@@ -220,6 +248,11 @@ class Schedule:
             logger.info("%d rows added to %d tables", rows, sum(table.rows > 0 for table in filled))
         return None
 
+    def _forget(self, connection: psycopg.Connection) -> None:
+        if time.monotonic() >= self._forget_at:
+            forget_old_runs(connection)
+            self._forget_at = time.monotonic() + FORGET_SECONDS
+
     def _recover(self) -> None:
         if self._failures:
             logger.info("it works again, after %d failures in a row", self._failures)
@@ -257,6 +290,20 @@ class Schedule:
         if message != self._said:
             logger.info(message)
         self._said = message
+
+
+def forget_old_runs(connection: psycopg.Connection) -> None:
+    """Remove what runs noted of themselves more than 90 days ago, but what says where the tables stand.
+
+    Args:
+        connection: An open connection.
+
+    Raises:
+        psycopg.Error: The database is away.
+    """
+    with connection.transaction():
+        connection.execute(_FORGET_REPORTS)
+        connection.execute(_FORGET_RUNS)
 
 
 def reason(error: Exception) -> str:

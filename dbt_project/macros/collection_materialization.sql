@@ -114,6 +114,8 @@
     {%- if found.rows or new_columns or rebuild or grown.widened -%}
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
         {%- do finish_table(table, source_name, run, rebuild, found.rows, table_rows, last_seq, new_columns) -%}
+    {%- elif run.snapshot != run.cursor_snapshot -%}
+        {%- do run_query(pass_by_sql(table, source_name, run)) -%}
     {%- endif -%}
     {{ return(table_rows - removed) }}
 {% endmacro %}
@@ -285,21 +287,39 @@
 {% endmacro %}
 
 
+{#- Moves the cursor: never back, because a run's snapshot is the later one of its invocation's and the cursor's. -#}
+{% macro move_cursor_sql(table, source_name, run, rebuild, read_rows, table_rows, last_seq) -%}
+    update raw.cursors
+    set
+        snapshot = '{{ run.snapshot }}',
+        read_rows = {{ "" if rebuild else "read_rows + " }}{{ read_rows }},
+        table_rows = {{ "" if rebuild else "table_rows + " }}{{ table_rows }},
+        last_seq = {{ last_seq }},
+        updated_at = clock_timestamp()
+    where model = '{{ table.name }}' and source = '{{ source_name }}'
+{%- endmacro %}
+
+
+{#-
+    Moves the cursor past what is not for this table: events of another source, or without a table. The next run would come
+    by them again, and by ever more of them for as long as the table gets nothing. Where there are none, nothing is written.
+-#}
+{% macro pass_by_sql(table, source_name, run) -%}
+    {{ move_cursor_sql(table, source_name, run, false, 0, 0, run.last_seq) }}
+        and exists (
+            select from {{ source('raw', 'events') }}
+            where
+                {{ "true" if table.every_event else "collection = '" ~ table.name ~ "'" }}
+                and load_xid >= pg_snapshot_xmax({{ previous_snapshot() }})
+                and pg_visible_in_snapshot(load_xid, (select {{ current_snapshot() }}))
+        )
+{%- endmacro %}
+
+
 {#- Moves the cursor and writes the sync report. -#}
 {% macro finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns) %}
-    {%- set key = "model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'" -%}
     {%- set finish %}
-        {#- A run that added nothing leaves the cursor: its snapshot may be older than the one the cursor stands at. -#}
-        {%- if read_rows or rebuild -%}
-        update raw.cursors
-        set
-            snapshot = '{{ run.snapshot }}',
-            read_rows = {{ "" if rebuild else "read_rows + " }}{{ read_rows }},
-            table_rows = {{ "" if rebuild else "table_rows + " }}{{ table_rows }},
-            last_seq = {{ last_seq }},
-            updated_at = clock_timestamp()
-        where {{ key }};
-        {%- endif %}
+        {{ move_cursor_sql(table, source_name, run, rebuild, read_rows, table_rows, last_seq) }};
 
         insert into raw.syncs
             (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, previous_snapshot, snapshot, started_at, duration)

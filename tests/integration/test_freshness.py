@@ -24,16 +24,16 @@ HISTORY = """
 
 
 @pytest.fixture
-def history(served: Database, served_settings: Settings) -> Database:
+def history(small: Database, small_settings: Settings) -> Database:
     """A database with some history, all of it transformed, and statistics from before there was any."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         connection.execute("analyze raw.events")
         connection.execute(HISTORY)
         connection.execute(
             "insert into raw.collections values ('iterable', 'order_placed', 'Order Placed', default, 'm1')"
         )
-    run(served, served_settings)
-    return served
+    run(small, small_settings)
+    return small
 
 
 def read(database: Database) -> Freshness:
@@ -61,66 +61,66 @@ def rows_read(connection: psycopg.Connection, statement: str) -> int:
     return count(plan[0]["Plan"])
 
 
-def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, served_settings: Settings) -> None:
+def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, small_settings: Settings) -> None:
     """Nothing when nothing is new; also for a table that got its last event long ago, and a second source."""
     statements = (NEWS, WAITING.replace("%(most)s", str(COUNTED_AT_MOST)))
     with history.connect(autocommit=True) as connection:
         assert [rows_read(connection, statement) for statement in statements] == [0, 0]
         connection.execute("insert into raw.sources (name, schema_name) values ('Other', 'other')")
-        run(history, served_settings)
+        run(history, small_settings)
         connection.execute(HISTORY.replace("'m' || n", "'n' || n").replace("5000", "100"))
-        run(history, served_settings)
+        run(history, small_settings)
         land(connection, "email_opened", "new")
         for statement in statements:
             assert 0 < rows_read(connection, statement) <= 4
 
 
-def test_it_says_how_old_the_oldest_waiting_event_is(served: Database, served_settings: Settings) -> None:
+def test_it_says_how_old_the_oldest_waiting_event_is(small: Database, small_settings: Settings) -> None:
     """An event counts once, until it is in its own table and in tracks; a call other than track never."""
-    assert read(served).waiting == 0
-    assert read(served).oldest_seconds is None
-    assert read(served).last_success_at is not None
-    with served.connect(autocommit=True) as connection:
+    assert read(small).waiting == 0
+    assert read(small).oldest_seconds is None
+    assert read(small).last_success_at is not None
+    with small.connect(autocommit=True) as connection:
         land(connection, "email_opened", "a")
         land(connection, "never_seen", "b")
         land(connection, "", "c")
         land(connection, None, "d")
         connection.execute("update raw.events set landed_at = now() - interval '1 hour' where message_id = 'a'")
-        behind = read(served)
+        behind = read(small)
         assert behind.waiting == 3
         assert behind.oldest_seconds is not None
         assert 3600 <= behind.oldest_seconds < 7200
-        run(served, served_settings, "tracks")
-        assert read(served).waiting == 1
-        run(served, served_settings, "email_opened")
-        assert read(served).waiting == 0
+        run(small, small_settings, "tracks")
+        assert read(small).waiting == 1
+        run(small, small_settings, "email_opened")
+        assert read(small).waiting == 0
 
 
-def test_events_of_a_late_transaction_wait(served: Database, served_settings: Settings) -> None:
+def test_events_of_a_late_transaction_wait(small: Database, small_settings: Settings) -> None:
     """What commits after a run that saw younger events is waiting, and is news."""
-    with served.connect() as late, served.connect(autocommit=True) as connection:
+    with small.connect() as late, small.connect(autocommit=True) as connection:
         land(late, "email_opened", "late")
         land(connection, "email_opened", "early")
-        run(served, served_settings)
+        run(small, small_settings)
         assert connection.execute(NEWS).fetchone() == (False,)
         late.commit()
         assert connection.execute(NEWS).fetchone() == (True,)
-        assert read(served).waiting == 1
-        run(served, served_settings)
+        assert read(small).waiting == 1
+        run(small, small_settings)
         assert connection.execute(NEWS).fetchone() == (False,)
 
 
-def test_a_run_of_some_tables_hides_no_news(served: Database, served_settings: Settings) -> None:
+def test_a_run_of_some_tables_hides_no_news(small: Database, small_settings: Settings) -> None:
     """Only a run that filled every table says that there is nothing left to do."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         land(connection, "email_opened", "a")
-        run(served, served_settings, "tracks", "email_opened")
+        run(small, small_settings, "tracks", "email_opened")
         assert connection.execute(NEWS).fetchone() == (True,)
-        run(served, served_settings)
+        run(small, small_settings)
         assert connection.execute(NEWS).fetchone() == (False,)
 
 
-def test_it_counts_what_is_in_quarantine_and_asks_the_scheduler(served: Database) -> None:
+def test_it_counts_what_is_in_quarantine_and_asks_the_scheduler(small: Database) -> None:
     """Open messages by reason; the failures of the scheduler that works and lives, of no other."""
     refused = (
         "insert into raw.quarantine (source, entrance, reason, detail, payload) values ('iterable', 'file', %s, '', '')"
@@ -129,16 +129,16 @@ def test_it_counts_what_is_in_quarantine_and_asks_the_scheduler(served: Database
         insert into raw.schedules (id, host, process_id, every, last_seen_at, state, failures)
         values (%s, 'here', 1, '5 s', now() - %s::interval, %s, %s)
     """
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         for reason in ("invalid_json", "invalid_json", "bad_request"):
             connection.execute(refused, (reason,))
         connection.execute(
             "update raw.quarantine set resolved_at = now(), resolution = 'retried' where reason = 'bad_request'"
         )
-        assert read(served).quarantine == {"invalid_json": 2}
-        assert read(served).failures is None
+        assert read(small).quarantine == {"invalid_json": 2}
+        assert read(small).failures is None
         connection.execute(scheduler, ("dead", "1 minute", "idle", 7))
         connection.execute(scheduler, ("second", "0 s", "standby", 5))
-        assert read(served).failures is None
+        assert read(small).failures is None
         connection.execute(scheduler, ("first", "2 s", "backing off", 3))
-        assert read(served).failures == 3
+        assert read(small).failures == 3

@@ -89,6 +89,37 @@ def test_a_run_with_nothing_to_do_writes_nothing(history: Database, served_setti
     assert runs == [("success", 4)]
 
 
+def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
+    history: Database, served_settings: Settings
+) -> None:
+    """Its cursors move past them, without a report."""
+    with history.connect(autocommit=True) as connection:
+        connection.execute("insert into raw.sources (name, schema_name) values ('Idle', 'idle')")
+        transform(history, served_settings, select=["email_opened"])
+        connection.execute(HISTORY.replace("'m' || n", "'o' || n"))
+        reports = connection.execute("select count(*) from raw.syncs where source = 'idle'").fetchone()
+
+        statement = compiled(served_settings, "email_opened")
+        connection.execute(
+            "select set_config('enable_seqscan', 'off', false), set_config('loader.source', 'idle', false)"
+        )
+        previous = """
+            select set_config('loader.previous_snapshot', snapshot::text, false)
+            from raw.cursors where source = 'idle' and model = 'email_opened'
+        """
+
+        def passed_over() -> int:
+            connection.execute(previous)
+            explained = connection.execute(f"explain (analyze, format json) {statement}").fetchone()
+            assert explained is not None
+            return sum(scan.get("Rows Removed by Filter", 0) for scan in scans(explained[0][0]["Plan"]))
+
+        assert passed_over() == 1000
+        transform(history, served_settings, select=["email_opened"])
+        assert passed_over() == 0
+        assert connection.execute("select count(*) from raw.syncs where source = 'idle'").fetchone() == reports
+
+
 def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_settings: Settings) -> None:
     """A reader in a long transaction neither waits for a run nor makes it wait."""
     with psycopg.connect(history.url) as reader:

@@ -14,13 +14,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import Database, bundled, connection_environment, open_database
+from loader.database import Database, connection_environment, open_database
 from loader.embedded import EmbeddedServer
-from loader.schedule import Schedule
+from loader.schedule import Schedule, forget_old_runs
 from loader.settings import Settings
 from loader.status import read_status
 from tests.conftest import open_settings
-from tests.warehouse import land, wait_until
+from tests.warehouse import AS_PARSED, land, parsed, run, started, succeed, wait_until
 
 DBT = "select count(*) from pg_stat_activity where application_name = 'dbt' and datname = current_database()"
 
@@ -41,14 +41,15 @@ def scheduled(settings: Settings, every: float = 0.1) -> Iterator[None]:
 def start(settings: Settings) -> subprocess.Popen[str]:
     """Start `loader schedule` as a service manager does."""
     environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
-    command = [sys.executable, "-m", "loader.cli", "schedule", "--every", "0.1s"]
+    # Not from this folder, whose package would come before the one in the path.
+    command = [sys.executable, "-P", "-m", "loader.cli", "schedule", "--every", "0.1s"]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
-def connection(served: Database) -> Iterator[psycopg.Connection]:
+def connection(small: Database) -> Iterator[psycopg.Connection]:
     """A connection that looks on."""
-    with served.connect(autocommit=True) as opened:
+    with small.connect(autocommit=True) as opened:
         yield opened
 
 
@@ -83,12 +84,12 @@ def await_looks(connection: psycopg.Connection, number: int) -> None:
 
 
 def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
-    served_settings: Settings, connection: psycopg.Connection
+    small_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """It runs once when it starts, then for events and new sources only, and leaves no trace of itself."""
     before = runs(connection)
     assert isinstance(before, int)
-    with scheduled(served_settings):
+    with scheduled(small_settings):
         await_state(connection, "idle")
         assert runs(connection) == before + 1
         land(connection, "email_opened", "a")
@@ -103,33 +104,33 @@ def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
 
 
 def test_dbt_from_cron_beside_a_scheduler_is_safe(
-    served_settings: Settings, connection: psycopg.Connection, tmp_path: Path
+    small_settings: Settings, connection: psycopg.Connection, small_project: Path
 ) -> None:
-    """Plain `dbt build`, with nothing set but the connection, fills the same tables, and neither disturbs the other."""
-    project = bundled("dbt_project")
-    command = [Path(sys.executable).parent / "dbt", "--quiet", "build", "--project-dir", project]
-    command += ["--profiles-dir", project, "--target-path", tmp_path / "target", "--log-path", tmp_path / "logs"]
-    # Unit tests read no table.
-    command += ["--exclude-resource-type", "unit_test"]
-    with scheduled(served_settings):
+    """Plain `dbt run`, with nothing set but the connection, fills the same tables, and neither disturbs the other."""
+    project = small_project / "dbt_project"
+    folder = parsed(small_settings.home)
+    command = [sys.executable, "-m", "dbt.cli.main", "--quiet", "run", "--target-path", str(folder / "target")]
+    command += ["--log-path", str(folder / "logs")]
+    environment = AS_PARSED | connection_environment(small_settings.database_url)
+    with scheduled(small_settings):
         await_state(connection, "idle")
         before = runs(connection)
-        with subprocess.Popen(command, env=os.environ | connection_environment(served_settings.database_url)) as built:
+        with started(command, environment, project) as built:
             wait_until(lambda: runs(connection) != before, "the run from cron")
             for number in range(3):
                 land(connection, "email_opened", str(number))
                 wait_until(lambda: len(ids(connection)) > number, "the event in its table")  # noqa: B023
-        assert built.returncode == 0
+            succeed(built)
         law = "select in_collections, duplicates, missing_in_collections, missing_in_tracks from raw.conservation"
         wait_until(lambda: connection.execute(law).fetchone() == (3, 0, 0, 0), "every event in both its tables")
 
 
 def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
-    served_settings: Settings, connection: psycopg.Connection
+    small_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """Never two runs at once; after kill -9 the next one goes on, and the dead one is seen to be dead."""
     with ExitStack() as stack:
-        first, second = (stack.enter_context(start(served_settings)) for _ in range(2))
+        first, second = (stack.enter_context(start(small_settings)) for _ in range(2))
         try:
             await_state(connection, "standby")
             await_state(connection, "idle")
@@ -147,7 +148,7 @@ def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
                 "update raw.schedules set last_seen_at = last_seen_at - interval '1 minute' where process_id = %s",
                 (killed.pid,),
             )
-            with open_database(served_settings) as database, database.begin() as transaction:
+            with open_database(small_settings) as database, database.begin() as transaction:
                 alive = {row["process_id"]: row["alive"] for row in read_status(transaction).schedulers}
             assert alive == {killed.pid: False, left.pid: True}
             left.send_signal(signal.SIGTERM)
@@ -164,10 +165,38 @@ def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
     assert value(connection, overlapping) == 0
 
 
+def test_what_runs_noted_long_ago_is_removed_but_where_the_tables_stand(connection: psycopg.Connection) -> None:
+    """The last report of each table stays, its run, and the last run that filled every table, however old."""
+    latest = set(connection.execute("select model, transform_id from raw.syncs").fetchall())
+    [(whole,)] = connection.execute("select id from raw.transforms where whole").fetchall()
+    connection.execute("update raw.syncs set started_at = started_at - interval '91 days'")
+    connection.execute("update raw.transforms set started_at = started_at - interval '91 days'")
+    connection.execute("""
+        insert into raw.transforms (id, snapshot, started_at, finished_at, whole)
+        select name, pg_current_snapshot(), now() - age, now(), name = 'whole'
+        from (
+            values
+            ('whole', interval '200 days'), ('part', interval '100 days'), ('reported', interval '100 days'),
+            ('recent', interval '89 days')
+        ) as runs (name, age)
+    """)
+    connection.execute("""
+        insert into raw.syncs
+            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, started_at, duration)
+        values
+            ('reported', 'tracks', 'iterable', false, 1, 1, 1, now() - interval '100 days', '1 s'),
+            ('recent', 'idle', 'iterable', false, 1, 1, 1, now() - interval '89 days', '1 s')
+    """)
+    forget_old_runs(connection)
+    left = set(connection.execute("select model, transform_id from raw.syncs").fetchall())
+    assert left == latest | {("idle", "recent")}
+    assert {row[0] for row in connection.execute("select id from raw.transforms").fetchall()} == {whole, "recent"}
+
+
 @contextmanager
-def held_run(served: Database, settings: Settings) -> Iterator[tuple[subprocess.Popen[str], psycopg.Connection]]:
+def held_run(small: Database, settings: Settings) -> Iterator[tuple[subprocess.Popen[str], psycopg.Connection]]:
     """Start a scheduler whose first run has an event to add, and waits for a lock that the connection holds."""
-    with served.connect() as holder, served.connect(autocommit=True) as looker:
+    with small.connect() as holder, small.connect(autocommit=True) as looker:
         land(looker, "email_opened", "a")
         holder.execute("select from raw.cursors where model = 'email_opened' for update")
         with start(settings) as process:
@@ -186,10 +215,10 @@ def await_line(process: subprocess.Popen[str], part: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_run_finish(
-    served: Database, served_settings: Settings, connection: psycopg.Connection, number: signal.Signals
+    small: Database, small_settings: Settings, connection: psycopg.Connection, number: signal.Signals
 ) -> None:
     """The run under way ends as if nothing had happened, and so does the process."""
-    with held_run(served, served_settings) as (process, holder):
+    with held_run(small, small_settings) as (process, holder):
         process.send_signal(number)
         await_line(process, "stopping after the run under way")
         assert process.poll() is None
@@ -201,10 +230,10 @@ def test_a_signal_lets_the_run_finish(
 
 
 def test_a_second_signal_ends_it_at_once(
-    served: Database, served_settings: Settings, connection: psycopg.Connection
+    small: Database, small_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """The exit code says so, dbt is gone, and nothing is half done."""
-    with held_run(served, served_settings) as (process, holder):
+    with held_run(small, small_settings) as (process, holder):
         process.send_signal(signal.SIGTERM)
         await_line(process, "stopping after the run under way")
         process.send_signal(signal.SIGTERM)
@@ -212,23 +241,23 @@ def test_a_second_signal_ends_it_at_once(
         holder.rollback()
     wait_until(lambda: value(connection, DBT) == 0, "the run's connections to end")
     assert ids(connection) == []
-    with scheduled(served_settings):
-        wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+    run(small, small_settings, "email_opened")
+    assert ids(connection) == ["a"]
 
 
 def test_a_failing_table_is_tried_again_ever_later_until_it_works(
-    served_settings: Settings, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
+    small_settings: Settings, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Status and log say why and when it is tried again, once a failure, and when it works again."""
     caplog.set_level(logging.INFO, "loader")
     column = "alter table iterable.email_opened alter column campaign_id type {0} using null::{0}"
-    with scheduled(served_settings):
+    with scheduled(small_settings):
         await_state(connection, "idle")
         connection.execute(column.format("integer[]"))
         land(connection, "email_opened", "a")
         wait_until(lambda: value(connection, "select max(failures) from raw.schedules") == 2, "a second failure")
         await_state(connection, "backing off")
-        with open_database(served_settings) as database, database.begin() as transaction:
+        with open_database(small_settings) as database, database.begin() as transaction:
             [shown] = read_status(transaction).schedulers
         assert shown["failures"] == 2
         assert shown["next_run_at"] is not None
@@ -245,14 +274,14 @@ def test_a_failing_table_is_tried_again_ever_later_until_it_works(
     assert f"it works again, after {len(failures)} failures in a row" in caplog.messages
 
 
-def test_it_outlives_a_restart_of_the_database(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_outlives_a_restart_of_the_database(small_template: Settings, caplog: pytest.LogCaptureFixture) -> None:
     """While the database is away it goes on trying; when it is back, so is the work."""
     caplog.set_level(logging.INFO, "loader")
     with tempfile.TemporaryDirectory(prefix="loader-tests-") as folder:
         Path(folder).chmod(0o755)
         server = EmbeddedServer(Path(folder), idle=60)
         try:
-            settings = open_settings(server.acquire(), Path(folder))
+            settings = open_settings(server.acquire(), small_template.home)
             with open_database(settings, migrate_behind=True) as database, database.connect(autocommit=True) as opened:
                 opened.execute("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')")
             with scheduled(settings):

@@ -1,0 +1,72 @@
+"""A dbt project with three tables, for tests of what happens around a run: it takes a quarter of the time."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import loader.transform
+from loader.database import Database, open_database
+from loader.settings import Settings
+from loader.transform import transform
+from tests.conftest import cloned, create_database, drop_database, open_settings
+
+ROOT = Path(__file__).parents[2]
+KEPT = ("email_delivered", "email_opened", "tracks")
+
+
+@pytest.fixture(scope="session")
+def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the whole package, but few models: a process that has it in its path uses those."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in ("loader", "migrations", "dbt_project"):
+        ignored = shutil.ignore_patterns("__pycache__", "target", "logs")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    models = folder / "dbt_project" / "models" / "iterable"
+    for path in models.glob("*.*"):
+        if path.suffix != ".md" and path.stem not in KEPT:
+            path.unlink()
+    # They name the tables that are left out.
+    tracks = yaml.safe_load((models / "tracks.yml").read_text())
+    del tracks["models"][0]["data_tests"]
+    (models / "tracks.yml").write_text(yaml.safe_dump(tracks, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_project(small_package: Path) -> Iterator[Path]:
+    """That project, in place of the whole one, in this process and in those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader.transform, "bundled", lambda folder: small_package / folder)
+        patch.setenv("PYTHONPATH", str(small_package))
+        yield small_package
+
+
+@pytest.fixture(scope="module")
+def small_template(
+    server: str, raw_template: str, small_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    """A database in which its tables have been made; its home has the project parsed."""
+    name = f"small_{uuid.uuid4().hex[:12]}"
+    settings = open_settings(create_database(server, name, raw_template), tmp_path_factory.mktemp("home"))
+    with open_database(settings) as database:
+        transform(database, settings)
+    yield settings
+    drop_database(server, name)
+
+
+@pytest.fixture
+def small_settings(server: str, small_template: Settings) -> Iterator[Settings]:
+    """Settings that name a database of the test's own, in which those tables are there and empty."""
+    with cloned(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
+        yield opened
+
+
+@pytest.fixture
+def small(small_settings: Settings) -> Iterator[Database]:
+    """That database, open."""
+    with open_database(small_settings) as opened:
+        yield opened
