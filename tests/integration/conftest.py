@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,30 +37,37 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def small_project(small_package: Path) -> Iterator[Path]:
-    """That project, in place of the whole one, in this process and in those it starts."""
+@contextmanager
+def used(package: Path) -> Iterator[None]:
+    """Put that package's project in place of the whole one, in this process and in those it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader.transform, "bundled", lambda folder: small_package / folder)
-        patch.setenv("PYTHONPATH", str(small_package))
-        yield small_package
+        patch.setattr(loader.transform, "bundled", lambda folder: package / folder)
+        patch.setenv("PYTHONPATH", str(package))
+        yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def small_template(
-    server: str, raw_template: str, small_project: Path, tmp_path_factory: pytest.TempPathFactory
+    server: str, raw_template: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
     """A database in which its tables have been made; its home has the project parsed."""
     name = f"small_{uuid.uuid4().hex[:12]}"
     settings = open_settings(create_database(server, name, raw_template), tmp_path_factory.mktemp("home"))
-    with open_database(settings) as database:
+    with used(small_package), open_database(settings) as database:
         transform(database, settings)
     yield settings
     drop_database(server, name)
 
 
 @pytest.fixture
-def small_settings(server: str, small_template: Settings) -> Iterator[Settings]:
+def small_project(small_package: Path) -> Iterator[Path]:
+    """The small project, in use."""
+    with used(small_package):
+        yield small_package / "dbt_project"
+
+
+@pytest.fixture
+def small_settings(server: str, small_template: Settings, small_project: Path) -> Iterator[Settings]:
     """Settings that name a database of the test's own, in which those tables are there and empty."""
     with cloned(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
         yield opened
