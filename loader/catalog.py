@@ -160,7 +160,10 @@ class Tracker:
             if collection is None:
                 continue
             shape = self.shapes.get((source, collection))
-            if shape is None or next(_refused(shape, list(group)), None) is not None:
+            # A transaction that has not committed may have made a shape for a collection that is not recorded.
+            if shape is None or (source, collection) not in self.collections:
+                return False
+            if next(_refused(shape, list(group)), None) is not None:
                 return False
         return True
 

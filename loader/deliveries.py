@@ -6,6 +6,7 @@ rows. Everything else, refused messages and new properties among it, takes a tra
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import psycopg
@@ -14,6 +15,21 @@ from loader.catalog import Seen, Tracker
 from loader.events import Delivery, Event, Refused
 from loader.landing import Landed, land
 from loader.rows import END, HEADER, partition, rows_of
+
+
+@dataclass(frozen=True)
+class Copied:
+    """Deliveries that have landed by a COPY alone.
+
+    Attributes:
+        generation: What the tracker knew as the record's generation before it found nothing new in them.
+        deliveries: The deliveries.
+        size: Their bytes.
+    """
+
+    generation: int
+    deliveries: Sequence[Delivery]
+    size: int
 
 
 def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery]) -> bytes | None:
@@ -82,22 +98,23 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
     return total
 
 
-def look_again(connection: psycopg.Connection, tracker: Tracker, deliveries: Iterable[Delivery]) -> None:
+def look_again(connection: psycopg.Connection, tracker: Tracker, batches: Iterable[Copied]) -> None:
     """Make sure that what deliveries are made of is recorded, after they landed by a COPY alone.
 
-    That they held nothing new was so by what was recorded when the tracker last looked. Should the record have been
-    made again since (`loader rescan`), they are looked at once more. A rescan that commits later looks at them itself.
+    That they held nothing new was so by the record the tracker knew then. Should it have been made again since
+    (`loader rescan`), they are looked at once more, whoever has learnt of that first. A rescan that commits later has
+    found them itself, for they are committed by now.
 
     Args:
         connection: A connection in autocommit.
         tracker: What is known of the events so far.
-        deliveries: Deliveries that are committed.
+        batches: Deliveries that are committed.
 
     Raises:
         psycopg.Error: The database cannot say.
     """
-    before = tracker.generation
     with tracker.transaction(connection) as seen:
-        if tracker.generation != before:
-            for delivery in deliveries:
-                seen.look(delivery.source, sorted(delivery.events, key=partition))
+        for copied in batches:
+            if copied.generation != tracker.generation:
+                for delivery in copied.deliveries:
+                    seen.look(delivery.source, sorted(delivery.events, key=partition))

@@ -130,8 +130,9 @@ class Draining:
                     drained += self._land(connection, tracker, part, self._seconds)
                     part = self._spool.next_part(BATCH_BYTES)
                 if part is None:
-                    self._connection = None
                     self._emptied(connection, tracker)
+                    # It is the other's now.
+                    self._connection = None
                     metrics.spool_bytes.set(0)
                     log.info("events go to the database", drained=drained)
                     return True

@@ -119,7 +119,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Begin with a request, of which only the head may be there; a short one is taken when it is whole."""
-        if not self.config.app.takes(cycle.scope):  # type: ignore[union-attr]
+        # A client that does not read its answers waits for them to leave, which the short way does not.
+        if self.flow.write_paused or not self.config.app.takes(cycle.scope):  # type: ignore[union-attr]
             super()._start_asgi_task(cycle, app)
         elif cycle.more_body:
             self._short = cycle

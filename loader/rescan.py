@@ -40,8 +40,11 @@ _LANDING = """
     from pg_locks
     where
         database = (select oid from pg_database where datname = current_database())
-        and relation = 'raw.generation'::regclass
-        and mode = 'RowShareLock'
+        and (
+            (relation = 'raw.generation'::regclass and mode = 'RowShareLock')
+            -- A collector's COPY asks for nothing but this.
+            or (relation = 'raw.events'::regclass and mode = 'RowExclusiveLock')
+        )
 """
 _RECORDED_COLLECTIONS = """
     select source, collection from raw.collections where source = any(%s)

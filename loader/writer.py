@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import psycopg
@@ -23,7 +24,7 @@ import structlog
 from loader import metrics
 from loader.catalog import Tracker
 from loader.connection import cut
-from loader.deliveries import land_deliveries, look_again, usual_rows
+from loader.deliveries import Copied, land_deliveries, look_again, usual_rows
 from loader.draining import AWAY, BATCH_BYTES, Draining, count_landed, describe
 from loader.errors import SpoolError, UnavailableError
 from loader.events import Delivery
@@ -31,10 +32,10 @@ from loader.landing import Landed
 from loader.rows import COPY
 from loader.spool import Spool
 from loader.wire import Wire
+from loader.wires import Wires
 
 # A larger batch is not worth a place in the event loop.
 WIRE_BYTES = 1_000_000
-WIRES = 2
 
 # How long it may go unnoticed that the record of the events has been made again, or that the database says nothing.
 _WATCH_SECONDS = 0.2
@@ -48,6 +49,23 @@ log = structlog.get_logger("loader")
 Done = Callable[[UnavailableError | None], None]
 
 _Waiting = tuple[Delivery, int, Done]
+
+
+@dataclass
+class _Task:
+    """What the writing thread has to do at a time.
+
+    Attributes:
+        batch: Deliveries to write.
+        copied: What has landed by wire, to be checked; empty once it is.
+        number: How many tasks it was made of.
+        checked: Bytes of what was in `copied`.
+    """
+
+    batch: list[_Waiting]
+    copied: list[Copied] = field(default_factory=list)
+    number: int = 1
+    checked: int = 0
 
 
 class Writer:
@@ -70,22 +88,25 @@ class Writer:
         self._waiting: deque[_Waiting] = deque()
         self._queued = 0
         self._sending = False
-        self._wires: list[Wire] = []
-        # Batches the writing thread has, or will have next.
+        # Tasks the writing thread has, or will have next.
         self._threaded = 0
-        self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._connection: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._tracker = Tracker()
-        # What has landed by wire since somebody made sure that it held nothing new.
-        self._unchecked: deque[Delivery] = deque()
+        # What has landed by wire since the thread was last asked to make sure that it held nothing new.
+        self._copied: list[Copied] = []
+        # Bytes of that, and of what the thread has not made sure of yet.
+        self._copied_bytes = 0
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
         self._spooling = True
         self._draining = self._new_draining()
         self._threads: list[threading.Thread] = []
         self._stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # There are these once it has started.
+        self._loop: asyncio.AbstractEventLoop
+        self._wires: Wires
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -96,6 +117,9 @@ class Writer:
     async def start(self) -> None:
         """Begin; what an earlier process has left in the spool is drained before anything new lands."""
         self._loop = asyncio.get_running_loop()
+        self._wires = Wires(
+            self._connect, self._loop, self._commit_seconds, lambda: not self._spooling and not self._stopping
+        )
         if self._spool.adopt():
             log.info("an earlier process has left events in the spool", bytes=self._spool.size)
         self._start_thread(self._write)
@@ -104,7 +128,6 @@ class Writer:
 
     async def reached_database(self, seconds: float) -> bool:
         """Wait until deliveries go to the database; say whether they do."""
-        assert self._loop is not None  # noqa: S101 - started
         until = self._loop.time() + seconds
         while self._spooling and self._loop.time() < until:
             await asyncio.sleep(0.01)
@@ -113,17 +136,22 @@ class Writer:
     async def stop(self) -> None:
         """End when everything that was submitted is written; what is in the spool stays there."""
         self._stopping = True
-        while self._waiting or self._threaded or any(wire.is_busy for wire in self._wires):
+        while self._waiting or self._threaded or self._wires.are_busy:
             await asyncio.sleep(0.01)
-        self._batches.put(None)
+        # What has landed by wire last is checked, too: nobody could do that later.
+        self._leave_to_thread([])
+        while self._threaded:
+            await asyncio.sleep(0.01)
+        self._tasks.put(None)
         self._draining.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _JOIN_SECONDS)
         if self._watching:
             self._watching.cancel()
-        self._close_wires(self._wires)
+        await self._wires.close()
         self._disconnect()
         self._spool.close()
+        metrics.settle()
 
     async def write(self, delivery: Delivery) -> None:
         """Write a delivery; it is durable when this returns.
@@ -131,7 +159,6 @@ class Writer:
         Raises:
             UnavailableError: It could not be made durable, or too much is waiting already.
         """
-        assert self._loop is not None  # noqa: S101 - started
         future: asyncio.Future[None] = self._loop.create_future()
 
         def done(error: UnavailableError | None) -> None:
@@ -155,7 +182,6 @@ class Writer:
         Raises:
             UnavailableError: Too much is waiting already.
         """
-        assert self._loop is not None  # noqa: S101 - started
         size = delivery.size
         if self._queued + size > self._queue_bytes and self._queued:
             raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
@@ -170,16 +196,14 @@ class Writer:
         """Send what has gathered on its way, as long as there is a way for it."""
         self._sending = False
         while self._waiting:
-            wires = [] if self._spooling else self._wires
-            wire = next((wire for wire in wires if not wire.is_busy), None)
+            # Nothing more lands unchecked when the thread does not get to checking.
+            by_wire = not self._spooling and self._copied_bytes <= self._queue_bytes
+            wire = self._wires.free() if by_wire else None
             if wire:
                 batch = self._take(WIRE_BYTES)
-                rows = usual_rows(self._tracker, [delivery for delivery, _, _ in batch])
-                if rows is None:
+                if not self._copy(wire, batch):
                     self._leave_to_thread(batch)
-                else:
-                    self._copy(wire, batch, rows)
-            elif wires or self._threaded:
+            elif (by_wire and self._wires) or self._threaded:
                 # It gathers until one of those under way is back.
                 return
             else:
@@ -194,75 +218,87 @@ class Writer:
         metrics.queue_bytes.set(self._queued)
         return batch
 
-    def _copy(self, wire: Wire, batch: list[_Waiting], rows: bytes) -> None:
+    def _copy(self, wire: Wire, batch: list[_Waiting]) -> bool:
+        """Send a batch over a wire, unless there is more to do for it; say whether it is on its way."""
         started = time.monotonic()
+        deliveries = [delivery for delivery, _, _ in batch]
+        # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
+        copied = Copied(self._tracker.generation, deliveries, sum(size for _, size, _ in batch))
+        try:
+            rows = usual_rows(self._tracker, deliveries)
+        except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
+            rows = None
+        if rows is None:
+            return False
 
         def done(error: Exception | None) -> None:
-            if wire not in self._wires:
-                wire.close()
+            self._wires.released(wire)
             if error is not None:
                 # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
                 self._leave_to_thread(batch)
                 return
-            deliveries = [delivery for delivery, _, _ in batch]
-            self._unchecked += deliveries
+            self._copied.append(copied)
+            self._copied_bytes += copied.size
             count_landed(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
             self._answer(batch, None)
 
         wire.copy(COPY, rows, done)
+        return True
 
     def _leave_to_thread(self, batch: list[_Waiting]) -> None:
         self._threaded += 1
-        self._batches.put(batch)
+        copied, self._copied = self._copied, []
+        self._tasks.put(_Task(batch, copied))
 
-    def _written(self, batch: list[_Waiting], error: UnavailableError | None) -> None:
-        """Go on after a batch the thread had."""
-        self._threaded -= 1
-        self._answer(batch, error)
+    def _written(self, task: _Task, error: UnavailableError | None) -> None:
+        """Go on after what the thread had to do."""
+        self._threaded -= task.number
+        self._copied_bytes -= task.checked
+        self._copied += task.copied
+        self._answer(task.batch, error)
 
     def _answer(self, batch: list[_Waiting], error: UnavailableError | None) -> None:
         """Answer a batch, and send the next."""
         for _, size, done in batch:
             self._queued -= size
-            done(error)
+            try:
+                done(error)
+            except Exception:  # a mistake of ours with one must not leave the others without their answers
+                log.exception("a request could not be answered")
         metrics.queue_bytes.set(self._queued)
         self._send()
 
-    def _close_wires(self, wires: list[Wire]) -> None:
-        """Close wires that are not in use any more; one that is busy is closed when it is done."""
-        for wire in wires:
-            if not wire.is_busy:
-                wire.close()
+    def _turn_to_spool(self) -> None:
+        self._wires.retire()
+        if not self._stopping:
+            self._draining = self._new_draining()
+            self._start_thread(self._draining.run)
 
     async def _watch(self) -> None:
-        """Cut the connection of a database that takes a batch and never answers; have the thread check now and then."""
+        """See to what nobody else would: a database that never answers, broken wires, what landed unchecked."""
         while True:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
             metrics.settle()
-            late = [wire for wire in self._wires if wire.is_late()]
+            self._wires.mend()
+            late = self._wires.cut_late()
             connection = self._connection
             if time.monotonic() > self._deadline and connection and not connection.closed:
                 self._deadline = float("inf")
                 cut(connection)
-            elif not late and self._unchecked and not self._threaded and not self._spooling:
+                late = True
+            if late:
+                log.warning("the database has not answered in time", seconds=self._commit_seconds)
+            elif self._copied and not self._threaded and not self._spooling:
                 self._leave_to_thread([])
-                continue
-            else:
-                for wire in late:
-                    wire.cut()
-                if not late:
-                    continue
-            log.warning("the database has not answered in time", seconds=self._commit_seconds)
 
     # From here on: the writing thread.
 
     def _write(self) -> None:
-        assert self._loop is not None  # noqa: S101 - started
         refusing = False
-        while (batch := self._batches.get()) is not None:
+        while task := self._next_task():
             error: UnavailableError | None = None
             try:
-                self._store([delivery for delivery, _, _ in batch])
+                self._store(task, [delivery for delivery, _, _ in task.batch])
                 refusing = False
             except SpoolError as failed:
                 if not refusing:
@@ -273,16 +309,29 @@ class Writer:
             except Exception as failed:  # a mistake of ours must not be taken for success, nor stop the writer
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
-            self._loop.call_soon_threadsafe(self._written, batch, error)
+            self._loop.call_soon_threadsafe(self._written, task, error)
 
-    def _store(self, deliveries: list[Delivery]) -> None:
+    def _next_task(self) -> _Task | None:
+        """Wait for something to do; what has gathered meanwhile shares a commit."""
+        task = self._tasks.get()
+        while task and not self._tasks.empty() and sum(size for _, size, _ in task.batch) < BATCH_BYTES:
+            following = self._tasks.get()
+            if following is None:
+                self._tasks.put(None)
+                break
+            task.batch += following.batch
+            task.copied += following.copied
+            task.number += 1
+        return task
+
+    def _store(self, task: _Task, deliveries: list[Delivery]) -> None:
         """Make deliveries durable, in the database or else in the spool."""
         with self._mode:
             if self._spooling:
                 self._append(deliveries)
                 return
         try:
-            self._land(deliveries)
+            self._land(task, deliveries)
         except AWAY as error:
             log.warning("the database is away, events go to the spool", reason=describe(error))
             with self._mode:
@@ -290,44 +339,24 @@ class Writer:
                 self._begin_spooling()
                 self._append(deliveries)
 
-    def _land(self, deliveries: list[Delivery]) -> None:
+    def _land(self, task: _Task, deliveries: list[Delivery]) -> None:
         connection = self._connection
         assert connection is not None  # noqa: S101 - not spooling
         started = time.monotonic()
         self._deadline = started + self._commit_seconds
         try:
-            self._check(connection)
+            if task.copied:
+                look_again(connection, self._tracker, task.copied)
+                task.checked = sum(copied.size for copied in task.copied)
+                task.copied = []
             if any(delivery.events or delivery.refused for delivery in deliveries):
                 landed = land_deliveries(connection, self._tracker, deliveries)
                 count_landed(landed, time.monotonic() - started)
             elif deliveries:
                 # A probe: only a server that can write gives out a transaction id.
                 connection.execute("select pg_current_xact_id()")
-            self._mend_wires()
         finally:
             self._deadline = float("inf")
-
-    def _check(self, connection: psycopg.Connection) -> None:
-        """Make sure that what has landed by wire held nothing new."""
-        deliveries = [self._unchecked.popleft() for _ in range(len(self._unchecked))]
-        if not deliveries:
-            return
-        try:
-            look_again(connection, self._tracker, deliveries)
-        except BaseException:
-            self._unchecked.extendleft(reversed(deliveries))
-            raise
-
-    def _mend_wires(self) -> None:
-        """Put new wires in the place of broken ones, now that the database is known to be there."""
-        if all(wire.is_whole() for wire in self._wires):
-            return
-        kept = [wire for wire in self._wires if wire.is_whole()]
-        self._wires = kept + [self._new_wire() for _ in range(WIRES - len(kept))]
-
-    def _new_wire(self) -> Wire:
-        assert self._loop is not None  # noqa: S101 - started
-        return Wire(self._connect(), self._loop, self._commit_seconds)
 
     def _disconnect(self) -> None:
         if self._connection:
@@ -342,15 +371,10 @@ class Writer:
             metrics.spool_bytes.set(self._spool.size)
 
     def _begin_spooling(self) -> None:
-        assert self._loop is not None  # noqa: S101 - started
         self._disconnect()
-        wires, self._wires = self._wires, []
-        self._loop.call_soon_threadsafe(self._close_wires, wires)
         self._spooling = True
         metrics.database_up.set(0)
-        if not self._stopping:
-            self._draining = self._new_draining()
-            self._start_thread(self._draining.run)
+        self._loop.call_soon_threadsafe(self._turn_to_spool)
 
     def _start_thread(self, work: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -364,15 +388,9 @@ class Writer:
         return Draining(self._connect, self._spool, self._mode, self._commit_seconds, self._end_spooling)
 
     def _end_spooling(self, connection: psycopg.Connection, tracker: Tracker) -> None:
-        """Let deliveries go to the database again."""
-        wires: list[Wire] = []
-        try:
-            wires += (self._new_wire() for _ in range(WIRES))
-        except BaseException:
-            self._close_wires(wires)
-            raise
+        """Let deliveries go to the database again; by the thread, until there are wires."""
         self._connection = connection
         self._tracker = tracker
-        self._wires = wires
         self._spooling = False
         metrics.database_up.set(1)
+        self._loop.call_soon_threadsafe(self._wires.mend)
