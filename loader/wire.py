@@ -20,7 +20,7 @@ _Done = Callable[[Exception | None], None]
 
 
 class Wire:
-    """One COPY at a time; every method but the first is called in the event loop's thread.
+    """One COPY at a time; for the event loop's thread.
 
     Args:
         connection: A connection in autocommit, so that each COPY is a transaction of its own.
@@ -37,7 +37,10 @@ class Wire:
         self._pgconn: PGconn = connection.pgconn
         self._loop = loop
         self._seconds = seconds
-        self._socket = -1
+        # Looked at from the beginning: a connection may end while nothing is asked of it.
+        self._socket = self._pgconn.socket if self.is_whole() else -1
+        if self._socket >= 0:
+            loop.add_reader(self._socket, self._read)
         self._is_writing = False
         self._deadline = float("inf")
         self._data: bytes | None = None
@@ -56,9 +59,6 @@ class Wire:
         self._deadline = time.monotonic() + self._seconds
         self._data, self._error, self._done = data, None, done
         try:
-            if self._socket < 0:
-                self._socket = self._pgconn.socket
-                self._loop.add_reader(self._socket, self._read)
             self._pgconn.send_query(statement)
         except psycopg.Error as error:
             # Not at once: nobody expects to be told before this returns.
@@ -71,7 +71,7 @@ class Wire:
         return time.monotonic() > self._deadline
 
     def is_whole(self) -> bool:
-        """Say whether the connection can be used, now or when the COPY under way is done; from any thread."""
+        """Say whether the connection can be used, now or when the COPY under way is done."""
         return self._pgconn.status == ConnStatus.OK
 
     def cut(self) -> None:

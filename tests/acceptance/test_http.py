@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import loader.server
-from tests.collecting import Collecting, Entrance, assert_refused, assert_taken
+from tests.collecting import Collecting, Entrance, Line, assert_refused, assert_taken
 from tests.warehouse import wait_until
 
 
@@ -39,6 +39,21 @@ def request(entrance: Entrance, body: bytes, *headers: str, version: str = "1.1"
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def has_waiting(entrance: Entrance) -> bool:
+    """Say whether somebody waits for a lock in the database."""
+    query = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
+    return entrance.connection.execute(query).fetchone() is not None
+
+
+def is_closed(collector: Collecting) -> bool:
+    """Say whether a collector lets nobody in any more."""
+    try:
+        Line(collector.port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def hasty(module_entrance: Entrance) -> Iterator[Collecting]:
     """A collector that waits for nobody."""
@@ -53,6 +68,125 @@ def test_requests_sent_at_once_are_answered_in_their_order(entrance: Entrance) -
         line.send(b"".join(request(entrance, body) for body in bodies))
         assert [line.reply().status for _ in bodies] == [200, 400, 400, 200, 200]
     assert entrance.landed("message_id") == ["a", "c", "d"]
+
+
+def test_requests_that_take_different_ways_keep_their_order(entrance: Entrance) -> None:
+    """What takes a task of its own before what does not, and the other way round; of events and of answers."""
+    names = [f"m{number}" for number in range(12)]
+    with entrance.collector.line() as line:
+        line.send(
+            b"".join(
+                request(entrance, call(name), *(["Origin: https://example.com"] if number % 3 else []))
+                for number, name in enumerate(names)
+            )
+            + b"GET /health HTTP/1.1\r\nHost: collector\r\n\r\n"
+            + request(entrance, call("last"))
+        )
+        for _ in names:
+            assert_taken(line.reply())
+        assert line.reply().json == {"status": "ok"}
+        assert_taken(line.reply())
+    assert entrance.landed("message_id") == [*names, "last"]
+
+
+@pytest.mark.parametrize("zeros", [1, 17, 18, 30, 5000])
+def test_a_length_may_begin_with_zeros(entrance: Entrance, zeros: int) -> None:
+    """As many as fit in a head, and nobody whose request came before has to pay for it."""
+    odd = request(entrance, call("odd"), length=-1).replace(
+        b"\r\n\r\n", b"\r\nContent-Length: %s%d\r\n\r\n" % (b"0" * zeros, len(call("odd"))), 1
+    )
+    with entrance.collector.line() as line:
+        line.send(request(entrance, call("before")) + odd + request(entrance, call("after")))
+        for _ in range(3):
+            assert_taken(line.reply())
+    assert entrance.landed("message_id") == ["before", "odd", "after"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [["Content-Length: 5"], ["Transfer-Encoding: chunked"], ["Content-Length: 99999999999999999999999"]],
+)
+def test_a_request_of_two_lengths_is_refused(entrance: Entrance, headers: list[str]) -> None:
+    """Where it ends is anybody's guess, so it is nobody's event; what came before it has its answer."""
+    with entrance.collector.line() as line:
+        line.send(request(entrance, call("before")) + request(entrance, call("odd"), *headers))
+        assert_taken(line.reply())
+        assert_refused(line.reply(), 400, "bad_request")
+        assert line.rest() == b""
+    assert entrance.landed("message_id") == ["before"]
+
+
+def test_the_first_of_two_keys_counts(entrance: Entrance) -> None:
+    """On every way there is."""
+    other = f"Authorization: {basic(entrance.other_key)['Authorization']}"
+    with entrance.collector.line() as line:
+        for odd in ([], ["Origin: https://example.com"]):
+            line.send(request(entrance, call("a"), other, *odd))
+            assert_taken(line.reply())
+    assert entrance.landed("source") == ["iterable", "iterable"]
+
+
+def test_a_request_may_come_byte_by_byte(entrance: Entrance) -> None:
+    """It is answered once, when it is whole."""
+    with entrance.collector.line() as line:
+        for data in request(entrance, call("a")) + request(entrance, call("b"))[:-1]:
+            line.send(bytes([data]))
+        assert_taken(line.reply())
+        assert not line.answered()
+        line.send(b"}")
+        assert_taken(line.reply())
+    assert entrance.landed("message_id") == ["a", "b"]
+
+
+def test_a_connection_is_closed_when_its_client_wants_that(entrance: Entrance) -> None:
+    """After the answer, which says so; what follows is no request."""
+    with entrance.collector.line() as line:
+        line.send(request(entrance, call("a"), "Connection: close") + request(entrance, call("b")))
+        reply = line.reply()
+        assert_taken(reply)
+        assert reply.headers["connection"] == "close"
+        assert line.rest() == b""
+    assert entrance.landed("message_id") == ["a"]
+
+
+def test_events_land_when_their_sender_is_gone(entrance: Entrance) -> None:
+    """What was there whole is an event, whoever waits for the answer; nobody else notices."""
+    entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
+    with entrance.collector.line() as staying:
+        with entrance.collector.line() as line:
+            line.send(request(entrance, call("gone")))
+            staying.send(request(entrance, call("staying")))
+            wait_until(lambda: has_waiting(entrance), "a COPY to wait for the lock")
+        entrance.connection.execute("commit")
+        assert_taken(staying.reply())
+    wait_until(lambda: set(entrance.landed("message_id")) == {"gone", "staying"}, "both to land")
+
+
+def test_a_collector_that_stops_answers_and_closes(entrance: Entrance) -> None:
+    """Whichever way a request takes that is under way, half there or behind another one."""
+    with ThreadPoolExecutor(1) as beside:
+        with entrance.with_settings() as other:
+            lines = [Line(other.port) for _ in range(3)]
+            entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
+            lines[0].send(request(entrance, call("short")))
+            lines[1].send(request(entrance, call("long"), "Origin: https://example.com"))
+            lines[2].send(request(entrance, call("first")) + request(entrance, call("second")))
+            wait_until(lambda: has_waiting(entrance), "a COPY to wait for the lock")
+
+            def release() -> None:
+                wait_until(lambda: is_closed(other), "the collector to let nobody in")
+                entrance.connection.execute("commit")
+
+            released = beside.submit(release)
+        released.result()
+    for line, count in zip(lines, (1, 1, 2), strict=True):
+        replies = [line.reply() for _ in range(count)]
+        for reply in replies:
+            assert_taken(reply)
+        assert replies[-1].headers["connection"] == "close"
+        assert line.rest() == b""
+        line.close()
+    assert set(entrance.landed("message_id")) == {"short", "long", "first", "second"}
 
 
 def test_large_requests_may_follow_each_other_closely(entrance: Entrance) -> None:

@@ -1,0 +1,476 @@
+"""The collector's short way to the database: rows as the server wants them, COPYs without a thread, and mishaps."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader import metrics
+from loader.catalog import Tracker
+from loader.connection import connect
+from loader.database import Database
+from loader.deliveries import Copied, land_deliveries, look_again, usual_rows
+from loader.errors import DatabaseError, UnavailableError
+from loader.events import Delivery, Event
+from loader.rescan import rescan
+from loader.rows import COPY, END, HEADER, rows_of
+from loader.segment import parse_lines
+from loader.settings import Settings
+from loader.spool import Spool
+from loader.wire import Wire
+from loader.wires import WIRES
+from loader.writer import Writer
+from tests.proxy import Proxy, proxied
+from tests.sending import track
+from tests.warehouse import wait_until
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+SECONDS = 60.0
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit, beside those that are tested."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def proxy(settings: Settings) -> Iterator[Proxy]:
+    """A proxy in front of the test's database."""
+    with proxied(settings.database_url) as between:
+        yield between
+
+
+def events(*ids: str, **properties: object) -> list[Event]:
+    """Return events with these ids."""
+    lines = b"\n".join(json.dumps(track(each, **properties)).encode() for each in ids)
+    return [each for each in parse_lines(lines, 0) if isinstance(each, Event)]
+
+
+def delivery(*ids: str, source: str = "iterable", **properties: object) -> Delivery:
+    """Return a delivery of events with these ids."""
+    return Delivery(source, "track", events(*ids, **properties), [], NOW)
+
+
+def rows(*sent: Event) -> bytes:
+    """Return what COPY takes for these events."""
+    return b"".join([HEADER, rows_of("iterable", sent, NOW), END])
+
+
+def ids(connection: psycopg.Connection) -> list[str]:
+    """Return the ids of all events that have landed, in their order."""
+    return [each for (each,) in connection.execute("select message_id from raw.events order by seq")]
+
+
+def paths(connection: psycopg.Connection) -> list[str]:
+    """Return what is recorded of the properties, as text."""
+    return [each for (each,) in connection.execute("select array_to_string(path, '.') from raw.properties order by 1")]
+
+
+async def copied(wire: Wire, data: bytes) -> Exception | None:
+    """Copy data, and return what went wrong."""
+    future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    wire.copy(COPY, data, future.set_result)
+    return await asyncio.wait_for(future, SECONDS)
+
+
+def on_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
+    """Run something with a wire."""
+
+    async def run() -> None:
+        wire = Wire(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS)
+        try:
+            await work(wire)
+        finally:
+            wire.close()
+
+    asyncio.run(run())
+
+
+def knowing(connection: psycopg.Connection, *more: Delivery) -> Tracker:
+    """Land enough alike events for a tracker to find others like them usual."""
+    tracker = Tracker()
+    for number in range(3):
+        land_deliveries(connection, tracker, [delivery(*(f"{number}-{each}" for each in range(20)), n=1), *more])
+    return tracker
+
+
+# Rows
+
+
+def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.Connection) -> None:
+    """Bytes of the payload, an id of any letters, no collection, and a time of the event's own or the batch's."""
+    own = datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+    sent = [
+        Event('{"a": "ü", "n": 1.10}'.encode(), 0, "ä-☃", "email_opened", None),
+        Event(b'{"b": 12345678901234567890123}', 1, "two", None, own),
+    ]
+
+    async def work(wire: Wire) -> None:
+        assert await copied(wire, rows(*sent)) is None
+
+    on_wire(settings.database_url, work)
+    query = "select source, collection, message_id, payload::text, received_at from raw.events order by seq"
+    assert connection.execute(query).fetchall() == [
+        ("iterable", "email_opened", "ä-☃", '{"a": "ü", "n": 1.10}', NOW),
+        ("iterable", None, "two", '{"b": 12345678901234567890123}', own),
+    ]
+
+
+def test_one_copy_takes_several_sources(settings: Settings, connection: psycopg.Connection) -> None:
+    """Each event lands under its own, in one transaction."""
+    tracker = knowing(connection, delivery(*(f"s{each}" for each in range(20)), source="second", n=1))
+    connection.execute("truncate raw.events")
+    batch = [delivery("a", n=1), delivery("b", source="second", n=2), delivery("c", n=3)]
+    data = usual_rows(tracker, batch)
+    assert data is not None
+
+    async def work(wire: Wire) -> None:
+        assert await copied(wire, data) is None
+
+    on_wire(settings.database_url, work)
+    query = "select source, message_id from raw.events order by 2"
+    assert connection.execute(query).fetchall() == [("iterable", "a"), ("second", "b"), ("iterable", "c")]
+    assert connection.execute("select count(distinct load_xid) from raw.events").fetchone() == (1,)
+
+
+def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) -> None:
+    """A new property, type or collection, and a refused message, are more than a COPY."""
+    tracker = knowing(connection)
+    assert usual_rows(tracker, [delivery("a", n=1)])
+    assert usual_rows(tracker, [delivery("a", n=1), delivery("b", other=1)]) is None
+    assert usual_rows(tracker, [delivery("a", n="text")]) is None
+    assert usual_rows(tracker, [delivery("a", source="second", n=1)]) is None
+    assert usual_rows(tracker, [delivery()]) is None
+
+
+def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.Connection) -> None:
+    """However many events of a transaction that fails have been taken apart by then."""
+    tracker = Tracker()
+    with tracker.transaction(connection) as seen:
+        for number in range(5):
+            seen.look("iterable", events(*(f"{number}-{each}" for each in range(20))))
+        raise psycopg.Rollback
+    assert usual_rows(tracker, [delivery("a")]) is None
+
+
+# A wire
+
+
+def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg.Connection) -> None:
+    """Nothing of that batch has landed, however far the server had come; the wire takes the next."""
+    many = events(*map(str, range(2000)), text="x" * 2000)
+    bad = Event(b'{"n": 1e200000}', 0, "bad", None, None)
+
+    async def work(wire: Wire) -> None:
+        for place in (0, 1, 1000, 2000):
+            assert isinstance(await copied(wire, rows(*many[:place], bad, *many[place:])), psycopg.DatabaseError)
+            assert not wire.is_busy
+        assert wire.is_whole()
+        assert await copied(wire, rows(*events("good"))) is None
+
+    on_wire(settings.database_url, work)
+    assert ids(connection) == ["good"]
+
+
+def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connection) -> None:
+    """A trigger may say what it likes."""
+    connection.execute("""
+        create function public.tell() returns trigger language plpgsql as
+        $$ begin raise warning '%', repeat('told ', 1000); return new; end $$
+    """)
+    connection.execute("create trigger tell before insert on raw.events for each row execute function public.tell()")
+
+    async def work(wire: Wire) -> None:
+        for each in "ab":
+            assert await copied(wire, rows(*events(each))) is None
+
+    on_wire(settings.database_url, work)
+    assert ids(connection) == ["a", "b"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_connection_that_ends_while_idle_fails_the_next_batch(
+    settings: Settings, connection: psycopg.Connection, used: bool
+) -> None:
+    """Whoever ends it: that batch has not landed, and the wire is known to be broken."""
+
+    async def work(wire: Wire) -> None:
+        if used:
+            assert await copied(wire, rows(*events("before"))) is None
+        connection.execute("""
+            select pg_terminate_backend(pid, 10000) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid() and application_name = 'loader'
+        """)
+        assert isinstance(await copied(wire, rows(*events("after"))), psycopg.Error)
+        assert not wire.is_whole()
+        assert not wire.is_busy
+
+    on_wire(settings.database_url, work)
+    assert "after" not in ids(connection)
+
+
+@pytest.mark.parametrize("end", [Wire.cut, Wire.close])
+def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[Wire], None]) -> None:
+    """A COPY the server never answers ends when the wire does, also one too large for the network to hold."""
+
+    async def work(wire: Wire) -> None:
+        for size in (10, 20_000_000):
+            other = Wire(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS)
+            proxy.deafen()
+            copying = asyncio.create_task(copied(other, rows(*events("a", text="x" * size))))
+            await asyncio.sleep(0.05)
+            assert other.is_busy
+            end(other)
+            assert isinstance(await copying, psycopg.Error)
+            other.close()
+            proxy.hear()
+        assert await copied(wire, rows(*events("b"))) is None
+
+    on_wire(proxy.url, work)
+
+
+# The record of what events are made of
+
+
+def test_what_landed_unchecked_is_looked_at_whoever_learnt_of_a_rescan_first(connection: psycopg.Connection) -> None:
+    """A transaction of its own in between, or a new tracker, makes nobody believe that it was looked at."""
+    tracker = knowing(connection)
+    batch = Copied(tracker.generation, [delivery("a", n=1)], 1)
+    connection.execute("delete from raw.events")
+    rescan(connection)
+    assert paths(connection) == []
+    with tracker.transaction(connection):
+        pass
+    look_again(connection, tracker, [batch])
+    assert paths(connection) == ["properties.n"]
+
+
+def test_a_rescan_waits_for_a_copy_under_way(database: Database, connection: psycopg.Connection) -> None:
+    """It finds what a collector copies meanwhile, even if that is killed before it looks again."""
+    knowing(connection)
+    connection.execute("delete from raw.events")
+    with (
+        database.connect(autocommit=True) as scanner,
+        database.connect() as collector,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        with collector.cursor().copy(COPY) as copy:
+            copy.write(rows(*events("late", n=1)))
+        rescanning = beside.submit(rescan, scanner)
+        wait_until(lambda: paths(connection) == [], "the record to be made again, of no events")
+        # Long enough for a rescan that would not wait.
+        with pytest.raises(TimeoutError):
+            rescanning.result(timeout=0.3)
+        collector.commit()
+        rescanning.result(timeout=SECONDS)
+    assert paths(connection) == ["properties.n"]
+
+
+# The writer
+
+
+class Connecting:
+    """Opens connections, as long as it is to."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.opened: list[psycopg.Connection] = []
+        self.most = 1000
+
+    def __call__(self) -> psycopg.Connection:
+        """Open one."""
+        if len(self.opened) >= self.most:
+            raise DatabaseError("The database grants no more connections.")
+        self.opened.append(connect(self.url, autocommit=True, seconds=2))
+        return self.opened[-1]
+
+
+def writing(
+    connecting: Connecting,
+    folder: Path,
+    work: Callable[[Writer], Awaitable[None]],
+    *,
+    commit_seconds: float = SECONDS,
+    spool_bytes: int = 10**9,
+) -> None:
+    """Run something with a writer, and stop it in order."""
+
+    async def run() -> None:
+        writer = Writer(connecting, Spool(folder, spool_bytes), queue_bytes=10**8, commit_seconds=commit_seconds)
+        await writer.start()
+        try:
+            assert await writer.reached_database(SECONDS)
+            await asyncio.wait_for(work(writer), SECONDS)
+        finally:
+            await asyncio.wait_for(writer.stop(), SECONDS)
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop go on until something is so."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def warm_up(writer: Writer, connecting: Connecting) -> None:
+    """Write until events are usual and every wire is there."""
+    for number in range(3):
+        await writer.write(delivery(*(f"warm-{number}-{each}" for each in range(20)), n=1))
+    await until(lambda: len(connecting.opened) > WIRES)
+
+
+def since(connection: psycopg.Connection, connecting: Connecting, moment: datetime) -> list[str]:
+    """Return the last statement of each of the writer's wires that has had one since a moment."""
+    pids = [each.info.backend_pid for each in connecting.opened[1:] if not each.closed]
+    query = "select query from pg_stat_activity where pid = any(%s) and query_start > %s"
+    return [each for (each,) in connection.execute(query, (pids, moment))]
+
+
+def test_usual_events_take_one_statement_and_one_transaction(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """What arrives together leaves together, by a COPY that is all its connection was ever asked for it."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        (moment,) = connection.execute("select clock_timestamp()").fetchall()[0]
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=number)) for number in range(50)))
+        assert since(connection, connecting, moment) == [COPY.decode()]
+
+    writing(connecting, tmp_path, work)
+    query = "select count(*), count(distinct load_xid), count(distinct received_at) from raw.events"
+    assert connection.execute(f"{query} where message_id like 'u%'").fetchone() == (50, 1, 1)
+
+
+def test_without_wires_events_go_by_the_thread(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A database that grants one connection is there all the same: nothing is spooled, nothing lands twice."""
+    connecting = Connecting(settings.database_url)
+    connecting.most = 1
+
+    async def work(writer: Writer) -> None:
+        for number in range(20):
+            await writer.write(delivery(str(number), n=1))
+            assert not writer.spooling
+
+    writing(connecting, tmp_path, work)
+    assert ids(connection) == [str(number) for number in range(20)]
+
+
+def test_broken_wires_cost_no_event_and_are_replaced(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A pooler that ends idle connections makes nobody spool."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        for broken in connecting.opened[1:]:
+            connection.execute("select pg_terminate_backend(%s, 10000)", (broken.info.backend_pid,))
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(5)))
+        await until(lambda: len(connecting.opened) > 2 * WIRES)
+        assert not writer.spooling
+
+    writing(connecting, tmp_path, work)
+    assert sorted(each for each in ids(connection) if each.startswith("u")) == [f"u{number}" for number in range(5)]
+
+
+def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
+    proxy: Proxy, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Of a database that has gone deaf: a wire that nobody uses any more is cut in its time, too."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        proxy.deafen()
+        unusual = asyncio.create_task(writer.write(delivery("unusual", other=1)))
+        await asyncio.sleep(0.3)
+        usual = asyncio.create_task(writer.write(delivery("usual", n=1)))
+        await unusual
+        assert writer.spooling
+        await usual
+        proxy.hear()
+        assert await writer.reached_database(SECONDS)
+
+    writing(connecting, tmp_path, work, commit_seconds=1.0)
+    assert {"unusual", "usual"} <= set(ids(connection))
+
+
+def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Those behind in the same batch get theirs, and what it held counts no longer as waiting."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        answers: list[UnavailableError | None] = []
+
+        def fail(error: UnavailableError | None) -> None:
+            raise RuntimeError(error)
+
+        for number in range(3):
+            writer.submit(delivery(f"fail-{number}", n=1), fail)
+            writer.submit(delivery(f"good-{number}", n=1), answers.append)
+        await until(lambda: len(answers) == 3)
+        assert answers == [None] * 3
+        await writer.write(delivery("last", n=1))
+        assert metrics.registry.get_sample_value("loader_queue_bytes") == 0
+
+    writing(connecting, tmp_path, work)
+
+
+def test_unusual_events_that_wait_for_each_other_share_a_commit(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A flood of them takes as few transactions as the thread gets to begin."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        with connection.transaction():
+            connection.execute("lock table raw.generation in access exclusive mode")
+            tasks = []
+            for number in range(50):
+                tasks.append(asyncio.create_task(writer.write(delivery(f"u{number}", **{f"new{number}": 1}))))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    writing(connecting, tmp_path, work)
+    query = "select count(*), count(distinct load_xid) <= 3 from raw.events where message_id like 'u%'"
+    assert connection.execute(query).fetchone() == (50, True)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_rescan_that_races_with_wires_loses_no_property(
+    proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, away: bool
+) -> None:
+    """Events that were usual by a record that is gone are recorded again, also by who stops or was cut off at once."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        await asyncio.to_thread(connection.execute, "delete from raw.events")
+        await asyncio.to_thread(rescan, connection)
+        # Those that landed by the record there was before.
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(50)))
+        if away:
+            proxy.stop()
+            await writer.write(delivery("spooled", other=1))
+            proxy.start()
+            assert await writer.reached_database(SECONDS)
+
+    writing(connecting, tmp_path, work)
+    assert set(paths(connection)) >= {"properties.n"}
