@@ -60,12 +60,14 @@ class _Task:
         copied: What has landed by wire, to be checked; empty once it is.
         number: How many tasks it was made of.
         checked: Bytes of what was in `copied`.
+        late: The database has not answered a wire that took it there.
     """
 
     batch: list[_Waiting]
     copied: list[Copied] = field(default_factory=list)
     number: int = 1
     checked: int = 0
+    late: bool = False
 
 
 class Writer:
@@ -96,8 +98,7 @@ class Writer:
         self._tracker = Tracker()
         # What has landed by wire since the thread was last asked to make sure that it held nothing new.
         self._copied: list[Copied] = []
-        # Bytes of that, and of what the thread has not made sure of yet.
-        self._copied_bytes = 0
+        self._copied_bytes = 0  # with what the thread has not made sure of yet
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
         self._spooling = True
@@ -235,7 +236,7 @@ class Writer:
             self._wires.released(wire)
             if error is not None:
                 # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
-                self._leave_to_thread(batch)
+                self._leave_to_thread(batch, late=time.monotonic() - started >= self._commit_seconds)
                 return
             self._copied.append(copied)
             self._copied_bytes += copied.size
@@ -245,10 +246,10 @@ class Writer:
         wire.copy(COPY, rows, done)
         return True
 
-    def _leave_to_thread(self, batch: list[_Waiting]) -> None:
+    def _leave_to_thread(self, batch: list[_Waiting], *, late: bool = False) -> None:
         self._threaded += 1
         copied, self._copied = self._copied, []
-        self._tasks.put(_Task(batch, copied))
+        self._tasks.put(_Task(batch, copied, late=late))
 
     def _written(self, task: _Task, error: UnavailableError | None) -> None:
         """Go on after what the thread had to do."""
@@ -322,6 +323,7 @@ class Writer:
             task.batch += following.batch
             task.copied += following.copied
             task.number += 1
+            task.late |= following.late
         return task
 
     def _store(self, task: _Task, deliveries: list[Delivery]) -> None:
@@ -331,6 +333,8 @@ class Writer:
                 self._append(deliveries)
                 return
         try:
+            if task.late:
+                raise UnavailableError("A COPY has had no answer in time.")
             self._land(task, deliveries)
         except AWAY as error:
             log.warning("the database is away, events go to the spool", reason=describe(error))

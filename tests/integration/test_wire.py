@@ -407,6 +407,25 @@ def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
     assert {"unusual", "usual"} <= set(ids(connection))
 
 
+def test_nobody_waits_twice_for_a_database_that_does_not_answer(
+    proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a wire has waited for in vain goes to the spool, and is not tried once more first."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        # Leaves the thread with nothing to check, so that the wire is the first to notice.
+        await writer.write(delivery("unusual", other=1))
+        proxy.deafen()
+        await writer.write(delivery("usual", n=1))
+        assert writer.spooling
+
+    writing(connecting, tmp_path, work, commit_seconds=0.5)
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("A COPY has had no answer in time.") == 1
+
+
 def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
