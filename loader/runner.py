@@ -6,6 +6,7 @@ scheduler itself goes on saying that it is alive while a run takes hours.
 """
 
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -128,6 +129,8 @@ def main(descriptor: int) -> None:
         while True:
             orders.get()
             pipe.send(_run(settings))
+            # dbt leaves a million objects in cycles; taken away at once, memory stays at half of what it grows to.
+            gc.collect()
 
 
 def _receive(pipe: Connection, orders: "queue.SimpleQueue[None]") -> None:

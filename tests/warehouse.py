@@ -24,7 +24,7 @@ from dbt.cli.main import cli as dbt_command
 
 from loader.database import Database, bundled, connection_environment
 from loader.settings import Settings
-from loader.transform import TableFilled, transform
+from loader.transform import TableFilled, project_arguments, tidied, transform
 
 COLLECTIONS = (
     "email_bounced",
@@ -133,34 +133,37 @@ def succeed(process: subprocess.Popen[bytes]) -> None:
 AS_PARSED = {"LOADER_SCHEMA": "iterable"}
 
 
-def parsed(home: Path) -> Path:
+def parsed(settings: Settings) -> Path:
     """Return a folder of its own for the artifacts of one more dbt, in which the project is parsed already."""
-    folder = Path(tempfile.mkdtemp(dir=home)) / "dbt"
-    shutil.copytree(home / "dbt", folder)
+    if not (settings.home / "dbt").exists():
+        code, output = run_dbt(settings.database_url, PROJECT, "parse", *project_arguments(settings))
+        assert code == 0, output
+    folder = Path(tempfile.mkdtemp(dir=settings.home)) / "dbt"
+    shutil.copytree(settings.home / "dbt", folder)
     return folder
 
 
-def copied_project(home: Path) -> Path:
+def copied_project(settings: Settings) -> Path:
     """Return the folder of a copy of the dbt project, parsed already, in which a test may change what it likes."""
-    project = parsed(home).with_name("project")
+    project = parsed(settings).with_name("project")
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("target", "logs"))
     shutil.move(project.with_name("dbt") / "target", project)
     return project
 
 
 @contextmanager
-def start_dbt(url: str, home: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+def start_dbt(settings: Settings, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start dbt as people do by hand: in its folder, with the connection in PG* variables."""
-    folder = parsed(home)
+    folder = parsed(settings)
     command = [sys.executable, "-m", "dbt.cli.main", "--quiet", *arguments]
     command += ["--target-path", str(folder / "target"), "--log-path", str(folder / "logs")]
-    with started(command, AS_PARSED | connection_environment(url) | variables, PROJECT) as process:
+    with started(command, AS_PARSED | connection_environment(settings.database_url) | variables, PROJECT) as process:
         yield process
 
 
 def run_dbt(url: str, project: Path, *arguments: str, parsed_as: Mapping[str, str] = AS_PARSED) -> tuple[int, str]:
     """Run dbt as `start_dbt` does, but in a copied project and in this process; returns its exit code and output."""
-    with chdir(project):
+    with chdir(project), tidied():
         done = CliRunner(env={**parsed_as, **connection_environment(url)}).invoke(
             dbt_command, ["--no-use-colors", "--log-level-file=none", *arguments], catch_exceptions=False
         )

@@ -10,13 +10,13 @@ import loader.collector
 import loader.keys
 from loader.settings import Settings
 from tests.collecting import Entrance, opened_entrance
-from tests.conftest import Loader, cloned, loader_here
+from tests.conftest import Loader, loader_here, own_database
 
 
 @pytest.fixture(scope="module")
 def module_settings(server: str, home: Path, raw_template: str) -> Iterator[Settings]:
     """Settings that name a database of the module's own, with the raw schema and the source Iterable."""
-    with cloned(server, home, raw_template) as opened:
+    with own_database(server, home, raw_template) as opened:
         yield opened
 
 

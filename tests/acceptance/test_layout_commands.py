@@ -77,7 +77,7 @@ def test_a_scaffolded_model_takes_the_table_over(
     load(served_loader, tmp_path, {"event": "Order Placed", "messageId": "a", "properties": hostile})
     transform(served_loader)
     before = served_loader("schema", "order_placed", "--json").stdout
-    project = copied_project(served_settings.home)
+    project = copied_project(served_settings)
 
     written = served_loader("scaffold", "Order Placed", "--folder", str(project / "models" / "iterable"))
     assert (written.returncode, len(written.stdout.splitlines())) == (0, 2)

@@ -15,7 +15,7 @@ from loader.entrances import FILE, ITERABLE_WEBHOOK, parse_message
 from loader.events import Event
 from loader.landing import land
 from loader.transform import transform
-from tests.conftest import DATA, cloned
+from tests.conftest import DATA, own_database
 
 EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()]
 CASES: dict[str, dict[str, Any]] = {}
@@ -45,7 +45,7 @@ def ids() -> dict[str, str]:
 def connection(server: str, home: Path, served_template: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     """A database with both forms of every example."""
     with (
-        cloned(server, home, served_template) as settings,
+        own_database(server, home, served_template) as settings,
         psycopg.connect(settings.database_url, autocommit=True) as opened,
     ):
         for entrance, form in ((ITERABLE_WEBHOOK, "webhook"), (FILE, "track")):

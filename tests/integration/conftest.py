@@ -13,7 +13,7 @@ import loader.transform
 from loader.database import Database, open_database
 from loader.settings import Settings
 from loader.transform import transform
-from tests.conftest import cloned, create_database, drop_database, open_settings
+from tests.conftest import drop_database, open_settings, own_database
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("email_delivered", "email_opened", "tracks")
@@ -51,11 +51,15 @@ def small_template(
     server: str, raw_template: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
     """A database in which its tables have been made; its home has the project parsed."""
+    home = tmp_path_factory.mktemp("home")
     name = f"small_{uuid.uuid4().hex[:12]}"
-    settings = open_settings(create_database(server, name, raw_template), tmp_path_factory.mktemp("home"))
-    with used(small_package), open_database(settings) as database:
+    with (
+        used(small_package),
+        own_database(server, home, raw_template, kept_as=name) as settings,
+        open_database(settings) as database,
+    ):
         transform(database, settings)
-    yield settings
+    yield open_settings(f"{server.rsplit('/', 1)[0]}/{name}", home)
     drop_database(server, name)
 
 
@@ -69,7 +73,7 @@ def small_project(small_package: Path) -> Iterator[Path]:
 @pytest.fixture
 def small_settings(server: str, small_template: Settings, small_project: Path) -> Iterator[Settings]:
     """Settings that name a database of the test's own, in which those tables are there and empty."""
-    with cloned(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
+    with own_database(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
         yield opened
 
 

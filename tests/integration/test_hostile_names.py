@@ -17,7 +17,7 @@ from loader.database import Database, open_database
 from loader.landing import land
 from loader.segment import parse_lines
 from loader.settings import Settings
-from tests.conftest import cloned
+from tests.conftest import own_database
 from tests.layout_model import Table, agrees, declared, expect, fits
 from tests.warehouse import TABLES, contents, law, run
 
@@ -299,7 +299,7 @@ def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
     os.environ["HOSTILE"] = LEAK
     try:
         with (
-            cloned(server, home, template) as opened,
+            own_database(server, home, template) as opened,
             open_database(opened) as database,
             database.connect(autocommit=True) as connection,
         ):

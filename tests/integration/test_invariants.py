@@ -12,7 +12,7 @@ import pytest
 
 from loader.database import Database, open_database
 from loader.settings import Settings
-from tests.conftest import loader_here, open_settings, restored
+from tests.conftest import loader_here, restored
 from tests.warehouse import (
     PROJECT,
     assert_union,
@@ -94,7 +94,7 @@ class Gate:
 
 def start_transform(settings: Settings, **variables: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Start `loader transform`."""
-    variables |= {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(parsed(settings.home).parent)}
+    variables |= {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(parsed(settings).parent)}
     return started([sys.executable, "-m", "loader.cli", "transform"], variables, PROJECT.parent)
 
 
@@ -240,7 +240,7 @@ def test_a_source_is_filled_whole_or_not_at_all(
 
 
 def test_first_runs_side_by_side_double_and_miss_nothing(
-    database: Database, settings: Settings, home: Path, served_template: str
+    database: Database, settings: Settings, served_template: str
 ) -> None:
     """Three first runs at once, each with a snapshot of its own, all succeed, and together serve every event once."""
     with database.connect(autocommit=True) as connection, ExitStack() as stack:
@@ -255,9 +255,7 @@ def test_first_runs_side_by_side_double_and_miss_nothing(
             land_many(connection, 1000, f"{number}-")
             land(connection, "email_opened", str(number), source="app")
             start = (
-                start_dbt(database.url, home, "run", **STOP_AT_GATE)
-                if number < 2
-                else start_transform(settings, **STOP_AT_GATE)
+                start_dbt(settings, "run", **STOP_AT_GATE) if number < 2 else start_transform(settings, **STOP_AT_GATE)
             )
             processes.append(stack.enter_context(start))
             wait_until(begun, "the run to have its snapshot")
@@ -275,12 +273,12 @@ def test_first_runs_side_by_side_double_and_miss_nothing(
 
 
 def test_a_rebuild_that_comes_late_never_goes_back_in_time(
-    served: Database, served_settings: Settings, reader: psycopg.Connection, home: Path
+    served: Database, served_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added meanwhile."""
     land(reader, "email_opened", "a")
     gate = Gate(reader, "raw.cursors")
-    with start_dbt(served.url, home, *REBUILD, **STOP_AT_GATE) as rebuild:
+    with start_dbt(served_settings, *REBUILD, **STOP_AT_GATE) as rebuild:
         wait_until(lambda: gate.stopped() == 1, "the rebuild to have its snapshot")
         land(reader, "email_opened", "b")
         run(served, served_settings, *MODELS)
@@ -296,7 +294,7 @@ def test_a_rebuild_that_comes_late_never_goes_back_in_time(
 
 
 def test_readers_go_on_reading_while_a_table_is_rebuilt(
-    served: Database, served_settings: Settings, reader: psycopg.Connection, home: Path
+    served: Database, served_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """An open cursor keeps its rows, and new queries see all rows, while a rebuild stands before its commit."""
     land_many(reader, 3000)
@@ -307,7 +305,7 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
     with (
         served.connect() as analyst,
         analyst.cursor("open") as cursor,
-        start_dbt(served.url, home, *REBUILD, **STOP_AT_GATE) as rebuild,
+        start_dbt(served_settings, *REBUILD, **STOP_AT_GATE) as rebuild,
     ):
         cursor.execute("select * from iterable.email_opened order by id")
         read = cursor.fetchmany(10)
@@ -327,7 +325,11 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
 
 
 def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
-    served: Database, served_settings: Settings, reader: psycopg.Connection, server: str, other_server: str
+    served: Database,
+    served_settings: Settings,
+    reader: psycopg.Connection,
+    server: str,
+    other_server: str,
 ) -> None:
     """With models at different points and a latecomer waiting, a dump gives the same tables elsewhere and back here."""
     with writers(served, 1) as (late,):
@@ -343,11 +345,11 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
         late.commit()
     accepted = law(reader)["accepted"]
 
-    with restored(served.url, other_server) as url:
+    home = served_settings.home.parent
+    with restored(served.url, other_server, home) as settings:
         run(served, served_settings)
         here = everything(reader)
         assert marks(reader, "email_opened")["late"] == "first"
-        settings = open_settings(url, served_settings.home)
         with open_database(settings) as database, database.connect(autocommit=True) as connection:
             assert law(connection)["accepted"] == accepted
             run(database, settings)
@@ -355,14 +357,13 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
             land_many(connection, 600, "e")
             run(database, settings, "sms_clicked", "tracks")
             land_many(connection, 600, "f")
-            with restored(url, server) as back:
+            with restored(database.url, server, home) as back:
                 run(database, settings)
                 assert law(connection)["waiting"] == 0
-                settings = open_settings(back, served_settings.home)
-                with open_database(settings) as returned, returned.connect(autocommit=True) as connection_back:
-                    run(returned, settings)
+                with open_database(back) as returned, returned.connect(autocommit=True) as connection_back:
+                    run(returned, back)
                     assert everything(connection_back) == everything(connection)
-                assert_equals_rebuild(returned, settings)
+                assert_equals_rebuild(returned, back)
 
 
 def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(

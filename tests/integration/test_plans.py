@@ -1,9 +1,11 @@
 """What an increment costs: it reads its own partition by the index, and a run with nothing to do writes nothing."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -118,6 +120,27 @@ def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
         transform(history, served_settings, select=["email_opened"])
         assert passed_over() == 0
         assert connection.execute("select count(*) from raw.syncs where source = 'idle'").fetchone() == reports
+
+
+def test_a_run_costs_the_same_however_many_came_before(
+    history: Database, served_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stays looks at its stack as often in its third run as in its second, and leaves no file open."""
+    walks = []
+
+    def counted(context: int = 1) -> list[inspect.FrameInfo]:
+        walks[-1] += 1
+        return real(context)
+
+    real = inspect.stack
+    monkeypatch.setattr(inspect, "stack", counted)
+    files = []
+    for _ in range(3):
+        walks.append(0)
+        transform(history, served_settings, select=["email_opened"])
+        files.append(len(psutil.Process().open_files()))
+    assert walks[0] == walks[1] == walks[2] > 0
+    assert files[0] == files[1] == files[2]
 
 
 def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_settings: Settings) -> None:

@@ -8,7 +8,7 @@ import pytest
 from loader.database import open_database
 from loader.settings import Settings
 from loader.status import read_status
-from tests.conftest import open_settings, restored
+from tests.conftest import restored
 from tests.warehouse import copied_project, run, run_dbt
 
 MODELS = ("email_opened", "tracks")
@@ -44,8 +44,8 @@ def test_a_restored_database_goes_on(served_settings: Settings, other_server: st
             run(database, served_settings, "email_opened")
             land(url, "email_opened", "e")
 
-    with restored(url, other_server) as copy:
-        settings = open_settings(copy, home)
+    with restored(url, other_server, home) as settings:
+        copy = settings.database_url
         with open_database(settings) as database:
             with database.begin() as connection:
                 status = read_status(connection)
@@ -71,7 +71,8 @@ def test_dbt_alone_notices_the_restore(served_settings: Settings, other_server: 
     with open_database(served_settings) as database:
         run(database, served_settings, *MODELS)
     land(url, "email_opened", "b")
-    with restored(url, other_server) as copy:
-        code, output = run_dbt(copy, copied_project(home), "run", "--select", *MODELS)
+    with restored(url, other_server, home) as settings:
+        copy = settings.database_url
+        code, output = run_dbt(copy, copied_project(settings), "run", "--select", *MODELS)
         assert code == 0, output
         assert ids(copy, "email_opened") == ids(copy, "tracks") == ["a", "b"]

@@ -107,7 +107,7 @@ def test_dbt_from_cron_beside_a_scheduler_is_safe(
     small_settings: Settings, connection: psycopg.Connection, small_project: Path
 ) -> None:
     """Plain `dbt run`, with nothing set but the connection, fills the same tables, and neither disturbs the other."""
-    folder = parsed(small_settings.home)
+    folder = parsed(small_settings)
     command = [sys.executable, "-m", "dbt.cli.main", "--quiet", "run", "--target-path", str(folder / "target")]
     command += ["--log-path", str(folder / "logs")]
     environment = AS_PARSED | connection_environment(small_settings.database_url)

@@ -1,7 +1,7 @@
 """Served tables are never dropped or swapped: what people build on them survives, and runs may overlap or be killed."""
 
 import signal
-from pathlib import Path
+from functools import partial
 
 import psycopg
 import yaml
@@ -9,7 +9,7 @@ import yaml
 from loader.database import Database
 from loader.settings import Settings
 from loader.transform import transform
-from tests.warehouse import copied_project, run, run_dbt, start_dbt, succeed
+from tests.warehouse import copied_project, run, run_dbt, start_dbt, succeed, wait_until
 
 MODELS = ("email_opened", "email_delivered", "push_opened", "tracks")
 MANY = """
@@ -43,10 +43,10 @@ def assert_complete(url: str, last: int) -> None:
         assert law.fetchone() == (last, last, 0, 0, 0)
 
 
-def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_settings: Settings, home: Path) -> None:
+def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_settings: Settings) -> None:
     """Two runs of dbt by hand and one of the loader, all at once while events land, leave each event once."""
     land(served.url, 1, 4000)
-    with start_dbt(served.url, home, "run") as one, start_dbt(served.url, home, "run") as other:
+    with start_dbt(served_settings, "run") as one, start_dbt(served_settings, "run") as other:
         land(served.url, 4001, 5000)
         run(served, served_settings)
         succeed(one)
@@ -55,29 +55,31 @@ def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_sett
     assert_complete(served.url, 5000)
 
 
-def test_a_killed_run_is_continued(served: Database, served_settings: Settings, home: Path) -> None:
+def filling(watcher: psycopg.Connection, tables: int) -> bool:
+    """Tell whether a run is filling a table, or has filled so many."""
+    inserts = watcher.execute(
+        "select count(*) from pg_stat_activity where datname = current_database()"
+        " and application_name = 'dbt' and query ilike '%insert into%'"
+    ).fetchone()
+    filled = watcher.execute("select count(*) from raw.syncs where read_rows > 0").fetchone()
+    assert inserts is not None
+    assert filled is not None
+    return inserts[0] > 0 or filled[0] >= tables
+
+
+def test_a_killed_run_is_continued(served: Database, served_settings: Settings) -> None:
     """Whenever dbt is killed, the next run leaves each event once, and the killed one is known as interrupted."""
     land(served.url, 1, 30_000)
-    killed = 0
     with psycopg.connect(served.url, autocommit=True) as watcher:
         for tables in (1, 3):
-            with start_dbt(served.url, home, "run", "--threads", "1") as process:
+            with start_dbt(served_settings, "run", "--threads", "1") as process:
                 # Killed when it has just begun to fill its n-th table.
-                while process.poll() is None:
-                    begun = watcher.execute(
-                        "select count(*) from pg_stat_activity where datname = current_database()"
-                        " and application_name = 'dbt' and query ilike '%insert into%'"
-                    ).fetchone()
-                    done = watcher.execute("select count(*) from raw.syncs where read_rows > 0").fetchone()
-                    if begun and done and (begun[0] or done[0] >= tables):
-                        process.send_signal(signal.SIGKILL)
-                        killed += 1
-                        break
+                wait_until(partial(filling, watcher, tables), "the run to fill tables")
+                process.send_signal(signal.SIGKILL)
             watcher.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
                 " where datname = current_database() and application_name = 'dbt'"
             )
-        assert killed == 2
         run(served, served_settings)
         states = watcher.execute("select status, count(*) from raw.transforms group by 1").fetchall()
     assert dict(states) == {"success": 2, "interrupted": 2}
@@ -85,12 +87,12 @@ def test_a_killed_run_is_continued(served: Database, served_settings: Settings, 
 
 
 def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
-    served: Database, served_settings: Settings, home: Path
+    served: Database, served_settings: Settings
 ) -> None:
     """A new column and a full refresh change rows and columns in place; what depends on the table stays as it was."""
     land(served.url, 1, 400)
     run(served, served_settings, *MODELS)
-    project = copied_project(home)
+    project = copied_project(served_settings)
     model = project / "models" / "iterable" / "email_opened.yml"
     described = yaml.safe_load(model.read_text(encoding="utf-8"))
     described["models"][0]["columns"].append(
