@@ -34,7 +34,10 @@ from loader.keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
 from loader.observation import Observation
 from loader.senders import basic_key, client_address, is_signed, shown_keys, trusted_networks
 from loader.settings import Settings
+from loader.shortcut import Shortcut
 from loader.tracking import (
+    BATCHES,
+    CALLS,
     BadRequestError,
     Call,
     Limits,
@@ -45,9 +48,6 @@ from loader.tracking import (
     without_written_key,
 )
 from loader.writer import Writer
-
-CALLS = {"t": "track", "i": "identify", "p": "page", "s": "screen", "g": "group", "a": "alias"}
-BATCHES = ("batch", "import", "b")
 
 _ANY_ORIGIN = ((b"access-control-allow-origin", b"*"),)
 _PREFLIGHT = (
@@ -69,13 +69,6 @@ _ALWAYS_TOLD = frozenset(
 )
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
-
-# A body of more is not read at once.
-_SHORT_BYTES = 60_000
-_LENGTH_DIGITS = 20
-
-# What a request of the short way does not have: a body to decompress, a browser behind it, somebody who waits to send.
-_ODD_HEADERS = frozenset({b"content-encoding", b"expect", b"origin", b"transfer-encoding", b"upgrade"})
 
 _Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 
@@ -100,6 +93,7 @@ class Collector:
         self._observation = observation
         self._limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
         self._trusted = trusted_networks(settings.trusted_proxies)
+        self.shortcut = Shortcut(writer, keys, self._limits)
         self._asking: asyncio.Task[None] | None = None
         self._posts: dict[str, tuple[str, _Handler]] = {}
         for short, kind in CALLS.items():
@@ -109,13 +103,7 @@ class Collector:
         self._posts["/v1/m"] = ("/v1/m", self._ignore)
         self._posts["/webhooks/iterable"] = ("/webhooks/iterable", self._iterable)
         self._posts["/webhooks/segment"] = ("/webhooks/segment", self._segment)
-        # Those with a short way: the type of their call, none for a batch.
-        self._short = {
-            f"/v1/{name}": kind for pair in CALLS.items() for name, kind in zip(pair, pair[1:] * 2, strict=True)
-        }
-        self._short |= {f"/v1/{name}": "" for name in BATCHES}
         self._posts |= {f"{path}/": route for path, route in self._posts.items()}
-        self._short |= {f"{path}/": kind for path, kind in self._short.items()}
         self._documents = {
             "/health": self._health,
             "/ready": self._ready,
@@ -153,57 +141,6 @@ class Collector:
         metrics.count_request(name, answer.status)
         # The tracking API is also for browsers, on pages of any origin.
         await send_answer(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
-
-    def takes(self, scope: Scope) -> bool:
-        """Say whether a request may go the short way: of the tracking API, with a small body that is not compressed.
-
-        Args:
-            scope: The request, of which only the head may be there.
-        """
-        if scope["path"] not in self._short or scope["method"] != "POST":
-            return False
-        length = -1
-        for name, value in scope["headers"]:
-            # One with thousands of zeros in front is a number, too, but not to int().
-            if name == b"content-length" and len(value) < _LENGTH_DIGITS:
-                length = int(value)
-            elif name == b"content-length" or name in _ODD_HEADERS:
-                return False
-        return 0 <= length <= min(_SHORT_BYTES, self._limits.batch_bytes)
-
-    def take(self, scope: Scope, body: bytes, answer: Callable[[Answer], None]) -> bool:
-        """Take a request that may go the short way, if there is nothing wrong with it.
-
-        Args:
-            scope: The request.
-            body: Its body.
-            answer: Called with the answer, now or later, if it was taken.
-
-        Returns:
-            Whether it was taken; otherwise nothing was done.
-        """
-        kind = self._short[scope["path"]]
-        source = self._keys.find(basic_key(scope))
-        if source is None or b'"direct"' in body:
-            return False
-        try:
-            calls = [read_call(body, kind, self._limits)] if kind else read_batch(body, self._limits)[1]
-            events, refused = parse_calls(calls, 1)
-        except Exception:  # noqa: BLE001 - the long way says what it is, and tells nobody that it is no HTTP
-            return False
-        if refused and (kind or not events):
-            return False
-
-        def done(error: UnavailableError | None) -> None:
-            answered = SUCCESS if error is None else unavailable(str(error)).answer
-            metrics.count_request(f"/v1/{kind or 'batch'}", answered.status)
-            answer(answered)
-
-        try:
-            self._writer.submit(Delivery(source, TRACKING, events, refused, datetime.now(UTC)), done)
-        except UnavailableError:
-            return False
-        return True
 
     async def _other(self, path: str, method: str) -> Answer:
         if path in self._posts and method == "OPTIONS":

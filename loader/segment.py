@@ -21,6 +21,9 @@ from loader.naming import table_name
 # Segment keeps no longer message ids.
 MESSAGE_ID_LENGTH = 100
 
+# What ids begin with that are made of a line which brings none.
+MADE_ID = "loader-"
+
 # Longest event name whose table is remembered.
 _KNOWN_LENGTH = 200
 
@@ -218,4 +221,4 @@ def _message_id(given: object, line: bytes, offset: int) -> str:
 
 
 def _hashed(text: str, line: bytes = b"") -> str:
-    return "loader-" + hashlib.sha256(text.encode() + line).hexdigest()[:32]
+    return MADE_ID + hashlib.sha256(text.encode() + line).hexdigest()[:32]

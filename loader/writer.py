@@ -90,6 +90,7 @@ class Writer:
         self._waiting: deque[_Waiting] = deque()
         self._queued = 0
         self._sending = False
+        self._ahead = 0
         # Tasks the writing thread has, or will have next.
         self._threaded = 0
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
@@ -188,9 +189,12 @@ class Writer:
             raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
         self._queued += size
         self._waiting.append((delivery, size, done))
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        """Send what gathers until the event loop has seen to everything that came at the same time."""
         if not self._sending:
             self._sending = True
-            # Not at once: requests that arrived together are to leave together.
             self._loop.call_soon(self._send)
 
     def _send(self) -> None:
@@ -200,6 +204,8 @@ class Writer:
             # Nothing more lands unchecked when the thread does not get to checking.
             by_wire = not self._spooling and self._copied_bytes <= self._queue_bytes
             wire = self._wires.free() if by_wire else None
+            if wire and self._wires.are_busy and len(self._waiting) < self._ahead // 2:
+                return
             if wire:
                 batch = self._take(WIRE_BYTES)
                 if not self._copy(wire, batch):
@@ -243,6 +249,7 @@ class Writer:
             count_landed(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
             self._answer(batch, None)
 
+        self._ahead = len(batch)
         wire.copy(COPY, rows, done)
         return True
 
@@ -267,7 +274,7 @@ class Writer:
             except Exception:  # a mistake of ours with one must not leave the others without their answers
                 log.exception("a request could not be answered")
         metrics.queue_bytes.set(self._queued)
-        self._send()
+        self._send_soon()
 
     def _turn_to_spool(self) -> None:
         self._wires.retire()

@@ -8,7 +8,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 
@@ -87,6 +87,12 @@ class Line:
             return self._answers.read()
         return b""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Hang up."""
         self._answers.close()
@@ -130,14 +136,9 @@ class Collecting:
         """Send a GET."""
         return self.send("GET", path)
 
-    @contextmanager
-    def line(self) -> Iterator[Line]:
+    def line(self) -> Line:
         """Open a connection."""
-        line = Line(self.port)
-        try:
-            yield line
-        finally:
-            line.close()
+        return Line(self.port)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,22 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+import loader.protocol
 import loader.server
+from loader.database import open_database
+from loader.sources import add_key
 from tests.collecting import Collecting, Entrance, Line, assert_refused, assert_taken
 from tests.warehouse import wait_until
 
@@ -87,6 +94,110 @@ def test_requests_that_take_different_ways_keep_their_order(entrance: Entrance) 
         assert line.reply().json == {"status": "ok"}
         assert_taken(line.reply())
     assert entrance.landed("message_id") == [*names, "last"]
+
+
+_numbers = itertools.count()
+
+
+class Sent(NamedTuple):
+    """A request, and what it is answered with."""
+
+    data: bytes
+    status: int
+    message_id: str
+
+
+def requests(entrance: Entrance) -> st.SearchStrategy[Sent]:
+    """Return requests of every kind that leaves its connection open, most of them alike."""
+    origin = "Origin: https://example.com"
+
+    def make(kind: str, size: int) -> Sent:
+        name = f"m{next(_numbers)}"
+        body = call(name, properties={"x": "y" * size})
+        data = request(entrance, body)
+        status = 200
+        if kind == "bad":
+            data, status = request(entrance, call(name, userId=None, properties={"x": "y" * size})), 400
+        elif kind == "broken":
+            data, status = request(entrance, body[:-1] + b" " * size), 400
+        elif kind == "long":
+            data = request(entrance, body, origin)
+        elif kind == "chunked":
+            data = request(
+                entrance, b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body), "Transfer-Encoding: chunked", length=-1
+            )
+        elif kind == "other":
+            data = data.replace(b"/v1/track", b"/v1/identify")
+        elif kind == "unknown":
+            data, status = data.replace(b"/v1/track", b"/v1/attack"), 404
+        return Sent(data, status, name if status == 200 else "")
+
+    kinds = st.sampled_from(["good", "good", "good", "good", "bad", "broken", "long", "chunked", "other", "unknown"])
+    return st.builds(make, kinds, st.sampled_from([0, 1, 9, 90, 9000]))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_alone(
+    module_entrance: Entrance, data: st.DataObject
+) -> None:
+    """Whatever came before on the connection, and whether its answer has been waited for."""
+    module_entrance.empty()
+    piece = st.sampled_from([0, 0, 0, 1, 30, 0.5, -1])
+    # All of it before anything is sent: an example that is given up half-way would leave events behind.
+    plan = data.draw(st.lists(st.tuples(requests(module_entrance), piece, st.booleans()), min_size=1, max_size=12))
+    waiting: list[Sent] = []
+    with module_entrance.collector.line() as line:
+        for each, at, is_waited_for in plan:
+            cut = at if isinstance(at, int) else int(len(each.data) * at)
+            line.send(each.data[:cut])
+            line.send(each.data[cut:])
+            waiting.append(each)
+            if is_waited_for:
+                assert [line.reply().status for _ in waiting] == [one.status for one in waiting]
+                waiting.clear()
+        assert [line.reply().status for _ in waiting] == [one.status for one in waiting]
+        assert not line.answered()
+    assert module_entrance.landed("message_id") == [each.message_id for each, _, _ in plan if each.message_id]
+
+
+def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long after the last request as after the first, and not while one is under way."""
+    monkeypatch.setattr(loader.protocol, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(loader.server, "IDLE_SECONDS", 0.5)
+    with entrance.with_settings() as other, Line(other.port) as line, Line(other.port) as held:
+        until = time.monotonic() + 1.2
+        count = 0
+        while time.monotonic() < until:
+            line.send(request(entrance, call(f"m{count}")))
+            assert_taken(line.reply())
+            count += 1
+        started = time.monotonic()
+        assert line.rest() == b""
+        assert time.monotonic() - started >= 0.45
+        assert held.rest() == b""
+
+
+def test_a_key_that_is_revoked_opens_nothing_on_an_open_connection(entrance: Entrance) -> None:
+    """However often it did before."""
+    with open_database(entrance.settings) as database, database.begin() as connection:
+        shown = replace(entrance, key=add_key(connection, "Iterable"))
+    with entrance.collector.line() as line:
+        for name in "abc":
+            line.send(request(shown, call(name)))
+            assert_taken(line.reply())
+        entrance.connection.execute("""
+            update raw.write_keys set revoked_at = now() where id = (select max(id) from raw.write_keys)
+        """)
+
+        def is_refused() -> bool:
+            line.send(request(shown, call("late")))
+            return line.reply().status == 401
+
+        wait_until(is_refused, "the key to be refused")
+        line.send(request(shown, call("too late")))
+        assert_refused(line.reply(), 401, "invalid_write_key")
+    assert "too late" not in entrance.landed("message_id")
 
 
 @pytest.mark.parametrize("zeros", [1, 17, 18, 30, 5000])

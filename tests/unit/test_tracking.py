@@ -16,6 +16,7 @@ from loader.tracking import (
     parse_calls,
     read_batch,
     read_call,
+    read_whole_call,
     with_address,
     without_written_key,
 )
@@ -271,6 +272,57 @@ def test_the_server_says_when_a_call_was_received() -> None:
     """However the client writes what it says of it."""
     for name in ("receivedAt", "\\u0072eceivedAt"):
         assert single(f'{{"userId":"u","event":"E","{name}":"2001-01-01T00:00:00Z"}}').received_at is None
+
+
+@pytest.mark.parametrize("written", ["type", "t\\u0079pe"])
+def test_what_the_path_says_counts(written: str) -> None:
+    """Not the call's own type, however its name is written."""
+    event = single(f'{{"userId":"u","event":"E","{written}":"identify"}}')
+    assert (event.collection, json.loads(event.payload)["type"]) == ("e", "track")
+    assert single(f'{{"userId":"u","event":"E","{written}":"track"}}', "identify").collection is None
+
+
+def test_a_call_that_has_everything_lands_as_it_came() -> None:
+    """Byte for byte."""
+    text = b'{ "userId":"u", "event": "E", "type":"track","messageId":"m","receivedAt":"2001-01-01T00:00:00Z"}'
+    event = read_whole_call(text, "track", LIMITS)
+    assert event
+    assert (event.payload, event.message_id, event.received_at) == (text, "m", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"userId":"u","event":"E","type":"track"}', "track"),
+        ('{"userId":"u","event":"E","type":"track","properties":{"messageId":"m"}}', "track"),
+        ('{"userId":"u","event":"E","type":"track","messageId":null}', "track"),
+        ('{"userId":"u","event":"E","type":"track","messageId":"m"}', "identify"),
+        ('{"userId":"u","event":"E","type":"page","messageId":"m"}', "track"),
+        ('{"userId":"u","event":"E","type":"track","messageId":"m","writeKey":"k"}', "track"),
+        ('{"userId":"u","event":"E","type":"track","messageId":"m"}\n{}', "track"),
+        ('{"userId":"u","event":"E","type":"track",\n"messageId":"m"}', "track"),
+        ('{"userId":"u","event":"E","type":"track","messageId":"m","x":"\\u0000"}', "track"),
+        ('{"userId":7,"event":"E","type":"track","messageId":"m"}', "track"),
+        ("[]", "track"),
+        ("", "track"),
+        ('{"userId":"u","event":"E","type":"track","messageId":"m","x":"%s"}' % ("y" * 40_000), "track"),
+    ],
+)
+def test_a_call_that_lacks_something_is_looked_at(text: str, kind: str) -> None:
+    """By what puts its id, its type or its place in quarantine to it."""
+    assert read_whole_call(text.encode(), kind, LIMITS) is None
+
+
+@given(good_calls, st.booleans())
+def test_both_readers_land_the_same(fields: dict[str, Any], has_type: bool) -> None:
+    """What is in a row does not depend on who has read the call."""
+    fields = {name: value for name, value in fields.items() if has_type or name != "type"} | {"messageId": "m1"}
+    text = json.dumps(fields).encode()
+    event = read_whole_call(text, "track", LIMITS)
+    other = single(text)
+    assert event
+    assert (event.message_id, event.collection) == (other.message_id, other.collection)
+    assert json.loads(event.payload) | {"type": "track"} == json.loads(other.payload)
 
 
 def test_the_limit_of_a_call_is_met_exactly() -> None:
