@@ -1,8 +1,8 @@
 """Lands what a collector's senders have sent: many deliveries in one transaction.
 
-Nearly always there is nothing to do for them but to copy their events, since events like them have landed before and
-all that they are made of is recorded. Then one COPY is the whole transaction: `usual_rows` says when, and makes its
-rows. Everything else, refused messages and new properties among it, takes a transaction of several steps.
+Nearly always there is nothing to do for them but to write their events, since events like them have landed before and
+all that they are made of is recorded. Then one statement is the whole transaction: `usual_rows` says when, and makes
+its rows. Everything else, refused messages and new properties among it, takes a transaction of several steps.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ import psycopg
 from loader.catalog import Seen, Tracker
 from loader.events import Delivery, Event, Refused
 from loader.landing import Landed, land
-from loader.rows import END, HEADER, partition, rows_of
+from loader.rows import END, HEADER, arrays_of, partition, rows_of
 
 
 @dataclass(frozen=True)
 class Copied:
-    """Deliveries that have landed by a COPY alone.
+    """Deliveries that have landed by one statement alone.
 
     Attributes:
         generation: What the tracker knew as the record's generation before it found nothing new in them.
@@ -32,15 +32,16 @@ class Copied:
     size: int
 
 
-def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery]) -> bytes | None:
+def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery], *, few: int = 0) -> bytes | list[bytes] | None:
     """Make the rows of deliveries with nothing new about them, without asking the database.
 
     Args:
         tracker: What is known of the events so far.
         deliveries: The deliveries.
+        few: How many events are to be made the arguments of `INSERT`.
 
     Returns:
-        What `COPY` takes; None when there is more to do, or no event.
+        What `COPY` takes, or a list of what `INSERT` takes; None when there is more to do, or no event.
     """
     by_source: dict[str, list[Event]] = {}
     for delivery in deliveries:
@@ -49,13 +50,14 @@ def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery]) -> bytes | None
         by_source.setdefault(delivery.source, []).extend(delivery.events)
     if not any(by_source.values()):
         return None
-    pieces = [HEADER]
     for source, events in by_source.items():
         events.sort(key=partition)
         if not tracker.is_usual(source, events):
             return None
-        pieces.append(rows_of(source, events, deliveries[-1].received_at))
-    return b"".join([*pieces, END])
+    now = deliveries[-1].received_at
+    if sum(map(len, by_source.values())) <= few:
+        return arrays_of(by_source, now)
+    return b"".join([HEADER, *(rows_of(source, events, now) for source, events in by_source.items()), END])
 
 
 def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
@@ -99,7 +101,7 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
 
 
 def look_again(connection: psycopg.Connection, tracker: Tracker, batches: Iterable[Copied]) -> None:
-    """Make sure that what deliveries are made of is recorded, after they landed by a COPY alone.
+    """Make sure that what deliveries are made of is recorded, after they landed by one statement.
 
     That they held nothing new was so by the record the tracker knew then. Should it have been made again since
     (`loader rescan`), they are looked at once more, whoever has learnt of that first. A rescan that commits later has

@@ -1,4 +1,4 @@
-"""COPYs over a connection of their own, driven by the event loop.
+"""Rows written over a connection of their own, driven by the event loop.
 
 A thread would have to be woken for each step, and wait for the interpreter each time: for a batch of a few dozen events
 that takes longer than the database does. The steps here are libpq's own for a program that does not wait:
@@ -7,32 +7,59 @@ https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import psycopg
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from loader.connection import cut
+from loader.connection import cut, time_limit
+
+# What the statement is called that a wire has prepared.
+_PREPARED = b"land"
+_BINARY = 1
+_UNKNOWN_STATEMENT = b"26000"
 
 _Done = Callable[[Exception | None], None]
 
 
-class Wire:
-    """One COPY at a time; for the event loop's thread.
+def prepare(connection: psycopg.Connection, statement: bytes, seconds: float) -> bool:
+    """Have a server know the statement that a wire is to execute; say whether it does. For a thread that may wait.
 
     Args:
-        connection: A connection in autocommit, so that each COPY is a transaction of its own.
+        connection: The wire's connection, before the wire.
+        statement: The statement.
+        seconds: How long the server may take.
+    """
+    with time_limit(connection, seconds):
+        return connection.pgconn.prepare(_PREPARED, statement).status == ExecStatus.COMMAND_OK
+
+
+class Wire:
+    """One statement at a time; for the event loop's thread.
+
+    Args:
+        connection: A connection in autocommit, so that each statement is a transaction of its own.
         loop: The event loop.
-        seconds: How long the server may take for a COPY.
+        seconds: How long the server may take for a statement.
+        is_prepared: Whether `prepare` has had it know the statement for `execute`.
 
     Attributes:
-        is_busy: A COPY is under way.
+        is_busy: A statement is under way.
+        is_prepared: The server knows the statement for `execute`; a pooler may have it forget that.
     """
 
-    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        *,
+        is_prepared: bool = False,
+    ) -> None:
         self.is_busy = False
+        self.is_prepared = is_prepared
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
         self._loop = loop
@@ -55,11 +82,24 @@ class Wire:
             data: All of it, in the format the statement names.
             done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
         """
+        self._begin(data, done, lambda: self._pgconn.send_query(statement))
+
+    def execute(self, arguments: Sequence[bytes], done: _Done) -> None:
+        """Run the prepared statement.
+
+        Args:
+            arguments: Its arguments, in binary.
+            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
+        """
+        formats = [_BINARY] * len(arguments)
+        self._begin(None, done, lambda: self._pgconn.send_query_prepared(_PREPARED, arguments, formats, _BINARY))
+
+    def _begin(self, data: bytes | None, done: _Done, send: Callable[[], None]) -> None:
         self.is_busy = True
         self._deadline = time.monotonic() + self._seconds
         self._data, self._error, self._done = data, None, done
         try:
-            self._pgconn.send_query(statement)
+            send()
         except psycopg.Error as error:
             # Not at once: nobody expects to be told before this returns.
             self._loop.call_soon(self._end, error)
@@ -71,16 +111,16 @@ class Wire:
         return time.monotonic() > self._deadline
 
     def is_whole(self) -> bool:
-        """Say whether the connection can be used, now or when the COPY under way is done."""
+        """Say whether the connection can be used, now or when the statement under way is done."""
         return self._pgconn.status == ConnStatus.OK
 
     def cut(self) -> None:
-        """End a connection whose server takes too long: the COPY fails."""
+        """End a connection whose server takes too long: what is under way fails."""
         self._deadline = float("inf")
         cut(self._connection)
 
     def close(self) -> None:
-        """Close the connection; a COPY under way fails."""
+        """Close the connection; what is under way fails."""
         self._let_go()
         if self.is_busy:
             self._end(psycopg.OperationalError("closed"))
@@ -104,7 +144,7 @@ class Wire:
         try:
             self._pgconn.consume_input()
             if not self.is_busy:
-                # A notice, or the end of the connection, which the next COPY will find out.
+                # A notice, or the end of the connection, which the next statement will find out.
                 return
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
@@ -119,6 +159,8 @@ class Wire:
                     return
                 if result.status != ExecStatus.COMMAND_OK:
                     self._error = self._error or _failure(result)
+                    if result.error_field(DiagnosticField.SQLSTATE) == _UNKNOWN_STATEMENT:
+                        self.is_prepared = False
         except psycopg.Error as error:
             self._end(error)
 

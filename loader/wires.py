@@ -13,7 +13,8 @@ import psycopg
 import structlog
 
 from loader.draining import describe
-from loader.wire import Wire
+from loader.rows import INSERT
+from loader.wire import Wire, prepare
 
 WIRES = 2
 
@@ -32,7 +33,7 @@ class Wires:
     Args:
         connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
         loop: The event loop.
-        seconds: How long the database may take for a COPY.
+        seconds: How long the database may take for a statement.
         wanted: Says whether there are to be any at the moment.
     """
 
@@ -59,7 +60,7 @@ class Wires:
 
     @property
     def are_busy(self) -> bool:
-        """Whether a COPY is under way."""
+        """Whether anything is under way."""
         return any(wire.is_busy for wire in (*self._wires, *self._retired))
 
     def free(self) -> Wire | None:
@@ -67,7 +68,7 @@ class Wires:
         return next((wire for wire in self._wires if not wire.is_busy), None)
 
     def released(self, wire: Wire) -> None:
-        """Take note that a wire's COPY has ended."""
+        """Take note that a wire is done."""
         if wire in self._retired:
             self._retired.remove(wire)
             wire.close()
@@ -108,18 +109,23 @@ class Wires:
     def _open(self) -> None:
         """Open a connection, in a thread: the database may take its time."""
         connection = None
+        is_prepared = False
         try:
             connection = self._connect()
+            is_prepared = prepare(connection, INSERT, self._seconds)
         except Exception as error:  # noqa: BLE001 - events go on without it
             log.warning("a second connection for events could not be opened", reason=describe(error))
-        self._loop.call_soon_threadsafe(self._opened, connection)
+            if connection:
+                connection.close()
+                connection = None
+        self._loop.call_soon_threadsafe(self._opened, connection, is_prepared)
 
-    def _opened(self, connection: psycopg.Connection | None) -> None:
+    def _opened(self, connection: psycopg.Connection | None, is_prepared: bool) -> None:
         self._opening = None
         if connection is None:
             self._open_again = time.monotonic() + _AGAIN_SECONDS
         elif self._wanted():
-            self._wires.append(Wire(connection, self._loop, self._seconds))
+            self._wires.append(Wire(connection, self._loop, self._seconds, is_prepared=is_prepared))
             self.mend()
         else:
             connection.close()

@@ -1,9 +1,9 @@
 """Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
 
 There is no timer. While one batch is on its way to the database the next one gathers, and leaves when the first is
-back: alone, a delivery waits for nobody; under load, hundreds share one COPY. The event loop sends it itself, over one
-of two wires, so that one batch is copied while the other is committed. What takes more than a COPY is done in a thread,
-and so is whatever goes wrong.
+back: alone, a delivery waits for nobody; under load, hundreds share one commit. The event loop sends it itself, over
+one of two wires: once it has become as large as the batch ahead of it, it need not wait for that. What takes more than
+one statement is done in a thread, and so is whatever goes wrong.
 
 When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
 been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -22,6 +21,7 @@ import psycopg
 import structlog
 
 from loader import metrics
+from loader.backlog import Backlog, Done, Waiting
 from loader.catalog import Tracker
 from loader.connection import cut
 from loader.deliveries import Copied, land_deliveries, look_again, usual_rows
@@ -29,7 +29,7 @@ from loader.draining import AWAY, BATCH_BYTES, Draining, count_landed, describe
 from loader.errors import SpoolError, UnavailableError
 from loader.events import Delivery
 from loader.landing import Landed
-from loader.rows import COPY
+from loader.rows import COPY, FEW
 from loader.spool import Spool
 from loader.wire import Wire
 from loader.wires import Wires
@@ -45,11 +45,6 @@ _JOIN_SECONDS = 60.0
 
 log = structlog.get_logger("loader")
 
-# Called when a delivery is durable, or with why it could not be made so.
-Done = Callable[[UnavailableError | None], None]
-
-_Waiting = tuple[Delivery, int, Done]
-
 
 @dataclass
 class _Task:
@@ -63,7 +58,7 @@ class _Task:
         late: The database has not answered a wire that took it there.
     """
 
-    batch: list[_Waiting]
+    batch: list[Waiting]
     copied: list[Copied] = field(default_factory=list)
     number: int = 1
     checked: int = 0
@@ -86,10 +81,10 @@ class Writer:
         self._connect = connect
         self._spool = spool
         self._queue_bytes = queue_bytes
+        self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
-        self._waiting: deque[_Waiting] = deque()
-        self._queued = 0
         self._sending = False
+        # How many deliveries the last batch had that left by wire.
         self._ahead = 0
         # Tasks the writing thread has, or will have next.
         self._threaded = 0
@@ -138,7 +133,7 @@ class Writer:
     async def stop(self) -> None:
         """End when everything that was submitted is written; what is in the spool stays there."""
         self._stopping = True
-        while self._waiting or self._threaded or self._wires.are_busy:
+        while self._backlog or self._threaded or self._wires.are_busy:
             await asyncio.sleep(0.01)
         # What has landed by wire last is checked, too: nobody could do that later.
         self._leave_to_thread([])
@@ -184,11 +179,7 @@ class Writer:
         Raises:
             UnavailableError: Too much is waiting already.
         """
-        size = delivery.size
-        if self._queued + size > self._queue_bytes and self._queued:
-            raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
-        self._queued += size
-        self._waiting.append((delivery, size, done))
+        self._backlog.add(delivery, done)
         self._send_soon()
 
     def _send_soon(self) -> None:
@@ -200,39 +191,31 @@ class Writer:
     def _send(self) -> None:
         """Send what has gathered on its way, as long as there is a way for it."""
         self._sending = False
-        while self._waiting:
+        while self._backlog:
             # Nothing more lands unchecked when the thread does not get to checking.
             by_wire = not self._spooling and self._copied_bytes <= self._queue_bytes
             wire = self._wires.free() if by_wire else None
-            if wire and self._wires.are_busy and len(self._waiting) < self._ahead // 2:
+            if wire and self._wires.are_busy and len(self._backlog) < self._ahead:
+                # Each batch costs the database the same once more: it had better be as large as the one ahead.
                 return
             if wire:
-                batch = self._take(WIRE_BYTES)
-                if not self._copy(wire, batch):
+                batch = self._backlog.take(WIRE_BYTES)
+                if not self._write_by(wire, batch):
                     self._leave_to_thread(batch)
             elif (by_wire and self._wires) or self._threaded:
                 # It gathers until one of those under way is back.
                 return
             else:
-                self._leave_to_thread(self._take(BATCH_BYTES))
+                self._leave_to_thread(self._backlog.take(BATCH_BYTES))
 
-    def _take(self, limit: int) -> list[_Waiting]:
-        batch = []
-        size = 0
-        while self._waiting and size < limit:
-            batch.append(self._waiting.popleft())
-            size += batch[-1][1]
-        metrics.queue_bytes.set(self._queued)
-        return batch
-
-    def _copy(self, wire: Wire, batch: list[_Waiting]) -> bool:
+    def _write_by(self, wire: Wire, batch: list[Waiting]) -> bool:
         """Send a batch over a wire, unless there is more to do for it; say whether it is on its way."""
         started = time.monotonic()
         deliveries = [delivery for delivery, _, _ in batch]
         # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
         copied = Copied(self._tracker.generation, deliveries, sum(size for _, size, _ in batch))
         try:
-            rows = usual_rows(self._tracker, deliveries)
+            rows = usual_rows(self._tracker, deliveries, few=FEW if wire.is_prepared else 0)
         except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
             rows = None
         if rows is None:
@@ -250,10 +233,13 @@ class Writer:
             self._answer(batch, None)
 
         self._ahead = len(batch)
-        wire.copy(COPY, rows, done)
+        if isinstance(rows, bytes):
+            wire.copy(COPY, rows, done)
+        else:
+            wire.execute(rows, done)
         return True
 
-    def _leave_to_thread(self, batch: list[_Waiting], *, late: bool = False) -> None:
+    def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:
         self._threaded += 1
         copied, self._copied = self._copied, []
         self._tasks.put(_Task(batch, copied, late=late))
@@ -265,15 +251,9 @@ class Writer:
         self._copied += task.copied
         self._answer(task.batch, error)
 
-    def _answer(self, batch: list[_Waiting], error: UnavailableError | None) -> None:
+    def _answer(self, batch: list[Waiting], error: UnavailableError | None) -> None:
         """Answer a batch, and send the next."""
-        for _, size, done in batch:
-            self._queued -= size
-            try:
-                done(error)
-            except Exception:  # a mistake of ours with one must not leave the others without their answers
-                log.exception("a request could not be answered")
-        metrics.queue_bytes.set(self._queued)
+        self._backlog.answer(batch, error)
         self._send_soon()
 
     def _turn_to_spool(self) -> None:
@@ -341,7 +321,7 @@ class Writer:
                 return
         try:
             if task.late:
-                raise UnavailableError("A COPY has had no answer in time.")
+                raise UnavailableError("A batch has had no answer in time.")
             self._land(task, deliveries)
         except AWAY as error:
             log.warning("the database is away, events go to the spool", reason=describe(error))

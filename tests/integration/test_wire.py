@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import psycopg
@@ -18,11 +19,11 @@ from loader.deliveries import Copied, land_deliveries, look_again, usual_rows
 from loader.errors import DatabaseError, UnavailableError
 from loader.events import Delivery, Event
 from loader.rescan import rescan
-from loader.rows import COPY, END, HEADER, rows_of
+from loader.rows import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
 from loader.segment import parse_lines
 from loader.settings import Settings
 from loader.spool import Spool
-from loader.wire import Wire
+from loader.wire import Wire, prepare
 from loader.wires import WIRES
 from loader.writer import Writer
 from tests.proxy import Proxy, proxied
@@ -80,11 +81,25 @@ async def copied(wire: Wire, data: bytes) -> Exception | None:
     return await asyncio.wait_for(future, SECONDS)
 
 
+async def inserted(wire: Wire, *sent: Event) -> Exception | None:
+    """Insert events, and return what went wrong."""
+    future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    wire.execute(arrays_of({"iterable": sent}, NOW), future.set_result)
+    return await asyncio.wait_for(future, SECONDS)
+
+
+async def written(wire: Wire, way: str, *sent: Event) -> Exception | None:
+    """Write events in one of two ways, and return what went wrong."""
+    return await (copied(wire, rows(*sent)) if way == "copy" else inserted(wire, *sent))
+
+
 def on_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
     """Run something with a wire."""
 
     async def run() -> None:
-        wire = Wire(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS)
+        connection = connect(url, autocommit=True)
+        assert prepare(connection, INSERT, SECONDS)
+        wire = Wire(connection, asyncio.get_running_loop(), SECONDS, is_prepared=True)
         try:
             await work(wire)
         finally:
@@ -104,7 +119,11 @@ def knowing(connection: psycopg.Connection, *more: Delivery) -> Tracker:
 # Rows
 
 
-def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.Connection) -> None:
+both_ways = pytest.mark.parametrize("way", ["copy", "insert"])
+
+
+@both_ways
+def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.Connection, way: str) -> None:
     """Bytes of the payload, an id of any letters, no collection, and a time of the event's own or the batch's."""
     own = datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     sent = [
@@ -113,7 +132,7 @@ def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.C
     ]
 
     async def work(wire: Wire) -> None:
-        assert await copied(wire, rows(*sent)) is None
+        assert await written(wire, way, *sent) is None
 
     on_wire(settings.database_url, work)
     query = "select source, collection, message_id, payload::text, received_at from raw.events order by seq"
@@ -123,16 +142,22 @@ def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.C
     ]
 
 
-def test_one_copy_takes_several_sources(settings: Settings, connection: psycopg.Connection) -> None:
+@pytest.mark.parametrize("few", [0, FEW])
+def test_one_statement_takes_several_sources(settings: Settings, connection: psycopg.Connection, few: int) -> None:
     """Each event lands under its own, in one transaction."""
     tracker = knowing(connection, delivery(*(f"s{each}" for each in range(20)), source="second", n=1))
     connection.execute("truncate raw.events")
     batch = [delivery("a", n=1), delivery("b", source="second", n=2), delivery("c", n=3)]
-    data = usual_rows(tracker, batch)
-    assert data is not None
+    data = usual_rows(tracker, batch, few=few)
 
     async def work(wire: Wire) -> None:
-        assert await copied(wire, data) is None
+        future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        if isinstance(data, bytes):
+            wire.copy(COPY, data, future.set_result)
+        else:
+            assert data
+            wire.execute(data, future.set_result)
+        assert await asyncio.wait_for(future, SECONDS) is None
 
     on_wire(settings.database_url, work)
     query = "select source, message_id from raw.events order by 2"
@@ -163,23 +188,26 @@ def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.
 # A wire
 
 
-def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg.Connection) -> None:
+@both_ways
+def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg.Connection, way: str) -> None:
     """Nothing of that batch has landed, however far the server had come; the wire takes the next."""
     many = events(*map(str, range(2000)), text="x" * 2000)
     bad = Event(b'{"n": 1e200000}', 0, "bad", None, None)
 
     async def work(wire: Wire) -> None:
         for place in (0, 1, 1000, 2000):
-            assert isinstance(await copied(wire, rows(*many[:place], bad, *many[place:])), psycopg.DatabaseError)
+            assert isinstance(await written(wire, way, *many[:place], bad, *many[place:]), psycopg.DatabaseError)
             assert not wire.is_busy
         assert wire.is_whole()
-        assert await copied(wire, rows(*events("good"))) is None
+        assert wire.is_prepared
+        assert await written(wire, way, *events("good")) is None
 
     on_wire(settings.database_url, work)
     assert ids(connection) == ["good"]
 
 
-def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connection) -> None:
+@both_ways
+def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connection, way: str) -> None:
     """A trigger may say what it likes."""
     connection.execute("""
         create function public.tell() returns trigger language plpgsql as
@@ -189,10 +217,26 @@ def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connectio
 
     async def work(wire: Wire) -> None:
         for each in "ab":
-            assert await copied(wire, rows(*events(each))) is None
+            assert await written(wire, way, *events(each)) is None
 
     on_wire(settings.database_url, work)
     assert ids(connection) == ["a", "b"]
+
+
+def test_a_statement_the_server_has_forgotten_is_not_asked_for_again(
+    settings: Settings, connection: psycopg.Connection
+) -> None:
+    """As behind a pooler: that batch has not landed, and the wire goes on without."""
+
+    async def work(wire: Wire) -> None:
+        assert await inserted(wire, *events("before")) is None
+        wire._connection.pgconn.exec_(b"discard all")
+        assert isinstance(await inserted(wire, *events("after")), psycopg.DatabaseError)
+        assert not wire.is_prepared
+        assert await copied(wire, rows(*events("copied"))) is None
+
+    on_wire(settings.database_url, work)
+    assert ids(connection) == ["before", "copied"]
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -334,21 +378,77 @@ def since(connection: psycopg.Connection, connecting: Connecting, moment: dateti
     return [each for (each,) in connection.execute(query, (pids, moment))]
 
 
+@pytest.mark.parametrize(("count", "statement"), [(FEW, INSERT), (FEW + 1, COPY)])
 def test_usual_events_take_one_statement_and_one_transaction(
-    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path, count: int, statement: bytes
 ) -> None:
-    """What arrives together leaves together, by a COPY that is all its connection was ever asked for it."""
+    """What arrives together leaves together, by a statement that is all its connection was ever asked for it."""
     connecting = Connecting(settings.database_url)
 
     async def work(writer: Writer) -> None:
         await warm_up(writer, connecting)
         (moment,) = connection.execute("select clock_timestamp()").fetchall()[0]
-        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=number)) for number in range(50)))
-        assert since(connection, connecting, moment) == [COPY.decode()]
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=number)) for number in range(count)))
+        assert since(connection, connecting, moment) == [statement.decode()]
 
     writing(connecting, tmp_path, work)
     query = "select count(*), count(distinct load_xid), count(distinct received_at) from raw.events"
-    assert connection.execute(f"{query} where message_id like 'u%'").fetchone() == (50, 1, 1)
+    assert connection.execute(f"{query} where message_id like 'u%'").fetchone() == (count, 1, 1)
+
+
+def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A smaller one would cost the database as much; what nobody is ahead of leaves at once."""
+    connecting = Connecting(settings.database_url)
+    waiting = "select count(*) from pg_locks where not granted and relation = 'raw.events'::regclass"
+
+    async def waited_for(count: int) -> None:
+        await until(lambda: connection.execute(waiting).fetchone() == (count,))
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        answers: list[UnavailableError | None] = []
+
+        def submit(count: int) -> None:
+            for _ in range(count):
+                writer.submit(delivery(f"u{next(numbers)}", n=1), answers.append)
+
+        numbers = count()
+        with connection.transaction():
+            connection.execute("lock table raw.events in share row exclusive mode")
+            submit(3)
+            await waited_for(1)
+            submit(2)
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            await waited_for(1)
+            submit(1)
+            await waited_for(2)
+        await until(lambda: len(answers) == 6)
+        assert answers == [None] * 6
+
+    writing(connecting, tmp_path, work)
+    query = "select array_agg(message_id order by seq) from raw.events where message_id like 'u%' group by load_xid"
+    assert sorted(each for (each,) in connection.execute(query)) == [["u0", "u1", "u2"], ["u3", "u4", "u5"]]
+
+
+def test_events_land_once_when_a_pooler_forgets(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """What every wire has prepared; nobody is told of it."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        for opened in connecting.opened[1:]:
+            opened.pgconn.exec_(b"discard all")
+        for number in range(6):
+            await writer.write(delivery(f"u{number}", n=1))
+        assert not writer.spooling
+
+    writing(connecting, tmp_path, work)
+    assert [each for each in ids(connection) if each.startswith("u")] == [f"u{number}" for number in range(6)]
 
 
 def test_without_wires_events_go_by_the_thread(
@@ -423,7 +523,7 @@ def test_nobody_waits_twice_for_a_database_that_does_not_answer(
 
     writing(connecting, tmp_path, work, commit_seconds=0.5)
     told = capsys.readouterr()
-    assert (told.out + told.err).count("A COPY has had no answer in time.") == 1
+    assert (told.out + told.err).count("A batch has had no answer in time.") == 1
 
 
 def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
