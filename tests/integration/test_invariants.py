@@ -242,7 +242,7 @@ def test_a_source_is_filled_whole_or_not_at_all(
 def test_first_runs_side_by_side_double_and_miss_nothing(
     database: Database, settings: Settings, served_template: str
 ) -> None:
-    """Two first runs at once, each with a snapshot of its own, both succeed, and together serve every event once."""
+    """Of dbt and of the loader, each with a snapshot of its own: both succeed, and together serve every event once."""
     with database.connect(autocommit=True) as connection, ExitStack() as stack:
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
         gate = Gate(connection, "raw.cursors")
@@ -251,12 +251,10 @@ def test_first_runs_side_by_side_double_and_miss_nothing(
         def begun() -> bool:
             return connection.execute("select count(*) from raw.transforms").fetchone() == (len(processes),)
 
-        for number in range(2):
+        runs = (start_dbt(settings, "run", **STOP_AT_GATE), start_transform(settings, **STOP_AT_GATE))
+        for number, start in enumerate(runs):
             land_many(connection, 1000, f"{number}-")
             land(connection, "email_opened", str(number), source="app")
-            start = (
-                start_dbt(settings, "run", **STOP_AT_GATE) if number < 2 else start_transform(settings, **STOP_AT_GATE)
-            )
             processes.append(stack.enter_context(start))
             wait_until(begun, "the run to have its snapshot")
         land_many(connection, 1000, "after-")
