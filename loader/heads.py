@@ -10,6 +10,9 @@ import msgspec
 _END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length:"
 
+# Connections are many; a longer head is not worth the memory.
+_BYTES = 4096
+
 # More digits than a short body's length has.
 _DIGITS = 8
 
@@ -53,14 +56,14 @@ def head_of(data: bytes, body: bytes) -> Head | None:
         body: The body the parser found.
 
     Returns:
-        The head; None when there is the least doubt about where its parts are.
+        The head; None when it is long, or there is the least doubt about where its parts are.
     """
     end = data.find(_END) + len(_END)
     head = data[:end]
     at = head.lower().find(_LENGTH) + len(_LENGTH)
     is_one = data[end:] == body and at >= len(_LENGTH) and _LENGTH not in head[at:].lower()
     # Some parsers end a line at any newline.
-    if not is_one or head.count(b"\n") != head.count(b"\r\n"):
+    if not is_one or end > _BYTES or head.count(b"\n") != head.count(b"\r\n"):
         return None
     at += head[at] == ord(" ")
     known = Head(head[:at], head[head.find(b"\r", at) :])

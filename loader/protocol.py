@@ -64,6 +64,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_timer()
+        # Also when it was reset, with a request under way that had left it running.
+        self._unset_keepalive_if_required()
         metrics.connections.dec()
         super().connection_lost(exc)
 
@@ -140,7 +142,10 @@ class Connection(HttpToolsProtocol):
         body = bytes(cycle.body)
         if not self.config.app.shortcut.take(way, body, partial(self._send, cycle)):  # type: ignore[union-attr]
             super()._start_asgi_task(cycle, self.app)
-        elif cycle.keep_alive and (head := head_of(self._data, body)):
+            return
+        # It may be kept for long.
+        cycle.body.clear()
+        if cycle.keep_alive and (head := head_of(self._data, body)):
             self._known = head, cycle, way
 
     def _recognise(self, data: bytes, head: Head, cycle: RequestResponseCycle, way: Way) -> bool:
@@ -198,7 +203,7 @@ class Connection(HttpToolsProtocol):
         """Close a connection on which nothing has come for long."""
         cycle = self.cycle
         idle = self.loop.time() - self._answered
-        if cycle is not None and (not cycle.response_complete or idle < IDLE_SECONDS):
+        if not self.transport.is_closing() and cycle and (not cycle.response_complete or idle < IDLE_SECONDS):
             # Since it was set, requests have come which did not touch it.
             again = IDLE_SECONDS - idle if cycle.response_complete else IDLE_SECONDS
             self.timeout_keep_alive_task = self.loop.call_later(again, self.timeout_keep_alive_handler)

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from loader.connection import cut, time_limit
+from loader.connection import cut
 
 # What the statement is called that a wire has prepared.
 _PREPARED = b"land"
@@ -24,18 +24,6 @@ _UNKNOWN_STATEMENT = b"26000"
 _Done = Callable[[Exception | None], None]
 
 
-def prepare(connection: psycopg.Connection, statement: bytes, seconds: float) -> bool:
-    """Have a server know the statement that a wire is to execute; say whether it does. For a thread that may wait.
-
-    Args:
-        connection: The wire's connection, before the wire.
-        statement: The statement.
-        seconds: How long the server may take.
-    """
-    with time_limit(connection, seconds):
-        return connection.pgconn.prepare(_PREPARED, statement).status == ExecStatus.COMMAND_OK
-
-
 class Wire:
     """One statement at a time; for the event loop's thread.
 
@@ -43,11 +31,11 @@ class Wire:
         connection: A connection in autocommit, so that each statement is a transaction of its own.
         loop: The event loop.
         seconds: How long the server may take for a statement.
-        is_prepared: Whether `prepare` has had it know the statement for `execute`.
+        statement: What `execute` runs.
 
     Attributes:
         is_busy: A statement is under way.
-        is_prepared: The server knows the statement for `execute`; a pooler may have it forget that.
+        can_execute: Nothing speaks against `execute`; a pooler may have a server forget what it has prepared.
     """
 
     def __init__(
@@ -55,11 +43,13 @@ class Wire:
         connection: psycopg.Connection,
         loop: asyncio.AbstractEventLoop,
         seconds: float,
-        *,
-        is_prepared: bool = False,
+        statement: bytes,
     ) -> None:
         self.is_busy = False
-        self.is_prepared = is_prepared
+        self.can_execute = True
+        self._statement = statement
+        self._is_prepared = False
+        self._arguments: Sequence[bytes] | None = None
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
         self._loop = loop
@@ -85,14 +75,22 @@ class Wire:
         self._begin(data, done, lambda: self._pgconn.send_query(statement))
 
     def execute(self, arguments: Sequence[bytes], done: _Done) -> None:
-        """Run the prepared statement.
+        """Run the wire's statement, which the server prepares when it is first asked for.
+
+        Not before: a table that somebody has locked would keep the connection from being of any use.
 
         Args:
             arguments: Its arguments, in binary.
             done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
         """
-        formats = [_BINARY] * len(arguments)
-        self._begin(None, done, lambda: self._pgconn.send_query_prepared(_PREPARED, arguments, formats, _BINARY))
+        if self._is_prepared:
+            self._begin(None, done, lambda: self._send_prepared(arguments))
+        else:
+            self._arguments = arguments
+            self._begin(None, done, lambda: self._pgconn.send_prepare(_PREPARED, self._statement))
+
+    def _send_prepared(self, arguments: Sequence[bytes]) -> None:
+        self._pgconn.send_query_prepared(_PREPARED, arguments, [_BINARY] * len(arguments), _BINARY)
 
     def _begin(self, data: bytes | None, done: _Done, send: Callable[[], None]) -> None:
         self.is_busy = True
@@ -148,6 +146,11 @@ class Wire:
                 return
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
+                if result is None and self._arguments is not None and self._error is None:
+                    arguments, self._arguments, self._is_prepared = self._arguments, None, True
+                    self._send_prepared(arguments)
+                    self._flush()
+                    return
                 if result is None:
                     self._end(self._error)
                     return
@@ -159,8 +162,8 @@ class Wire:
                     return
                 if result.status != ExecStatus.COMMAND_OK:
                     self._error = self._error or _failure(result)
-                    if result.error_field(DiagnosticField.SQLSTATE) == _UNKNOWN_STATEMENT:
-                        self.is_prepared = False
+                    is_unknown = result.error_field(DiagnosticField.SQLSTATE) == _UNKNOWN_STATEMENT
+                    self.can_execute &= not (is_unknown or self._arguments)
         except psycopg.Error as error:
             self._end(error)
 
@@ -169,6 +172,7 @@ class Wire:
             self._let_go()
         self._deadline = float("inf")
         self.is_busy = False
+        self._arguments = None
         done, self._done = self._done, lambda _: None
         done(error)
 

@@ -14,7 +14,7 @@ import structlog
 
 from loader.draining import describe
 from loader.rows import INSERT
-from loader.wire import Wire, prepare
+from loader.wire import Wire
 
 WIRES = 2
 
@@ -109,23 +109,18 @@ class Wires:
     def _open(self) -> None:
         """Open a connection, in a thread: the database may take its time."""
         connection = None
-        is_prepared = False
         try:
             connection = self._connect()
-            is_prepared = prepare(connection, INSERT, self._seconds)
         except Exception as error:  # noqa: BLE001 - events go on without it
             log.warning("a second connection for events could not be opened", reason=describe(error))
-            if connection:
-                connection.close()
-                connection = None
-        self._loop.call_soon_threadsafe(self._opened, connection, is_prepared)
+        self._loop.call_soon_threadsafe(self._opened, connection)
 
-    def _opened(self, connection: psycopg.Connection | None, is_prepared: bool) -> None:
+    def _opened(self, connection: psycopg.Connection | None) -> None:
         self._opening = None
         if connection is None:
             self._open_again = time.monotonic() + _AGAIN_SECONDS
         elif self._wanted():
-            self._wires.append(Wire(connection, self._loop, self._seconds, is_prepared=is_prepared))
+            self._wires.append(Wire(connection, self._loop, self._seconds, INSERT))
             self.mend()
         else:
             connection.close()

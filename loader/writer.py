@@ -37,6 +37,9 @@ from loader.wires import Wires
 # A larger batch is not worth a place in the event loop.
 WIRE_BYTES = 1_000_000
 
+# How long a small batch waits for the one ahead of it: for longer than the database usually takes, and no more.
+_HOLD_SECONDS = 0.05
+
 # How long it may go unnoticed that the record of the events has been made again, or that the database says nothing.
 _WATCH_SECONDS = 0.2
 
@@ -84,8 +87,10 @@ class Writer:
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
         self._sending = False
-        # How many deliveries the last batch had that left by wire.
+        # How many deliveries the last batch had that left by wire, and how long a smaller one waits for it.
         self._ahead = 0
+        self._held = 0.0
+        self._holding: asyncio.TimerHandle | None = None
         # Tasks the writing thread has, or will have next.
         self._threaded = 0
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
@@ -195,8 +200,10 @@ class Writer:
             # Nothing more lands unchecked when the thread does not get to checking.
             by_wire = not self._spooling and self._copied_bytes <= self._queue_bytes
             wire = self._wires.free() if by_wire else None
-            if wire and self._wires.are_busy and len(self._backlog) < self._ahead:
+            if wire and self._wires.are_busy and len(self._backlog) < self._ahead and self._loop.time() < self._held:
                 # Each batch costs the database the same once more: it had better be as large as the one ahead.
+                if self._holding is None:
+                    self._holding = self._loop.call_at(self._held, self._release)
                 return
             if wire:
                 batch = self._backlog.take(WIRE_BYTES)
@@ -208,6 +215,10 @@ class Writer:
             else:
                 self._leave_to_thread(self._backlog.take(BATCH_BYTES))
 
+    def _release(self) -> None:
+        self._holding = None
+        self._send()
+
     def _write_by(self, wire: Wire, batch: list[Waiting]) -> bool:
         """Send a batch over a wire, unless there is more to do for it; say whether it is on its way."""
         started = time.monotonic()
@@ -215,7 +226,7 @@ class Writer:
         # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
         copied = Copied(self._tracker.generation, deliveries, sum(size for _, size, _ in batch))
         try:
-            rows = usual_rows(self._tracker, deliveries, few=FEW if wire.is_prepared else 0)
+            rows = usual_rows(self._tracker, deliveries, few=FEW if wire.can_execute else 0)
         except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
             rows = None
         if rows is None:
@@ -233,6 +244,7 @@ class Writer:
             self._answer(batch, None)
 
         self._ahead = len(batch)
+        self._held = self._loop.time() + _HOLD_SECONDS
         if isinstance(rows, bytes):
             wire.copy(COPY, rows, done)
         else:

@@ -1,5 +1,6 @@
 """HTTP as clients really speak it: slow, cut short, too much of it, several requests at once, thousands at a time."""
 
+import gc
 import itertools
 import json
 import os
@@ -176,6 +177,32 @@ def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monke
         assert line.rest() == b""
         assert time.monotonic() - started >= 0.45
         assert held.rest() == b""
+
+
+def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a request is under way that came after others."""
+    monkeypatch.setattr(loader.protocol, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(loader.server, "IDLE_SECONDS", 0.2)
+
+    def left() -> int:
+        gc.collect()
+        return sum(isinstance(each, loader.protocol.Connection) for each in gc.get_objects())
+
+    with entrance.with_settings() as other:
+        before = left()
+        lines = [other.line() for _ in range(5)]
+        for number, line in enumerate(lines):
+            line.send(request(entrance, call(f"answered-{number}")))
+            assert_taken(line.reply())
+        entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
+        for number, line in enumerate(lines):
+            line.send(request(entrance, call(f"reset-{number}")))
+        wait_until(lambda: has_waiting(entrance), "a batch to wait for the lock")
+        for line in lines:
+            line.reset()
+        entrance.connection.execute("commit")
+        wait_until(lambda: left() <= before, "the connections to be forgotten")
+    assert len(set(entrance.landed("message_id"))) == 10
 
 
 def test_a_key_that_is_revoked_opens_nothing_on_an_open_connection(entrance: Entrance) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import loader.writer
 from loader import metrics
 from loader.catalog import Tracker
 from loader.connection import connect
@@ -23,7 +24,7 @@ from loader.rows import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
 from loader.segment import parse_lines
 from loader.settings import Settings
 from loader.spool import Spool
-from loader.wire import Wire, prepare
+from loader.wire import Wire
 from loader.wires import WIRES
 from loader.writer import Writer
 from tests.proxy import Proxy, proxied
@@ -97,9 +98,7 @@ def on_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
     """Run something with a wire."""
 
     async def run() -> None:
-        connection = connect(url, autocommit=True)
-        assert prepare(connection, INSERT, SECONDS)
-        wire = Wire(connection, asyncio.get_running_loop(), SECONDS, is_prepared=True)
+        wire = Wire(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
         try:
             await work(wire)
         finally:
@@ -199,7 +198,7 @@ def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg
             assert isinstance(await written(wire, way, *many[:place], bad, *many[place:]), psycopg.DatabaseError)
             assert not wire.is_busy
         assert wire.is_whole()
-        assert wire.is_prepared
+        assert wire.can_execute
         assert await written(wire, way, *events("good")) is None
 
     on_wire(settings.database_url, work)
@@ -232,7 +231,7 @@ def test_a_statement_the_server_has_forgotten_is_not_asked_for_again(
         assert await inserted(wire, *events("before")) is None
         wire._connection.pgconn.exec_(b"discard all")
         assert isinstance(await inserted(wire, *events("after")), psycopg.DatabaseError)
-        assert not wire.is_prepared
+        assert not wire.can_execute
         assert await copied(wire, rows(*events("copied"))) is None
 
     on_wire(settings.database_url, work)
@@ -266,7 +265,7 @@ def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[Wi
 
     async def work(wire: Wire) -> None:
         for size in (10, 20_000_000):
-            other = Wire(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS)
+            other = Wire(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
             proxy.deafen()
             copying = asyncio.create_task(copied(other, rows(*events("a", text="x" * size))))
             await asyncio.sleep(0.05)
@@ -368,7 +367,6 @@ async def warm_up(writer: Writer, connecting: Connecting) -> None:
     """Write until events are usual and every wire is there."""
     for number in range(3):
         await writer.write(delivery(*(f"warm-{number}-{each}" for each in range(20)), n=1))
-    # A wire asks the server for something before it is there.
     await until(lambda: len(writer._wires) == WIRES)
 
 
@@ -397,10 +395,16 @@ def test_usual_events_take_one_statement_and_one_transaction(
     assert connection.execute(f"{query} where message_id like 'u%'").fetchone() == (count, 1, 1)
 
 
+@pytest.mark.parametrize("hold_seconds", [SECONDS, 0.1])
 def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
-    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+    settings: Settings,
+    connection: psycopg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hold_seconds: float,
 ) -> None:
-    """A smaller one would cost the database as much; what nobody is ahead of leaves at once."""
+    """A smaller one would cost the database as much; but it does not wait long, should the other be stuck."""
+    monkeypatch.setattr(loader.writer, "_HOLD_SECONDS", hold_seconds)
     connecting = Connecting(settings.database_url)
     waiting = "select count(*) from pg_locks where not granted and relation = 'raw.events'::regclass"
 
@@ -421,17 +425,38 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
             submit(3)
             await waited_for(1)
             submit(2)
-            for _ in range(10):
-                await asyncio.sleep(0.01)
-            await waited_for(1)
-            submit(1)
+            if hold_seconds == SECONDS:
+                for _ in range(10):
+                    await asyncio.sleep(0.01)
+                await waited_for(1)
+                submit(1)
             await waited_for(2)
-        await until(lambda: len(answers) == 6)
-        assert answers == [None] * 6
+        await until(lambda: len(answers) == (6 if hold_seconds == SECONDS else 5))
+        assert not any(answers)
 
     writing(connecting, tmp_path, work)
     query = "select array_agg(message_id order by seq) from raw.events where message_id like 'u%' group by load_xid"
-    assert sorted(each for (each,) in connection.execute(query)) == [["u0", "u1", "u2"], ["u3", "u4", "u5"]]
+    batches = sorted(each for (each,) in connection.execute(query))
+    assert batches == [["u0", "u1", "u2"], ["u3", "u4", "u5"] if hold_seconds == SECONDS else ["u3", "u4"]]
+
+
+def test_a_locked_table_makes_nobody_open_connections(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Each would wait for the lock, on the server, also when its client has given up."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: Writer) -> None:
+        with connection.transaction():
+            connection.execute("lock table raw.events in access exclusive mode")
+            await until(lambda: len(writer._wires) == WIRES)
+            # Longer than the database may take.
+            await asyncio.sleep(0.5)
+            assert len(connecting.opened) == 1 + WIRES
+            assert connection.execute("select count(*) from pg_locks where not granted").fetchone() == (0,)
+        await warm_up(writer, connecting)
+
+    writing(connecting, tmp_path, work, commit_seconds=0.2)
 
 
 def test_events_land_once_when_a_pooler_forgets(

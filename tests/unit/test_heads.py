@@ -131,8 +131,9 @@ def test_what_is_not_one_whole_request_with_that_head_is_not_recognised(data: by
         HEAD % 4 + b"body" + HEAD % 4 + b"body",
         HEAD % 4,
         b"body",
+        HEAD.replace(b"collector", b"c" * 4096) % 4 + b"body",
     ],
 )
 def test_a_head_that_leaves_a_doubt_is_not_kept(data: bytes) -> None:
-    """Where its length stands must be plain to see."""
+    """Where its length stands must be plain to see; and ten thousand of them must find room."""
     assert head_of(data, b"body") is None
