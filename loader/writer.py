@@ -1,6 +1,6 @@
 """Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
 
-There is no timer. While one batch is on its way to the database the next one gathers, and leaves when the first is
+No timer sets the pace. While one batch is on its way to the database the next one gathers, and leaves when the first is
 back: alone, a delivery waits for nobody; under load, hundreds share one commit. The event loop sends it itself, over
 one of two wires: once it has become as large as the batch ahead of it, it need not wait for that. What takes more than
 one statement is done in a thread, and so is whatever goes wrong.
