@@ -18,8 +18,8 @@ from loader.rows import END, HEADER, arrays_of, partition, rows_of
 
 
 @dataclass(frozen=True)
-class Copied:
-    """Deliveries that have landed by one statement alone.
+class Unchecked:
+    """Deliveries that have landed by one statement alone, to be checked against a record made anew meanwhile.
 
     Attributes:
         generation: What the tracker knew as the record's generation before it found nothing new in them.
@@ -100,7 +100,7 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
     return total
 
 
-def look_again(connection: psycopg.Connection, tracker: Tracker, batches: Iterable[Copied]) -> None:
+def look_again(connection: psycopg.Connection, tracker: Tracker, batches: Iterable[Unchecked]) -> None:
     """Make sure that what deliveries are made of is recorded, after they landed by one statement.
 
     That they held nothing new was so by the record the tracker knew then. Should it have been made again since
@@ -116,7 +116,7 @@ def look_again(connection: psycopg.Connection, tracker: Tracker, batches: Iterab
         psycopg.Error: The database cannot say.
     """
     with tracker.transaction(connection) as seen:
-        for copied in batches:
-            if copied.generation != tracker.generation:
-                for delivery in copied.deliveries:
+        for unchecked in batches:
+            if unchecked.generation != tracker.generation:
+                for delivery in unchecked.deliveries:
                     seen.look(delivery.source, sorted(delivery.events, key=partition))

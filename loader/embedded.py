@@ -147,7 +147,7 @@ class EmbeddedServer:
                     f"{self.folder.path / LOG_NAME} may say why. It may still be writing to a slow disk: wait, or end "
                     f"it with `kill -9 {pid}`; committed data survives that."
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # it is no child of this process, so there is nothing to wait for
 
     def connect(self, database: str) -> psycopg.Connection[Any]:
         """Connect to the running server, whatever the environment variables of libpq say.
@@ -291,7 +291,7 @@ class EmbeddedServer:
                     if heard - started > TELL_SECONDS and not told:
                         logger.warning("the embedded PostgreSQL recovers from a crash, which can take minutes")
                         told = True
-                    time.sleep(ASK_SECONDS)
+                    time.sleep(ASK_SECONDS)  # it can only be asked again
             now = time.monotonic()
             if now - started > self.recovery_seconds:
                 raise EmbeddedError(
@@ -305,7 +305,7 @@ class EmbeddedServer:
                     f"It may be suspended (`kill -CONT {pid}` wakes it) or the machine overloaded. `kill -9 {pid}` "
                     "ends it, then run this again: committed data survives that."
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # its pid file has no other way to tell
 
     def _ask(self) -> str:
         """Return `ready`, `starting` or `silent`, whichever the server is."""

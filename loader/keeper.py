@@ -46,7 +46,7 @@ class Keeper:
         """Stop the server when nothing has used it for long enough; return when it does not run any more."""
         pause = 0.1
         while True:
-            time.sleep(pause)
+            time.sleep(pause)  # of a client that leaves, or a lock that is let go, nobody is told
             try:
                 idle = float(self._server.folder.read("idle") or DEFAULT_IDLE)
                 pause = min(max(idle / 4, 0.1), 5.0)

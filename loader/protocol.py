@@ -46,11 +46,12 @@ class Connection(HttpToolsProtocol):
     _refusal: bytes | None = None
     # The request under way that may take the shortcut when it is whole.
     _short: tuple[RequestResponseCycle, Way] | None = None
-    # How requests have begun that took it, and the cycle of the last, which serves for those after it.
+    # The head, the cycle and the way of a request that took it: they serve for those after it that begin as it did.
     _known: tuple[Head, RequestResponseCycle, Way] | None = None
+    # When the shortcut last answered, as the event loop counts time.
     _answered = float("-inf")
-    # What is being read, when it began with a request.
-    _data = b""
+    # What is being read, if a request begins with it.
+    _from_start = b""
     # What the answer to a success is, as long as the server's default headers are those.
     _success: ClassVar[tuple[object, bytes]] = (None, b"")
 
@@ -86,7 +87,7 @@ class Connection(HttpToolsProtocol):
         self._head_began = False
         self._unset_keepalive_if_required()
         in_request = self._reading_head or (self.cycle is not None and self.cycle.more_body)
-        self._data = b"" if in_request else data
+        self._from_start = b"" if in_request else data
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -95,7 +96,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(400, "bad_request", "What was sent is no HTTP request.")
         finally:
-            self._data = b""
+            self._from_start = b""
         if not self._refusal:
             self._expect_rest(len(data))
 
@@ -145,7 +146,7 @@ class Connection(HttpToolsProtocol):
             return
         # It may be kept for long.
         cycle.body.clear()
-        if cycle.keep_alive and (head := head_of(self._data, body)):
+        if cycle.keep_alive and (head := head_of(self._from_start, body)):
             self._known = head, cycle, way
 
     def _recognise(self, data: bytes, head: Head, cycle: RequestResponseCycle, way: Way) -> bool:

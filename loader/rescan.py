@@ -172,7 +172,7 @@ def _await_landing(connection: psycopg.Connection) -> None:
     """Wait until the transactions that land events at this moment have ended; new ones may begin."""
     under_way = {transaction for (transaction,) in connection.execute(_LANDING)}
     while under_way:
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # the server tells nobody of the end of somebody else's transaction
         under_way &= {transaction for (transaction,) in connection.execute(_LANDING)}
 
 

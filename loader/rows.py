@@ -22,8 +22,8 @@ _COPY_RECEIVED: LiteralString = (
 COPY = _COPY_RECEIVED.encode()
 
 # Of a few rows, as arrays. COPY makes the server ask for them first, which takes a collector a turn of its event loop;
-# from this many events on, the server's work for it is less. In the list of a select, arrays of one length are read
-# side by side; in its `from`, they would be written to a table of the executor's first.
+# above `FEW` events, the server has less work with COPY all the same. In the list of a select, arrays of one length
+# are read side by side; in its `from`, they would be written to a table of the executor's first.
 INSERT = b"""
     insert into raw.events (source, collection, received_at, message_id, payload)
     select unnest($1::text[]), unnest($2::text[]), unnest($3::timestamptz[]), unnest($4::text[]), unnest($5::jsonb[])

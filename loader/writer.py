@@ -24,7 +24,7 @@ from loader import metrics
 from loader.backlog import Backlog, Done, Waiting
 from loader.catalog import Tracker
 from loader.connection import cut
-from loader.deliveries import Copied, land_deliveries, look_again, usual_rows
+from loader.deliveries import Unchecked, land_deliveries, look_again, usual_rows
 from loader.draining import AWAY, BATCH_BYTES, Draining, count_landed, describe
 from loader.errors import SpoolError, UnavailableError
 from loader.events import Delivery
@@ -55,14 +55,14 @@ class _Task:
 
     Attributes:
         batch: Deliveries to write.
-        copied: What has landed by wire, to be checked; empty once it is.
+        unchecked: What has landed by wire, to be checked; empty once it is.
         number: How many tasks it was made of.
-        checked: Bytes of what was in `copied`.
+        checked: Bytes of what was in `unchecked`.
         late: The database has not answered a wire that took it there.
     """
 
     batch: list[Waiting]
-    copied: list[Copied] = field(default_factory=list)
+    unchecked: list[Unchecked] = field(default_factory=list)
     number: int = 1
     checked: int = 0
     late: bool = False
@@ -98,8 +98,8 @@ class Writer:
         self._deadline = float("inf")
         self._tracker = Tracker()
         # What has landed by wire since the thread was last asked to make sure that it held nothing new.
-        self._copied: list[Copied] = []
-        self._copied_bytes = 0  # with what the thread has not made sure of yet
+        self._unchecked: list[Unchecked] = []
+        self._unchecked_bytes = 0  # with what the thread has not made sure of yet
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
         self._spooling = True
@@ -198,7 +198,7 @@ class Writer:
         self._sending = False
         while self._backlog:
             # Nothing more lands unchecked when the thread does not get to checking.
-            by_wire = not self._spooling and self._copied_bytes <= self._queue_bytes
+            by_wire = not self._spooling and self._unchecked_bytes <= self._queue_bytes
             wire = self._wires.free() if by_wire else None
             if wire and self._wires.are_busy and len(self._backlog) < self._ahead and self._loop.time() < self._held:
                 # Each batch costs the database the same once more: it had better be as large as the one ahead.
@@ -224,7 +224,7 @@ class Writer:
         started = time.monotonic()
         deliveries = [delivery for delivery, _, _ in batch]
         # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
-        copied = Copied(self._tracker.generation, deliveries, sum(size for _, size, _ in batch))
+        unchecked = Unchecked(self._tracker.generation, deliveries, sum(size for _, size, _ in batch))
         try:
             rows = usual_rows(self._tracker, deliveries, few=FEW if wire.can_execute else 0)
         except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
@@ -238,8 +238,8 @@ class Writer:
                 # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
                 self._leave_to_thread(batch, late=time.monotonic() - started >= self._commit_seconds)
                 return
-            self._copied.append(copied)
-            self._copied_bytes += copied.size
+            self._unchecked.append(unchecked)
+            self._unchecked_bytes += unchecked.size
             count_landed(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
             self._answer(batch, None)
 
@@ -253,14 +253,14 @@ class Writer:
 
     def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:
         self._threaded += 1
-        copied, self._copied = self._copied, []
-        self._tasks.put(_Task(batch, copied, late=late))
+        unchecked, self._unchecked = self._unchecked, []
+        self._tasks.put(_Task(batch, unchecked, late=late))
 
     def _written(self, task: _Task, error: UnavailableError | None) -> None:
         """Go on after what the thread had to do."""
         self._threaded -= task.number
-        self._copied_bytes -= task.checked
-        self._copied += task.copied
+        self._unchecked_bytes -= task.checked
+        self._unchecked += task.unchecked
         self._answer(task.batch, error)
 
     def _answer(self, batch: list[Waiting], error: UnavailableError | None) -> None:
@@ -288,7 +288,7 @@ class Writer:
                 late = True
             if late:
                 log.warning("the database has not answered in time", seconds=self._commit_seconds)
-            elif self._copied and not self._threaded and not self._spooling:
+            elif self._unchecked and not self._threaded and not self._spooling:
                 self._leave_to_thread([])
 
     # From here on: the writing thread.
@@ -320,7 +320,7 @@ class Writer:
                 self._tasks.put(None)
                 break
             task.batch += following.batch
-            task.copied += following.copied
+            task.unchecked += following.unchecked
             task.number += 1
             task.late |= following.late
         return task
@@ -348,10 +348,10 @@ class Writer:
         started = time.monotonic()
         self._deadline = started + self._commit_seconds
         try:
-            if task.copied:
-                look_again(connection, self._tracker, task.copied)
-                task.checked = sum(copied.size for copied in task.copied)
-                task.copied = []
+            if task.unchecked:
+                look_again(connection, self._tracker, task.unchecked)
+                task.checked = sum(unchecked.size for unchecked in task.unchecked)
+                task.unchecked = []
             if any(delivery.events or delivery.refused for delivery in deliveries):
                 landed = land_deliveries(connection, self._tracker, deliveries)
                 count_landed(landed, time.monotonic() - started)

@@ -16,7 +16,7 @@ from loader import metrics
 from loader.catalog import Tracker
 from loader.connection import connect
 from loader.database import Database
-from loader.deliveries import Copied, land_deliveries, look_again, usual_rows
+from loader.deliveries import Unchecked, land_deliveries, look_again, usual_rows
 from loader.errors import DatabaseError, UnavailableError
 from loader.events import Delivery, Event
 from loader.rescan import rescan
@@ -285,7 +285,7 @@ def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[Wi
 def test_what_landed_unchecked_is_looked_at_whoever_learnt_of_a_rescan_first(connection: psycopg.Connection) -> None:
     """A transaction of its own in between, or a new tracker, makes nobody believe that it was looked at."""
     tracker = knowing(connection)
-    batch = Copied(tracker.generation, [delivery("a", n=1)], 1)
+    batch = Unchecked(tracker.generation, [delivery("a", n=1)], 1)
     connection.execute("delete from raw.events")
     rescan(connection)
     assert paths(connection) == []
