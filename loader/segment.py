@@ -34,8 +34,8 @@ class _Object(msgspec.Struct, gc=False):
     """Any JSON object: its fields are skipped, what is not an object is refused."""
 
 
-class _Call(msgspec.Struct, gc=False, rename="camel"):
-    """The fields of a call that decide where it lands; the rest is skipped, not built."""
+class UsualCall(msgspec.Struct, gc=False, rename="camel"):
+    """The fields of a call that decide where it lands, as they usually are; the rest is skipped, not built."""
 
     type: str | None = None
     event: str | None = None
@@ -64,7 +64,7 @@ class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
 
 
 _known_table = lru_cache(maxsize=4096)(table_name)
-_decode_usual = msgspec.json.Decoder(_Call).decode
+_decode_usual = msgspec.json.Decoder(UsualCall).decode
 _decode_loose = msgspec.json.Decoder(_LooseCall).decode
 
 
@@ -84,7 +84,6 @@ def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
         lines.pop()
     all_text = is_utf8(data)
     messages: list[Event | Refused] = []
-    # Written out rather than divided into functions: this loop is what a large load spends its time in.
     for line in lines:
         try:
             # Line by line, although the decoder reads many at once in less time: it does not mind two objects on a
@@ -92,23 +91,38 @@ def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
             call = _decode_usual(line) if all_text or is_utf8(line) else None
         except (msgspec.MsgspecError, RecursionError):
             call = None
-        if (
-            call is not None
-            and call.type == "track"
-            and (event := call.event) is not None
-            and len(event) <= _KNOWN_LENGTH
-            and (call.user_id or call.anonymous_id)
-            and (message_id := call.message_id)
-            and len(message_id) <= MESSAGE_ID_LENGTH
-            and ((received_at := call.received_at) is None or received_at.tzinfo)
-            and line.startswith(b"{")
-            and (b"\\" not in line or not SUSPICIOUS.search(line))
-        ):
-            messages.append(Event(line, offset, message_id, _known_table(event), received_at))
+        if call is not None and (event := event_of(call, line, offset)):
+            messages.append(event)
         else:
             messages.extend(parse_line(line, offset))
         offset += len(line) + 1
     return messages
+
+
+def event_of(call: UsualCall, line: bytes, offset: int) -> Event | None:
+    """Return the event of a `track` call that has everything and in which nothing is unusual.
+
+    Args:
+        call: The call.
+        line: What it was read from, which is UTF-8.
+        offset: Where that begins, in bytes of the decompressed file.
+
+    Returns:
+        The event; None when `parse_line` has to look at the line.
+    """
+    if (
+        call.type == "track"
+        and (event := call.event) is not None
+        and len(event) <= _KNOWN_LENGTH
+        and (call.user_id or call.anonymous_id)
+        and (message_id := call.message_id)
+        and len(message_id) <= MESSAGE_ID_LENGTH
+        and ((received_at := call.received_at) is None or received_at.tzinfo)
+        and line.startswith(b"{")
+        and (b"\\" not in line or not SUSPICIOUS.search(line))
+    ):
+        return Event(line, offset, message_id, _known_table(event), received_at)
+    return None
 
 
 def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:

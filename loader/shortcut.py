@@ -36,10 +36,12 @@ class Way(msgspec.Struct, frozen=True, gc=False):
     """What the head of a request says of how to take it.
 
     Attributes:
+        route: Its path, as requests are counted.
         kind: The type of its call; empty for a batch.
         key: The write key it shows; empty when it shows none.
     """
 
+    route: str
     kind: str
     key: str
 
@@ -75,7 +77,7 @@ class Shortcut:
                 length = int(value)
             elif name == b"content-length" or name in _ODD_HEADERS:
                 return None
-        return Way(kind, basic_key(scope)) if 0 <= length <= self._bytes else None
+        return Way(f"/v1/{kind or 'batch'}", kind, basic_key(scope)) if 0 <= length <= self._bytes else None
 
     def take(self, way: Way, body: bytes, answer: Callable[[Answer], None]) -> bool:
         """Take a request, if there is nothing wrong with it.
@@ -89,18 +91,18 @@ class Shortcut:
             Whether it was taken; otherwise nothing was done.
         """
         source = self._keys.find(way.key)
-        if source is None or b'"direct"' in body or len(body) > self._bytes:
+        if source is None or len(body) > self._bytes:
             return False
         try:
             events, refused = self._read(body, way.kind)
         except Exception:  # noqa: BLE001 - the long way says what it is, and tells nobody that it is no HTTP
             return False
-        if refused and (way.kind or not events):
+        if not events or (refused and way.kind):
             return False
 
         def done(error: UnavailableError | None) -> None:
             answered = SUCCESS if error is None else unavailable(str(error)).answer
-            metrics.count_request(f"/v1/{way.kind or 'batch'}", answered.status)
+            metrics.count_request(way.route, answered.status)
             answer(answered)
 
         try:
@@ -112,5 +114,8 @@ class Shortcut:
     def _read(self, body: bytes, kind: str) -> tuple[list[Event], list[Refused]]:
         if whole := read_whole_call(body, kind, self._limits):
             return [whole], []
+        if b'"direct"' in body:
+            # It may ask for the client's address.
+            return [], []
         calls = [read_call(body, kind, self._limits)] if kind else read_batch(body, self._limits)[1]
         return parse_calls(calls, 1)

@@ -14,8 +14,9 @@ from itertools import count
 
 import msgspec
 
+from loader.encoding import is_utf8
 from loader.events import Event, Reason, Refused
-from loader.segment import MADE_ID, parse_line, parse_lines
+from loader.segment import UsualCall, event_of, parse_line, parse_lines
 
 # What the paths of single calls end with, long and short, and those of batches.
 CALLS = {"t": "track", "i": "identify", "p": "page", "s": "screen", "g": "group", "a": "alias"}
@@ -78,6 +79,20 @@ class _Key(msgspec.Struct, rename="camel"):
     write_key: str | None = None
 
 
+class _Context(msgspec.Struct, gc=False):
+    """Of a call's context, what asks for the client's address."""
+
+    direct: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _WholeCall(UsualCall, gc=False, rename="camel"):
+    """A call to a path that says it is a `track` call, and what would have to be done to it."""
+
+    type: str | None = "track"
+    write_key: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    context: _Context | None = None
+
+
 class _Type(msgspec.Struct):
     """A call's own type."""
 
@@ -86,6 +101,7 @@ class _Type(msgspec.Struct):
 
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _decode_key = msgspec.json.Decoder(_Key).decode
+_decode_whole = msgspec.json.Decoder(_WholeCall).decode
 _decode_type = msgspec.json.Decoder(_Type).decode
 _decode_fields = msgspec.json.Decoder(_Fields).decode
 
@@ -119,12 +135,10 @@ def read_call(body: bytes, kind: str, limits: Limits) -> Call:
     if not text.startswith(b"{"):
         raise _unreadable(text)
     write_key = ""
-    if b'"writeKey"' in text:
+    if _may_have(text, b'"writeKey"'):
         write_key, text = _without_key(text)
-    # A letter of a name may be written as its number.
-    own_type = b'"type"' in text or b"\\u00" in text
     line = _complete(text, b'{"type":"%b","messageId":"%b",' % (kind.encode(), new_message_id()))
-    if own_type and not _is_of_type(line, kind):
+    if _may_have(text, b'"type"') and not _is_of_type(line, kind):
         fields = _fields(line)
         fields["type"] = msgspec.Raw(b'"%b"' % kind.encode())
         line = msgspec.json.encode(fields)
@@ -144,13 +158,16 @@ def read_whole_call(body: bytes, kind: str, limits: Limits) -> Event | None:
     Returns:
         The event; None when `read_call` has to look at the body.
     """
-    if kind != "track" or len(body) > limits.event_bytes or b"\n" in body or b'"writeKey"' in body:
+    if kind != "track" or len(body) > limits.event_bytes or not is_utf8(body):
         return None
-    messages = parse_lines(body, 1)
-    if len(messages) != 1 or type(message := messages[0]) is not Event or message.collection is None:
+    try:
+        call = _decode_whole(body)
+    except (msgspec.MsgspecError, RecursionError):
         return None
-    # An id the parser has made is the same for the same bytes, which of requests would make one event of two.
-    return None if message.message_id.startswith(MADE_ID) else _received_now(message)
+    if call.write_key is not msgspec.UNSET or (call.context and call.context.direct is not msgspec.UNSET):
+        return None
+    event = event_of(call, body, 1)
+    return event and _received_now(event)
 
 
 def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
@@ -189,7 +206,7 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
         if not item.startswith(b"{"):
             calls.append(Call(item))
             continue
-        write_key, line = _without_key(item) if b'"writeKey"' in item else ("", item)
+        write_key, line = _without_key(item) if _may_have(item, b'"writeKey"') else ("", item)
         if shared:
             line = _merged(line, shared)
         line = _complete(line, b'{"messageId":"%b-%d",%b' % (base, number, front))
@@ -283,6 +300,11 @@ def _complete(text: bytes, front: bytes) -> bytes:
 
 def _front(fields: _Fields) -> bytes:
     return b"".join(b'"%b":%b,' % (name.encode(), bytes(value)) for name, value in fields.items())
+
+
+def _may_have(text: bytes, name: bytes) -> bool:
+    """Say whether a field may be in a call; a letter of its name may be written as its number."""
+    return name in text or b"\\u00" in text
 
 
 def _is_of_type(line: bytes, kind: str) -> bool:
