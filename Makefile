@@ -39,7 +39,7 @@ format: $(VENV)/.lint ## Put the code into the style that `make lint` checks
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: $(VENV)/.test ## Measure landing and splitting
+bench: $(VENV)/.test ## Measure landing, splitting and collecting
 	$(PYTHON) -m tests.bench $(ARGS)
 
 soak: $(VENV)/.test ## Run the tests that take minutes

@@ -112,6 +112,15 @@ class Wire:
         """Say whether the connection can be used, now or when the statement under way is done."""
         return self._pgconn.status == ConnStatus.OK
 
+    def notice(self) -> None:
+        """Read what has come without having been told that something has.
+
+        A connection that is reset behind the server's last words is one event to libuv, which then looks at the socket
+        no more: those words are read, and nobody learns of the end (`uv__poll_io` in its src/unix/poll.c).
+        """
+        if self._socket >= 0:
+            self._read()
+
     def cut(self) -> None:
         """End a connection whose server takes too long: what is under way fails."""
         self._deadline = float("inf")

@@ -78,7 +78,9 @@ class Wires:
         self._retire(self._wires)
 
     def mend(self) -> None:
-        """Replace broken ones, and open those that are missing, one after the other."""
+        """Find out which are broken, replace them, and open those that are missing, one after the other."""
+        for wire in (*self._wires, *self._retired):
+            wire.notice()
         self._retire([wire for wire in self._wires if not wire.is_whole()])
         missing = len(self._wires) < WIRES and not self._opening and self._wanted()
         if missing and time.monotonic() >= self._open_again:

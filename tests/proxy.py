@@ -1,6 +1,7 @@
 """A network between the loader and PostgreSQL that can be broken in the ways networks and servers break."""
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ class Proxy:
         self._left: int | None = None
         self._swallowed = b""
         self.delay = 0.0
+        # Whether what the server ends is ended by a reset, as by a kernel that has lost the connection.
+        self.resetting = False
         self.happened = threading.Event()
 
     def stop(self) -> None:
@@ -111,6 +114,8 @@ class Proxy:
         self._open -= {source, destination}
         if outward:
             return
+        if self.resetting:
+            destination.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         for end in (source, destination):
             end.close()
 

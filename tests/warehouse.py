@@ -231,6 +231,12 @@ def law(connection: psycopg.Connection, source: str = "iterable") -> dict[str, i
     return numbers
 
 
+def waiting(connection: psycopg.Connection) -> int:
+    """Return how many wait for a lock in this connection's database; others' tests have locks of the same names."""
+    query = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
+    return len(connection.execute(query).fetchall())
+
+
 def wait_until(condition: Callable[[], object], what: str = "it to happen") -> None:
     """Wait for something another process brings about, and fail when it does not come."""
     deadline = time.monotonic() + DEADLINE_SECONDS

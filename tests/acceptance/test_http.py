@@ -25,7 +25,7 @@ import loader.server
 from loader.database import open_database
 from loader.sources import add_key
 from tests.collecting import Collecting, Entrance, Line, assert_refused, assert_taken
-from tests.warehouse import wait_until
+from tests.warehouse import wait_until, waiting
 
 
 def call(name: str, **fields: Any) -> bytes:
@@ -45,12 +45,6 @@ def request(entrance: Entrance, body: bytes, *headers: str, version: str = "1.1"
     if length != -1:
         lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def has_waiting(entrance: Entrance) -> bool:
-    """Say whether somebody waits for a lock in the database."""
-    query = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
-    return entrance.connection.execute(query).fetchone() is not None
 
 
 def is_closed(collector: Collecting) -> bool:
@@ -147,17 +141,17 @@ def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_al
     piece = st.sampled_from([0, 0, 0, 1, 30, 0.5, -1])
     # All of it before anything is sent: an example that is given up half-way would leave events behind.
     plan = data.draw(st.lists(st.tuples(requests(module_entrance), piece, st.booleans()), min_size=1, max_size=12))
-    waiting: list[Sent] = []
+    unanswered: list[Sent] = []
     with module_entrance.collector.line() as line:
         for each, at, is_waited_for in plan:
             cut = at if isinstance(at, int) else int(len(each.data) * at)
             line.send(each.data[:cut])
             line.send(each.data[cut:])
-            waiting.append(each)
+            unanswered.append(each)
             if is_waited_for:
-                assert [line.reply().status for _ in waiting] == [one.status for one in waiting]
-                waiting.clear()
-        assert [line.reply().status for _ in waiting] == [one.status for one in waiting]
+                assert [line.reply().status for _ in unanswered] == [one.status for one in unanswered]
+                unanswered.clear()
+        assert [line.reply().status for _ in unanswered] == [one.status for one in unanswered]
         assert not line.answered()
     assert module_entrance.landed("message_id") == [each.message_id for each, _, _ in plan if each.message_id]
 
@@ -197,7 +191,7 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, mo
         entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
         for number, line in enumerate(lines):
             line.send(request(entrance, call(f"reset-{number}")))
-        wait_until(lambda: has_waiting(entrance), "a batch to wait for the lock")
+        wait_until(lambda: waiting(entrance.connection) > 0, "a batch to wait for the lock")
         for line in lines:
             line.reset()
         entrance.connection.execute("commit")
@@ -294,7 +288,7 @@ def test_events_land_when_their_sender_is_gone(entrance: Entrance) -> None:
         with entrance.collector.line() as line:
             line.send(request(entrance, call("gone")))
             staying.send(request(entrance, call("staying")))
-            wait_until(lambda: has_waiting(entrance), "a COPY to wait for the lock")
+            wait_until(lambda: waiting(entrance.connection) > 0, "a COPY to wait for the lock")
         entrance.connection.execute("commit")
         assert_taken(staying.reply())
     wait_until(lambda: set(entrance.landed("message_id")) == {"gone", "staying"}, "both to land")
@@ -309,7 +303,7 @@ def test_a_collector_that_stops_answers_and_closes(entrance: Entrance) -> None:
             lines[0].send(request(entrance, call("short")))
             lines[1].send(request(entrance, call("long"), "Origin: https://example.com"))
             lines[2].send(request(entrance, call("first")) + request(entrance, call("second")))
-            wait_until(lambda: has_waiting(entrance), "a COPY to wait for the lock")
+            wait_until(lambda: waiting(entrance.connection) > 0, "a COPY to wait for the lock")
 
             def release() -> None:
                 wait_until(lambda: is_closed(other), "the collector to let nobody in")

@@ -15,7 +15,7 @@ from loader.sources import add_key
 from tests.collecting import Collecting, Reply, collecting
 from tests.proxy import Proxy, proxied
 from tests.sending import Load, assert_landed, load, track, wait_until_drained
-from tests.warehouse import contents, law, run, wait_until
+from tests.warehouse import contents, law, run, wait_until, waiting
 
 # Enough to be worth breaking something in the middle of.
 SOME = 20
@@ -273,10 +273,7 @@ def test_a_collector_stops_while_it_drains_into_a_database_that_never_answers(
         with psycopg.connect(connection.info.dsn, password=connection.info.password) as locking:
             locking.execute("lock table raw.events in access exclusive mode")
             proxy.start()
-            wait_until(
-                lambda: connection.execute("select 1 from pg_locks where not granted").fetchone() is not None,
-                "the drain to wait for the lock",
-            )
+            wait_until(lambda: waiting(connection), "the drain to wait for the lock")
             assert send(collector, key, "meanwhile").status == 200
     with collecting(beyond) as collector:
         wait_until(lambda: destination(collector) == "database", "the spool to be drained")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import select
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import uvloop
 
 import loader.writer
 from loader import metrics
@@ -29,7 +31,7 @@ from loader.wires import WIRES
 from loader.writer import Writer
 from tests.proxy import Proxy, proxied
 from tests.sending import track
-from tests.warehouse import wait_until
+from tests.warehouse import wait_until, waiting
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 SECONDS = 60.0
@@ -95,16 +97,24 @@ async def written(wire: Wire, way: str, *sent: Event) -> Exception | None:
 
 
 def on_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
-    """Run something with a wire."""
+    """Run something with a wire that is looked at now and then, as the writer does."""
 
     async def run() -> None:
         wire = Wire(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(0.05)
+                wire.notice()
+
+        looking = asyncio.create_task(look())
         try:
             await work(wire)
         finally:
+            looking.cancel()
             wire.close()
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def knowing(connection: psycopg.Connection, *more: Delivery) -> Tracker:
@@ -354,7 +364,7 @@ def writing(
         finally:
             await asyncio.wait_for(writer.stop(), SECONDS)
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -406,10 +416,9 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
     """A smaller one would cost the database as much; but it does not wait long, should the other be stuck."""
     monkeypatch.setattr(loader.writer, "_HOLD_SECONDS", hold_seconds)
     connecting = Connecting(settings.database_url)
-    waiting = "select count(*) from pg_locks where not granted and relation = 'raw.events'::regclass"
 
     async def waited_for(count: int) -> None:
-        await until(lambda: connection.execute(waiting).fetchone() == (count,))
+        await until(lambda: waiting(connection) == count)
 
     async def work(writer: Writer) -> None:
         await warm_up(writer, connecting)
@@ -453,7 +462,7 @@ def test_a_locked_table_makes_nobody_open_connections(
             # Longer than the database may take.
             await asyncio.sleep(0.5)
             assert len(connecting.opened) == 1 + WIRES
-            assert connection.execute("select count(*) from pg_locks where not granted").fetchone() == (0,)
+            assert waiting(connection) == 0
         await warm_up(writer, connecting)
 
     writing(connecting, tmp_path, work, commit_seconds=0.2)
@@ -509,6 +518,36 @@ def test_broken_wires_cost_no_event_and_are_replaced(
 
     writing(connecting, tmp_path, work)
     assert sorted(each for each in ids(connection) if each.startswith("u")) == [f"u{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_noticed(
+    proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, busy: bool
+) -> None:
+    """Of both at once libuv tells but the first; what is under way or comes next is answered nevertheless."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: Writer) -> None:
+        await warm_up(writer, connecting)
+        proxy.resetting = True
+        with connection.transaction():
+            if busy:
+                connection.execute("lock table raw.events in exclusive mode")
+            under_way = [asyncio.create_task(writer.write(delivery("under way", n=1)))] if busy else []
+            await until(lambda: waiting(connection) == len(under_way))
+            for wire in writer._wires._wires:
+                if wire.is_busy == busy:
+                    # From here to the reset, the event loop has no say.
+                    connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
+                    ended = select.poll()
+                    ended.register(wire._socket, 0)
+                    ended.poll(SECONDS * 1000)
+        await asyncio.gather(*under_way, *(writer.write(delivery(f"next {each}", n=1)) for each in range(5)))
+        await until(lambda: len(writer._wires) == WIRES)
+
+    writing(connecting, tmp_path, work)
+    landed = ids(connection)
+    assert {f"next {each}" for each in range(5)} | ({"under way"} if busy else set()) <= set(landed)
 
 
 def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
