@@ -34,6 +34,8 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
             # Events are copied as the bytes they are: UTF-8, whatever the environment and the database have in mind.
             client_encoding="UTF8",
             autocommit=autocommit,
+            # Behind a pooler the next transaction may be in a session that knows nothing of what this one has prepared.
+            prepare_threshold=None,
         )
     except psycopg.OperationalError as error:
         raise unreachable(url, error) from None

@@ -216,7 +216,11 @@ def _engine(url: str, *, embedded: bool) -> Iterator[Database]:
     engine = create_engine(
         _sqlalchemy_url(url),
         poolclass=NullPool,
-        connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": APPLICATION_NAME},
+        connect_args={
+            "connect_timeout": CONNECT_SECONDS,
+            "application_name": APPLICATION_NAME,
+            "prepare_threshold": None,  # as for plain connections
+        },
     )
     try:
         yield Database(url=url, engine=engine, embedded=embedded)

@@ -173,8 +173,6 @@ class Schedule:
         Raises:
             psycopg.Error: It is not there any more.
         """
-        # A pooler may not know statements that were prepared on another connection.
-        guard.prepare_threshold = connection.prepare_threshold = None
         if self._take_lock(guard, connection):
             self._lead(guard, connection)
         connection.execute(_LEAVE, [self._identity["id"]])

@@ -1,0 +1,96 @@
+"""A real pooler in transaction mode before the database: no session there is anybody's own, nor what one prepared."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from loader.database import Database, open_database
+from loader.settings import Settings
+from loader.sources import add_key
+from loader.transform import transform
+from tests.collecting import collecting
+from tests.sending import assert_landed, load, track
+from tests.warehouse import wait_until
+
+SOME = 400
+NEW = 30
+
+
+def can_connect(url: str) -> bool:
+    """Say whether a database can be reached."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.fixture
+def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+    """The settings of a loader whose database is behind PgBouncer, with fewer sessions there than it opens here."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not program:
+        pytest.skip("there is no PgBouncer on this machine")
+    server = make_url(settings.database_url)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configuration = tmp_path / "pgbouncer.ini"
+    configuration.write_text(
+        f"""
+        [databases]
+        * = host={server.host} port={server.port} user={server.username} password={server.password}
+        [pgbouncer]
+        listen_addr = 127.0.0.1
+        listen_port = {port}
+        unix_socket_dir =
+        auth_type = any
+        pool_mode = transaction
+        default_pool_size = 3
+        ignore_startup_parameters = extra_float_digits
+        """.replace("        ", "")
+    )
+    # As root it refuses to work.
+    become = ["--user", "nobody"] if os.getuid() == 0 else []
+    url = server.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    with (
+        (tmp_path / "pgbouncer.log").open("wb") as log,
+        subprocess.Popen([program, "--quiet", *become, str(configuration)], stdout=log, stderr=log) as pooler,
+    ):
+        try:
+            wait_until(lambda: pooler.poll() is not None or can_connect(url), "the pooler")
+            assert pooler.poll() is None, (tmp_path / "pgbouncer.log").read_text()
+            yield settings.model_copy(update={"database_url": url, "spool": tmp_path / "spool", "processes": 1})
+        finally:
+            pooler.terminate()
+
+
+def test_events_land_once_and_nobody_takes_the_database_for_away(
+    pooled: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wires and threads meet each other's prepared statements, or none: that costs no event and no spooling."""
+    with database.begin() as connection:
+        key = add_key(connection, "Iterable")
+    with collecting(pooled) as collector, load(collector.port, key) as sent:
+        # New properties are the thread's work, and by its fifth time a statement of psycopg's is prepared.
+        for number in range(NEW):
+            reply = collector.post("/v1/track", track(f"new {number}", **{f"property_{number}": number}), key=key)
+            assert reply.status == 200
+        sent.wait_for(SOME)
+        sent.sent |= {f"new {number}" for number in range(NEW)}
+    with database.connect(autocommit=True) as connection:
+        assert_landed(connection, sent)
+        assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
+    assert set(sent.statuses) == {200}
+    told = capsys.readouterr()
+    assert "the database is away" not in told.out + told.err
+    with open_database(pooled) as behind:
+        transform(behind, pooled)
+    with database.connect(autocommit=True) as connection:
+        assert connection.execute("select count(*) from iterable.tracks").fetchone() == (len(sent.sent),)
