@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from loader.connection import APPLICATION_NAME, CONNECT_SECONDS, connect
+from loader.connection import connect
 from loader.embedded import EmbeddedServer
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
 from loader.settings import Settings
@@ -213,23 +213,11 @@ def _prepare(database: Database, *, migrate_behind: bool) -> None:
 
 @contextmanager
 def _engine(url: str, *, embedded: bool) -> Iterator[Database]:
-    engine = create_engine(
-        _sqlalchemy_url(url),
-        poolclass=NullPool,
-        connect_args={
-            "connect_timeout": CONNECT_SECONDS,
-            "application_name": APPLICATION_NAME,
-            "prepare_threshold": None,  # as for plain connections
-        },
-    )
+    engine = create_engine("postgresql+psycopg://", poolclass=NullPool, creator=lambda: connect(url))
     try:
         yield Database(url=url, engine=engine, embedded=embedded)
     finally:
         engine.dispose()
-
-
-def _sqlalchemy_url(url: str) -> URL:
-    return make_url(url).set(drivername="postgresql+psycopg")
 
 
 def _read_revision(connection: psycopg.Connection) -> str | None:

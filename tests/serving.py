@@ -18,6 +18,12 @@ from loader.settings import Settings, variable_name
 from tests.warehouse import DEADLINE_SECONDS, wait_until
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 class Serving:
     """A collector in processes of its own.
 
@@ -29,8 +35,7 @@ class Serving:
     """
 
     def __init__(self, settings: Settings, log: Path, *arguments: str, names: tuple[str, ...] = ()) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._arguments = arguments
         self._log = log
         self._environment = environment(settings, names)

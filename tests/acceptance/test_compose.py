@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -29,6 +28,7 @@ import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import create_database, drop_database
+from tests.serving import free_port
 from tests.warehouse import DEADLINE_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -222,8 +222,7 @@ class Containers:
     @contextmanager
     def started(self, name: str, arguments: Sequence[str], service: str) -> Iterator[None]:
         """Keep a container running; at the end it is stopped as Docker stops one, and must end well."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.ports[name] = free.getsockname()[1]
+        self.ports[name] = free_port()
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -18,6 +18,7 @@ import psutil
 import psycopg
 
 from tests.bench.ground import Ground, report, seconds
+from tests.serving import free_port
 
 _ROUNDS = 3
 _SECONDS = 8
@@ -124,7 +125,7 @@ def endurance(ground: Ground) -> None:
 def freshness(ground: Ground) -> None:
     """Measure from the answer to an event posted to `loader up` until the event is in its table."""
     url, key = _database(ground)
-    port = _free_port()
+    port = free_port()
     ages = []
     with _running(ground, url, "up", f"--port={port}"), psycopg.connect(url, autocommit=True) as connection:
         _wait_for(port)
@@ -155,7 +156,7 @@ def _load(port: int, events: Path, key: str, *, batch: int, duration: float, con
 
 @contextmanager
 def _nothing() -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-c", _NOTHING, str(port)])
     try:
         _wait_for(port)
@@ -169,7 +170,7 @@ def _nothing() -> Iterator[int]:
 def _collector(ground: Ground) -> Iterator[tuple[int, str, str]]:
     """Yield a collector's port, its database and a write key."""
     url, key = _database(ground)
-    port = _free_port()
+    port = free_port()
     with _running(ground, url, "serve", f"--port={port}"):
         _wait_for(port)
         yield port, url, key
@@ -205,12 +206,6 @@ def _post(port: int, key: str, body: dict[str, str]) -> None:
     request.add_header("Authorization", "Basic " + b64encode(f"{key}:".encode()).decode())
     with urlopen(request) as answer:  # noqa: S310 - our own collector
         answer.read()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(port: int) -> None:

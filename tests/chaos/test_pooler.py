@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from loader.sources import add_key
 from loader.transform import transform
 from tests.collecting import collecting
 from tests.sending import assert_landed, load, track
+from tests.serving import free_port
 from tests.warehouse import wait_until
 
 SOME = 400
@@ -39,8 +39,7 @@ def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
     if not program:
         pytest.skip("there is no PgBouncer on this machine")
     server = make_url(settings.database_url)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     configuration = tmp_path / "pgbouncer.ini"
     configuration.write_text(
         f"""

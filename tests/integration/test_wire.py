@@ -535,13 +535,14 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
                 connection.execute("lock table raw.events in exclusive mode")
             under_way = [asyncio.create_task(writer.write(delivery("under way", n=1)))] if busy else []
             await until(lambda: waiting(connection) == len(under_way))
-            for wire in writer._wires._wires:
-                if wire.is_busy == busy:
-                    # From here to the reset, the event loop has no say.
-                    connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
-                    ended = select.poll()
-                    ended.register(wire._socket, 0)
-                    ended.poll(SECONDS * 1000)
+            wires = [wire for wire in writer._wires._wires if wire.is_busy == busy]
+            assert len(wires) == (1 if busy else WIRES)
+            for wire in wires:
+                # From here to the reset, the event loop has no say.
+                connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
+                ended = select.poll()
+                ended.register(wire._socket, 0)
+                assert ended.poll(SECONDS * 1000)
         await asyncio.gather(*under_way, *(writer.write(delivery(f"next {each}", n=1)) for each in range(5)))
         await until(lambda: len(writer._wires) == WIRES)
 
