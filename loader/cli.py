@@ -4,6 +4,7 @@ Data goes to stdout, progress and notes to stderr. Exit code 0: done; 1: work fa
 loaded, but some of their messages are in quarantine.
 """
 
+import io
 import sys
 
 import click
@@ -33,6 +34,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an error of ours is one line, never a traceback."""
+        display.configure_warnings()
         try:
             return super().invoke(ctx)
         except LoaderError as error:
@@ -42,6 +44,12 @@ class Commands(click.Group):
             reason = error.orig if isinstance(error, DBAPIError) else error
             display.note(f"Error: The database failed: {' '.join(str(reason).split())}")
             sys.exit(1)
+        except click.ClickException as error:
+            # It quotes arguments, and a shell makes arguments of the names of files.
+            shown = io.StringIO()
+            error.show(shown)
+            display.note(shown.getvalue().rstrip("\n"))
+            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             display.note("Stopped. What is committed is kept; the same command goes on from there.")
             sys.exit(130)
@@ -166,7 +174,7 @@ def status(*, as_json: bool) -> None:
     with session.database() as (database, _), database.begin() as connection:
         state = read_status(connection)
     if as_json:
-        display.echo(display.to_json(state.as_json()))
+        display.echo_json(state.as_json())
     else:
         display.show_status(state)
     if not all(law.holds for law in state.conservation):
@@ -189,7 +197,7 @@ def sql(statement: str, form: str) -> None:
 
     with session.database() as (database, _):
         text = sys.stdin.read() if statement == "-" else statement
-        display.echo(render(run_query(database, text), form))  # type: ignore[arg-type]
+        display.echo_exact(render(run_query(database, text), form))  # type: ignore[arg-type]
 
 
 @main.command()
@@ -201,9 +209,9 @@ def url(*, as_environment: bool) -> None:
     with session.database() as (database, _):
         if as_environment:
             for name, value in connection_environment(database.url).items():
-                display.echo(f"export {name}={shlex.quote(value)}")
+                display.echo_exact(f"export {name}={shlex.quote(value)}")
         else:
-            display.echo(database.url)
+            display.echo_exact(database.url)
 
 
 @main.command(name="migrate")
@@ -234,7 +242,7 @@ def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool
     with session.database() as (database, _), database.begin() as connection:
         schema, key = add_source(connection, name, schema=schema, labels=dict(label.split(":") for label in labels))
     if as_json:
-        display.echo(display.to_json({"name": name, "schema": schema, "write_key": key}))
+        display.echo_json({"name": name, "schema": schema, "write_key": key})
     else:
         display.echo(f"Source {name} feeds schema {schema}.\nWrite key, shown only now: {key}")
 
@@ -267,7 +275,7 @@ def key_add(source_name: str, label: str, *, as_json: bool) -> None:
     with session.database() as (database, _), database.begin() as connection:
         made = add_key(connection, source_name, label=label)
     if as_json:
-        display.echo(display.to_json({"source": source_name, "write_key": made}))
+        display.echo_json({"source": source_name, "write_key": made})
     else:
         display.echo(f"Write key, shown only now: {made}")
 
@@ -338,10 +346,9 @@ def quarantine_show(number: int) -> None:
     with session.database() as (database, _), database.connect() as connection:
         message = find_message(connection, number)
     place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
-    display.note(
-        f"{message.reason}: {message.detail}\nfrom {place}, received {message.received_at:%Y-%m-%d %H:%M:%S %Z}"
-    )
-    sys.stdout.buffer.write(message.payload + b"\n")
+    display.note(f"{message.reason}: {' '.join(message.detail.split())}")
+    display.note(f"from {place}, received {message.received_at:%Y-%m-%d %H:%M:%S %Z}")
+    display.echo_message(message.payload)
 
 
 @quarantine.command(name="retry")

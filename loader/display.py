@@ -1,9 +1,11 @@
 """How the command line shows things: tables for people, JSON for scripts, progress for those who wait.
 
-Data goes to stdout, everything else to stderr.
+Data goes to stdout, everything else to stderr. Tables, lines and notes hold no character that a terminal obeys: names,
+ids and values come from outside. JSON holds such characters as escapes of its own; `echo_exact` changes nothing.
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,7 @@ import click
 from loader.landing import Landed
 from loader.loading import Progress
 from loader.status import Status
+from loader.terminal import escape_controls, escape_json_controls
 from loader.transform import TableFilled
 
 # Plain progress lines are for logs: seldom enough not to fill them.
@@ -24,13 +27,43 @@ _LINE_SECONDS = 10.0
 
 
 def echo(message: str = "") -> None:
-    """Write a line to stdout."""
-    click.echo(message)
+    """Write lines for a person to stdout."""
+    click.echo(escape_controls(message, keep="\n"))
+
+
+def echo_exact(message: str) -> None:
+    """Write data to stdout, to the character."""
+    # With colours, or click removes what looks like one.
+    click.echo(message, color=True)
+
+
+def echo_json(value: Any) -> None:
+    """Write a value to stdout as JSON."""
+    echo_exact(to_json(value))
+
+
+def echo_message(payload: bytes) -> None:
+    """Write a message to stdout: its bytes, or on a terminal its text without control characters."""
+    if sys.stdout.isatty():
+        echo(payload.decode(errors="backslashreplace"))
+    else:
+        sys.stdout.buffer.write(payload + b"\n")
 
 
 def note(message: str) -> None:
-    """Write a line to stderr."""
-    click.echo(message, err=True)
+    """Write lines to stderr."""
+    click.echo(escape_controls(message, keep="\n"), err=True)
+
+
+class _EscapingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record), keep="\n")
+
+
+def configure_warnings() -> None:
+    """Let the warnings of commands that keep no log reach stderr without control characters."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_EscapingFormatter())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -46,6 +79,7 @@ def grid(names: Sequence[str], rows: Iterable[Iterable[Any]], *, exact: bool = F
         rows: Values, in the order of the heading.
         exact: Show values as the database prints them, rather than as a person likes to read counts and times.
     """
+    names = [_one_line(name) for name in names]
     values = [list(row) for row in rows]
     cells = [[_exact_cell(value) if exact else _cell(value) for value in row] for row in values]
     right = [_is_numeric([row[i] for row in values]) for i in range(len(names))]
@@ -60,7 +94,7 @@ def grid(names: Sequence[str], rows: Iterable[Iterable[Any]], *, exact: bool = F
 
 def to_json(value: Any) -> str:
     """Return a value as JSON."""
-    return json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+    return escape_json_controls(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
 def duration(seconds: float) -> str:
@@ -141,16 +175,20 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, dict):
-        return " ".join(f"{name}:{part}" for name, part in value.items())
-    return " ".join(str(value).split())
+        return _one_line(" ".join(f"{name}:{part}" for name, part in value.items()))
+    return _one_line(value)
 
 
 def _exact_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool | dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    return " ".join(str(value).split())
+        return escape_controls(json.dumps(value, ensure_ascii=False))
+    return _one_line(value)
+
+
+def _one_line(value: Any) -> str:
+    return escape_controls(" ".join(str(value).split()))
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
@@ -173,7 +211,7 @@ def _plain(value: object) -> object:
 def show_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> None:
     """Print rows as a table or as JSON; `empty` is what a person reads when there are none."""
     if as_json:
-        echo(to_json(rows))
+        echo_json(rows)
     else:
         echo(table(rows) or empty)
 

@@ -9,6 +9,8 @@ import traceback
 
 import structlog
 
+from loader.terminal import escape_controls
+
 
 def _describe_exception(exc_info: structlog.typing.ExcInfo) -> str:
     """Return where an exception was raised and of which kind it is; what it says may quote an event."""
@@ -21,6 +23,11 @@ def _describe_exception(exc_info: structlog.typing.ExcInfo) -> str:
         lines.append(f"{type(error).__module__}.{type(error).__qualname__} at {', '.join(frames) or 'no frame'}")
         error = error.__cause__ or error.__context__
     return "; because of ".join(lines)
+
+
+def _escape_values(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Write control characters of texts as escapes: a reason may quote a name or a path from outside."""
+    return {name: escape_controls(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 _SHARED: tuple[structlog.typing.Processor, ...] = (
@@ -54,7 +61,7 @@ def configure_logs(level: int = logging.INFO) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _escape_values, renderer],
         )
     )
     root = logging.getLogger()

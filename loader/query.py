@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from loader.database import Database
 from loader.display import grid
 from loader.errors import UsageError
+from loader.terminal import escape_json_controls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ def render(frame: "pd.DataFrame", form: Format) -> str:
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
     if form == "json":
-        return str(frame.to_json(orient="records", date_format="iso", indent=2, default_handler=str))
+        return escape_json_controls(frame.to_json(orient="records", date_format="iso", indent=2, default_handler=str))
     if frame.columns.empty:
         return "Done."
     return grid(list(frame.columns), frame.itertuples(index=False, name=None), exact=True)

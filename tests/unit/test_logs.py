@@ -78,3 +78,17 @@ def test_lines_are_json_unless_a_person_reads_them(written: io.StringIO) -> None
     assert (first["event"], first["number"], first["level"]) == ("it happened", 3, "info")
     assert (second["event"], second["level"]) == ("so did that", "warning")
     assert first["timestamp"] <= second["timestamp"]
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
+def test_c4_a_log_holds_no_control_character_from_outside(written: io.StringIO, foreign: bool) -> None:
+    """A reason that quotes a name or a path is written with escapes."""
+    hostile = "name\x1b]0;owned\x07\x9b2J\u202e\x7f"
+    if foreign:
+        logging.getLogger("uvicorn.error").error("it failed: %s", hostile)
+    else:
+        structlog.get_logger("loader").error(hostile, reason=hostile)
+    text = written.getvalue()
+    assert "owned" in text
+    assert {"\x07", "\x9b", "\u202e", "\x7f"}.isdisjoint(text)
+    assert "\x1b]" not in text
