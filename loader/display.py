@@ -287,6 +287,7 @@ def show_status(status: Status) -> None:
     for title, rows in (
         ("In quarantine (`loader quarantine list`)", status.quarantine),
         ("Values their column cannot hold (raw.mismatches)", status.mismatches),
+        ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns that views keep from a wider type (`loader widen` makes the views again)", status.waiting_columns),
         ("Properties without a column of their own (raw.collisions)", status.collisions),
         ("Events in tracks only: the source has as many tables as LOADER_TABLES allows", status.without_table),

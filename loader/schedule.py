@@ -105,9 +105,11 @@ NEWS = """
         exists (select from raw.events where load_xid >= (select pg_snapshot_xmax(snapshot) from done))
         or exists (select from raw.events where load_xid = any(array(select pg_snapshot_xip(snapshot) from done)))
 """
-# Tables to be made: of a new source, or again after `loader rescan`.
+# Tables with work to do although nothing has landed: of a new source, after `loader rescan`, or held and due again.
 _UNMADE = """
     select model, source from raw.cursors where snapshot is null
+    union
+    select model, source from raw.held_tables where next_try_at <= clock_timestamp()
     union
     select 'tracks', schema_name
     from raw.sources
@@ -238,7 +240,7 @@ class Schedule:
         self._beat(guard, connection, "running")
         if error:
             return error
-        # Nobody fills the tables that no model makes any more; asking again would be for nothing.
+        # Tables that no model makes any more stay undone; a second run would not change that.
         self._unmade = self._find_unmade(connection)
         connection.execute(_SUCCEEDED, [self._identity["id"]])
         self._recover()

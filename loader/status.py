@@ -61,6 +61,7 @@ class Status:
         quarantine: Open messages by source and reason.
         mismatches: Values their column cannot hold, by table and column.
         found: The last columns that runs have found in the events, the newest first.
+        held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
         waiting_columns: Columns that views keep from the type they need.
         collisions: How many properties have no column of their own, by table and reason.
         without_table: Events that got no table because their source has as many as it may.
@@ -74,6 +75,7 @@ class Status:
     quarantine: list[dict[str, Any]]
     mismatches: list[dict[str, Any]]
     found: list[dict[str, Any]]
+    held_tables: list[dict[str, Any]]
     waiting_columns: list[dict[str, Any]]
     collisions: list[dict[str, Any]]
     without_table: list[dict[str, Any]]
@@ -144,6 +146,11 @@ _FOUND = """
     order by added_at desc, source, model, column_name
     limit 10
 """
+_HELD_TABLES = """
+    select source, model as table, held, reason, since, tries, next_try_at as next_try
+    from raw.held_tables
+    order by source, model, held
+"""
 _COLLISIONS = """
     select source, model as table, reason, count(*) as properties
     from raw.collisions
@@ -206,6 +213,7 @@ def read_status(connection: Connection) -> Status:
         quarantine=rows(_QUARANTINE),
         mismatches=rows(_MISMATCHES),
         found=rows(_FOUND),
+        held_tables=rows(_HELD_TABLES),
         waiting_columns=rows(WAITING_COLUMNS),
         collisions=rows(_COLLISIONS),
         without_table=rows(_WITHOUT_TABLE),
