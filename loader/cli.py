@@ -233,7 +233,7 @@ def source() -> None:
 @click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label; may be given several times.")
 @session.as_json
 def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
-    """Add a source and print its write key, which is shown this once."""
+    """Add a source and print its write key, which is shown this once: the key on stdout, the words on stderr."""
     from loader.sources import add_source  # noqa: PLC0415
 
     for label in labels:
@@ -244,7 +244,8 @@ def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool
     if as_json:
         display.echo_json({"name": name, "schema": schema, "write_key": key})
     else:
-        display.echo(f"Source {name} feeds schema {schema}.\nWrite key, shown only now: {key}")
+        display.note(f"Source {name} feeds schema {schema}. Its write key, shown only now:")
+        display.echo_exact(key)
 
 
 @source.command(name="list")
@@ -265,19 +266,24 @@ def key() -> None:
 
 
 @key.command(name="add")
-@click.argument("source_name", metavar="SOURCE")
-@click.option("--label", default="", help="What it is for.")
+@click.argument("source_name", metavar="[SOURCE]", required=False)
+@click.option("--label", default="", help="What the key is for.")
 @session.as_json
-def key_add(source_name: str, label: str, *, as_json: bool) -> None:
-    """Make another write key for a source; it is shown this once."""
-    from loader.sources import add_key  # noqa: PLC0415
+def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
+    """Make a write key and print it, which is shown this once: the key on stdout, the words on stderr.
+
+    SOURCE may be left out when there is only one source.
+    """
+    from loader.sources import add_key, find_source  # noqa: PLC0415
 
     with session.database() as (database, _), database.begin() as connection:
-        made = add_key(connection, source_name, label=label)
+        name = source_name or find_source(connection, None, naming="its name: `loader key add NAME`")
+        made = add_key(connection, name, label=label)
     if as_json:
-        display.echo_json({"source": source_name, "write_key": made})
+        display.echo_json({"source": name, "write_key": made})
     else:
-        display.echo(f"Write key, shown only now: {made}")
+        display.note(f"A write key for source {name}, shown only now:")
+        display.echo_exact(made)
 
 
 @key.command(name="list")

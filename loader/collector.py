@@ -295,7 +295,11 @@ class Collector:
         if self._settings.segment_answers and key:
             metrics.dropped.inc()
             return None
-        raise RefusedError(401, "invalid_write_key", "An invalid write key was provided. `loader key add` makes one.")
+        raise RefusedError(
+            401,
+            "invalid_write_key",
+            "An invalid write key was provided. `loader key add` makes one; with several sources, name the source.",
+        )
 
     async def _webhook_source(self, scope: Scope) -> str | None:
         shown = list(shown_keys(scope, self._settings.webhook_header))

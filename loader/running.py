@@ -1,5 +1,6 @@
 """The commands that run for long: `loader serve`, `loader schedule`, `loader up`."""
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,7 +33,13 @@ _every = click.option(
     "--every", type=Duration(), help="Time between two looks for new events, e.g. 5s, 2m [default: LOADER_EVERY]."
 )
 _host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-_port = click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 picks a free one.")
+_port = click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default="8080",
+    help="Port to listen on; 0 picks a free one.",
+)
 _processes = click.option(
     "--processes", type=click.IntRange(1, 64), help="Processes that answer on that port [default: LOADER_PROCESSES]."
 )
@@ -123,7 +130,7 @@ def up(host: str, port: int, processes: int | None, every: float | None) -> None
 
     from loader.logs import configure_logs  # noqa: PLC0415
     from loader.server import bind  # noqa: PLC0415
-    from loader.sources import list_keys  # noqa: PLC0415
+    from loader.sources import list_keys, list_sources  # noqa: PLC0415
     from loader.supervisor import Command, follow_supervisor, supervise  # noqa: PLC0415
 
     configure_logs()
@@ -136,7 +143,9 @@ def up(host: str, port: int, processes: int | None, every: float | None) -> None
     ):
         with database.begin() as connection:
             if not any(key.revoked_at is None for key in list_keys(connection)):
-                log.warning("nobody can send events yet: `loader key add Iterable` makes a write key")
+                sources = [shlex.quote(source.name) for source in list_sources(connection)]
+                command = f"loader key add {sources[0]}" if sources else "loader source add Iterable"
+                log.warning(f"nobody can send events yet: `{command}` makes a write key")
         arguments = ["schedule", f"--every={settings.every if every is None else every:g}"]
         code = supervise([*collectors, Command("schedule", arguments)], ended)
     sys.exit(code)

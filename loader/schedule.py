@@ -200,7 +200,7 @@ class Schedule:
         while not self._stop.is_set():
             error = None
             if connection.execute(_SOURCES).fetchone() != (True,):
-                self._say_once("there is no source yet: nothing to do until `loader source add`")
+                self._say_once("there is no source yet: nothing to do until `loader source add Iterable`")
                 self._recover()
             elif first or self._failures or self._has_news(connection):
                 error = self._run_once(guard, connection)

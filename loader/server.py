@@ -5,6 +5,7 @@ code 0. The second one ends it at once.
 """
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -70,21 +71,30 @@ def bind(host: str, port: int) -> socket.socket:
     """Open the port to listen on.
 
     Raises:
-        UsageError: It cannot be had.
+        UsageError: This machine has no such address, or the port is not to be had.
     """
+    other_host = "Choose another with --host: 127.0.0.1 is for this machine alone, 0.0.0.0 for all networks."
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{host!r} is no address to listen on: {_reason(error)}. {other_host}") from None
+    try:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
     except OSError as error:
-        raise UsageError(
-            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another with --port."
-        ) from None
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            other = "Choose another with --port; 0 picks a free one."
+            raise UsageError(f"Cannot listen on {host} port {port}: {_reason(error)}. {other}") from None
+        raise UsageError(f"This machine cannot listen on {host}: {_reason(error)}. {other_host}") from None
     return listening
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def run_server(

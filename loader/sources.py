@@ -7,6 +7,7 @@ while the other still works. Only a key's SHA-256 is stored.
 import hashlib
 import re
 import secrets
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -78,7 +79,7 @@ def add_source(
         {"name": name, "schema": schema},
     ).first()
     if holder and holder.name == name:
-        raise SourceError(f"There is a source {name} already; `loader key add {name!r}` makes another key for it.")
+        raise SourceError(f"There is a source {name} already; `loader key add {shlex.quote(name)}` makes another key.")
     if holder:
         raise SourceError(
             f"Schema {schema} belongs to source {holder.name}: two sources cannot feed one schema. "
@@ -95,12 +96,13 @@ def add_source(
     return schema, add_key(connection, name)
 
 
-def find_source(connection: Connection, name: str | None) -> str:
+def find_source(connection: Connection, name: str | None, *, naming: str = "--source") -> str:
     """Return the schema of a source.
 
     Args:
         connection: An open transaction.
         name: The source's name or schema; None for the only one there is.
+        naming: How the caller is told to name one of several.
 
     Raises:
         SourceError: There is no such source, or none was named and there are several.
@@ -111,7 +113,7 @@ def find_source(connection: Connection, name: str | None) -> str:
     names = ", ".join(row.name for row in rows)
     if name is None:
         if len(rows) > 1:
-            raise SourceError(f"There are several sources ({names}). Say which one with --source.")
+            raise SourceError(f"There are several sources ({names}). Say which one with {naming}.")
         return str(rows[0].schema_name)
     for row in rows:
         if name in {row.name, row.schema_name}:
@@ -146,7 +148,7 @@ def add_key(connection: Connection, source: str, *, label: str = "") -> str:
         SourceError: There is no such source.
     """
     schema = find_source(connection, source)
-    key = secrets.token_urlsafe(24)
+    key = _make_key()
     connection.execute(
         text("""
             insert into raw.write_keys (source_id, key_sha256, label)
@@ -154,6 +156,13 @@ def add_key(connection: Connection, source: str, *, label: str = "") -> str:
         """),
         {"digest": key_digest(key), "label": label, "schema": schema},
     )
+    return key
+
+
+def _make_key() -> str:
+    """Return a new write key; none begins with a hyphen, which a command would take for an option."""
+    while (key := secrets.token_urlsafe(24)).startswith("-"):
+        pass
     return key
 
 

@@ -25,6 +25,7 @@ import loader.server
 from loader.database import open_database
 from loader.sources import add_key
 from tests.collecting import Collecting, Entrance, Line, assert_refused, assert_taken
+from tests.conftest import loader_here
 from tests.warehouse import wait_until, waiting
 
 
@@ -219,6 +220,30 @@ def test_a_key_that_is_revoked_opens_nothing_on_an_open_connection(entrance: Ent
         line.send(request(shown, call("too late")))
         assert_refused(line.reply(), 401, "invalid_write_key")
     assert "too late" not in entrance.landed("message_id")
+
+
+def test_d1_the_advice_of_a_401_works_as_typed(entrance: Entrance) -> None:
+    """The command makes a key that the collector takes."""
+    with entrance.collector.line() as line:
+        line.send(request(replace(entrance, key="unknown"), call("stranger")))
+        reply = line.reply()
+    assert reply.status == 401
+    advised = re.search(r"`loader (.*?)`", reply.json["message"])
+    assert advised
+    loader = loader_here(entrance.settings)
+    # A stranger is told no source's name; of several, the command asks for one and lists them.
+    assert "There are several sources (Iterable, Second)" in loader(*advised[1].split()).stderr
+    made = loader(*advised[1].split(), "Iterable")
+    assert made.returncode == 0, made.stderr
+    invited = request(replace(entrance, key=made.stdout.strip()), call("invited"))
+
+    def is_taken() -> bool:
+        with entrance.collector.line() as line:
+            line.send(invited)
+            return line.reply().status == 200
+
+    # The collector reads the keys once a second at most.
+    wait_until(is_taken, "the key to be taken")
 
 
 @pytest.mark.parametrize("zeros", [1, 17, 18, 30, 5000])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,36 @@ def test_a_source_is_added_with_a_key(run_here: Loader, connection: psycopg.Conn
     assert added["write_key"] not in stored[0][3]
 
 
-def test_a_source_is_added_for_a_person(run_here: Loader) -> None:
-    """The key is shown once, with a word that it is the only time."""
-    done = run_here("source", "add", "My Shop")
-    assert done.returncode == 0
-    first, second = done.stdout.splitlines()
-    assert first == "Source My Shop feeds schema my_shop."
-    assert re.fullmatch(r"Write key, shown only now: [\w-]{32}", second)
+def test_d1_a_key_alone_is_on_stdout(run_here: Loader) -> None:
+    """A script captures the key; a person reads beside it that it is shown only now."""
+    added = run_here("source", "add", "My Shop")
+    assert re.fullmatch(r"\w[\w-]{31}\n", added.stdout)
+    assert told(added) == ["Source My Shop feeds schema my_shop. Its write key, shown only now:"]
+    another = run_here("key", "add", "My Shop", "--label", "phone")
+    assert re.fullmatch(r"\w[\w-]{31}\n", another.stdout)
+    assert told(another) == ["A write key for source My Shop, shown only now:"]
+
+
+def test_d1_a_key_needs_no_source_where_there_is_one(run_here: Loader) -> None:
+    """The advice of a 401 works as it is written; with several sources, the answer names them."""
+    made = run_here("key", "add")
+    assert (made.returncode, told(made)) == (0, ["A write key for source iterable, shown only now:"])
+    assert run_here("source", "add", "Shop").returncode == 0
+    refused = run_here("key", "add")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert told(refused) == [
+        "Error: There are several sources (Iterable, Shop). Say which one with its name: `loader key add NAME`."
+    ]
+
+
+def test_d1_the_advice_for_a_source_that_is_there_works_as_typed(run_here: Loader) -> None:
+    """Names with blanks and quotes are quoted as a shell reads them."""
+    for name in ("Iterable", "Bob's Shop"):
+        run_here("source", "add", name, "--schema", "shop")
+        (line,) = told(run_here("source", "add", name))
+        advised = re.search(r"`loader (.*?)`", line)
+        assert advised
+        assert run_here(*shlex.split(advised[1])).returncode == 0
 
 
 def test_sources_are_listed(run_here: Loader) -> None:
