@@ -61,6 +61,8 @@ def widen() -> None:
         for table in filled:
             if table.error:
                 display.note(f"Error: {table.source}.{table.table} stays as it was: {table.error}")
+        for column in left.values():
+            display.note(f"{column.source}.{column.table}.{column.column} stays as it was: {column.in_the_way}.")
         if left:
             sys.exit(1)
 

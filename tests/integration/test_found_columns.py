@@ -179,7 +179,7 @@ def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None
     assert warehouse.rows("select id, found from public.opened order by id") == [("e1", True), ("e2", None)]
     assert warehouse.rows("select event_id, value from raw.mismatches") == [("e2", "maybe")]
     waiting = "select column_name, data_type, wanted_type, in_the_way from raw.columns where wanted_type is not null"
-    assert warehouse.rows(waiting) == [("found", "boolean", "text", "counted, kept, opened")]
+    assert warehouse.rows(waiting) == [("found", "boolean", "text", "public.counted, public.kept, public.opened")]
 
     warehouse.run(widen=True)
 
