@@ -68,6 +68,7 @@ def scaffold(connection: psycopg.Connection, source: str, event: str, folder: Pa
     model = {
         "name": table,
         "description": f"Events named {_without_jinja(seen[0])}.",
+        "config": {"meta": {"found_columns": True}},
         "data_tests": ["matches_raw", "one_event"],
         "columns": columns,
     }

@@ -15,7 +15,7 @@
     {%- for source_name in registered_sources() -%}
         {%- do begin() if not loop.first -%}
         {%- set table = described_table(source_name, model.alias, model.description) -%}
-        {%- do table.update({'sql': none if is_plain_collection() else sql}) -%}
+        {%- do table.update({'sql': none if takes_found_columns(sql) else sql}) -%}
         {%- do relations.append(table.relation) -%}
         {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
         {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
@@ -47,10 +47,32 @@
 {% endmacro %}
 
 
-{#- Whether the model is the macro and nothing else. Only then can a run add columns; other SQL is taken as it is. -#}
-{% macro is_plain_collection() %}
-    {%- set code = model.raw_code | replace(' ', '') | trim -%}
-    {{ return(code in ['{{collection()}}', '{{collection(every_event=true)}}']) }}
+{#-
+    Whether a run adds the columns that events have and the yml does not. The key `found_columns` in the model's
+    `config.meta` decides. Only then does the run write the select itself, so the model's SQL must be the macro's own call:
+    nobody's SQL is replaced. Without the key, a model whose SQL is that call takes found columns.
+-#}
+{% macro takes_found_columns(sql) %}
+    {%- set key = config.get('meta', {}).get('found_columns') -%}
+    {%- set is_own_call = bare_sql(sql) == bare_sql(collection(every_event=model.alias == 'tracks')) -%}
+    {%- if key is not none and key is not boolean -%}
+        {%- do exceptions.raise_compiler_error("Model " ~ model.name ~ ": config.meta.found_columns is " ~ key ~ ". Set it to true or false.") -%}
+    {%- elif not is_own_call and key is none -%}
+        {%- do exceptions.raise_compiler_error(
+            "The SQL of model " ~ model.name ~ " is more than {{ collection() }}, and config.meta.found_columns is not set. Set it to false in the model's yml: the table then has the columns that the yml declares and no others."
+        ) -%}
+    {%- elif not is_own_call and key -%}
+        {%- do exceptions.raise_compiler_error(
+            "The SQL of model " ~ model.name ~ " is more than {{ collection() }}, but config.meta.found_columns is true. A run can add columns to {{ collection() }} only. Set the key to false in the model's yml, or reduce the SQL to the macro's call."
+        ) -%}
+    {%- endif -%}
+    {{ return(is_own_call and key is not false) }}
+{% endmacro %}
+
+
+{#- SQL without comments and spaces, to compare. -#}
+{% macro bare_sql(sql) %}
+    {{ return(modules.re.sub('--[^\\n]*|/[*].*?[*]/|\\s+', '', sql, flags=modules.re.DOTALL)) }}
 {% endmacro %}
 
 
@@ -99,14 +121,14 @@
             {%- set overtaken = remove_overtaken(table, source_name, run.last_seq) -%}
         {%- endif -%}
         {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
-        {%- set key_later = shape.created and not found.repeated -%}
+        {%- set key_later = shape.created and not table.sql -%}
         {%- do add_primary_key(table.relation) if shape.created and not key_later -%}
-        {%- set inserted = run_counted(insert_new_events(table, grown.columns, in_landing_order=found.repeated, on_conflict=not key_later)) -%}
+        {%- set inserted = run_counted(insert_new_events(table, grown.columns, found.repeated, on_conflict=not key_later)) -%}
         {%- do add_primary_key(table.relation) if key_later -%}
         {%- set table_rows = inserted - overtaken -%}
         {%- do record_mismatches(table, source_name, grown.columns, found.repeated) -%}
         {%- set at_risk = columns_at_risk(grown.columns) if not table.sql else [] -%}
-        {%- do record_wide_rows(table, source_name, grown.columns, at_risk) if at_risk -%}
+        {%- do record_wide_rows(table, source_name, grown.columns, at_risk, found.repeated) if at_risk -%}
     {%- elif shape.created -%}
         {%- do add_primary_key(table.relation) -%}
     {%- endif -%}
@@ -167,20 +189,26 @@
 {% endmacro %}
 
 
-{#- Only where an id repeats does the order matter, and sorting whole rows is dear. -#}
-{% macro insert_new_events(table, columns, in_landing_order, on_conflict) -%}
-    {%- set inserted = declared_columns(table.declared) if table.sql else columns -%}
+{#- Adds the rows of this run. `repeated`: ids come more than once, and the first event of each counts. -#}
+{% macro insert_new_events(table, columns, repeated, on_conflict) -%}
     insert into {{ table.relation }} (
-        {%- for column in inserted %}
+        {%- for column in columns %}
         {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
         {%- endfor %}
     )
-    {%- set at_risk = columns_at_risk(inserted) %}
-    {%- set selected -%}
-    {{ table.sql or event_select(columns, table.name, table.every_event) }}
-    {{ "order by events.seq" if in_landing_order }}
-    {%- endset %}
-    {{ fitting_select(columns, at_risk, selected) if at_risk and not table.sql else selected }}
+    {%- if table.sql %}
+    select
+        {%- for column in columns %}
+        {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+        {%- endfor %}
+    from (
+    {{ table.sql }}
+    ) as selected
+    {%- else %}
+    {%- set at_risk = columns_at_risk(columns) %}
+    {%- set selected = event_select(columns, table.name, table.every_event, repeated) %}
+    {{ fitting_select(columns, at_risk, selected) if at_risk else selected }}
+    {%- endif %}
     {{ "on conflict (id) do nothing" if on_conflict }}
 {%- endmacro %}
 
@@ -254,23 +282,12 @@
         from (
             select events.message_id, events."context"{{ ', events."properties"' if not table.every_event }}
             from (
-                {{ new_events(source('raw', 'events'), table.name, table.every_event) }}
+                {{ new_events(source('raw', 'events'), table.name, table.every_event, repeated) }}
             ) as events
             where
-                (
-                    {%- for column in typed %}
-                    {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.data_type) }})
-                    {%- endfor %}
-                )
-                {%- if repeated %}
-                {#- Of the events with one id, the one that made the row. #}
-                and events.seq in (
-                    select min(seq)
-                    from {{ source('raw', 'events') }}
-                    where {{ event_filter(table.name, table.every_event) }} and {{ since_last_run() }}
-                    group by message_id
-                )
-                {%- endif %}
+                {%- for column in typed %}
+                {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.data_type) }})
+                {%- endfor %}
             offset 0
         ) as events
         inner join {{ table.relation }} as served on served.id = events.message_id and served.uuid_ts = {{ run_started_at() }}

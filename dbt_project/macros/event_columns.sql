@@ -9,12 +9,16 @@
 {% macro collection(every_event=false) %}
     {#- A parent while dbt parses, so that tracks comes first, and none when it runs: nothing is read from it. -#}
     {%- do ref('after_tracks') if not (execute or every_event) -%}
-    {{ event_select(declared_columns(model_columns()), collection_name(), every_event) }}
+    {{ event_select(declared_columns(model_columns()), collection_name(), every_event, first_of_id=true) }}
 {%- endmacro %}
 
 
-{#- The same for any table: `columns` as `declared_columns` and `found_columns` return them. -#}
-{% macro event_select(columns, collection, every_event) -%}
+{#-
+    The same for any table: `columns` as `declared_columns` and `grow_table` return them. `first_of_id`: of several events
+    with one id, only the first that landed. SQL around the macro cannot order rows by an event's place, so the macro
+    selects that event itself; a run asks for it where an id does repeat.
+-#}
+{% macro event_select(columns, collection, every_event, first_of_id=false) -%}
     select
         {%- for column in columns %}
         {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
@@ -22,7 +26,7 @@
         1 as nothing
         {%- endfor %}
     from (
-        {{ new_events(source('raw', 'events'), collection, every_event) | indent(8) }}
+        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id) | indent(8) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
@@ -42,7 +46,7 @@
 
 
 {#- The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. -#}
-{% macro new_events(events, collection, every_event=false) -%}
+{% macro new_events(events, collection, every_event=false, first_of_id=false) -%}
     select
         landed.seq,
         landed.message_id,
@@ -66,6 +70,16 @@
     where
         {{ event_filter(collection, every_event) }}
         and {{ since_last_run() }}
+        {%- if first_of_id %}
+        and seq in (
+            select min(seq)
+            from {{ events }}
+            where
+                {{ event_filter(collection, every_event) | indent(8) }}
+                and {{ since_last_run() | indent(8) }}
+            group by message_id
+        )
+        {%- endif %}
     offset 0
 {%- endmacro %}
 

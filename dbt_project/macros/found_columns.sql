@@ -7,9 +7,10 @@
 {#-
     All columns of a table in this run, after adding and widening what its events call for: `columns` (as
     `declared_columns` returns them), `new_columns` (names), `widened` (names). One query when there is nothing to do.
+    A table whose model has SQL of its own, or does not take found columns, has the declared ones only.
 -#}
 {% macro grow_table(table, source_name, shape) %}
-    {%- set places = place_properties(table, source_name) -%}
+    {%- set places = {'found': {}, 'others': {}, 'unplaced': []} if table.sql else place_properties(table, source_name) -%}
     {%- set columns = declared_columns(table.declared, places.others) -%}
     {%- set statements = [] -%}
     {%- set new_columns = [] -%}

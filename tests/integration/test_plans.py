@@ -76,7 +76,8 @@ def test_an_increment_reads_its_own_partition_by_the_index(
         assert scan["Node Type"] in {"Index Scan", "Bitmap Heap Scan"}, scan["Node Type"]
         condition = scan.get("Index Cond") or scan.get("Recheck Cond")
         assert "load_xid >=" in condition
-    assert sum(scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) for scan in found) <= 3
+    # The SQL of a model reads the new events twice: once for the first event of each id, once for the rows.
+    assert sum(scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) for scan in found) <= 2 * 3
 
 
 def test_a_run_with_nothing_to_do_writes_nothing(history: Database, served_settings: Settings) -> None:
