@@ -11,7 +11,7 @@ import click
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from loader import __version__, display, layout, running, session
+from loader import __version__, console, display, layout, running, session
 from loader.database import connection_environment, migrate, open_database
 from loader.errors import LoaderError, UsageError
 from loader.settings import describe, read_settings
@@ -65,6 +65,7 @@ for command in (
     running.up,
     running.serve,
     running.schedule,
+    console.sql,
     layout.rescan,
     layout.schema,
     layout.widen,
@@ -179,25 +180,6 @@ def status(*, as_json: bool) -> None:
         display.show_status(state)
     if not all(law.holds for law in state.conservation):
         sys.exit(1)
-
-
-@main.command()
-@click.argument("statement")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="What to print the rows as.",
-)
-def sql(statement: str, form: str) -> None:
-    """Run a query and print its rows; - reads it from standard input."""
-    from loader.query import render, run_query  # noqa: PLC0415
-
-    with session.database() as (database, _):
-        text = sys.stdin.read() if statement == "-" else statement
-        display.echo_exact(render(run_query(database, text), form))  # type: ignore[arg-type]
 
 
 @main.command()

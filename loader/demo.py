@@ -18,7 +18,8 @@ from loader import display
 from loader.database import Database, open_database
 from loader.errors import SourceError, TransformError
 from loader.logs import configure_logs
-from loader.query import render, run_query
+from loader.query import run_query
+from loader.results import show_result
 from loader.settings import Settings
 from loader.sources import add_key
 from loader.transform import transform
@@ -26,6 +27,11 @@ from loader.transform import transform
 # Each sample event becomes so many, minutes apart and with ids of their own.
 _COPIES = 100
 
+_COUNTS = """
+    select source || '.' || model, raw.count_rows(source, model)
+    from raw.cursors
+    order by model = 'tracks', model
+"""
 _FIRST_ROWS = """
     select id, original_timestamp, user_id, campaign_name, email_subject
     from iterable.email_delivered
@@ -55,18 +61,12 @@ def run_demo(settings: Settings) -> None:
                 raise TransformError(f"{table.source}.{table.table} was not filled: {table.error}")
         display.note(f"Split them into {display.count(len(filled), 'table')}.")
 
-        counts = run_query(
-            database,
-            """
-            select cursors.source || '.' || cursors.model as "table", raw.count_rows(source, model) as "rows"
-            from raw.cursors
-            order by cursors.model = 'tracks', cursors.model
-            """,
-        )
-        rows = [{"table": table, "rows": number} for table, number in counts.itertuples(index=False)]
-        display.echo(f"\n{display.table(rows)}")
-        statement = " ".join(_FIRST_ROWS.split())
-        display.echo(f"\n{statement};\n\n{render(run_query(database, _FIRST_ROWS), 'table')}")
+        with database.connect() as connection:
+            counts = connection.execute(_COUNTS).fetchall()
+        display.echo("\n" + display.table([{"table": table, "rows": number} for table, number in counts]))
+        display.echo(f"\n{' '.join(_FIRST_ROWS.split())};\n")
+        for result in run_query(database, _FIRST_ROWS):
+            show_result(result, "table", 0)
         display.echo(f"\nConnect with psql or a BI tool: {database.url}")
         display.echo(
             f"The database stops when nothing has used it for {display.duration(settings.embedded_idle)}; "

@@ -81,7 +81,7 @@ def grid(names: Sequence[str], rows: Iterable[Iterable[Any]], *, exact: bool = F
     """
     names = [_one_line(name) for name in names]
     values = [list(row) for row in rows]
-    cells = [[_exact_cell(value) if exact else _cell(value) for value in row] for row in values]
+    cells = [[cell(value, exact=exact) for value in row] for row in values]
     right = [_is_numeric([row[i] for row in values]) for i in range(len(names))]
     widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(names)]
 
@@ -163,9 +163,12 @@ class ProgressDisplay:
         return ", ".join(parts)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any, *, exact: bool = False) -> str:
+    """Return a value as one line of visible text; `grid` tells what `exact` means."""
     if value is None:
         return ""
+    if exact:
+        return _exact_cell(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, bool):
@@ -180,10 +183,8 @@ def _cell(value: Any) -> str:
 
 
 def _exact_cell(value: Any) -> str:
-    if value is None:
-        return ""
     if isinstance(value, bool | dict | list):
-        return escape_controls(json.dumps(value, ensure_ascii=False))
+        return escape_controls(json.dumps(value, default=str, ensure_ascii=False))
     return _one_line(value)
 
 

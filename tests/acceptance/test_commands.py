@@ -129,21 +129,6 @@ def test_sql_prints_a_table_csv_or_json(run_loader: Loader) -> None:
     assert run_loader("sql", "select 1 as one where false").stdout.splitlines() == ["one", "---"]
 
 
-def test_sql_keeps_what_a_statement_changes(run_loader: Loader) -> None:
-    """A statement without rows is done, and stays done."""
-    assert run_loader("sql", "create table public.notes (note text)").stdout == "Done.\n"
-    assert run_loader("sql", "insert into public.notes values ('kept') returning note").returncode == 0
-    assert run_loader("sql", "--format", "csv", "select note from public.notes").stdout == "note\nkept\n"
-
-
-def test_sql_says_what_the_database_refuses(run_loader: Loader) -> None:
-    """A bad query is wrong use, told in the database's own words."""
-    refused = run_loader("sql", "select * from iterable.nowhere")
-    assert refused.returncode == 2
-    assert 'relation "iterable.nowhere" does not exist' in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
 def test_url_connects(run_loader: Loader, settings: Settings) -> None:
     """The URL is one any client takes, and the variables name the same database."""
     url = run_loader("url").stdout.strip()
