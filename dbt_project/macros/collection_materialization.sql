@@ -99,6 +99,11 @@
         ) -%}
     {%- endif -%}
 
+    {%- if flags.EMPTY -%}
+        {%- do finish_empty_table(table, source_name, shape) -%}
+        {{ return(0) }}
+    {%- endif -%}
+
     {%- set removed = 0 -%}
     {%- if rebuild -%}
         {%- set removed = empty_table(table, source_name) -%}
@@ -140,6 +145,18 @@
         {%- do run_query(pass_by_sql(table, source_name, run)) -%}
     {%- endif -%}
     {{ return(table_rows - removed) }}
+{% endmacro %}
+
+
+{#-
+    The end of a run that reads no events (`--empty`): the table has its shape, and nothing else changes. A table that was
+    made here lacks the events that its cursor has seen, so the cursor starts over.
+-#}
+{% macro finish_empty_table(table, source_name, shape) %}
+    {%- if shape.created -%}
+        {%- do add_primary_key(table.relation) -%}
+        {%- do run_query("update raw.cursors set snapshot = null where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
+    {%- endif -%}
 {% endmacro %}
 
 

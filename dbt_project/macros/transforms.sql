@@ -1,9 +1,14 @@
 {#-
-    What an invocation records of itself. The snapshot taken at its start is what every one of its models reads up to,
+    What an invocation records of itself; one that reads no events (`--empty`) leaves no record. The snapshot taken at its start is what every one of its models reads up to,
     so that its tables agree with each other whatever lands meanwhile.
 -#}
 {% macro start_transform() %}
     {%- if execute and flags.WHICH in ('run', 'build') -%}
+        {%- if invocation_args_dict.sample -%}
+            {%- do exceptions.raise_compiler_error(
+                "--sample reads a part of the events, and the tables would count the rest as read. Use --empty to check the models without reading events."
+            ) -%}
+        {%- endif -%}
         {%- set found = run_query("select to_regclass('raw.transforms') is not null and to_regclass('raw.cluster') is not null") -%}
         {%- if not found.rows[0][0] -%}
             {%- do exceptions.raise_compiler_error(
@@ -37,6 +42,9 @@
         {#- The scheduler asks only for what landed after a run that filled every table. -#}
         {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | rejectattr('config.materialized', 'equalto', 'ephemeral') | list -%}
         {%- set filled = results | selectattr('node.resource_type', 'equalto', 'model') | selectattr('status', 'equalto', 'success') | list -%}
+        {%- if flags.EMPTY %}
+        delete from raw.transforms where id = '{{ invocation_id }}';
+        {%- else %}
         update raw.transforms
         set
             finished_at = clock_timestamp(),
@@ -44,6 +52,7 @@
             whole = {{ filled | length == models | length }},
             error = {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }}
         where id = '{{ invocation_id }}';
+        {%- endif -%}
     {%- endif -%}
 {% endmacro %}
 

@@ -1,6 +1,6 @@
 {#-
-    The tables without a model: each has as many rows as its cursor's book says came of raw.events, and holds events of its
-    own name and no others. In the schema of every source.
+    The tables without a model: each has as many rows as its cursor's book says and as raw.events has ids of its events, and
+    holds events of its own name and no others. In the schema of every source.
 -#}
 {% test found_tables(model) %}
     {%- set modelled = collection_models() if execute else [] %}
@@ -8,8 +8,10 @@
     {%- for name in filled if name not in modelled %}
     {%- set table = api.Relation.create(database=target.database, schema=source_name, identifier=name) %}
     select '{{ table }}' as table_name, 'rows' as problem
-    from raw.cursors
-    where source = '{{ source_name }}' and model = '{{ name }}' and raw.count_rows(source, model) <> table_rows
+    from (
+        {{ compared_with_raw("source = '" ~ source_name ~ "' and model = '" ~ name ~ "'") }}
+    ) as compared
+    where rows_in_table <> rows_in_book or rows_in_table <> ids_in_raw
     union all
     select '{{ table }}', event from {{ table }} where event is distinct from '{{ name }}'
     union all

@@ -1,0 +1,11 @@
+{#- The rows of tables, as the tables, the cursors' books and raw.events count them. -#}
+{% macro compared_with_raw(condition, with_raw=true) %}
+        select
+            source,
+            model,
+            raw.count_rows(source, model) as rows_in_table,
+            table_rows as rows_in_book,
+            {{ "raw.count_events(source, model, snapshot, distinct_ids => true)" if with_raw else "table_rows" }} as ids_in_raw
+        from raw.cursors
+        where {{ condition }} and snapshot is not null
+{%- endmacro %}
