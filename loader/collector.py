@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from loader import metrics
-from loader.entrances import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, parse_message
+from loader.entrances import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, call_entrance, parse_message
 from loader.errors import UnavailableError
 from loader.events import Delivery, Event, Reason, Refused
 from loader.exchange import (
@@ -45,9 +45,9 @@ from loader.tracking import (
     read_batch,
     read_call,
     with_address,
-    without_written_key,
 )
 from loader.writer import Writer
+from loader.written_keys import blank_write_keys, find_write_key
 
 _ANY_ORIGIN = ((b"access-control-allow-origin", b"*"),)
 _PREFLIGHT = (
@@ -161,7 +161,7 @@ class Collector:
             try:
                 call = read_call(body, kind, self._limits)
             except BadRequestError as error:
-                raise await self._keep_unreadable(body, error, key, TRACKING) from None
+                raise await self._keep_unreadable(body, error, key, call_entrance(kind)) from None
             source = await self._source(key or call.write_key)
             if source is None:
                 return SUCCESS
@@ -212,16 +212,7 @@ class Collector:
             raise RefusedError(401, "bad_signature", "X-Signature is not that of the body under LOADER_SEGMENT_SECRET.")
         if source is None:
             return SUCCESS
-        lines = [body]
-        if body.lstrip().startswith(b"["):
-            try:
-                lines = [bytes(raw) for raw in msgspec.json.decode(body, type=list[msgspec.Raw])]
-            except (msgspec.MsgspecError, RecursionError):
-                lines = [body]
-        messages: list[Event | Refused] = []
-        for number, line in enumerate(lines, 1):
-            messages += parse_message(SEGMENT_WEBHOOK, line, number)
-        return await self._take(source, SEGMENT_WEBHOOK, *_sorted_out(messages))
+        return await self._take(source, SEGMENT_WEBHOOK, *_sorted_out(parse_message(SEGMENT_WEBHOOK, body, 1)))
 
     async def _ignore(self, scope: Scope, receive: Receive) -> Answer:
         """Take what analytics.js says of itself, which is nobody's event."""
@@ -270,11 +261,12 @@ class Collector:
 
     async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> RefusedError:
         """Put a body nobody can read in quarantine, when it is known whose it is."""
-        written, body = without_written_key(body)
-        key = key or written
+        key = key or find_write_key(body)
         source = await self._source(key) if key else None
         if source is not None and body.strip():
-            await self._store(source, entrance, [], [Refused(body, 1, error.code, error.message)])
+            # The key may be written in a way that is no JSON at all.
+            kept = blank_write_keys(body).replace(key.encode(), b"")
+            await self._store(source, entrance, [], [Refused(kept, 1, error.code, error.message)])
         return RefusedError(400, error.code, error.message)
 
     async def _source(self, key: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from loader.events import Reason, Refused
+from loader.json_parts import Fields, split_array, split_object
 
 T = TypeVar("T")
 
@@ -32,6 +33,9 @@ _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _REPLACEMENT = rb"\ufffd"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
 
 def is_utf8(data: bytes) -> bool:
     """Say whether bytes are text; the decoder does not look into the strings it skips."""
@@ -52,9 +56,7 @@ def prepare(line: bytes, offset: int) -> tuple[bytes, Refused | None]:
         The text without the white space around it, empty when there is nothing else, and a refusal: marked `repaired`
         when the text had to be changed, otherwise the message cannot be read at all.
     """
-    text = line.strip()
-    if offset == 0:
-        text = text.removeprefix(_BYTE_ORDER_MARK).strip()
+    text = strip_body(line) if offset == 0 else line.strip()
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -63,6 +65,61 @@ def prepare(line: bytes, offset: int) -> tuple[bytes, Refused | None]:
     if flaw is None:
         return text, None
     return text, Refused(line, offset, flaw, "landed with the character replaced by U+FFFD", repaired=True)
+
+
+def strip_body(body: bytes) -> bytes:
+    """Return a body, or a whole file's text, without white space and byte order mark around it."""
+    return body.strip().removeprefix(_BYTE_ORDER_MARK).strip()
+
+
+def read_fields(text: bytes) -> Fields | None:
+    """Return the members of an object, also of one that is only flawed or nested too deep for the decoder.
+
+    Args:
+        text: The object, without white space around it.
+
+    Returns:
+        The members, each value as it is written; None when the text is no JSON object.
+    """
+    try:
+        return _decode_fields(text)
+    except RecursionError:
+        return split_object(text)
+    except msgspec.MsgspecError:
+        repaired, flaw = _repair(text)
+    if flaw is None:
+        return None
+    try:
+        _decode_fields(repaired)
+    except RecursionError:
+        pass
+    except msgspec.MsgspecError:
+        return None
+    return split_object(text)
+
+
+def read_elements(text: bytes) -> list[bytes] | tuple[Reason, str]:
+    """Return the elements of an array as they are written, or say why the text is none.
+
+    Args:
+        text: The array, without white space around it. An element that cannot be read costs its neighbours nothing.
+    """
+    try:
+        return [bytes(element) for element in _decode_elements(text)]
+    except (msgspec.MsgspecError, RecursionError):
+        elements = split_array(text)
+    return explain(_decode_elements, text) if elements is None else elements
+
+
+def explain(decoder: Callable[[bytes], object], text: bytes) -> tuple[Reason, str]:
+    """Say why a decoder cannot read a text; what would be repaired in it is never the reason."""
+    prepared, flaw = prepare(text, 1)
+    if flaw and not flaw.repaired:
+        return flaw.reason, flaw.detail
+    if not prepared:
+        return Reason.INVALID_JSON, "the body is empty"
+    found = decode(decoder, prepared)
+    return found if isinstance(found, tuple) else (Reason.BAD_REQUEST, "there is nothing in it")
 
 
 def decode(decoder: Callable[[bytes], T], text: bytes) -> T | tuple[Reason, str]:

@@ -3,17 +3,25 @@
 from loader.events import Event, Refused
 from loader.iterable import parse_export, parse_export_lines, parse_webhook
 from loader.segment import parse_line, parse_lines
+from loader.segment import parse_webhook as parse_segment_webhook
+from loader.tracking import parse_kept
 
 # Files of tracking calls.
 FILE = "file"
-# The tracking API.
+# The tracking API: batches, and calls that say their type.
 TRACKING = "tracking"
 # Segment's webhook destinations.
 SEGMENT_WEBHOOK = "segment-webhook"
 # Iterable's system webhooks.
 ITERABLE_WEBHOOK = "iterable-webhook"
 
+_CALL = "tracking:"
 _EXPORT = "iterable-export:"
+
+
+def call_entrance(kind: str) -> str:
+    """Return the entrance of bodies that hold one call, whose type only the path says."""
+    return _CALL + kind
 
 
 def export_entrance(kind: str) -> str:
@@ -27,15 +35,19 @@ def exported_kind(entrance: str) -> str | None:
 
 
 def parse_message(entrance: str, payload: bytes, offset: int) -> list[Event | Refused]:
-    """Read one message as its entrance does.
+    """Read a message, or a body of several, as its entrance does; whatever its size.
 
     Args:
         entrance: Where it came in; at all but those named here there are tracking calls.
         payload: The message.
-        offset: Where it began.
+        offset: Where it began; of a webhook's body, the number of its first call.
     """
     if entrance == ITERABLE_WEBHOOK:
         return parse_webhook(payload, offset)
+    if entrance == SEGMENT_WEBHOOK:
+        return parse_segment_webhook(payload, offset)
+    if entrance == TRACKING or entrance.startswith(_CALL):
+        return parse_kept(payload, entrance.removeprefix(TRACKING).removeprefix(":"))
     if kind := exported_kind(entrance):
         return parse_export(payload, offset, kind)
     return list(parse_line(payload, offset))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from loader.encoding import SUSPICIOUS, decode, prepare
+from loader.encoding import SUSPICIOUS, decode, prepare, read_elements, strip_body
 from loader.events import Event, Reason, Refused
 from loader.kinds import BOOLEANS, DOCUMENTS, NUMBERS, SEGMENT_EVENTS, known_kind
 from loader.moments import iso_text, read_moment
@@ -78,7 +78,6 @@ class _UnfitError(Exception):
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_elements = msgspec.json.Decoder(list[Raw]).decode
 # Numbers stay text where a float would not be exact.
 _decode_value = msgspec.json.Decoder(float_hook=str).decode
 _encode = msgspec.json.Encoder().encode
@@ -96,21 +95,21 @@ def parse_webhook(body: bytes, offset: int = 0) -> list[Event | Refused]:
         An `Event` for what can land, a `Refused` with its bytes for what cannot, and both, the refusal marked
         `repaired`, for what lands with characters replaced. A bad element never costs its neighbours.
     """
-    start = body.lstrip()
-    if not start:
+    text = strip_body(body)
+    if not text:
         return [Refused(body, offset, Reason.INVALID_JSON, "the body is empty")]
-    if start.startswith(b"["):
-        elements = decode(_decode_elements, start)
-        if isinstance(elements, tuple):
-            return [Refused(body, offset, *elements)]
-        messages: list[Event | Refused] = []
-        position = len(body) - len(start)
-        for element in map(bytes, elements):
-            position = body.index(element, position)
-            messages += _parse(element, offset + position, None)
-            position += len(element)
-        return messages
-    return list(_parse(body, offset, None))
+    if not text.startswith(b"["):
+        return list(_parse(text, offset, None))
+    elements = read_elements(text)
+    if isinstance(elements, tuple):
+        return [Refused(body, offset, *elements)]
+    messages: list[Event | Refused] = []
+    position = body.index(text)
+    for element in elements:
+        position = body.index(element, position)
+        messages += _parse(element, offset + position, None)
+        position += len(element)
+    return messages
 
 
 def parse_export(line: bytes, offset: int, kind: str) -> list[Event | Refused]:

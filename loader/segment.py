@@ -13,10 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from loader.encoding import SUSPICIOUS, decode, is_utf8, prepare
+from loader.encoding import SUSPICIOUS, decode, is_utf8, prepare, read_elements, strip_body
 from loader.events import Event, Reason, Refused
 from loader.naming import table_name
+from loader.written_keys import blank_write_keys, take_write_key
 
 # Segment keeps no longer message ids.
 MESSAGE_ID_LENGTH = 100
@@ -45,6 +47,8 @@ class UsualCall(msgspec.Struct, gc=False, rename="camel"):
     received_at: datetime | None = None
     properties: _Object | None = None
     traits: _Object | None = None
+    # The decoder refuses a call with a key: the key has to be taken out first.
+    write_key: _Object | UnsetType = UNSET
 
 
 class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
@@ -125,6 +129,23 @@ def event_of(call: UsualCall, line: bytes, offset: int) -> Event | None:
     return None
 
 
+def parse_webhook(body: bytes, offset: int = 1) -> list[Event | Refused]:
+    """Turn the body of one request of Segment's webhooks into events.
+
+    Args:
+        body: A call, or an array of calls.
+        offset: The number of the first call; each further call has the next one.
+
+    Returns:
+        What `parse_lines` returns.
+    """
+    text = strip_body(body)
+    elements = read_elements(text) if text.startswith(b"[") else [text]
+    if isinstance(elements, tuple):
+        return [Refused(blank_write_keys(body), offset, *elements)]
+    return [message for number, element in enumerate(elements, offset) for message in parse_line(element, number)]
+
+
 def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
     """Turn one line into an event or a refusal, taking the time to say what is wrong with it.
 
@@ -135,6 +156,8 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
     Yields:
         What `parse_lines` returns.
     """
+    came = line
+    _, line = take_write_key(line)
     text, flaw = prepare(line, offset)
     if flaw and not flaw.repaired:
         yield flaw
@@ -143,16 +166,17 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
         return
     call = decode(_decode_loose, text)
     if isinstance(call, tuple):
-        yield Refused(line, offset, *call)
+        yield Refused(blank_write_keys(line), offset, *call)
         return
     wrong = _wrong(call)
     if wrong:
-        yield Refused(line, offset, *wrong)
+        # What is no call may hold calls, with their keys.
+        yield Refused(blank_write_keys(line) if wrong[0] == Reason.BAD_REQUEST else line, offset, *wrong)
         return
     yield Event(
         payload=text,
         offset=offset,
-        message_id=_message_id(call.message_id, line, offset),
+        message_id=_message_id(call.message_id, came, offset),
         collection=collection_of(call.event) if _type_of(call) == "track" else None,
         received_at=_read_time(call.received_at) if isinstance(call.received_at, str) else None,
     )

@@ -9,12 +9,14 @@ import hashlib
 import hmac
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qs
 
 import msgspec
 
+from loader.encoding import read_elements, strip_body
 from loader.errors import UsageError
 from loader.exchange import Scope, header
 
@@ -99,16 +101,16 @@ _decode = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def _signed_texts(body: bytes) -> Iterator[bytes]:
+    """Yield the texts that a signature may be of; one event that cannot be read costs a batch no signature."""
     yield body
-    try:
-        document = _decode(body)
-    except (msgspec.MsgspecError, RecursionError):
-        return
-    yield msgspec.json.encode(document)
-    if isinstance(document, list) and document:
-        raw = msgspec.json.decode(body, type=list[msgspec.Raw])
-        yield bytes(raw[0])
-        yield msgspec.json.encode(document[0])
+    texts = [body]
+    text = strip_body(body)
+    if text.startswith(b"[") and (elements := read_elements(text)) and isinstance(elements, list):
+        yield elements[0]
+        texts.append(elements[0])
+    for each in texts:
+        with suppress(msgspec.MsgspecError, RecursionError):
+            yield msgspec.json.encode(_decode(each))
 
 
 def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:

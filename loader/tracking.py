@@ -7,31 +7,27 @@ the parser here both keep the last, so a call's own word wins, and its bytes sta
 https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/
 """
 
-import re
 import secrets
+import sys
 from dataclasses import dataclass
 from itertools import count
 
 import msgspec
 
-from loader.encoding import is_utf8
+from loader.encoding import explain, is_utf8, read_fields, strip_body
 from loader.events import Event, Reason, Refused
+from loader.json_parts import Fields, join_object, split_array, split_object
 from loader.segment import UsualCall, event_of, parse_line, parse_lines
+from loader.written_keys import may_have_write_key, read_write_key, take_write_key
 
 # What the paths of single calls end with, long and short, and those of batches.
 CALLS = {"t": "track", "i": "identify", "p": "page", "s": "screen", "g": "group", "a": "alias"}
 BATCHES = ("batch", "import", "b")
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What ids begin with that this process gives.
 _ID_OF_PROCESS = b"api-%b" % secrets.token_hex(12).encode()
 _numbers = count()
 _ABSENT = (b"", b"null")
-
-# A write key in a body nobody can read.
-_WRITTEN_KEY = re.compile(rb'("writeKey"\s*:\s*)"([^"\\]*)"')
-
-_Fields = dict[str, msgspec.Raw]
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,9 @@ class Limits:
     event_bytes: int = 32_768
     batch_bytes: int = 500_000
     batch_items: int = 2_500
+
+
+_UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
 
 
 class BadRequestError(Exception):
@@ -73,12 +72,6 @@ class _Batch(msgspec.Struct, rename="camel"):
     integrations: msgspec.Raw = msgspec.Raw()
 
 
-class _Key(msgspec.Struct, rename="camel"):
-    """A call's own write key."""
-
-    write_key: str | None = None
-
-
 class _Context(msgspec.Struct, gc=False):
     """Of a call's context, what asks for the client's address."""
 
@@ -89,7 +82,6 @@ class _WholeCall(UsualCall, gc=False, rename="camel"):
     """A call to a path that says it is a `track` call, and what would have to be done to it."""
 
     type: str | None = "track"
-    write_key: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     context: _Context | None = None
 
 
@@ -100,10 +92,9 @@ class _Type(msgspec.Struct):
 
 
 _decode_batch = msgspec.json.Decoder(_Batch).decode
-_decode_key = msgspec.json.Decoder(_Key).decode
 _decode_whole = msgspec.json.Decoder(_WholeCall).decode
 _decode_type = msgspec.json.Decoder(_Type).decode
-_decode_fields = msgspec.json.Decoder(_Fields).decode
+_decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 class Call(msgspec.Struct, gc=False):
@@ -131,17 +122,16 @@ def read_call(body: bytes, kind: str, limits: Limits) -> Call:
     Raises:
         BadRequestError: It is no JSON object.
     """
-    text = body.strip().removeprefix(_BYTE_ORDER_MARK).strip()
+    text = strip_body(body)
     if not text.startswith(b"{"):
-        raise _unreadable(text)
-    write_key = ""
-    if _may_have(text, b'"writeKey"'):
-        write_key, text = _without_key(text)
+        raise BadRequestError(*explain(_decode_fields, text))
+    write_key, text = take_write_key(text)
     line = _complete(text, b'{"type":"%b","messageId":"%b",' % (kind.encode(), new_message_id()))
-    if _may_have(text, b'"type"') and not _is_of_type(line, kind):
-        fields = _fields(line)
+    # A letter of a name may be written as its number.
+    may_have_type = b'"type"' in text or b"\\u00" in text
+    if may_have_type and not _is_of_type(line, kind) and (fields := read_fields(line)):
         fields["type"] = msgspec.Raw(b'"%b"' % kind.encode())
-        line = msgspec.json.encode(fields)
+        line = join_object(fields)
     return Call(line, write_key, _too_large(text, limits))
 
 
@@ -164,7 +154,7 @@ def read_whole_call(body: bytes, kind: str, limits: Limits) -> Event | None:
         call = _decode_whole(body)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    if call.write_key is not msgspec.UNSET or (call.context and call.context.direct is not msgspec.UNSET):
+    if call.context and call.context.direct is not msgspec.UNSET:
         return None
     event = event_of(call, body, 1)
     return event and _received_now(event)
@@ -183,30 +173,28 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
     Raises:
         BadRequestError: It is no JSON, holds no batch, or an empty one.
     """
-    text = body.strip().removeprefix(_BYTE_ORDER_MARK).strip()
+    text = strip_body(body)
     try:
         read = _decode_batch(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        _fields(text)
-        raise BadRequestError(
-            Reason.BAD_REQUEST, f"expected an object with a list of calls in batch: {error}"
-        ) from None
+    except (msgspec.MsgspecError, RecursionError):
+        read = _split_batch(text)
     if not read.batch:
         raise BadRequestError(Reason.EMPTY_BATCH, "batch is empty")
-    shared: _Fields = {
+    shared: Fields = {
         name: value
         for name, value in (("sentAt", read.sent_at), ("context", read.context), ("integrations", read.integrations))
         if bytes(value) not in _ABSENT
     }
     front = _front(shared)
     base = new_message_id()
+    may_have_keys = may_have_write_key(text)
     calls = []
     for number, raw in enumerate(read.batch):
         item = bytes(raw)
         if not item.startswith(b"{"):
             calls.append(Call(item))
             continue
-        write_key, line = _without_key(item) if _may_have(item, b'"writeKey"') else ("", item)
+        write_key, line = take_write_key(item) if may_have_keys else ("", item)
         if shared:
             line = _merged(line, shared)
         line = _complete(line, b'{"messageId":"%b-%d",%b' % (base, number, front))
@@ -247,6 +235,34 @@ def parse_calls(calls: list[Call], offset: int) -> tuple[list[Event], list[Refus
     return [_received_now(event) for event in events], refused
 
 
+def parse_kept(body: bytes, kind: str = "") -> list[Event | Refused]:
+    """Turn a body, or a call of one, that is in quarantine into events; no limit applies to it any more.
+
+    Args:
+        body: One call or a batch of them, as it came or corrected.
+        kind: The type of the only call, where only the request's path said it.
+    """
+    text = strip_body(body)
+    try:
+        if kind:
+            calls = [read_call(text, kind, _UNLIMITED)]
+        elif _is_batch(text):
+            calls = read_batch(text, _UNLIMITED)[1]
+        elif text.startswith(b"{"):
+            calls = [Call(_complete(take_write_key(text)[1], b'{"messageId":"%b",' % new_message_id()))]
+        else:
+            calls = [Call(text)]
+    except BadRequestError as error:
+        return [Refused(body, 1, error.code, error.message)]
+    events, refused = parse_calls(calls, 1)
+    return [*events, *refused]
+
+
+def _is_batch(text: bytes) -> bool:
+    fields = split_object(text) or {}
+    return bytes(fields.get("batch", b"")).startswith(b"[") and "type" not in fields
+
+
 def _received_now(event: Event) -> Event:
     """Return an event received now: when, is for the server to say, not for its clients."""
     return msgspec.structs.replace(event, received_at=None) if event.received_at else event
@@ -265,26 +281,15 @@ def with_address(call: Call, address: str, *, client_side: bool) -> Call:
     """
     if not client_side and b'"direct"' not in call.line:
         return call
-    try:
-        fields = _decode_fields(call.line)
-        context = _decode_fields(fields.get("context", b"{}"))
-    except (msgspec.MsgspecError, RecursionError):
+    fields = read_fields(call.line)
+    context = None if fields is None else read_fields(bytes(fields.get("context", b"{}")))
+    if fields is None or context is None:
         return call
     if "ip" in context or not (client_side or bytes(context.get("direct", b"")) == b"true"):
         return call
     context["ip"] = msgspec.Raw(msgspec.json.encode(address))
-    fields["context"] = msgspec.Raw(msgspec.json.encode(context))
-    return msgspec.structs.replace(call, line=msgspec.json.encode(fields))
-
-
-def without_written_key(body: bytes) -> tuple[str, bytes]:
-    """Find the write key in a body that is not JSON, or not a call's.
-
-    Returns:
-        The key, empty when there is none, and the body without it.
-    """
-    found = _WRITTEN_KEY.search(body)
-    return (found[2].decode(errors="replace"), _WRITTEN_KEY.sub(rb'\1""', body)) if found else ("", body)
+    fields["context"] = msgspec.Raw(join_object(context))
+    return msgspec.structs.replace(call, line=join_object(fields))
 
 
 def new_message_id() -> bytes:
@@ -298,13 +303,8 @@ def _complete(text: bytes, front: bytes) -> bytes:
     return front.removesuffix(b",") + rest if rest.lstrip().startswith(b"}") else front + rest
 
 
-def _front(fields: _Fields) -> bytes:
+def _front(fields: Fields) -> bytes:
     return b"".join(b'"%b":%b,' % (name.encode(), bytes(value)) for name, value in fields.items())
-
-
-def _may_have(text: bytes, name: bytes) -> bool:
-    """Say whether a field may be in a call; a letter of its name may be written as its number."""
-    return name in text or b"\\u00" in text
 
 
 def _is_of_type(line: bytes, kind: str) -> bool:
@@ -320,50 +320,37 @@ def _too_large(text: bytes, limits: Limits) -> tuple[Reason, str] | None:
     return Reason.EVENT_TOO_LARGE, f"{len(text):,} bytes; {limits.event_bytes:,} are taken"
 
 
-def _merged(item: bytes, shared: _Fields) -> bytes:
+def _split_batch(text: bytes) -> _Batch:
+    """Read a batch in which the decoder refuses something, so that a call which cannot be read is refused by itself.
+
+    Raises:
+        BadRequestError: It holds no calls, or their ends cannot be found.
+    """
+    fields = split_object(text) or {}
+    batch = split_array(bytes(fields.get("batch", b"")))
+    if not batch:
+        reason, detail = explain(_decode_batch, text)
+        expected = "expected an object with a list of calls in batch: " if reason == Reason.BAD_REQUEST else ""
+        raise BadRequestError(reason, expected + detail)
+    sent_at, context, integrations = (fields.get(n, msgspec.Raw()) for n in ("sentAt", "context", "integrations"))
+    write_key = read_write_key(bytes(fields.get("writeKey", b"")))
+    return _Batch([msgspec.Raw(item) for item in batch], write_key, sent_at, context, integrations)
+
+
+def _merged(item: bytes, shared: Fields) -> bytes:
     """Add to an item's own fields what the batch has in its; what an item has as null it has not."""
     if not any(b'"%b"' % name.encode() in item for name in shared):
         return item
-    try:
-        fields = _decode_fields(item)
-        for name in shared.keys() & fields.keys():
-            own, theirs = bytes(fields[name]), bytes(shared[name])
-            if own in _ABSENT:
-                fields[name] = shared[name]
-            elif own.startswith(b"{") and theirs.startswith(b"{"):
-                fields[name] = msgspec.Raw(msgspec.json.encode(_decode_fields(theirs) | _decode_fields(own)))
-    except (msgspec.MsgspecError, RecursionError):
+    fields = read_fields(item)
+    if fields is None:
         return item
-    return msgspec.json.encode(fields)
-
-
-def _without_key(text: bytes) -> tuple[str, bytes]:
-    """Take the write key out of a call: of keys, only digests are kept."""
-    try:
-        write_key = _decode_key(text).write_key
-        fields = _decode_fields(text)
-    except (msgspec.MsgspecError, RecursionError):
-        return "", text
-    if fields.pop("writeKey", None) is None:
-        return "", text
-    return write_key or "", msgspec.json.encode(fields)
-
-
-def _fields(text: bytes) -> _Fields:
-    """Return the fields of an object.
-
-    Raises:
-        BadRequestError: It is none.
-    """
-    try:
-        return _decode_fields(text)
-    except (msgspec.MsgspecError, RecursionError):
-        raise _unreadable(text) from None
-
-
-def _unreadable(text: bytes) -> BadRequestError:
-    """Say in the parser's own words why a body is no call."""
-    found = next((m for m in parse_line(text, 1) if isinstance(m, Refused)), None)
-    if found is None:
-        return BadRequestError(Reason.INVALID_JSON, "the body is empty")
-    return BadRequestError(found.reason, found.detail)
+    for name in shared.keys() & fields.keys():
+        own, theirs = bytes(fields[name]), bytes(shared[name])
+        if own in _ABSENT:
+            fields[name] = shared[name]
+        elif own.startswith(b"{") and theirs.startswith(b"{"):
+            inner, outer = read_fields(own), read_fields(theirs)
+            if inner is None or outer is None:
+                return item
+            fields[name] = msgspec.Raw(join_object(outer | inner))
+    return join_object(fields)

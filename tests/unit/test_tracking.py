@@ -19,7 +19,6 @@ from loader.tracking import (
     read_call,
     read_whole_call,
     with_address,
-    without_written_key,
 )
 
 LIMITS = Limits()
@@ -189,16 +188,6 @@ def test_write_keys_are_taken_out_of_calls() -> None:
     escaped = read_call(b'{"write\\u004bey":"one","userId":"u","event":"E"}', "track", LIMITS)
     assert escaped.write_key == "one"
     assert b"one" not in escaped.line
-
-
-def test_a_write_key_in_a_body_nobody_can_read_is_found_and_taken_out() -> None:
-    """So that the body can be kept, and for whom is known."""
-    assert without_written_key(b'{"writeKey" : "k1","batch":{') == ("k1", b'{"writeKey" : "","batch":{')
-    assert without_written_key(b'{"batch":[{"writeKey":"a"},{"writeKey":"b"}') == (
-        "a",
-        b'{"batch":[{"writeKey":""},{"writeKey":""}',
-    )
-    assert without_written_key(b'{"batch":{') == ("", b'{"batch":{')
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b" \n\xef\xbb\xbf ", b"\n"])

@@ -1,0 +1,91 @@
+"""Splits JSON text into its parts without decoding them: the elements of an array, the members of an object.
+
+A decoder refuses a whole text for one bad value in it. These functions only find where each value begins and ends, so
+that each value can be read or refused by itself. They take time in proportion to the text, however deep it is nested.
+"""
+
+import json
+import re
+
+import msgspec
+
+Fields = dict[str, msgspec.Raw]
+
+# A whole string, or a character that structures the text; a single quote mark begins a string that never ends.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
+_MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.+)', re.DOTALL)
+_CLOSING = {b"[": b"]", b"{": b"}"}
+
+
+def split_array(text: bytes) -> list[bytes] | None:
+    """Return the elements of an array as they are written.
+
+    Args:
+        text: The array, without white space around it.
+
+    Returns:
+        The elements without white space around them; None when the text is no array, or its parts cannot be told.
+    """
+    return _split(text) if text.startswith(b"[") else None
+
+
+def split_object(text: bytes) -> Fields | None:
+    """Return the members of an object by their names, each value as it is written; of two of one name, the last.
+
+    Args:
+        text: The object, without white space around it.
+
+    Returns:
+        The members; None when the text is no object, or its parts cannot be told.
+    """
+    parts = _split(text) if text.startswith(b"{") else None
+    if parts is None:
+        return None
+    fields: Fields = {}
+    for part in parts:
+        member = _MEMBER.fullmatch(part)
+        if member is None:
+            return None
+        try:
+            name = json.loads(member[1], strict=False)
+        except ValueError:
+            return None
+        fields[name] = msgspec.Raw(member[2])
+    return fields
+
+
+def join_object(fields: Fields) -> bytes:
+    """Write an object; every value keeps its bytes."""
+    try:
+        return msgspec.json.encode(fields)
+    except UnicodeEncodeError:  # a name with half of a surrogate pair
+        members = (b"%b:%b" % (json.dumps(name).encode(), bytes(value)) for name, value in fields.items())
+        return b"{%b}" % b",".join(members)
+
+
+def _split(text: bytes) -> list[bytes] | None:
+    """Return what stands between the commas of an array or object; None when brackets do not match."""
+    parts: list[bytes] = []
+    closing: list[bytes] = []
+    start = 1
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark in _CLOSING:
+            closing.append(_CLOSING[mark])
+        elif mark in (b"]", b"}"):
+            if not closing or closing.pop() != mark:
+                return None
+            if not closing:
+                parts.append(text[start : token.start()].strip())
+                break
+        elif mark == b",":
+            if len(closing) == 1:
+                parts.append(text[start : token.start()].strip())
+                start = token.end()
+        elif mark == b'"':
+            return None
+    if closing or not parts or token.end() != len(text):
+        return None
+    if parts == [b""]:
+        return []
+    return None if b"" in parts else parts
