@@ -183,7 +183,9 @@ class _Source:
             quotes += following.count(b'"')
             length += len(following)
         row = b"".join(lines)
-        values = fit(row) if row else None
+        # Python's reader takes a quote within a cell, so that an open one would join two rows at the file's end.
+        is_closed = len(lines) == 1 or quotes % 2 == 0
+        values = fit(row) if row and is_closed else None
         if values is None and len(lines) > 1:
             self._ahead.extendleft(reversed(lines[1:]))
             return line, fit(line)

@@ -69,6 +69,7 @@ def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]]
     ),
     place=st.integers(0, 8),
 )
+@example(rows=[("", "", ",0")], bad=b'x,"never closed\r\n', place=0)
 def test_a_row_that_does_not_fit_is_passed_on_as_it_is(
     path: Path, rows: list[tuple[str, ...]], bad: bytes, place: int
 ) -> None:
