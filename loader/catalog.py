@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby
 from operator import attrgetter, length_hint
 
@@ -23,6 +24,10 @@ from loader.properties import TRACKED_PROPERTIES, Path, Shape, covers, event_nam
 # A source and one of its collections.
 Key = tuple[str, str]
 
+# Which record of properties a process has read: how often it had been made again, in which file it lies, and since when
+# the server runs. A restore, a failover and a pooler that changes servers give another one.
+Generation = tuple[int, str, datetime]
+
 # Collections remembered at a time: many more than anybody means to have.
 _REMEMBERED = 10_000
 
@@ -32,7 +37,7 @@ _payload = attrgetter("payload")
 # The lock keeps nobody out. It shows `loader rescan` whose landing began before the record was made again.
 _GENERATION = """
     lock table raw.generation in row share mode;
-    select number from raw.generation
+    select number, pg_relation_filepath('raw.properties'), pg_postmaster_start_time() from raw.generation
 """
 _RECORDED_COLLECTIONS = """
     select collection, untracked from raw.collections where source = %s and collection = any(%s)
@@ -107,13 +112,13 @@ class Tracker:
     """What a process knows to be recorded, so that an event like those before it costs no query.
 
     Attributes:
-        generation: How often the record had been made again when this was learnt of it.
+        generation: The record this was learnt of; None while nothing is known.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.collections: set[Key] = set()
-        self.generation = 0
+        self.generation: Generation | None = None
 
     @contextmanager
     def transaction(self, connection: psycopg.Connection) -> Iterator["Seen"]:
@@ -137,10 +142,10 @@ class Tracker:
             seen.learn()
 
     def _forget_outdated(self, connection: psycopg.Connection) -> None:
-        """Forget everything when somebody has made the record again, since what we know of it may be gone."""
+        """Forget everything when the record is another one, since what we know of it may not be in this one."""
         cursor = connection.execute(_GENERATION)
         cursor.nextset()
-        ((generation,),) = cursor.fetchall()
+        (generation,) = cursor.fetchall()
         if generation != self.generation:
             self._forget()
             self.generation = generation

@@ -11,7 +11,7 @@ import click
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from loader import __version__, console, display, layout, running, session
+from loader import __version__, console, display, layout, running, session, spooled
 from loader.database import connection_environment, migrate, open_database
 from loader.errors import LoaderError, UsageError
 from loader.settings import describe, read_settings
@@ -70,6 +70,8 @@ for command in (
     layout.schema,
     layout.widen,
     layout.scaffold,
+    spooled.spool,
+    spooled.warehouse_id,
 ):
     main.add_command(command)
 
@@ -170,10 +172,11 @@ def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
 @session.as_json
 def status(*, as_json: bool) -> None:
     """Show what came in, where it is, and whether anything is missing."""
+    from loader.spool import spool_folder  # noqa: PLC0415
     from loader.status import read_status  # noqa: PLC0415
 
-    with session.database() as (database, _), database.begin() as connection:
-        state = read_status(connection)
+    with session.database() as (database, settings), database.begin() as connection:
+        state = read_status(connection, spool_folder(settings))
     if as_json:
         display.echo_json(state.as_json())
     else:

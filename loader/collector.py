@@ -7,7 +7,6 @@ is told: a client that gets a 400 gives up, and what it sent would be gone.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ import structlog
 from loader import metrics
 from loader.entrances import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, call_entrance, parse_message
 from loader.errors import UnavailableError
-from loader.events import Delivery, Event, Reason, Refused
+from loader.events import Event, Reason, Refused
 from loader.exchange import (
     SUCCESS,
     Answer,
@@ -224,7 +223,7 @@ class Collector:
 
     async def _ready(self) -> Answer:
         """Try to make something durable, on the way events go."""
-        await self._writer.write(Delivery("", "", [], [], datetime.now(UTC)))
+        await self._writer.write(self._writer.delivery("", "", [], []))
         into = "spool" if self._writer.spooling else "database"
         return Answer(200, msgspec.json.encode({"status": "ready", "writing_to": into}))
 
@@ -257,7 +256,7 @@ class Collector:
         return SUCCESS
 
     async def _store(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> None:
-        await self._writer.write(Delivery(source, entrance, events, refused, datetime.now(UTC)))
+        await self._writer.write(self._writer.delivery(source, entrance, events, refused))
 
     async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> RefusedError:
         """Put a body nobody can read in quarantine, when it is known whose it is."""

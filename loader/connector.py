@@ -12,6 +12,7 @@ from loader.connection import connect, time_limit
 from loader.database import check_database, libpq_url, open_database
 from loader.embedded import EmbeddedServer
 from loader.settings import Settings
+from loader.warehouse import Warehouse
 
 
 class Connector:
@@ -19,10 +20,12 @@ class Connector:
 
     Args:
         settings: The process's settings.
+        warehouse: Learns from each connection what is to be known of the warehouse.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, warehouse: Warehouse) -> None:
         self._settings = settings
+        self._warehouse = warehouse
         self._embedded: EmbeddedServer | None = None
         self._starting = threading.Lock()
 
@@ -37,6 +40,7 @@ class Connector:
         try:
             with time_limit(connection, self._settings.commit_seconds):
                 check_database(connection)
+                self._warehouse.look(connection)
         except BaseException:
             connection.close()
             raise

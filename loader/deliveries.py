@@ -8,10 +8,10 @@ its rows. Everything else, refused messages and new properties among it, takes a
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import psycopg
+from msgspec.structs import replace
 
-from loader.catalog import Seen, Tracker
+from loader.catalog import Generation, Seen, Tracker
 from loader.events import Delivery, Event, Refused
 from loader.landing import Landed, land
 from loader.rows import END, HEADER, arrays_of, partition, rows_of
@@ -27,7 +27,7 @@ class Unchecked:
         size: Their bytes.
     """
 
-    generation: int
+    generation: Generation | None
     deliveries: Sequence[Delivery]
     size: int
 
@@ -47,7 +47,10 @@ def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery], *, few: int = 0
     for delivery in deliveries:
         if delivery.refused:
             return None
-        by_source.setdefault(delivery.source, []).extend(delivery.events)
+        received_at = delivery.received_at
+        by_source.setdefault(delivery.source, []).extend(
+            [each if each.received_at else replace(each, received_at=received_at) for each in delivery.events]
+        )
     if not any(by_source.values()):
         return None
     for source, events in by_source.items():
@@ -88,15 +91,21 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
     """
     parts: dict[tuple[str, str], list[Event | Refused]] = {}
     numbers: dict[tuple[int, int], int] = {}
+    times = {}
     for index, delivery in enumerate(deliveries):
         part = parts.setdefault((delivery.source, delivery.entrance), [])
-        messages: list[Event | Refused] = [*delivery.events, *delivery.refused]
-        for message in messages:
-            number = numbers.setdefault((index, message.offset), len(numbers))
-            part.append(msgspec.structs.replace(message, offset=number))
+        received_at = delivery.received_at
+        for event in delivery.events:
+            number = numbers.setdefault((index, event.offset), len(numbers))
+            times[number] = received_at
+            part.append(replace(event, offset=number, received_at=event.received_at or received_at))
+        for refused in delivery.refused:
+            number = numbers.setdefault((index, refused.offset), len(numbers))
+            times[number] = received_at
+            part.append(replace(refused, offset=number))
     total = Landed()
     for (source, entrance), messages in parts.items():
-        total.add(land(connection, source, entrance, messages, seen))
+        total.add(land(connection, source, entrance, messages, seen, times=times))
     return total
 
 

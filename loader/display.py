@@ -293,6 +293,7 @@ def show_status(status: Status) -> None:
         ("Properties without a column of their own (raw.collisions)", status.collisions),
         ("Events in tracks only: the source has as many tables as LOADER_TABLES allows", status.without_table),
         ("Columns found last (`loader schema` shows all)", status.found),
+        ("Spool files of another warehouse, not landed (`loader spool list`)", status.foreign_segments),
         ("Last transforms", status.runs),
         ("Schedulers", [scheduler(row) for row in status.schedulers]),
     ):

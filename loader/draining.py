@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
+import msgspec
 import psycopg
 import structlog
 
@@ -20,6 +22,7 @@ from loader.deliveries import land_parts
 from loader.errors import LoaderError
 from loader.landing import Landed
 from loader.spool import Part, Spool
+from loader.warehouse import Warehouse
 
 # What one transaction takes at most: beyond this, a larger one is not faster.
 BATCH_BYTES = 4_000_000
@@ -52,6 +55,7 @@ class Draining:
     Args:
         connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
         spool: The spool.
+        warehouse: The warehouse the database is; read again before anything is drained into it.
         mode: Held while it is decided whether deliveries go to the spool.
         seconds: How long the database may take while somebody waits for it.
         emptied: Called with a connection and what is known of the events, holding `mode`, when the spool is empty.
@@ -61,12 +65,15 @@ class Draining:
         self,
         connect: Callable[[], psycopg.Connection],
         spool: Spool,
+        warehouse: Warehouse,
+        *,
         mode: threading.RLock,
         seconds: float,
         emptied: Callable[[psycopg.Connection, Tracker], None],
     ) -> None:
         self._connect = connect
         self._spool = spool
+        self._warehouse = warehouse
         self._mode = mode
         self._seconds = seconds
         self._emptied = emptied
@@ -115,7 +122,9 @@ class Draining:
         with time_limit(connection, self._seconds):
             connection.execute(_FORGET)
             positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
+            here = self._warehouse.look(connection)
         with self._mode:
+            self._spool.adopt(here)
             # Also for what this process has drained itself: it may not know whether its last part has landed.
             self._spool.resume(positions)
         tracker = Tracker()
@@ -143,16 +152,61 @@ class Draining:
     def _land(self, connection: psycopg.Connection, tracker: Tracker, part: Part, seconds: float) -> int:
         """Land a part of the spool and remember that, in one transaction; return how many events it had."""
         started = time.monotonic()
-        with time_limit(connection, seconds), tracker.transaction(connection) as seen:
-            landed = land_parts(connection, part.deliveries, seen)
-            moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
-            if moved.rowcount != 1:
-                raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
+        with time_limit(connection, seconds):
+            landed = _land_part(connection, tracker, part, self._warehouse)
         count_landed(landed, time.monotonic() - started)
         with self._mode:
             self._spool.drained(part)
             metrics.spool_bytes.set(self._spool.size)
         return landed.rows
+
+
+def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Landed:
+    """Land one segment of a spool, whatever warehouse it belongs to, and delete it.
+
+    Args:
+        connection: A connection in autocommit.
+        folder: The spool's folder.
+        name: The segment's name.
+
+    Raises:
+        SpoolError: There is no such segment, or a process holds it.
+        LoaderError: It holds events of a source that this database does not have; what came before them has landed.
+    """
+    warehouse = Warehouse()
+    warehouse.look(connection)
+    spool = Spool(folder, 0)
+    tracker = Tracker()
+    total = Landed()
+    try:
+        spool.take(name)
+        spool.resume(dict(connection.execute(_SPOOLS).fetchall()))
+        sources = {schema for (schema,) in connection.execute("select schema_name from raw.sources")}
+        while part := spool.next_part(BATCH_BYTES):
+            if missing := {delivery.source for delivery in part.deliveries} - sources:
+                raise LoaderError(
+                    f"Segment {name} holds events of a source with the schema {min(missing)}, which this database does "
+                    f"not have. Run `loader source add NAME --schema {min(missing)}`, then this command again."
+                )
+            total.add(_land_part(connection, tracker, part, warehouse))
+            spool.drained(part)
+    finally:
+        spool.close()
+    return total
+
+
+def _land_part(connection: psycopg.Connection, tracker: Tracker, part: Part, warehouse: Warehouse) -> Landed:
+    """Land a part of a spool and remember that, in one transaction."""
+    deliveries = [
+        each if each.is_corrected else msgspec.structs.replace(each, received_at=warehouse.correct(each.received_at))
+        for each in part.deliveries
+    ]
+    with tracker.transaction(connection) as seen:
+        landed = land_parts(connection, deliveries, seen)
+        moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
+        if moved.rowcount != 1:
+            raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
+    return landed
 
 
 def describe(error: BaseException) -> str:

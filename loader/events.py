@@ -84,6 +84,7 @@ class Delivery(msgspec.Struct, gc=False):
         events: Those to land.
         refused: Those for the quarantine; the offsets of both tell messages of one delivery apart, and no others.
         received_at: When they came.
+        is_corrected: That time is by the database's clock; otherwise by the clock of the machine that took them.
     """
 
     source: str
@@ -91,6 +92,7 @@ class Delivery(msgspec.Struct, gc=False):
     events: list[Event]
     refused: list[Refused]
     received_at: datetime
+    is_corrected: bool = True
 
     @property
     def size(self) -> int:
@@ -101,11 +103,3 @@ class Delivery(msgspec.Struct, gc=False):
         for refused in self.refused:
             size += len(refused.payload)
         return size
-
-    def with_times(self) -> "Delivery":
-        """Return it with the time it came on each event, for the case that it lands later."""
-        events = [
-            event if event.received_at else msgspec.structs.replace(event, received_at=self.received_at)
-            for event in self.events
-        ]
-        return msgspec.structs.replace(self, events=events)

@@ -3,6 +3,9 @@
 They are read again every few seconds, and at once when somebody comes with one that is not known. A copy of them, which
 like the database holds digests only, lies beside the spool: a collector that starts while the database is away
 goes on taking events.
+
+The keys of one warehouse let nobody into another. The copy says whose keys it has, and so does each segment of the
+spool that fills while those are the keys in use.
 """
 
 import json
@@ -19,6 +22,7 @@ import structlog
 from loader.connection import cut, time_limit
 from loader.errors import LoaderError
 from loader.sources import key_digest
+from loader.warehouse import Warehouse
 
 # How old what is known may become while the database is there.
 REFRESH_SECONDS = 5.0
@@ -53,15 +57,19 @@ class WriteKeys:
     Args:
         connect: Opens a connection to the database, in autocommit.
         copy: The file that remembers them; None for none.
+        warehouse: The warehouse whose keys they are; read again with them.
 
     Attributes:
         asked: When the database was asked last, as `time.monotonic()` has it.
         current: Whether it answered.
     """
 
-    def __init__(self, connect: Callable[[], psycopg.Connection], copy: Path | None) -> None:
+    def __init__(self, connect: Callable[[], psycopg.Connection], copy: Path | None, warehouse: Warehouse) -> None:
         self._connect = connect
         self._copy = copy
+        self._warehouse = warehouse
+        # The id of the warehouse that the keys were read from.
+        self._read_from = ""
         self._connection: psycopg.Connection | None = None
         self._refreshing = threading.Lock()
         self._sources: dict[str, tuple[int, str]] = {}
@@ -73,6 +81,8 @@ class WriteKeys:
 
     def find(self, key: str) -> str | None:
         """Return the schema of the source a key belongs to; None when it is not known."""
+        if self._read_from != self._warehouse.id:
+            return None
         found = self._found.get(key)
         if found is None:
             found = self._sources.get(key_digest(key).hex())
@@ -91,6 +101,7 @@ class WriteKeys:
                 if self._connection is None or self._connection.closed:
                     self._connection = self._connect()
                 with time_limit(self._connection, _ANSWER_SECONDS):
+                    read_from = self._warehouse.look(self._connection)
                     rows = self._connection.execute(_KEYS).fetchall()
                     self._tell(self._connection)
             except (psycopg.Error, LoaderError, OSError):
@@ -102,9 +113,10 @@ class WriteKeys:
             finally:
                 self.asked = time.monotonic()
             sources = {digest: (number, schema) for number, digest, schema in rows}
-            if sources != self._sources:
+            if (sources, read_from) != (self._sources, self._read_from):
                 self._sources = sources
                 self._found = {}
+                self._read_from = read_from
                 self._remember()
             self.current = True
 
@@ -133,7 +145,7 @@ class WriteKeys:
         unfinished = self._copy.with_suffix(f".{os.getpid()}")
         try:
             self._copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(self._sources))
+            unfinished.write_text(json.dumps({"warehouse": self._read_from, "keys": self._sources}))
             unfinished.chmod(0o600)
             unfinished.replace(self._copy)
         except OSError as error:
@@ -143,7 +155,11 @@ class WriteKeys:
         if self._copy is None:
             return
         with suppress(OSError, ValueError):
-            self._sources = {
-                digest: (number, schema) for digest, (number, schema) in json.loads(self._copy.read_text()).items()
-            }
+            copy = json.loads(self._copy.read_text())
+            # Versions before wrote the keys alone.
+            read_from, keys = (copy["warehouse"], copy["keys"]) if "keys" in copy else ("", copy)
+            if self._warehouse.id not in {"", read_from}:
+                return
+            self._warehouse.id = self._read_from = read_from
+            self._sources = {digest: (number, schema) for digest, (number, schema) in keys.items()}
             log.warning("the database is away; write keys are those known last", keys=len(self._sources))

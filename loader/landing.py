@@ -6,7 +6,7 @@ neighbours nothing but time. Nothing here commits: the caller's transaction also
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -32,9 +32,10 @@ _BLOCK = 256
 
 _QUARANTINE = """
     insert into raw.quarantine
-        (source, entrance, reason, detail, payload, path, byte_offset, resolved_at, resolution)
+        (source, entrance, reason, detail, payload, path, byte_offset, received_at, resolved_at, resolution)
     values
         (%(source)s, %(entrance)s, %(reason)s, %(detail)s, %(payload)s, %(path)s, %(offset)s,
+         coalesce(%(received_at)s, now()),
          case when %(repaired)s then now() end, case when %(repaired)s then 'repaired' end)
 """
 
@@ -106,6 +107,7 @@ def land(
     seen: Seen | None,
     *,
     path: str | None = None,
+    times: Mapping[int, datetime] | None = None,
 ) -> Landed:
     """Land messages in the connection's transaction.
 
@@ -116,6 +118,7 @@ def land(
         messages: Events for raw.events, refusals for raw.quarantine.
         seen: Takes note of what the events that land are made of; None when nobody is to know.
         path: The file they came from, for the quarantine.
+        times: When they were received, by their offsets, for the quarantine; those not in it are received now.
 
     Raises:
         psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
@@ -132,7 +135,10 @@ def land(
     with connection.cursor() as cursor:
         culprits: list[Refused] = []
         now = None
-        if any(event.received_at for event in events):
+        if times:
+            # Every event has a time then.
+            now = next(iter(times.values()))
+        elif any(event.received_at for event in events):
             row = cursor.execute("select now()").fetchone()
             now = row[0] if row else None
         unusual: list[Event] = []
@@ -164,6 +170,7 @@ def land(
                         "path": None if path is None else printable(path),
                         "offset": None if path is None else r.offset,
                         "repaired": r.repaired,
+                        "received_at": times.get(r.offset) if times else None,
                     }
                     for r in refused
                 ],

@@ -39,6 +39,18 @@ queue_bytes = Gauge(
     "loader_queue_bytes", "Bytes waiting to be written.", multiprocess_mode="livesum", registry=registry
 )
 spool_bytes = Gauge("loader_spool_bytes", "Bytes waiting in the spool.", multiprocess_mode="livesum", registry=registry)
+foreign_spool_bytes = Gauge(
+    "loader_foreign_spool_bytes",
+    "Bytes in the spool's folder that belong to another warehouse; nothing lands them by itself.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+clock_offset_seconds = Gauge(
+    "loader_clock_offset_seconds",
+    "Seconds by which the database's clock is ahead of this machine's.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
 database_up = Gauge(
     "loader_database_up",
     "1 while events go to the database, 0 while they go to the spool.",

@@ -28,10 +28,12 @@ class Observation:
 
     Args:
         connect: Opens a connection to the database, in autocommit.
+        count_foreign: Counts the segments of the spool that belong to another warehouse.
     """
 
-    def __init__(self, connect: Callable[[], psycopg.Connection]) -> None:
+    def __init__(self, connect: Callable[[], psycopg.Connection], count_foreign: Callable[[], object]) -> None:
         self._connect = connect
+        self._count_foreign = count_foreign
         self._connection: psycopg.Connection | None = None
         self._looking = threading.Lock()
         self._looked = float("-inf")
@@ -44,6 +46,7 @@ class Observation:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
+            self._count_foreign()
             with time_limit(self._connection, _ANSWER_SECONDS):
                 self._tell(freshness(self._connection))
         except (psycopg.Error, LoaderError, OSError):

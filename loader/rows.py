@@ -74,14 +74,16 @@ def rows_of(source: str, events: Sequence[Event], now: datetime | None) -> bytes
     """
     beginnings = {collection: _beginning(source, collection, now) for collection in {e.collection for e in events}}
     pieces: list[bytes] = []
+    # Events that came together have one time: it is worked out once.
+    known, microseconds = None, 0
     for event in events:
         message_id = event.message_id.encode()
         payload = event.payload
+        if now is not None and (received_at := event.received_at or now) is not known:
+            known, microseconds = received_at, (received_at - _EPOCH) // _MICROSECOND
         pieces += (
             beginnings[event.collection],
-            _LENGTH(len(message_id))
-            if now is None
-            else _TIME_AND_LENGTH(((event.received_at or now) - _EPOCH) // _MICROSECOND, len(message_id)),
+            _LENGTH(len(message_id)) if now is None else _TIME_AND_LENGTH(microseconds, len(message_id)),
             message_id,
             _LENGTH_AND_VERSION(len(payload) + 1, _JSONB_VERSION),
             payload,
@@ -101,13 +103,15 @@ def arrays_of(by_source: Mapping[str, Sequence[Event]], now: datetime) -> list[b
     times: list[bytes] = []
     ids: list[bytes] = []
     payloads: list[bytes] = []
-    received_now = _TIME(8, (now - _EPOCH) // _MICROSECOND)
+    known, time = now, _TIME(8, (now - _EPOCH) // _MICROSECOND)
     for source, events in by_source.items():
         sources += [_text(source)] * len(events)
         for event in events:
-            received_at, message_id, payload = event.received_at, event.message_id.encode(), event.payload
+            received_at, message_id, payload = event.received_at or now, event.message_id.encode(), event.payload
+            if received_at is not known:
+                known, time = received_at, _TIME(8, (received_at - _EPOCH) // _MICROSECOND)
             collections.append(_NULL if event.collection is None else _text(event.collection))
-            times.append(_TIME(8, (received_at - _EPOCH) // _MICROSECOND) if received_at else received_now)
+            times.append(time)
             ids += (_LENGTH(len(message_id)), message_id)
             payloads += (_LENGTH_AND_VERSION(len(payload) + 1, _JSONB_VERSION), payload)
     arrays = ((_TEXT, sources), (_TEXT, collections), (_TIMESTAMPTZ, times), (_TEXT, ids), (_JSONB, payloads))

@@ -28,7 +28,8 @@ from loader.keys import WriteKeys
 from loader.observation import Observation
 from loader.protocol import IDLE_SECONDS, Connection
 from loader.settings import Settings
-from loader.spool import Spool
+from loader.spool import Spool, count_foreign, spool_folder
+from loader.warehouse import Warehouse
 from loader.writer import Writer
 
 # How long the requests under way may take once the server is to stop.
@@ -159,12 +160,14 @@ def running(settings: Settings, port: int = 0) -> Iterator[str]:
 
 
 async def _serve(settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None]) -> None:
-    connector = Connector(settings)
-    folder = settings.spool or settings.home / "spool"
-    keys = WriteKeys(connector, folder / "write_keys.json")
+    warehouse = Warehouse()
+    connector = Connector(settings, warehouse)
+    folder = spool_folder(settings)
+    keys = WriteKeys(connector, folder / "write_keys.json", warehouse)
     writer = Writer(
         connector,
-        Spool(folder, settings.spool_bytes // settings.processes),
+        Spool(folder, settings.spool_bytes // settings.processes, warehouse),
+        warehouse,
         queue_bytes=settings.queue_bytes,
         commit_seconds=settings.commit_seconds,
     )
@@ -172,7 +175,7 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
     await asyncio.to_thread(keys.refresh)
     await writer.start()
     await writer.reached_database(_START_SECONDS)
-    observation = Observation(connector)
+    observation = Observation(connector, lambda: count_foreign(folder, warehouse.id))
     collector = Collector(settings, writer, keys, observation)
     refreshing = asyncio.create_task(collector.keep_keys_fresh())
     server = _Server(

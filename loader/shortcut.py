@@ -5,14 +5,13 @@ answered from where its commit is noticed. Whatever is not as usual is left to t
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import msgspec
 
 from loader import metrics
 from loader.entrances import TRACKING
 from loader.errors import UnavailableError
-from loader.events import Delivery, Event, Refused
+from loader.events import Event, Refused
 from loader.exchange import SUCCESS, Answer, Scope, unavailable
 from loader.keys import WriteKeys
 from loader.senders import basic_key
@@ -106,7 +105,7 @@ class Shortcut:
             answer(answered)
 
         try:
-            self._writer.submit(Delivery(source, TRACKING, events, refused, datetime.now(UTC)), done)
+            self._writer.submit(self._writer.delivery(source, TRACKING, events, refused), done)
         except UnavailableError:
             return False
         return True

@@ -1,39 +1,40 @@
 """Keeps messages on the local disk while the database cannot take them, in the order in which they came.
 
-A spool is a folder of segment files that only grow. Each append is one record and one fsync; a record carries its
-length and checksum, so what a power cut leaves of the last one is told apart from what was written whole. How far a
-segment has been drained is not kept here but in the database, in the transaction of its rows: nothing lands twice.
+A spool is a folder of segment files that only grow (`segments.py`). Each append is one record and one fsync; a record
+carries its length and checksum, so what a power cut leaves of the last one is told apart from what was written whole.
+How far a segment has been drained is not kept here but in the database, in the transaction of its rows: nothing lands
+twice.
 
 Every process writes a segment of its own, which it holds locked. What a process leaves behind when it ends is adopted
-by the next one that looks.
+by the next one that looks. A segment of another warehouse is left alone.
 """
 
-import errno
-import fcntl
 import os
 import time
-import uuid
-import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from struct import Struct
 
-import msgspec
 import structlog
 
+from loader import metrics
 from loader.errors import SpoolError
 from loader.events import Delivery
+from loader.segments import RECORD_BYTES, Segment, encode, foreign_segments, segment_files, warehouse_of
+from loader.settings import Settings
+from loader.warehouse import Warehouse
 
 # A segment is deleted whole, so its size is what a spool keeps of what it has drained.
 SEGMENT_BYTES = 64_000_000
 
-# Of a record: what it begins with, the length of what follows, its checksum.
-_HEADER = Struct(">4sII")
-_MAGIC = b"IWSP"
-_SUFFIX = ".spool"
-_DAMAGED = ".damaged"
+# How long a spool counts as broken after an append has failed.
+_BROKEN_SECONDS = 5.0
+
+# What a person reads of a segment whose warehouse is not known: versions before recorded none, or the name was changed.
+_OWNERS = {"": "not recorded", None: "renamed file"}
 
 log = structlog.get_logger("loader")
 
@@ -57,36 +58,15 @@ class Part:
     last: bool
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Delivery]).decode
+@dataclass(frozen=True)
+class SegmentListed:
+    """A segment of the spool, as `loader spool list` shows it."""
 
-
-class _Segment:
-    """One file, locked for as long as it is open."""
-
-    def __init__(self, path: Path, flags: int = 0) -> None:
-        self.path = path
-        self.file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.fstat(self.file)
-        except BaseException:
-            os.close(self.file)
-            raise
-        if not found.st_nlink:
-            # Whoever had it until now has deleted it: what is written there would be gone with this process.
-            os.close(self.file)
-            raise FileNotFoundError(errno.ENOENT, "Somebody has deleted it", str(path))
-        self.size = found.st_size
-
-    def close(self) -> None:
-        os.close(self.file)
-
-    def delete(self) -> None:
-        try:
-            self.path.unlink(missing_ok=True)
-        finally:
-            self.close()
+    segment: str
+    last_written: datetime
+    bytes: int
+    warehouse: str
+    foreign: bool
 
 
 class Spool:
@@ -95,39 +75,69 @@ class Spool:
     Args:
         folder: Where the segments lie; made when it is not there.
         limit: Bytes that may wait in it; 0 for no spool at all.
+        warehouse: The warehouse that new segments belong to; by default one that is unknown.
         segment_bytes: Size at which a new segment begins.
     """
 
-    def __init__(self, folder: Path, limit: int, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, limit: int, warehouse: Warehouse | None = None, *, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         self._folder = folder
         self._limit = limit
+        self._warehouse = warehouse or Warehouse()
         self._segment_bytes = segment_bytes
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[Segment] = deque()
         self._positions: dict[str, int] = {}
-        self._writable: _Segment | None = None
-        self._reported: set[Path] = set()
+        self._writable: Segment | None = None
+        # The warehouse that is drained into; empty while it is unknown.
+        self._into = ""
+        self._told: set[Path] = set()
+        self._broken_until = float("-inf")
 
     @property
     def size(self) -> int:
         """Bytes that wait to be drained."""
         return sum(segment.size - self._position(segment) for segment in self._segments)
 
-    def adopt(self) -> int:
+    def adopt(self, warehouse: str = "") -> int:
         """Take over what processes that are gone have left, before anything of this process's own.
+
+        Args:
+            warehouse: The id of the warehouse to drain into. Segments of another one are let go of. While the id is
+                unknown, all segments are taken over.
 
         Returns:
             How many segments were taken over.
         """
+        self._into = warehouse
+        for segment in [each for each in self._segments if not self._is_own(each)]:
+            self._let_go(segment)
+        adopted = 0
         held = {segment.path for segment in self._segments}
-        adopted = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
-            if path not in held:
-                try:
-                    adopted.append(_Segment(path))
-                except OSError:  # somebody else's, or gone
-                    continue
-        self._segments = deque(sorted([*self._segments, *adopted], key=lambda segment: segment.path))
-        return len(adopted)
+        for path in segment_files(self._folder):
+            if path in held or warehouse_of(path) is None or (warehouse and warehouse_of(path) not in {"", warehouse}):
+                continue
+            with suppress(OSError):  # somebody else's, or gone
+                self._segments.append(Segment(path))
+                adopted += 1
+        self._segments = deque(sorted(self._segments, key=lambda segment: segment.path))
+        if warehouse:
+            self._tell_foreign(warehouse)
+        return adopted
+
+    def take(self, name: str) -> None:
+        """Take over one segment, whatever warehouse it belongs to.
+
+        Raises:
+            SpoolError: There is no such segment, or a process holds it.
+        """
+        path = self._folder / name
+        if path not in segment_files(self._folder):
+            raise SpoolError(f"There is no segment {name} in {self._folder}. `loader spool list` shows the segments.")
+        try:
+            self._segments.append(Segment(path))
+        except OSError:
+            raise SpoolError(f"Segment {name} is held by a collector, which drains it by itself.") from None
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
         """Write deliveries to the disk; they are safe there when this returns.
@@ -138,33 +148,42 @@ class Spool:
         Raises:
             SpoolError: There is no room, or the disk does not take them. Nothing is kept of them.
         """
-        body = _encode(deliveries)
-        record = _HEADER.pack(_MAGIC, len(body), zlib.crc32(body)) + body
-        if not self._limit:
-            raise SpoolError("There is no spool: LOADER_SPOOL_BYTES is 0.")
-        if self.size + len(record) > self._limit:
-            raise SpoolError(
-                f"The spool in {self._folder} is full ({self.size:,} of {self._limit:,} bytes). It empties when the "
-                "database is back; LOADER_SPOOL_BYTES sets its size."
-            )
+        body = encode(deliveries)
+        self._check_limit(len(body))
         try:
             segment = self._segment()
             try:
-                _write(segment.file, record, segment.size)
-                os.fsync(segment.file)
+                segment.append(body)
             except OSError:
-                # Whatever of it got there must not be taken for a record, and what the disk did not take once it may
-                # not have taken at all: this segment ends here.
+                # What the disk did not take once it may not have taken at all: this segment ends here.
                 self._writable = None
-                if segment.size:
-                    os.ftruncate(segment.file, segment.size)
-                else:
+                if not segment.size:
                     self._segments.remove(segment)
                     segment.delete()
                 raise
         except OSError as error:
-            raise SpoolError(f"The spool in {self._folder} cannot be written: {error.strerror}.") from None
-        segment.size += len(record)
+            self._broken_until = time.monotonic() + _BROKEN_SECONDS
+            raise self._unwritable(error.strerror) from None
+        self._broken_until = float("-inf")
+
+    def check_room(self) -> None:
+        """Make sure that deliveries could be written, without writing any.
+
+        Raises:
+            SpoolError: There is no room, or the disk takes nothing.
+        """
+        self._check_limit(0)
+        if time.monotonic() < self._broken_until:
+            raise self._unwritable("the last attempt has failed")
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            raise self._unwritable(error.strerror) from None
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise self._unwritable("this process may not write there")
+        if not disk.f_bavail:
+            raise self._unwritable("the disk is full")
 
     def resume(self, positions: dict[str, int]) -> None:
         """Go by what the database says of how far segments have been drained, by their names."""
@@ -181,9 +200,14 @@ class Spool:
         """
         while self._segments:
             segment = self._segments[0]
+            if not self._is_own(segment):
+                # Begun while another warehouse was there.
+                self._let_go(segment)
+                self._tell_foreign(self._into)
+                continue
             start = end = self._position(segment)
             deliveries: list[Delivery] = []
-            for end, found in self._records(segment, start):
+            for end, found in segment.records(start):
                 deliveries += found
                 # What is passed over is no part of its own, however large it is: good records may follow it.
                 if deliveries and end - start >= size:
@@ -204,102 +228,109 @@ class Spool:
             self._segments.popleft().close()
         self._writable = None
 
-    def _position(self, segment: _Segment) -> int:
+    def _is_own(self, segment: Segment) -> bool:
+        """Say whether a segment is to be drained."""
+        return not self._into or segment.warehouse in {"", self._into}
+
+    def _let_go(self, segment: Segment) -> None:
+        self._segments.remove(segment)
+        if segment is self._writable:
+            self._writable = None
+        segment.close()
+
+    def _tell_foreign(self, warehouse: str) -> None:
+        for path in count_foreign(self._folder, warehouse):
+            if path not in self._told:
+                self._told.add(path)
+                log.warning(
+                    "a segment of the spool belongs to another warehouse and is left alone; `loader spool list`",
+                    segment=str(path),
+                    belongs_to=warehouse_of(path),
+                    warehouse=warehouse,
+                )
+
+    def _check_limit(self, size: int) -> None:
+        """Make sure that a record may have a body of so many bytes."""
+        if not self._limit:
+            raise SpoolError("There is no spool: LOADER_SPOOL_BYTES is 0.")
+        if self.size + RECORD_BYTES + size > self._limit:
+            raise SpoolError(
+                f"The spool in {self._folder} is full ({self.size:,} of {self._limit:,} bytes). It empties when the "
+                "database is back; LOADER_SPOOL_BYTES sets its size."
+            )
+
+    def _unwritable(self, reason: str | None) -> SpoolError:
+        return SpoolError(f"The spool in {self._folder} cannot be written: {reason}.")
+
+    def _position(self, segment: Segment) -> int:
         """Return how far a segment has been drained."""
         return min(self._positions.get(segment.path.name, 0), segment.size)
 
-    def _segment(self) -> _Segment:
+    def _segment(self) -> Segment:
         """Return the segment to write to."""
-        if self._writable is None or self._writable.size >= self._segment_bytes:
+        warehouse = self._warehouse.id
+        writable = self._writable
+        if writable is None or writable.size >= self._segment_bytes or writable.warehouse != warehouse:
             if not self._folder.is_dir():
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _sync_folder(self._folder.parent)
-            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{_SUFFIX}"
-            segment = _Segment(self._folder / name, os.O_CREAT | os.O_EXCL)
+            segment = Segment.create(self._folder, warehouse)
             try:
                 _sync_folder(self._folder)
             except OSError:
                 segment.delete()
                 raise
             self._segments.append(segment)
-            self._writable = segment
-        return self._writable
+            self._writable = writable = segment
+        return writable
 
-    def _delete(self, segment: _Segment) -> None:
+    def _delete(self, segment: Segment) -> None:
         self._segments.popleft()
         if segment is self._writable:
             self._writable = None
         segment.delete()
 
-    def _records(self, segment: _Segment, position: int) -> Iterator[tuple[int, list[Delivery]]]:
-        """Yield where each whole record ends and what it holds; what is damaged is reported and kept aside."""
-        while position < segment.size:
-            read = _read_record(segment, position)
-            if read is None:
-                following = _next_record(segment, position + 1)
-                self._report(segment, position, following)
-                # Passed over for good, also when nothing follows it.
-                yield following, []
-                position = following
-                continue
-            position, deliveries = read
-            yield position, deliveries
 
-    def _report(self, segment: _Segment, start: int, end: int) -> None:
-        # One file for each piece, so that a piece found again, by another process too, is kept once.
-        aside = segment.path.with_name(f"{segment.path.stem}-{start}{_DAMAGED}")
-        if aside in self._reported:
-            return
-        aside.touch(0o600)
-        with aside.open("wb") as file:
-            file.write(os.pread(segment.file, end - start, start))
-            file.flush()
-            os.fsync(file.fileno())
-        self._reported.add(aside)
-        log.error(
-            "part of the spool is damaged and cannot be landed; it is kept aside",
-            segment=str(segment.path),
-            offset=start,
-            bytes=end - start,
-            kept_in=str(aside),
+def spool_folder(settings: Settings) -> Path:
+    """Return the folder of the spool that settings name."""
+    return settings.spool or settings.home / "spool"
+
+
+def list_segments(folder: Path, warehouse: str) -> list[SegmentListed]:
+    """Return the segments of a spool, the oldest first.
+
+    Args:
+        folder: The spool's folder.
+        warehouse: The id of the warehouse in use.
+    """
+    listed = []
+    for path in segment_files(folder):
+        owner = warehouse_of(path)
+        try:
+            found = path.stat()
+        except FileNotFoundError:  # drained meanwhile
+            continue
+        listed.append(
+            SegmentListed(
+                segment=path.name,
+                last_written=datetime.fromtimestamp(found.st_mtime, UTC),
+                bytes=found.st_size,
+                warehouse="this one" if owner == warehouse else _OWNERS.get(owner, owner or ""),
+                foreign=owner not in {"", warehouse},
+            )
         )
+    return listed
 
 
-def _read_record(segment: _Segment, position: int) -> tuple[int, list[Delivery]] | None:
-    """Return where a record ends and what it holds; None when there is no whole one."""
-    header = os.pread(segment.file, _HEADER.size, position)
-    if len(header) < _HEADER.size:
-        return None
-    magic, length, checksum = _HEADER.unpack(header)
-    end = position + _HEADER.size + length
-    if magic != _MAGIC or end > segment.size:
-        return None
-    body = os.pread(segment.file, length, position + _HEADER.size)
-    if zlib.crc32(body) != checksum:
-        return None
-    try:
-        return end, _decode(body)
-    except msgspec.MsgspecError:
-        return None
-
-
-def _next_record(segment: _Segment, position: int) -> int:
-    """Return where the next whole record begins; the segment's end when there is none."""
-    rest = os.pread(segment.file, segment.size - position, position)
-    found = rest.find(_MAGIC)
-    while found >= 0:
-        if _read_record(segment, position + found):
-            return position + found
-        found = rest.find(_MAGIC, found + 1)
-    return segment.size
-
-
-def _write(file: int, data: bytes, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, position)
-        view = view[written:]
-        position += written
+def count_foreign(folder: Path, warehouse: str) -> list[Path]:
+    """Return the segments of other warehouses in a folder, and count their bytes for the metrics."""
+    foreign = foreign_segments(folder, warehouse)
+    size = 0
+    for path in foreign:
+        with suppress(OSError):
+            size += path.stat().st_size
+    metrics.foreign_spool_bytes.set(size)
+    return foreign
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from loader.freshness import SCHEDULERS
 from loader.schema import WAITING_COLUMNS
+from loader.spool import list_segments
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Status:
         collisions: How many properties have no column of their own, by table and reason.
         without_table: Events that got no table because their source has as many as it may.
         runs: The last dbt invocations, the newest first.
+        foreign_segments: Files of this machine's spool that belong to another warehouse; nothing lands them by itself.
         schedulers: Who runs `loader schedule`. One that is not `alive` has not been seen for longer than it should.
     """
 
@@ -81,6 +84,7 @@ class Status:
     without_table: list[dict[str, Any]]
     runs: list[dict[str, Any]]
     schedulers: list[dict[str, Any]]
+    foreign_segments: list[dict[str, Any]]
     events_landed: int
     waiting: int
     freshness_seconds: float | None
@@ -189,11 +193,12 @@ _RUNS = """
 """
 
 
-def read_status(connection: Connection) -> Status:
+def read_status(connection: Connection, spool: Path | None = None) -> Status:
     """Read the state of the warehouse, all of it in one snapshot.
 
     Args:
         connection: A connection whose transaction has just begun.
+        spool: The folder of a collector's spool, to look for segments of other warehouses.
     """
     # One snapshot for all of it, so that the numbers agree while events go on landing.
     connection.execute(text("set transaction isolation level repeatable read, read only"))
@@ -205,6 +210,8 @@ def read_status(connection: Connection) -> Status:
         Conservation(source=row.pop("source"), **{name: int(value) for name, value in row.items()})
         for row in rows(_CONSERVATION)
     ]
+    here: str = connection.execute(text("select warehouse_id::text from raw.cluster")).scalar_one()
+    segments = [] if spool is None else list_segments(spool, here)
     oldest: datetime | None = connection.execute(text(_OLDEST_WAITING)).scalar_one()
     return Status(
         sources=rows(_SOURCES),
@@ -219,6 +226,7 @@ def read_status(connection: Connection) -> Status:
         without_table=rows(_WITHOUT_TABLE),
         runs=rows(_RUNS),
         schedulers=rows(SCHEDULERS),
+        foreign_segments=[asdict(each) for each in segments if each.foreign],
         events_landed=connection.execute(text(_LANDED)).scalar_one(),
         waiting=sum(law.waiting for law in laws),
         freshness_seconds=None if oldest is None else (datetime.now(UTC) - oldest).total_seconds(),

@@ -14,8 +14,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from queue import SimpleQueue
 
 import psycopg
 import structlog
@@ -27,10 +25,12 @@ from loader.connection import cut
 from loader.deliveries import Unchecked, land_deliveries, look_again, usual_rows
 from loader.draining import AWAY, BATCH_BYTES, Draining, count_landed, describe
 from loader.errors import SpoolError, UnavailableError
-from loader.events import Delivery
+from loader.events import Delivery, Event, Refused
 from loader.landing import Landed
 from loader.rows import COPY, FEW
 from loader.spool import Spool
+from loader.tasks import Task, Tasks
+from loader.warehouse import Warehouse
 from loader.wire import Wire
 from loader.wires import Wires
 
@@ -49,40 +49,29 @@ _JOIN_SECONDS = 60.0
 log = structlog.get_logger("loader")
 
 
-@dataclass
-class _Task:
-    """What the writing thread has to do at a time.
-
-    Attributes:
-        batch: Deliveries to write.
-        unchecked: What has landed by wire, to be checked; empty once it is.
-        number: How many tasks it was made of.
-        checked: Bytes of what was in `unchecked`.
-        late: The database has not answered a wire that took it there.
-    """
-
-    batch: list[Waiting]
-    unchecked: list[Unchecked] = field(default_factory=list)
-    number: int = 1
-    checked: int = 0
-    late: bool = False
-
-
 class Writer:
     """Writes deliveries; its methods are for the event loop's thread.
 
     Args:
         connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
         spool: Where deliveries wait while the database is away.
+        warehouse: The warehouse the database is.
         queue_bytes: Bytes that may wait to be written.
         commit_seconds: How long the database may take for a batch before it counts as away.
     """
 
     def __init__(
-        self, connect: Callable[[], psycopg.Connection], spool: Spool, *, queue_bytes: int, commit_seconds: float
+        self,
+        connect: Callable[[], psycopg.Connection],
+        spool: Spool,
+        warehouse: Warehouse,
+        *,
+        queue_bytes: int,
+        commit_seconds: float,
     ) -> None:
         self._connect = connect
         self._spool = spool
+        self._warehouse = warehouse
         self._queue_bytes = queue_bytes
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
@@ -93,7 +82,7 @@ class Writer:
         self._holding: asyncio.TimerHandle | None = None
         # Tasks the writing thread has, or will have next.
         self._threaded = 0
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._tasks = Tasks()
         self._connection: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._tracker = Tracker()
@@ -122,7 +111,7 @@ class Writer:
         self._wires = Wires(
             self._connect, self._loop, self._commit_seconds, lambda: not self._spooling and not self._stopping
         )
-        if self._spool.adopt():
+        if self._spool.adopt(self._warehouse.id):
             log.info("an earlier process has left events in the spool", bytes=self._spool.size)
         self._start_thread(self._write)
         self._start_thread(self._draining.run)
@@ -154,6 +143,11 @@ class Writer:
         self._disconnect()
         self._spool.close()
         metrics.settle()
+
+    def delivery(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Delivery:
+        """Return messages as a delivery received now, by the database's clock as far as its offset is known."""
+        warehouse = self._warehouse
+        return Delivery(source, entrance, events, refused, warehouse.now(), is_corrected=warehouse.is_measured)
 
     async def write(self, delivery: Delivery) -> None:
         """Write a delivery; it is durable when this returns.
@@ -254,9 +248,9 @@ class Writer:
     def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:
         self._threaded += 1
         unchecked, self._unchecked = self._unchecked, []
-        self._tasks.put(_Task(batch, unchecked, late=late))
+        self._tasks.put(Task(batch, unchecked, late=late))
 
-    def _written(self, task: _Task, error: UnavailableError | None) -> None:
+    def _written(self, task: Task, error: UnavailableError | None) -> None:
         """Go on after what the thread had to do."""
         self._threaded -= task.number
         self._unchecked_bytes -= task.checked
@@ -295,7 +289,7 @@ class Writer:
 
     def _write(self) -> None:
         refusing = False
-        while task := self._next_task():
+        while task := self._tasks.next():
             error: UnavailableError | None = None
             try:
                 self._store(task, [delivery for delivery, _, _ in task.batch])
@@ -311,21 +305,7 @@ class Writer:
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
             self._loop.call_soon_threadsafe(self._written, task, error)
 
-    def _next_task(self) -> _Task | None:
-        """Wait for something to do; what has gathered meanwhile shares a commit."""
-        task = self._tasks.get()
-        while task and not self._tasks.empty() and sum(size for _, size, _ in task.batch) < BATCH_BYTES:
-            following = self._tasks.get()
-            if following is None:
-                self._tasks.put(None)
-                break
-            task.batch += following.batch
-            task.unchecked += following.unchecked
-            task.number += 1
-            task.late |= following.late
-        return task
-
-    def _store(self, task: _Task, deliveries: list[Delivery]) -> None:
+    def _store(self, task: Task, deliveries: list[Delivery]) -> None:
         """Make deliveries durable, in the database or else in the spool."""
         with self._mode:
             if self._spooling:
@@ -342,7 +322,7 @@ class Writer:
                 self._begin_spooling()
                 self._append(deliveries)
 
-    def _land(self, task: _Task, deliveries: list[Delivery]) -> None:
+    def _land(self, task: Task, deliveries: list[Delivery]) -> None:
         connection = self._connection
         assert connection is not None  # noqa: S101 - not spooling
         started = time.monotonic()
@@ -368,10 +348,14 @@ class Writer:
             self._connection = None
 
     def _append(self, deliveries: list[Delivery]) -> None:
-        if deliveries:
-            self._spool.append([delivery.with_times() for delivery in deliveries])
-            metrics.spooled_events.inc(sum(len(delivery.events) for delivery in deliveries))
+        kept = [delivery for delivery in deliveries if delivery.events or delivery.refused]
+        if kept:
+            self._spool.append(kept)
+            metrics.spooled_events.inc(sum(len(delivery.events) for delivery in kept))
             metrics.spool_bytes.set(self._spool.size)
+        elif deliveries:
+            # A probe, for which anybody may ask: it costs the disk nothing.
+            self._spool.check_room()
 
     def _begin_spooling(self) -> None:
         self._disconnect()
@@ -388,7 +372,14 @@ class Writer:
     # From here on: the draining thread.
 
     def _new_draining(self) -> Draining:
-        return Draining(self._connect, self._spool, self._mode, self._commit_seconds, self._end_spooling)
+        return Draining(
+            self._connect,
+            self._spool,
+            self._warehouse,
+            mode=self._mode,
+            seconds=self._commit_seconds,
+            emptied=self._end_spooling,
+        )
 
     def _end_spooling(self, connection: psycopg.Connection, tracker: Tracker) -> None:
         """Let deliveries go to the database again; by the thread, until there are wires."""

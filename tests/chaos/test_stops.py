@@ -51,7 +51,7 @@ def test_a_signal_stops_it_in_order(
         sent.stop()
     assert sent.statuses.keys() <= {200, 0}
     assert_landed(connection, sent)
-    assert list(tmp_path.glob("spool/*.spool")) == []
+    assert list(tmp_path.glob("spool/*.segment")) == []
 
 
 def test_a_second_signal_ends_it_at_once(settings: Settings, tmp_path: Path, key: str) -> None:

@@ -71,7 +71,7 @@ def destination(collector: Collecting) -> str:
 def spooled(settings: Settings) -> int:
     """Return how many bytes lie in the spool."""
     assert settings.spool
-    return sum(path.stat().st_size for path in settings.spool.glob("*.spool"))
+    return sum(path.stat().st_size for path in settings.spool.glob("*.segment"))
 
 
 def ids(connection: psycopg.Connection) -> list[str]:
@@ -105,7 +105,7 @@ def test_answers_go_on_while_the_database_is_gone(served_settings: Settings, ser
             wait_until_drained(connection, sent)
         assert sent.statuses.keys() == {200}
         assert_landed(connection, sent)
-        assert list((tmp_path / "spool").glob("*.spool")) == []
+        assert list((tmp_path / "spool").glob("*.segment")) == []
         run(served, served_settings)
         assert {row[0] for row in connection.execute("select id from iterable.tracks")} == sent.ids
         assert {row[0] for row in contents(connection, "iterable.email_opened")} == sent.ids

@@ -26,6 +26,7 @@ from loader.rows import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
 from loader.segment import parse_lines
 from loader.settings import Settings
 from loader.spool import Spool
+from loader.warehouse import Warehouse
 from loader.wire import Wire
 from loader.wires import WIRES
 from loader.writer import Writer
@@ -356,7 +357,14 @@ def writing(
     """Run something with a writer, and stop it in order."""
 
     async def run() -> None:
-        writer = Writer(connecting, Spool(folder, spool_bytes), queue_bytes=10**8, commit_seconds=commit_seconds)
+        warehouse = Warehouse()
+        writer = Writer(
+            connecting,
+            Spool(folder, spool_bytes, warehouse),
+            warehouse,
+            queue_bytes=10**8,
+            commit_seconds=commit_seconds,
+        )
         await writer.start()
         try:
             assert await writer.reached_database(SECONDS)

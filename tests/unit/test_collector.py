@@ -14,6 +14,7 @@ from loader.keys import WriteKeys
 from loader.observation import Observation
 from loader.settings import Settings
 from loader.spool import Spool
+from loader.warehouse import Warehouse
 from loader.writer import Writer
 
 DOCUMENT = json.loads((Path(loader.__file__).parent / "openapi.json").read_text(encoding="utf-8"))
@@ -27,9 +28,10 @@ def unreachable() -> Any:
 @pytest.fixture
 def collector(tmp_path: Path) -> Collector:
     """A collector whose writer was never started."""
-    writer = Writer(unreachable, Spool(tmp_path, 0), queue_bytes=1, commit_seconds=1)
-    keys = WriteKeys(unreachable, None)
-    return Collector(Settings.model_construct(), writer, keys, Observation(unreachable))
+    warehouse = Warehouse()
+    writer = Writer(unreachable, Spool(tmp_path, 0), warehouse, queue_bytes=1, commit_seconds=1)
+    keys = WriteKeys(unreachable, None, warehouse)
+    return Collector(Settings.model_construct(), writer, keys, Observation(unreachable, list))
 
 
 def resolved(item: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """The spool: what it has taken comes out again, once and in order, whatever happens to the process and the disk."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,10 +20,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from loader import segments as files
 from loader import spool as module
 from loader.errors import SpoolError
 from loader.events import Delivery, Event, Reason, Refused
+from loader.segments import segment_files, warehouse_of
 from loader.spool import Part, Spool
+from loader.warehouse import Warehouse
+from tests.conftest import DATA
 
 NOW = datetime(2026, 3, 4, 15, 0, tzinfo=UTC)
 ROOM = 100_000_000
@@ -87,7 +94,7 @@ def contents(folder: Path, positions: dict[str, int] | None = None) -> list[str]
 
 def segments(folder: Path) -> list[Path]:
     """Return the segment files of a folder, in their order."""
-    return sorted(folder.glob("*.spool"))
+    return segment_files(folder)
 
 
 def set_aside(folder: Path) -> bytes:
@@ -274,6 +281,74 @@ def test_a_damaged_record_costs_no_other(tmp_path: Path) -> None:
         assert set_aside(folder) == damaged[ends[0] : ends[1]]
 
 
+def forged() -> bytes:
+    """Return what somebody who knows the format may send: records of every form, for a source of somebody else's."""
+    body = files.encode([Delivery("victim", "tracking", [Event(b"{}", 1, "forged", "email_opened", None)], [], NOW)])
+    old = files._OLD_HEADER.pack(files._OLD_MARK, len(body), zlib.crc32(body)) + body
+    nonce = bytes(16)
+    checksum = hashlib.blake2b(body, key=nonce, digest_size=16).digest()
+    return old + files._HEADER.pack(nonce, len(body), checksum) + body
+
+
+def test_c8_no_record_can_be_forged_out_of_a_damaged_one(tmp_path: Path) -> None:
+    """Wherever the record that carries forged ones is damaged, none of them comes out."""
+    spool = Spool(tmp_path / "whole", ROOM)
+    spool.append([delivery("a")])
+    begins = spool.size
+    spool.append([Delivery("iterable", "tracking", [Event(forged(), 1, "b", "email_opened", None)], [], NOW)])
+    ends = spool.size
+    spool.append([delivery("c")])
+    spool.close()
+    [segment] = segments(tmp_path / "whole")
+    data = segment.read_bytes()
+    assert data.count(b"victim") == 2
+    for place in range(begins, ends):
+        damaged = bytearray(data)
+        damaged[place] ^= 0xFF
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / segment.name).write_bytes(damaged)
+        assert contents(folder) == ["a", "c"]
+
+
+def test_c8_each_segment_has_a_nonce_of_its_own(tmp_path: Path) -> None:
+    """Who has read one segment can forge nothing in another."""
+    spool = Spool(tmp_path, ROOM, segment_bytes=1)
+    for name in "ab":
+        spool.append([delivery(name)])
+    spool.close()
+    first, second = segments(tmp_path)
+    second.write_bytes(first.read_bytes())
+    assert contents(tmp_path) == ["a"]
+
+
+def test_c8_segments_of_the_old_form_are_read(tmp_path: Path) -> None:
+    """They were written by the version before, and their damage costs as little."""
+    for cut, last in ((0, 5), (1, 4)):
+        folder = tmp_path / str(cut)
+        shutil.copytree(DATA / "spool", folder)
+        segment = segments(folder)[-1]
+        data = segment.read_bytes()
+        segment.write_bytes(data[: len(data) - cut])
+        assert contents(folder) == [f"old-{number}" for number in range(1, last + 1)]
+
+
+def test_a_segment_whose_name_was_changed_is_left_alone(tmp_path: Path) -> None:
+    """Its name has the key to its checksums; without the key all of it would pass for damage."""
+    spool = Spool(tmp_path, ROOM)
+    spool.append([delivery("a")])
+    spool.close()
+    [segment] = segments(tmp_path)
+    renamed = segment.rename(tmp_path / "backup.segment")
+    assert contents(tmp_path) == []
+    assert set_aside(tmp_path) == b""
+    spool = Spool(tmp_path, ROOM)
+    with pytest.raises(SpoolError, match="was renamed"):
+        spool.take(renamed.name)
+    renamed.rename(segment)
+    assert contents(tmp_path) == ["a"]
+
+
 def test_large_damage_costs_nothing_that_follows(tmp_path: Path) -> None:
     """A damaged stretch longer than what is read at a time hides no good record behind it."""
     spool = Spool(tmp_path, ROOM)
@@ -323,6 +398,87 @@ def test_damage_that_cannot_be_kept_aside_is_not_passed_over(tmp_path: Path, mon
     assert set_aside(tmp_path) == b"rubbish"
 
 
+# Warehouses
+
+
+def of(identity: str) -> Warehouse:
+    """Return a warehouse with an id."""
+    warehouse = Warehouse()
+    warehouse.id = identity
+    return warehouse
+
+
+OURS, THEIRS = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "12")
+
+
+def test_a_segment_carries_the_warehouse_it_was_written_for(tmp_path: Path) -> None:
+    """As soon as the id is known, and again when the id changes."""
+    warehouse = Warehouse()
+    spool = Spool(tmp_path, ROOM, warehouse)
+    for identity in ("", OURS, OURS, THEIRS):
+        warehouse.id = identity
+        spool.append([delivery(identity)])
+    assert [warehouse_of(path) for path in segments(tmp_path)] == ["", OURS, THEIRS]
+
+
+def test_only_segments_of_the_warehouse_are_drained(tmp_path: Path) -> None:
+    """Those of another one are let go of, for whoever they belong to; those without one count as before."""
+    for identity in (THEIRS, "", OURS):
+        spool = Spool(tmp_path, ROOM, of(identity))
+        spool.append([delivery(identity)])
+        spool.close()
+    ours, theirs = Spool(tmp_path, ROOM, of(OURS)), Spool(tmp_path, ROOM, of(THEIRS))
+    assert ours.adopt() == 3
+    assert theirs.adopt(THEIRS) == 0
+    ours.adopt(OURS)
+    assert theirs.adopt(THEIRS) == 1
+    assert [names(part.deliveries) for part in drain(ours)] == [[""], [OURS]]
+    assert [names(part.deliveries) for part in drain(theirs)] == [[THEIRS]]
+    assert segments(tmp_path) == []
+
+
+def test_what_is_written_for_another_warehouse_meanwhile_is_not_drained(tmp_path: Path) -> None:
+    """Whoever drains one warehouse comes by a segment that was begun for another."""
+    warehouse = of(THEIRS)
+    spool = Spool(tmp_path, ROOM, warehouse)
+    spool.adopt(OURS)
+    spool.append([delivery("theirs")])
+    assert spool.next_part(1) is None
+    assert spool.size == 0
+    warehouse.id = OURS
+    spool.append([delivery("ours")])
+    assert [names(part.deliveries) for part in drain(spool)] == [["ours"]]
+    assert [warehouse_of(path) for path in segments(tmp_path)] == [THEIRS]
+
+
+# Room
+
+
+def test_c7_room_is_found_out_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is made or synced for it, whatever the answer is."""
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    monkeypatch.setattr(os, "pwrite", failing(errno.EIO))
+    Spool(tmp_path / "spool", ROOM).check_room()
+    assert list((tmp_path / "spool").iterdir()) == []
+    for spool, why in ((Spool(tmp_path, 0), "LOADER_SPOOL_BYTES is 0"), (Spool(tmp_path, 10), "is full")):
+        with pytest.raises(SpoolError, match=why):
+            spool.check_room()
+    with pytest.raises(SpoolError, match="cannot be written"):
+        Spool(Path("/proc/spool"), ROOM).check_room()
+
+
+def test_c7_a_disk_that_has_just_failed_has_no_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it takes something again, or some seconds have passed."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing(errno.EIO))
+        with pytest.raises(SpoolError):
+            spool.append([delivery("a")])
+    with pytest.raises(SpoolError, match="last attempt"):
+        spool.check_room()
+    spool.append([delivery("a")])
+    spool.check_room()
+
+
 # Several processes
 
 
@@ -358,7 +514,7 @@ def test_a_new_segment_that_another_process_has_deleted_takes_nothing(
 ) -> None:
     """Between making the file and locking it somebody may adopt it, find nothing in it and delete it."""
     spool = Spool(tmp_path, ROOM)
-    lock = module.fcntl.flock
+    lock = files.fcntl.flock
 
     def deleted_first(file: int, how: int) -> None:
         for path in segments(tmp_path):
@@ -366,7 +522,7 @@ def test_a_new_segment_that_another_process_has_deleted_takes_nothing(
         lock(file, how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.fcntl, "flock", deleted_first)
+        patched.setattr(files.fcntl, "flock", deleted_first)
         with pytest.raises(SpoolError):
             spool.append([delivery("a")])
     spool.append([delivery("b")])
@@ -465,8 +621,10 @@ def test_a_folder_that_cannot_be_made_is_no_spool(folder: str) -> None:
 def test_a_record_of_another_version_is_kept_aside(tmp_path: Path) -> None:
     """Whole by its checksum, but not what this version can read: it is damage like any other."""
     body = b"\x81\xa1a\x01"
-    record = module._HEADER.pack(module._MAGIC, len(body), module.zlib.crc32(body)) + body
-    (tmp_path / "1.spool").write_bytes(record)
+    segment = files.Segment.create(tmp_path, "")
+    segment.append(body)
+    segment.close()
+    record = segment.path.read_bytes()
     assert contents(tmp_path) == []
     assert set_aside(tmp_path) == record
 
