@@ -54,7 +54,7 @@ def test_every_command_explains_itself_and_is_in_the_readme(typed: str) -> None:
 def test_the_readme_names_no_command_that_is_not_there() -> None:
     """What follows `loader` in code is a command, or a group of some."""
     groups = {typed.rsplit(" ", 1)[0] for typed in COMMANDS}
-    named = {f"loader {match}" for match in re.findall(r"(?:^    |`|\$\()loader ([a-z]+)", README, re.MULTILINE)}
+    named = {f"loader {match}" for match in re.findall(r"(?:^    |`|\$\()loader ([a-z-]+)", README, re.MULTILINE)}
     assert named <= COMMANDS.keys() | groups
 
 
