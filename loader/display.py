@@ -272,6 +272,8 @@ def show_status(status: Status) -> None:
         width = max(len(f"{number:,}") for number in parts.values())
         for name, number in parts.items():
             echo(f"  {number:>{width},}  {name}")
+        if law.shared_ids:
+            echo(f"tracks lacks {count(law.shared_ids, 'row')}: the id has landed first with an event of another name.")
         if not law.holds:
             note(
                 f"Error: the numbers of source {law.source} do not add up: {law.missing_in_collections:,} rows are "

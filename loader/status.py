@@ -31,7 +31,9 @@ class TableStatus:
 class Conservation:
     """The conservation law of one source, counted where the messages lie.
 
-    `accepted` is the sum of what follows it; the two missing counts are 0, or something was lost.
+    `accepted` is the sum of the six counts from `in_collections` to `waiting`. The two missing counts are 0, or
+    something was lost. `shared_ids` counts rows of collections that tracks lacks: an event of another name landed first
+    with the id.
     """
 
     source: str
@@ -44,6 +46,7 @@ class Conservation:
     waiting: int
     missing_in_collections: int
     missing_in_tracks: int
+    shared_ids: int
 
     @property
     def holds(self) -> bool:
