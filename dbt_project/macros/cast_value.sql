@@ -23,6 +23,9 @@
 {#-
     A text as a column's type, NULL when the type cannot hold it.
 
+    A number has digits, and perhaps a sign, a point and an exponent. PostgreSQL would also read `0x41C3` and `4_310_021`,
+    which are identifiers wherever events come from.
+
     Whole-valued numbers such as 12.0 are integers, as in a Segment warehouse; 12.5 is not cut to 12. A time needs date
     and clock in ISO order: PostgreSQL would also read 'now' and 'today', which mean something else in every run.
 -#}
@@ -31,8 +34,8 @@
         {{ text }}
     {%- elif data_type == 'bigint' -%}
         case
-            when pg_input_is_valid({{ text }}, 'bigint') then ({{ text }})::bigint
-            when pg_input_is_valid({{ text }}, 'numeric')
+            when pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain_number(text) }} then ({{ text }})::bigint
+            when pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }}
                 then case
                     when ({{ text }})::numeric between -9223372036854775808 and 9223372036854775807 and ({{ text }})::numeric % 1 = 0
                         then ({{ text }})::numeric::bigint
@@ -40,7 +43,7 @@
         end
     {%- elif data_type == 'numeric' -%}
         case
-            when pg_input_is_valid({{ text }}, 'numeric') and ({{ text }})::numeric not in ('NaN', 'Infinity', '-Infinity')
+            when pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }} and ({{ text }})::numeric not in ('NaN', 'Infinity', '-Infinity')
                 then ({{ text }})::numeric
         end
     {%- elif data_type == 'boolean' -%}
@@ -52,8 +55,29 @@
         end
     {%- else -%}
         {#- A type somebody has given the column by hand. -#}
-        case when pg_input_is_valid({{ text }}, '{{ data_type }}') then ({{ text }})::{{ data_type }} end
+        case
+            when pg_input_is_valid({{ text }}, '{{ data_type }}'){{ " and " ~ is_plain_number(text) if is_number_type(data_type) }}
+                then ({{ text }})::{{ data_type }}
+        end
     {%- endif -%}
+{%- endmacro %}
+
+
+{#-
+    Whether a text that PostgreSQL reads as a number has neither a prefix nor an underscore. Most numbers begin with a
+    digit from 1 to 9 and so have no prefix: they are not searched for letters, which would take longer than the cast.
+-#}
+{% macro is_plain_number(text) -%}
+    (({{ text }}) collate "C" not like '%\_%' and (({{ text }}) collate "C" >= '1' or ({{ text }}) !~ '[xXoObB]'))
+{%- endmacro %}
+
+
+{#- Whether a type that somebody has given a column by hand holds numbers. -#}
+{% macro is_number_type(data_type) -%}
+    {{ return(data_type.lower().split('(')[0].strip() in [
+        'smallint', 'integer', 'int', 'int2', 'int4', 'int8', 'decimal', 'numeric', 'real', 'double precision', 'float',
+        'float4', 'float8',
+    ]) }}
 {%- endmacro %}
 
 
@@ -62,7 +86,7 @@
     {%- if data_type == 'boolean' -%}
         lower({{ text }}) not in ('true', 'false')
     {%- elif data_type == 'bigint' -%}
-        pg_input_is_valid({{ text }}, 'bigint') is false
+        (pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain_number(text) }}) is false
     {%- else -%}
         {{ text }} is not null and {{ cast_value(text, data_type) }} is null
     {%- endif -%}
