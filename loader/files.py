@@ -38,6 +38,11 @@ _SNIFF_BYTES = 4096
 # Of compressed data: little, because a kilobyte can hold many megabytes, and what it holds before damage would be lost.
 _PACKED_BYTES = 8192
 
+# Compressed bytes handed to a decompressor at a time. zstd makes 128 KiB of 4 bytes at most: 16 MiB of these.
+# gzip makes 1,032 bytes of one at most.
+_ZSTD_PIECE_BYTES = 512
+_GZIP_PIECE_BYTES = 8192
+
 # What people hand over by mistake, by its first bytes.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive",
@@ -164,9 +169,11 @@ def open_bytes(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
 
 def _decompressed(stream: IO[bytes], start: bytes) -> io.BufferedReader:
     if start.startswith(_GZIP):
-        return io.BufferedReader(_Unpacker(stream, lambda: zlib.decompressobj(_GZIP_WINDOW)), READ_BYTES)
+        unpacker = _Unpacker(stream, lambda: zlib.decompressobj(_GZIP_WINDOW), _GZIP_PIECE_BYTES)
+        return io.BufferedReader(unpacker, READ_BYTES)
     if start.startswith(_ZSTD):
-        return io.BufferedReader(_Unpacker(stream, zstandard.ZstdDecompressor().decompressobj), READ_BYTES)
+        unpacker = _Unpacker(stream, zstandard.ZstdDecompressor().decompressobj, _ZSTD_PIECE_BYTES)
+        return io.BufferedReader(unpacker, READ_BYTES)
     return stream  # type: ignore[return-value]
 
 
@@ -179,13 +186,17 @@ class _Unpacker(io.RawIOBase):
     Args:
         stream: The compressed bytes.
         start: Makes a decompressor for one member.
+        piece_bytes: Compressed bytes to decompress at a time; they bound the memory that the result takes.
     """
 
-    def __init__(self, stream: IO[bytes], start: Callable[[], Any]) -> None:
+    def __init__(self, stream: IO[bytes], start: Callable[[], Any], piece_bytes: int) -> None:
         self._stream = stream
         self._start = start
+        self._piece_bytes = piece_bytes
         self._member: Any = None
-        self._unpacked = b""
+        # Views: a slice of one copies no bytes, and the rest of a large block is taken a thousand times.
+        self._packed = memoryview(b"")
+        self._unpacked = memoryview(b"")
 
     def readable(self) -> bool:
         """Say that it can be read, as `io.RawIOBase` has it."""
@@ -200,15 +211,17 @@ class _Unpacker(io.RawIOBase):
             EOFError: It ends before it is complete.
         """
         while not self._unpacked:
-            ended = self._member is None or self._member.eof
-            packed = (self._member.unused_data if self._member and ended else b"") or self._stream.read(_PACKED_BYTES)
-            if not packed:
-                if not ended:
+            if not self._packed:
+                self._packed = memoryview(self._stream.read(_PACKED_BYTES))
+            if not self._packed:
+                if self._member is not None and not self._member.eof:
                     raise EOFError("it ends in the middle of the compressed data")
                 return 0
-            if ended:
+            if self._member is None or self._member.eof:
                 self._member = self._start()
-            self._unpacked = self._member.decompress(packed)
+            piece = self._packed[: self._piece_bytes]
+            self._unpacked = memoryview(self._member.decompress(piece))
+            self._packed = self._packed[len(piece) - len(self._member.unused_data) :]
         count = min(len(buffer), len(self._unpacked))
         buffer[:count] = self._unpacked[:count]
         self._unpacked = self._unpacked[count:]

@@ -1,14 +1,16 @@
 """Files of events: found, and told apart by their bytes."""
 
 import gzip
+import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from loader.errors import FileError
-from loader.files import find_files, is_regular, open_events, printable, read_head
+from loader.files import READ_BYTES, _Unpacker, find_files, is_regular, open_bytes, open_events, printable, read_head
 
 LINES = b'{"a":1}\n{"b":2}\n' * 5000
 
@@ -226,3 +228,62 @@ def test_the_head_of_a_damaged_file_is_that_of_the_whole(tmp_path: Path) -> None
     (tmp_path / "whole").write_bytes(packed)
     (tmp_path / "part").write_bytes(packed[:40])
     assert head_of(tmp_path / "part") == head_of(tmp_path / "whole")
+
+
+# Data that was made to be expensive
+
+
+class CountingDecompressor:
+    """A decompressor of zstd that counts the bytes it is given."""
+
+    given = 0
+
+    def __init__(self) -> None:
+        self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+
+    def decompress(self, data: memoryview) -> bytes:
+        """Decompress, and count."""
+        CountingDecompressor.given += len(data)
+        return self._decompressor.decompress(data)
+
+    @property
+    def eof(self) -> bool:
+        """Whether the frame has ended."""
+        return self._decompressor.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        """The bytes behind the frame."""
+        return self._decompressor.unused_data
+
+
+def test_c6_a_small_file_that_becomes_huge_takes_little_memory(tmp_path: Path) -> None:
+    """A few kilobytes of zstd become 512 MiB, of which only a small part is in memory at a time."""
+    size = 512 << 20
+    compressor = zstandard.ZstdCompressor().compressobj()
+    zeros = bytes(1 << 20)
+    path = tmp_path / "bomb.zst"
+    path.write_bytes(b"".join(compressor.compress(zeros) for _ in range(size >> 20)) + compressor.flush())
+    assert path.stat().st_size < 100_000
+    buffer = bytearray(READ_BYTES)
+    found = 0
+    tracemalloc.start()
+    try:
+        with open_bytes(str(path)) as (stream, _):
+            while count := stream.readinto1(buffer):
+                found += count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == size
+    assert peak < 40 << 20
+
+
+def test_c6_many_empty_frames_are_each_read_once() -> None:
+    """What stands behind a frame is not read again for each frame that follows."""
+    packed = zstandard.compress(b"") * 20_000 + zstandard.compress(LINES)
+    CountingDecompressor.given = 0
+    with io.BufferedReader(_Unpacker(io.BytesIO(packed), CountingDecompressor, 512)) as stream:
+        assert stream.read() == LINES
+    # A frame is tried with a piece of 512 bytes, whatever lies behind it.
+    assert CountingDecompressor.given < len(packed) + 20_001 * 512
