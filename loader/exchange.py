@@ -88,7 +88,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         DisconnectedError: The client has gone.
     """
     headers = dict(scope["headers"])
-    if b"expect" in headers and int(headers.get(b"content-length", b"0")) > limit:
+    if b"expect" in headers and _announces_more(headers.get(b"content-length", b""), limit):
         # It asks before it sends: not to be told to go on is what it waits for.
         raise _too_large(limit, _CLOSE)
     body = await _read_whole(receive, limit)
@@ -124,6 +124,12 @@ async def _read_whole(receive: Receive, limit: int) -> bytes:
     if size > limit:
         raise _too_large(limit)
     return b"".join(parts)
+
+
+def _announces_more(length: bytes, limit: int) -> bool:
+    """Say whether a Content-Length is more than a limit; Python reads no number of thousands of digits."""
+    digits = length.strip().lstrip(b"0")
+    return len(digits) > len(str(limit)) or (digits.isdigit() and int(digits) > limit)
 
 
 def _decompress(body: bytes, limit: int) -> bytes:

@@ -44,6 +44,8 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _refusal: bytes | None = None
+    # The request that has a task of its own.
+    _answering: RequestResponseCycle | None = None
     # The request under way that may take the shortcut when it is whole.
     _short: tuple[RequestResponseCycle, Way] | None = None
     # The head, the cycle and the way of a request that took it: they serve for those after it that begin as it did.
@@ -68,6 +70,11 @@ class Connection(HttpToolsProtocol):
         # Also when it was reset, with a request under way that had left it running.
         self._unset_keepalive_if_required()
         metrics.connections.dec()
+        if self._answering:
+            # Its task must not write to a connection that is gone; uvicorn tells only the last request that came.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+            self._answering = None
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -131,18 +138,22 @@ class Connection(HttpToolsProtocol):
         # A client that does not read its answers waits for them to leave, which the shortcut does not.
         way = shortcut.find(cycle.scope) if shortcut and not self.flow.write_paused else None
         if way is None:
-            super()._start_asgi_task(cycle, app)
+            self._start_task(cycle, app)
         elif cycle.more_body:
             self._short = cycle, way
         else:
             self._take(cycle, way)
+
+    def _start_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _take(self, cycle: RequestResponseCycle, way: Way) -> None:
         """Have a request answered without a task of its own, unless there is something odd about it."""
         self._short = None
         body = bytes(cycle.body)
         if not self.config.app.shortcut.take(way, body, partial(self._send, cycle)):  # type: ignore[union-attr]
-            super()._start_asgi_task(cycle, self.app)
+            self._start_task(cycle, self.app)
             return
         # It may be kept for long.
         cycle.body.clear()

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import logging
 import os
 import re
 import resource
@@ -13,6 +14,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -319,6 +321,40 @@ def test_events_land_when_their_sender_is_gone(entrance: Entrance) -> None:
     wait_until(lambda: set(entrance.landed("message_id")) == {"gone", "staying"}, "both to land")
 
 
+@pytest.mark.parametrize("origins", [(True, True, True), (True, False, True)])
+def test_c9_a_sender_that_is_gone_leaves_no_error_in_the_log(
+    entrance: Entrance, caplog: pytest.LogCaptureFixture, origins: tuple[bool, ...]
+) -> None:
+    """A connection is reset while the first of its requests is being answered and others wait behind it."""
+    entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
+    with entrance.collector.line() as line:
+        headers = [["Origin: https://example.com"] if origin else [] for origin in origins]
+        line.send(b"".join(request(entrance, call(str(n)), *each) for n, each in enumerate(headers)))
+        wait_until(lambda: waiting(entrance.connection) > 0, "a batch to wait for the lock")
+        before = value(entrance.collector, "loader_connections")
+        line.reset()
+        wait_until(lambda: value(entrance.collector, "loader_connections") < before, "the connection to be lost")
+    entrance.connection.execute("commit")
+    wait_until(lambda: entrance.landed("message_id")[:1] == ["0"], "the event to land")
+    assert_taken(entrance.collector.post("/v1/track", call("next"), key=entrance.key))
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("digits", ["9" * 18, "9" * 19, "9" * 5000, "0" * 5000 + "99999999"], ids=len)
+def test_c9_a_length_of_thousands_of_digits_is_too_large(
+    entrance: Entrance, caplog: pytest.LogCaptureFixture, digits: str
+) -> None:
+    """A sender that asks first, without a key even, gets an answer that tells what is wrong."""
+    with entrance.collector.line() as line:
+        line.send(
+            f"POST /v1/track HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {digits}\r\n\r\n".encode()
+        )
+        reply = line.reply()
+    assert reply.status == 400
+    assert reply.json["code"] in {"payload_too_large", "bad_request"}
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_a_collector_that_stops_answers_and_closes(entrance: Entrance) -> None:
     """Whichever way a request takes that is under way, half there or behind another one."""
     with ThreadPoolExecutor(1) as beside:
@@ -569,6 +605,14 @@ def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
             assert reply.headers["retry-after"] == "1"
     with entrance.with_settings():
         wait_until(lambda: entrance.landed("message_id") == ["a"], "the spooled event")
+
+
+def test_c7_asking_whether_it_is_ready_leaves_nothing_in_the_spool(entrance: Entrance, tmp_path: Path) -> None:
+    """While the database is away, too."""
+    folder = tmp_path / "spool"
+    with entrance.with_settings(database_url="postgresql://nobody@127.0.0.1:1/nothing", spool=folder) as collector:
+        assert {collector.get("/ready").status for _ in range(50)} == {200}
+        assert list(folder.iterdir()) == []
 
 
 def test_more_than_it_may_hold_is_refused_for_the_moment(entrance: Entrance) -> None:
