@@ -96,7 +96,8 @@ def demo() -> None:
     help="What the files hold: Segment's tracking calls, or events that Iterable exported.",
 )
 @click.option("--type", "kind", help="What an export holds, such as emailSend, where the file's name does not tell.")
-def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str | None) -> None:
+@click.option("--no-check", is_flag=True, help="Load a file although none of its first 1,000 lines is an event.")
+def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str | None, *, no_check: bool) -> None:
     """Land files of events.
 
     PATH is a file, a glob pattern, a folder, or - for standard input. Plain, gzip and zstd are told apart by their
@@ -104,16 +105,23 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     it was. What cannot land goes to quarantine and costs its neighbours nothing: exit code 3 says so.
 
     Tracking calls come one JSON object a line. Iterable's exports may be lines of JSON, CSV or Parquet.
+
+    Of a folder, only files whose names say that they hold events are loaded. A file whose first 1,000 lines hold no
+    event is stopped before anything of it lands.
     """
-    from loader.exports import find_entrances  # noqa: PLC0415
-    from loader.files import find_files  # noqa: PLC0415
+    from loader.exports import export_naming, find_entrances  # noqa: PLC0415
+    from loader.files import CALLS, find_files, shorten  # noqa: PLC0415
     from loader.landing import Landed  # noqa: PLC0415
     from loader.loading import Load  # noqa: PLC0415
     from loader.sources import find_source  # noqa: PLC0415
 
-    files = find_files(paths)
     if kind and file_format == "segment":
         raise UsageError("--type says what an export of Iterable's holds: give --format iterable-export too.")
+    found = find_files(paths, CALLS if file_format == "segment" else export_naming(kind))
+    files = found.paths
+    if found.left_out:
+        left_out = display.count(len(found.left_out), "file")
+        display.note(f"Passed over {left_out} of folders, not called like events: {shorten(found.left_out, 3)}")
     entrances = {} if file_format == "segment" else find_entrances(files, kind)
     with session.database() as (database, settings), session.autocommit(database) as connection:
         with database.begin() as transaction:
@@ -122,7 +130,13 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
         total, outcomes = Landed(), []
         try:
             loading = Load(
-                database.url, connection, schema, workers=settings.workers, entrances=entrances, report=progress
+                database.url,
+                connection,
+                schema,
+                workers=settings.workers,
+                entrances=entrances,
+                checked=not no_check,
+                report=progress,
             )
             for loaded in loading.run(files):
                 outcomes.append(loaded.outcome)

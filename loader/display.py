@@ -148,14 +148,24 @@ class ProgressDisplay:
                 length=progress.bytes_total,
                 file=sys.stderr,
                 show_eta=True,
-                item_show_func=lambda rate: f"{rate:,.0f} events/s" if rate else "",
+                item_show_func=lambda text: text or "",
             )
-        self._bar.update(progress.bytes_read - self._shown, progress.rate())
+        self._bar.update(progress.bytes_read - self._shown, ", ".join([self._rate(progress), *self._refused(progress)]))
         self._shown = progress.bytes_read
 
     @staticmethod
+    def _rate(progress: Progress) -> str:
+        return f"{progress.rate():,.0f} events/s"
+
+    @staticmethod
+    def _refused(progress: Progress) -> list[str]:
+        refused = progress.landed.quarantined
+        return [f"{refused:,} in quarantine"] if refused else []
+
+    @staticmethod
     def _line(progress: Progress) -> str:
-        parts = [f"{count(progress.landed.rows, 'event')} landed", f"{progress.rate():,.0f} events/s"]
+        parts = [f"{count(progress.landed.rows, 'event')} landed", *ProgressDisplay._refused(progress)]
+        parts.append(ProgressDisplay._rate(progress))
         if progress.bytes_total:
             share = progress.bytes_read / progress.bytes_total
             left = (time.monotonic() - progress.started) * (1 - share) / share if share else 0

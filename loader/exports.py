@@ -17,7 +17,7 @@ import msgspec
 
 from loader.entrances import export_entrance, exported_kind
 from loader.errors import FileError, UsageError
-from loader.files import open_bytes, open_events, refuse_foreign, sniff
+from loader.files import Naming, holds_rows, open_bytes, open_events, refuse_foreign, sniff
 from loader.kinds import KINDS, PROFILES, kind_of_file, known_kind
 
 _PARQUET = b"PAR1"
@@ -55,6 +55,19 @@ def find_entrances(paths: Iterable[str], kind: str | None) -> dict[str, str]:
             raise UsageError(f"Iterable exports no {named}. {known}")
         entrances[path] = export_entrance(spelled)
     return entrances
+
+
+def export_naming(kind: str | None) -> Naming:
+    """Return what exports are called.
+
+    Args:
+        kind: The kind of event they hold; None to go by their names.
+    """
+
+    def fits(path: str) -> bool:
+        return holds_rows(path) and bool(kind or (kind_of_file(path) or PROFILES[0]) not in PROFILES)
+
+    return Naming(fits, "emailSend.csv, smsBounce/part-1.ndjson.gz; --type gives the type where no name does")
 
 
 @contextmanager

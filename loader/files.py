@@ -7,10 +7,12 @@ import glob
 import hashlib
 import io
 import os
+import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +45,12 @@ _PACKED_BYTES = 8192
 _ZSTD_PIECE_BYTES = 512
 _GZIP_PIECE_BYTES = 8192
 
+# Endings of files of tracking calls, of Iterable's exports, and of either when it is compressed.
+_LINES = frozenset({".ndjson", ".jsonl", ".json"})
+_TABLES = frozenset({".csv", ".tsv"})
+_COMPRESSED = frozenset({".gz", ".zst", ".zstd"})
+_ENDING = re.compile(r"\.[A-Za-z]{1,5}")
+
 # What people hand over by mistake, by its first bytes.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive",
@@ -57,22 +65,74 @@ _FOREIGN = {
 }
 
 
-def find_files(paths: Iterable[str]) -> list[str]:
-    """Return the files that paths, glob patterns and folders name, each once, in the order given.
+@dataclass(frozen=True)
+class Naming:
+    """What files of events are called.
+
+    Attributes:
+        fits: Says of a path whether its name is that of a file of events.
+        example: Such names, for a person.
+    """
+
+    fits: Callable[[str], bool]
+    example: str
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files that paths name.
+
+    Attributes:
+        paths: Those to load, each once, in the order given.
+        left_out: Files of folders whose names do not say that they hold events.
+    """
+
+    paths: list[str]
+    left_out: list[str]
+
+
+def find_files(paths: Iterable[str], naming: Naming) -> FoundFiles:
+    """Return the files that paths, glob patterns and folders name.
 
     Folders are searched to any depth, in the order of names; hidden files and folders are passed over.
 
+    Args:
+        paths: Paths, patterns and folders.
+        naming: Of a folder, only files with such names are taken; a file that is named itself, or matched by a
+            pattern, is taken whatever it is called.
+
     Raises:
-        FileError: A pattern matches nothing, a folder holds no files, or not all of it can be read.
+        FileError: A pattern matches nothing, a folder holds no files of events, or not all of it can be read.
     """
     found: dict[str, None] = {}
+    left_out: dict[str, None] = {}
     for path in paths:
-        for name in _expand(path):
+        for name in _expand(path, naming, left_out):
             found.setdefault(name)
-    return list(found)
+    return FoundFiles(list(found), [name for name in left_out if name not in found])
 
 
-def _expand(path: str) -> Iterator[str]:
+def holds_calls(path: str) -> bool:
+    """Say whether a file is called like one of tracking calls: lines of JSON, or compressed without another ending."""
+    name = Path(path)
+    compressed = name.suffix.lower() in _COMPRESSED
+    if compressed:
+        name = name.with_suffix("")
+    # Segment calls its raw logs `1456300800000.1a2b3c4d5e.gz`.
+    return name.suffix.lower() in _LINES or (compressed and not _ENDING.fullmatch(name.suffix))
+
+
+CALLS = Naming(holds_calls, ".ndjson, .jsonl, .json, also with .gz or .zst, or .gz and .zst alone")
+
+
+def holds_rows(path: str) -> bool:
+    """Say whether a file is called like one that Iterable's exports come in, whatever kind of event it holds."""
+    name = Path(path)
+    inner = name.with_suffix("") if name.suffix.lower() in _COMPRESSED else name
+    return holds_calls(path) or name.suffix.lower() == ".parquet" or inner.suffix.lower() in _TABLES
+
+
+def _expand(path: str, naming: Naming, left_out: dict[str, None]) -> Iterator[str]:
     if path == STANDARD_INPUT:
         yield path
         return
@@ -83,13 +143,27 @@ def _expand(path: str) -> Iterator[str]:
     if not names:
         raise FileError(f"No file matches {path}.")
     for name in names:
-        if _answers(Path(name).is_dir):
-            yield from map(str, _files_in(name))
-        else:
+        if not _answers(Path(name).is_dir):
             yield name
+            continue
+        files = _files_in(name)
+        events = [file for file in files if naming.fits(file)]
+        if not events:
+            raise FileError(
+                f"The folder {name} holds no file called like one of events ({naming.example}), but "
+                f"{shorten(files, 3)}. Name the files themselves to load them all the same."
+            )
+        left_out.update(dict.fromkeys(file for file in files if not naming.fits(file)))
+        yield from events
 
 
-def _files_in(folder: str) -> list[Path]:
+def shorten(names: Sequence[str], most: int) -> str:
+    """Return names with commas between them, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _files_in(folder: str) -> list[str]:
     def refuse(error: OSError) -> None:
         raise FileError(f"Cannot read the folder {error.filename}: {error.strerror}. Nothing was loaded.")
 
@@ -102,7 +176,7 @@ def _files_in(folder: str) -> list[Path]:
         refuse(error)
     if not found:
         raise FileError(f"The folder {folder} holds no files.")
-    return sorted(found)
+    return list(map(str, sorted(found)))
 
 
 def is_regular(path: str) -> bool:

@@ -20,16 +20,22 @@ from psycopg.rows import class_row
 
 from loader.catalog import Tracker
 from loader.connection import connect
-from loader.entrances import FILE
+from loader.entrances import FILE, parse_message
 from loader.errors import FileError
+from loader.events import Event
 from loader.exports import open_lines
 from loader.files import STANDARD_INPUT, is_regular, printable, read_head
 from loader.landing import Landed
-from loader.lines import Chunk, LineReader, digests_at
+from loader.lines import Chunk, LineReader, digests_at, read_chunk
+from loader.lookalikes import describe_lines
 from loader.worker import Work, land_and_advance
 from loader.workers import Workers
 
 logger = logging.getLogger("loader")
+
+# A file of which none of so many lines is an event is taken for something else.
+CHECKED_LINES = 1_000
+CHECKED_BYTES = 32_000_000
 
 Outcome = Literal["loaded", "continued", "unchanged", "failed"]
 
@@ -44,12 +50,14 @@ class FileLoaded:
             loaded, or failed.
         landed: Rows and quarantined messages of this run.
         error: Why it failed, or what was wrong with it although its lines were loaded.
+        number: The load's number in raw.loads; None when nothing was loaded.
     """
 
     path: str
     outcome: Outcome
     landed: Landed = field(default_factory=Landed)
     error: str = ""
+    number: int | None = None
 
 
 @dataclass
@@ -116,6 +124,7 @@ class Load:
         source: The schema name of the source.
         workers: Processes to parse and copy with.
         entrances: By path, where the files come in that are no files of tracking calls.
+        checked: Stop a file whose first lines hold no event, before any of them is in quarantine.
         report: Called after every committed chunk and every file.
     """
 
@@ -127,6 +136,7 @@ class Load:
         *,
         workers: int,
         entrances: Mapping[str, str] | None = None,
+        checked: bool = True,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._url = url
@@ -134,6 +144,7 @@ class Load:
         self._source = source
         self._count = workers
         self._entrances = entrances or {}
+        self._checked = checked
         self._report = report
         self._tracker = Tracker()
         self._workers: Workers | None = None
@@ -196,7 +207,15 @@ class Load:
         with self._open(path) as (stream, beneath):
             loaded = FileLoaded(path, "continued" if load else "loaded")
             reader = LineReader(stream, path, with_data=not again or stream is not beneath)
-            number = self._continue(reader, path, head, load) if load else self._start(reader, path, head)
+            chunks = reader.chunks()
+            if load:
+                number = self._continue(reader, path, head, load)
+            else:
+                position, digest = reader.position, reader.digest
+                if self._checked:
+                    chunks = self._check_first(path, chunks)
+                number = self._start(path, head, position, digest)
+            loaded.number = number
 
             def committed(landed: Landed | None) -> None:
                 if landed:
@@ -206,7 +225,7 @@ class Load:
                     self._report(self._progress)
 
             try:
-                for landed in self._land(number, path, reader.chunks()):
+                for landed in self._land(number, path, chunks):
                     committed(landed)
             except FileError as error:
                 self._stop_workers()
@@ -250,6 +269,31 @@ class Load:
         if unreadable:
             raise unreadable
 
+    def _check_first(self, path: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Return the chunks of a file whose first lines hold an event.
+
+        Raises:
+            FileError: None of them does.
+        """
+        entrance = self._entrance(path)
+        held: list[Chunk] = []
+        lines: list[bytes] = []
+        for chunk in chunks:
+            held.append(chunk)
+            for line in _lines(path, chunk, CHECKED_LINES - len(lines)):
+                if any(isinstance(message, Event) for message in parse_message(entrance, line, chunk.offset)):
+                    return chain(held, chunks)
+                lines.append(line)
+            if len(lines) == CHECKED_LINES or chunk.end >= CHECKED_BYTES:
+                break
+        if not lines:
+            return chain(held, chunks)
+        which = f"none of its first {len(lines):,} lines is an event" if len(lines) > 1 else "its only line is no event"
+        raise FileError(
+            f"{path} was not loaded: {which}. {describe_lines(lines, export=entrance != FILE)} With --no-check it is "
+            "loaded all the same, and such lines go to quarantine."
+        )
+
     def _known(self, head: bytes) -> list[_Load]:
         with self._connection.cursor(row_factory=class_row(_Load)) as cursor:
             return cursor.execute(_KNOWN, (self._source, head)).fetchall()
@@ -289,11 +333,9 @@ class Load:
             with suppress(psycopg.Error):
                 self._guard.rollback()
 
-    def _start(self, reader: LineReader, path: str, head: bytes) -> int:
+    def _start(self, path: str, head: bytes, position: int, digest: bytes) -> int:
         """Open a row for what follows of a file."""
-        row = self._connection.execute(
-            _START, (self._source, printable(path), head, reader.position, reader.digest)
-        ).fetchone()
+        row = self._connection.execute(_START, (self._source, printable(path), head, position, digest)).fetchone()
         assert row is not None  # noqa: S101 - an insert that returns
         return int(row[0])
 
@@ -309,12 +351,18 @@ class Load:
                 length = load.size - load.byte_offset
                 entrance = self._entrance(path)
                 self._connection.execute(_SUPERSEDE, (self._source, load.path, load.byte_offset, length, entrance))
-            return self._start(reader, path, head)
+            return self._start(path, head, reader.position, reader.digest)
 
     def _stop_workers(self) -> None:
         if self._workers:
             self._workers.close()
             self._workers = None
+
+
+def _lines(path: str, chunk: Chunk, most: int) -> list[bytes]:
+    """Return the first lines of a chunk that are not blank; of an overlong line, its beginning."""
+    parts = read_chunk(path, chunk).split(b"\n", most)[:most]
+    return [line for line in parts if line.strip()]
 
 
 def _size(path: str) -> int:

@@ -372,7 +372,7 @@ def test_files_are_what_their_bytes_are(run: Loader, connection: psycopg.Connect
     """Several files land together, each read as what it is, whatever its name says."""
     (tmp_path / "plain.gz").write_bytes(call("plain") + b"\n")
     (tmp_path / "gzip.ndjson").write_bytes(gzip.compress(call("gzip") + b"\n"))
-    (tmp_path / "zstd.log").write_bytes(zstandard.compress(call("zstd") + b"\n"))
+    (tmp_path / "zstd.jsonl").write_bytes(zstandard.compress(call("zstd") + b"\n"))
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "more.gz").write_bytes(gzip.compress(call("more")))
     done = run("load", f"{tmp_path}/*.gz", str(tmp_path))

@@ -123,3 +123,16 @@ def test_progress_in_a_log_is_a_line_now_and_then(
         "70 events landed, 7 events/s, 50%, 10 s left",
         "140 events landed, 7 events/s, 100%, 0.0 s left",
     ]
+
+
+def test_d3_progress_counts_what_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages in quarantine stand beside those that landed."""
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    show, progress = ProgressDisplay(), Progress(2000, started=100.0)
+    progress.bytes_read, progress.landed = 1000, Landed(48, Counter(invalid_json=4_400_000))
+    clock[0] = 110.0
+    show(progress)
+    assert capsys.readouterr().err == "48 events landed, 4,400,000 in quarantine, 5 events/s, 50%, 10 s left\n"

@@ -10,7 +10,17 @@ import pytest
 import zstandard
 
 from loader.errors import FileError
-from loader.files import READ_BYTES, _Unpacker, find_files, is_regular, open_bytes, open_events, printable, read_head
+from loader.files import (
+    CALLS,
+    READ_BYTES,
+    _Unpacker,
+    find_files,
+    is_regular,
+    open_bytes,
+    open_events,
+    printable,
+    read_head,
+)
 
 LINES = b'{"a":1}\n{"b":2}\n' * 5000
 
@@ -40,21 +50,69 @@ def folder(tmp_path: Path) -> Path:
 # Finding files
 
 
+def found(paths: list[str]) -> list[str]:
+    """Return the files of tracking calls that paths name."""
+    return find_files(paths, CALLS).paths
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("events.ndjson", True),
+        ("events.jsonl.gz", True),
+        ("EVENTS.JSON.ZST", True),
+        ("1456300800000.1a2b3c4d5e.gz", True),
+        ("1456300800000.abcdefabcd.gz", True),
+        ("events.zst", True),
+        ("events.csv", False),
+        ("events.csv.gz", False),
+        ("backup.tar.gz", False),
+        ("dump.sql.zst", False),
+        ("README", False),
+        ("README.md", False),
+        ("app.log", False),
+        ("photo.png", False),
+    ],
+)
+def test_d3_names_say_which_files_of_a_folder_hold_calls(name: str, fits: bool) -> None:
+    """Lines of JSON and Segment's raw logs do; whatever has another ending does not."""
+    assert CALLS.fits(f"folder/{name}") is fits
+
+
+def test_d3_a_folder_takes_only_names_that_hold_events(folder: Path) -> None:
+    """The rest is listed; a file that is named itself, or matched by a pattern, is taken whatever it is called."""
+    for name in ("notes.txt", "deep/app.log"):
+        (folder / name).write_bytes(LINES)
+    searched = find_files([str(folder)], CALLS)
+    assert searched.paths == [f"{folder}/{name}" for name in ("a.ndjson", "b.ndjson", "deep/er/c.gz")]
+    assert searched.left_out == [f"{folder}/deep/app.log", f"{folder}/notes.txt"]
+    named = find_files([str(folder), f"{folder}/*.txt", f"{folder}/deep/app.log"], CALLS)
+    assert (len(named.paths), named.left_out) == (5, [])
+
+
+def test_d3_a_folder_without_such_a_name_is_an_error(tmp_path: Path) -> None:
+    """The error names what is there, and what files of events are called."""
+    for name in "abcd":
+        (tmp_path / f"{name}.csv").write_bytes(LINES)
+    with pytest.raises(FileError, match=r"\.ndjson.*a\.csv.*and 1 more\. Name the files themselves"):
+        found([str(tmp_path)])
+
+
 def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(folder: Path) -> None:
     """Files in folders are found in a fixed order; hidden files and folders are passed over."""
-    assert find_files([str(folder)]) == [f"{folder}/{name}" for name in ("a.ndjson", "b.ndjson", "deep/er/c.gz")]
+    assert found([str(folder)]) == [f"{folder}/{name}" for name in ("a.ndjson", "b.ndjson", "deep/er/c.gz")]
 
 
 def test_a_pattern_names_what_it_matches(folder: Path) -> None:
     """Patterns are expanded here too, for shells and schedulers that do not; folders they match are searched."""
-    assert find_files([f"{folder}/*.ndjson"]) == [f"{folder}/a.ndjson", f"{folder}/b.ndjson"]
-    assert find_files([f"{folder}/**/*.gz"]) == [f"{folder}/deep/er/c.gz"]
-    assert find_files([f"{folder}/d*"]) == [f"{folder}/deep/er/c.gz"]
+    assert found([f"{folder}/*.ndjson"]) == [f"{folder}/a.ndjson", f"{folder}/b.ndjson"]
+    assert found([f"{folder}/**/*.gz"]) == [f"{folder}/deep/er/c.gz"]
+    assert found([f"{folder}/d*"]) == [f"{folder}/deep/er/c.gz"]
 
 
 def test_files_come_in_the_order_given_and_once(folder: Path) -> None:
     """What is named twice is loaded once."""
-    assert find_files([f"{folder}/b.ndjson", str(folder), "-"]) == [
+    assert found([f"{folder}/b.ndjson", str(folder), "-"]) == [
         f"{folder}/b.ndjson",
         f"{folder}/a.ndjson",
         f"{folder}/deep/er/c.gz",
@@ -66,13 +124,13 @@ def test_a_file_may_be_called_like_a_pattern(tmp_path: Path) -> None:
     """A file whose name holds brackets is that file."""
     path = tmp_path / "events[1].ndjson"
     path.write_bytes(LINES)
-    assert find_files([str(path)]) == [str(path)]
+    assert found([str(path)]) == [str(path)]
 
 
 def test_a_pattern_without_a_match_is_an_error(folder: Path) -> None:
     """Nothing to load is told, not taken for success."""
     with pytest.raises(FileError, match="No file matches"):
-        find_files([f"{folder}/*.csv"])
+        found([f"{folder}/*.csv"])
 
 
 def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
@@ -80,19 +138,19 @@ def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".hidden").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match="holds no files"):
-        find_files([str(tmp_path)])
+        found([str(tmp_path)])
 
 
 def test_an_empty_path_is_an_error() -> None:
     """A variable that was never set does not mean the current folder."""
     with pytest.raises(FileError, match="empty path"):
-        find_files([""])
+        found([""])
 
 
 def test_a_missing_file_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
     """One missing file does not keep the others out, so it is named and fails by itself."""
     missing = str(tmp_path / "missing.ndjson")
-    assert find_files([missing]) == [missing]
+    assert found([missing]) == [missing]
     with pytest.raises(FileError, match=r"Cannot read .*missing.ndjson: No such file"), open_events(missing):
         pass
 
