@@ -173,6 +173,9 @@ def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
         filled = run_transform(database, settings, select=select, full_refresh=full_refresh)
         display.echo(display.table([display.table_filled(table) for table in filled]))
         failed = [table for table in filled if table.error]
+        for table in filled:
+            for obstacle in table.obstacles:
+                display.note(f"Warning: {table.source}.{table.table}: {obstacle}")
         for table in failed:
             display.note(f"Error: {table.source}.{table.table} was not filled: {table.error}")
         if failed:

@@ -44,8 +44,8 @@ def schema(tables: tuple[str, ...], source: str | None, *, as_json: bool) -> Non
 
 @click.command()
 def widen() -> None:
-    """Finish the columns that views keep from a wider type: the views are made again as they were."""
-    from loader.schema import waiting_columns  # noqa: PLC0415
+    """Finish the columns that something keeps from a wider type: views are made again, large tables rewritten."""
+    from loader.schema import advise, waiting_columns  # noqa: PLC0415
     from loader.transform import transform as run_transform  # noqa: PLC0415
 
     with session.database() as (database, settings), session.autocommit(database) as connection:
@@ -61,8 +61,11 @@ def widen() -> None:
         for table in filled:
             if table.error:
                 display.note(f"Error: {table.source}.{table.table} stays as it was: {table.error}")
-        for column in left.values():
-            display.note(f"{column.source}.{column.table}.{column.column} stays as it was: {column.in_the_way}.")
+        for waits in left.values():
+            display.note(
+                f"Error: {waits.source}.{waits.table}.{waits.column} waits for type {waits.wanted}. "
+                f"In the way: {waits.in_the_way}. {advise(waits.in_the_way)}"
+            )
         if left:
             sys.exit(1)
 

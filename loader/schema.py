@@ -40,7 +40,7 @@ class WaitingColumn:
 
     Attributes:
         wanted: The type that would hold every value seen.
-        in_the_way: The views that depend on it.
+        in_the_way: A lock, an object that depends on the column, or the table's size.
     """
 
     source: str
@@ -50,6 +50,29 @@ class WaitingColumn:
     wanted: str
     in_the_way: str
 
+
+# What to do about an object in the way, by words that PostgreSQL names it with.
+_ADVICE = {
+    "process ": "End the transaction of that session, then run `loader widen` again.",
+    "prepared transaction": "Commit that transaction or roll it back, then run `loader widen` again.",
+    "table's size": "Run `loader widen` when readers can wait: it rewrites the table.",
+    "must be owner": "Run `loader widen` as the owner, or give the loader's role the table.",
+    "has rules or triggers": "Drop the view, run `loader widen` again, and create the view anew.",
+    "belongs to": "Ask the owner to drop the view, run `loader widen` again, and let the owner create the view anew.",
+    "uses a type": "Ask the owner to drop the view, run `loader widen` again, and let the owner create the view anew.",
+    "row type": "Give that column a type of its own, then run `loader widen` again.",
+    "generated column": "Drop the generated column, run `loader widen` again, and add the column anew.",
+    "child table": "Detach the child table, run `loader widen` again, and change the child's column to the same type.",
+    "publication": "Take the table out of the publication, run `loader widen` again, and add the table anew.",
+    "policy": "Drop the policy, run `loader widen` again, and create the policy anew for the new type.",
+    "trigger": "Drop the trigger, run `loader widen` again, and create the trigger anew for the new type.",
+    "index": "Drop the index, run `loader widen` again, and create the index anew for the new type.",
+    "constraint": "Drop the constraint, run `loader widen` again, and add the constraint anew for the new type.",
+    "default": "Drop the column's default, run `loader widen` again, and set the default anew.",
+    "function": "Drop the function, run `loader widen` again, and create the function anew for the new type.",
+    "rule": "Drop the rule or view, run `loader widen` again, and create it anew for the new type.",
+}
+_VIEWS = "Run `loader widen`: it makes these views again, with owners, grants and comments."
 
 _COLUMNS = """
     select
@@ -82,7 +105,7 @@ _COLUMNS = """
     where cursors.source = %(source)s and (cursors.model = any(%(tables)s) or cardinality(%(tables)s::text[]) = 0)
     order by cursors.model, pg_attribute.attnum
 """
-# Columns that views keep from the type they need.
+# Columns that wait to be added or widened.
 WAITING_COLUMNS = """
     select source, model as table, column_name as column, data_type as type, wanted_type as wanted, in_the_way
     from raw.columns
@@ -112,6 +135,15 @@ def waiting_columns(connection: psycopg.Connection) -> list[WaitingColumn]:
     """Return the columns that cannot be widened while something depends on them."""
     with connection.cursor(row_factory=class_row(WaitingColumn)) as cursor:
         return cursor.execute(WAITING_COLUMNS).fetchall()
+
+
+def advise(in_the_way: str) -> str:
+    """Return what a person can do about something that keeps a column from its type.
+
+    Args:
+        in_the_way: As `WaitingColumn` has it: a description, or nothing but the names of views.
+    """
+    return next((advice for word, advice in _ADVICE.items() if word in in_the_way), _VIEWS)
 
 
 def _shares(connection: psycopg.Connection, source: str, columns: list[dict[str, Any]]) -> dict[str, float]:

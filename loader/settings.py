@@ -74,6 +74,12 @@ class Settings(BaseSettings):
         le=10_000,
         description="Tables a source may get for events that have no model; the events of more are in `tracks` only.",
     )
+    widen_bytes: int = Field(
+        default=100_000_000,
+        ge=0,
+        description="Size of a table up to which a run gives a column a wider type, which rewrites the table while "
+        "readers wait; `loader widen` does it at any size.",
+    )
     processes: int = Field(
         default=1,
         ge=1,

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from loader.database import Database, bundled, connection_environment
 from loader.errors import TransformError, UsageError
+from loader.schema import WAITING_COLUMNS, advise
 from loader.settings import Settings
 
 DEFAULT_SCHEMA = "iterable"
@@ -34,6 +35,7 @@ class TableFilled:
         new_columns: Columns that were added.
         duration: Time the table took; zero when there was nothing to do.
         error: Why dbt could not fill it; empty when it could.
+        obstacles: What kept the run from adding or widening a column of it.
     """
 
     source: str
@@ -43,6 +45,7 @@ class TableFilled:
     new_columns: tuple[str, ...] = ()
     duration: timedelta = timedelta(0)
     error: str = ""
+    obstacles: tuple[str, ...] = ()
 
 
 _FOUND_COLLECTIONS = "found_collections"
@@ -114,11 +117,19 @@ def transform(
 
     with database.begin() as connection:
         rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
+        waiting = connection.execute(text(WAITING_COLUMNS)).all()
     synced = {(row.source, row.model): row for row in rows}
     # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
     names = {(source, table) for source in sources for table in outcomes}
-    filled = [_filled(*name, synced.get(name), outcomes.get(name[1])) for name in sorted(names | synced.keys())]
+    obstacles: dict[tuple[str, str], list[str]] = {}
+    for column in waiting:
+        obstacle = f"column {column.column} waits for type {column.wanted}. In the way: {column.in_the_way}."
+        obstacles.setdefault((column.source, column.table), []).append(f"{obstacle} {advise(column.in_the_way)}")
+    filled = [
+        replace(_filled(*name, synced.get(name), outcomes.get(name[1])), obstacles=tuple(obstacles.get(name, ())))
+        for name in sorted(names | synced.keys())
+    ]
     if found is not None and found.status in _FAILED:
         filled.append(_filled(sources[0], _FOUND_COLLECTIONS, None, found))
     return sorted(filled, key=lambda table: sources.index(table.source))
@@ -156,6 +167,7 @@ def dbt_environment(database: Database, settings: Settings, sources: Sequence[st
     return connection_environment(database.url) | {
         "LOADER_SCHEMA": schema,
         "LOADER_TABLES": str(settings.tables),
+        "LOADER_WIDEN_BYTES": str(settings.widen_bytes),
         "LOADER_THREADS": str(settings.threads),
     }
 

@@ -20,6 +20,7 @@
         {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
         {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
         {%- do adapter.commit() -%}
+        {%- do warn_of_obstacles(table) -%}
     {%- endfor -%}
 
     {%- call noop_statement('main', 'INSERT ' ~ totals.rows, 'INSERT', totals.rows) -%}{%- endcall -%}
@@ -43,6 +44,7 @@
         'every_event': name == 'tracks',
         'declared': model.columns.values() | list,
         'sql': none,
+        'obstacles': [],
     }) }}
 {% endmacro %}
 
@@ -73,6 +75,14 @@
 {#- SQL without comments and spaces, to compare. -#}
 {% macro bare_sql(sql) %}
     {{ return(modules.re.sub('--[^\\n]*|/[*].*?[*]/|\\s+', '', sql, flags=modules.re.DOTALL)) }}
+{% endmacro %}
+
+
+{#- A run that could not change a table succeeds, so dbt's log warns of what was in the way. -#}
+{% macro warn_of_obstacles(table) %}
+    {%- for obstacle in table.obstacles -%}
+        {%- do exceptions.warn(table.relation.schema ~ "." ~ table.name ~ ": " ~ obstacle ~ " `loader widen` says what to do.") -%}
+    {%- endfor -%}
 {% endmacro %}
 
 

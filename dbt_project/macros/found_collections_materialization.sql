@@ -17,6 +17,7 @@
             {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
             {%- do note_try(source_name, collection.name, 'null') -%}
             {%- do adapter.commit() -%}
+            {%- do warn_of_obstacles(table) -%}
             {%- do begin() -%}
         {%- endfor -%}
     {%- endfor -%}

@@ -37,9 +37,10 @@
             {%- do note.update({'data_type': shape.types[name]}) -%}
             {%- set widest = least_type([shape.types[name], wanted]) if is_inferred_type(shape.types[name]) else shape.types[name] -%}
             {%- if widest != shape.types[name] -%}
-                {%- set in_the_way = widen_column(table, name, widest) -%}
+                {%- set in_the_way = widen_column(table, source_name, name, widest) -%}
                 {%- do note.update({'wanted_type': widest, 'in_the_way': in_the_way} if in_the_way else {'data_type': widest}) -%}
                 {%- do widened.append(name) if not in_the_way -%}
+                {%- do table.obstacles.append("column " ~ name ~ " stays " ~ shape.types[name] ~ " instead of " ~ widest ~ ". In the way: " ~ in_the_way ~ ".") if in_the_way -%}
             {%- endif -%}
         {%- endif -%}
         {%- if note.column_name -%}
@@ -152,12 +153,29 @@
 {%- endmacro %}
 
 
-{#- Gives a column a wider type. Returns what is in the way: views, which only `loader widen` makes again. -#}
-{% macro widen_column(table, name, data_type) %}
+{#-
+    Gives a column a wider type. Returns what is in the way: a lock, an object on the column, or the table's size. `loader
+    widen` makes views again and rewrites a table of any size.
+-#}
+{% macro widen_column(table, source_name, name, data_type) %}
     {%- set call -%}
-        select raw.widen_column({{ string_literal(table.relation) }}::regclass, '{{ name }}', '{{ data_type }}', {{ is_widening() }})
+        select raw.try_widening(
+            '{{ table.name }}', '{{ source_name }}', {{ string_literal(table.relation) }}::regclass, '{{ name }}', '{{ data_type }}',
+            array[{% for view in project_views() %}{{ string_literal(view) }}{{ ", " if not loop.last }}{% endfor %}]::text[],
+            {{ env_var('LOADER_WIDEN_BYTES', '100000000') | int }}, {{ is_widening() }}
+        )
     {%- endset -%}
     {{ return(run_query(call).rows[0][0] or '') }}
+{% endmacro %}
+
+
+{#- The views that dbt makes from models of this project. dbt replaces them in every run, so a run may do so as well. -#}
+{% macro project_views() %}
+    {%- set views = [] -%}
+    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.config.materialized == 'view' -%}
+        {%- do views.append(api.Relation.create(schema=node.schema, identifier=node.alias) | string) -%}
+    {%- endfor -%}
+    {{ return(views) }}
 {% endmacro %}
 
 

@@ -46,7 +46,7 @@ def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
             "column": "vip",
             "type": "boolean",
             "wanted": "text",
-            "in_the_way": "vips",
+            "in_the_way": "public.vips",
         }
     ]
     assert told["collisions"] == [{"source": "iterable", "table": "email_opened", "reason": "layout", "properties": 1}]
