@@ -30,6 +30,9 @@ _ROW_CODES = frozenset({"54000", "54001"})
 # Events handed to the driver at a time, so that the server parses while the next ones are made ready.
 _BLOCK = 256
 
+# Of a detail in raw.quarantine: one may quote a value, and the message itself is kept whole.
+_DETAIL_CHARACTERS = 1000
+
 _QUARANTINE = """
     insert into raw.quarantine
         (source, entrance, reason, detail, payload, path, byte_offset, received_at, resolved_at, resolution)
@@ -165,7 +168,7 @@ def land(
                         "source": source,
                         "entrance": entrance,
                         "reason": r.reason.value,
-                        "detail": r.detail,
+                        "detail": _shorten(r.detail),
                         "payload": r.payload,
                         "path": None if path is None else printable(path),
                         "offset": None if path is None else r.offset,
@@ -180,6 +183,11 @@ def land(
         reasons=Counter(r.reason.value for r in refused),
         repaired=sum(r.repaired for r in refused),
     )
+
+
+def _shorten(detail: str) -> str:
+    """Return a detail as raw.quarantine keeps it."""
+    return detail if len(detail) <= _DETAIL_CHARACTERS else f"{detail[:_DETAIL_CHARACTERS]}…"
 
 
 def _settle(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:

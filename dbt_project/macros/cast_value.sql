@@ -2,6 +2,31 @@
     Engine-specific: reading JSON and casting without ever raising. One bad value must cost one NULL, not the run.
 -#}
 
+{#- How many characters a number may have in a column of numbers, and how many of a value raw.mismatches keeps. -#}
+{% macro longest_number() -%}
+    {{ return(1000) }}
+{%- endmacro %}
+
+
+{#- The value at the keys of a JSON value. The keys come from outside and become string literals, nothing else. -#}
+{% macro json_value(value, keys) -%}
+    {{ value }}{% for key in keys %} -> {{ string_literal(key) }}{% endfor %}
+{%- endmacro %}
+
+
+{#-
+    A text of a JSON value, but words in place of a number whose digits no column of numbers takes. `1e131071` has eight
+    characters in a call and 131,072 digits as text, and the text is made anew for each look at it.
+-#}
+{% macro short_text(value, text) -%}
+    case
+        when jsonb_typeof({{ value }}) = 'number' and not ({{ value }}) between '-1e{{ longest_number() }}' and '1e{{ longest_number() }}'
+            then 'a number of more than {{ longest_number() }} digits'
+        else {{ text }}
+    end
+{%- endmacro %}
+
+
 {#- The text at the keys of a JSON value: a string without its quotes, an array or object as JSON. -#}
 {% macro json_text(value, keys) -%}
     {{ value }}{% for key in keys %} {{ '->>' if loop.last else '->' }} {{ string_literal(key) }}{% endfor %}
@@ -10,12 +35,9 @@
 
 {#-
     The text of a value at a list of keys, NULL where there is an object: its own properties have columns of their own.
-    The keys come from outside and become string literals, nothing else.
 -#}
 {% macro json_leaf(value, keys) -%}
-    {%- set found -%}
-        {{ value }}{% for key in keys %} -> {{ string_literal(key) }}{% endfor %}
-    {%- endset -%}
+    {%- set found = json_value(value, keys) -%}
     case when jsonb_typeof({{ found }}) <> 'object' then ({{ found }}) #>> '{}' end
 {%- endmacro %}
 
@@ -23,7 +45,7 @@
 {#-
     A text as a column's type, NULL when the type cannot hold it.
 
-    A number has digits, and perhaps a sign, a point and an exponent. PostgreSQL would also read `0x41C3` and `4_310_021`,
+    A number has digits, and perhaps a sign, a point and an exponent, 1,000 characters in all at most. PostgreSQL would also read `0x41C3` and `4_310_021`,
     which are identifiers wherever events come from.
 
     Whole-valued numbers such as 12.0 are integers, as in a Segment warehouse; 12.5 is not cut to 12. A time needs date
@@ -35,7 +57,7 @@
     {%- elif data_type == 'bigint' -%}
         case
             when pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain_number(text) }} then ({{ text }})::bigint
-            when pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }}
+            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }}
                 then case
                     when ({{ text }})::numeric between -9223372036854775808 and 9223372036854775807 and ({{ text }})::numeric % 1 = 0
                         then ({{ text }})::numeric::bigint
@@ -43,7 +65,7 @@
         end
     {%- elif data_type == 'numeric' -%}
         case
-            when pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }} and ({{ text }})::numeric not in ('NaN', 'Infinity', '-Infinity')
+            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }} and ({{ text }})::numeric not in ('NaN', 'Infinity', '-Infinity')
                 then ({{ text }})::numeric
         end
     {%- elif data_type == 'boolean' -%}

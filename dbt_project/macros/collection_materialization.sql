@@ -305,7 +305,7 @@
     {%- if not typed -%}{{ return(none) }}{%- endif -%}
     {%- set insertion -%}
         insert into raw.mismatches (model, source, event_id, column_name, value)
-        select '{{ table.name }}', '{{ source_name }}', events.message_id, found.column_name, found.value
+        select '{{ table.name }}', '{{ source_name }}', events.message_id, found.column_name, {{ kept_value('found.value') }}
         from (
             select events.message_id, events."context"{{ ', events."properties"' if not table.every_event }}
             from (
@@ -329,6 +329,12 @@
     {%- endset -%}
     {%- do run_query(insertion) -%}
 {% endmacro %}
+
+
+{#- What raw.mismatches keeps of a value: all of it is in raw.events. -#}
+{% macro kept_value(value) -%}
+    case when length({{ value }}) > {{ longest_number() }} then left({{ value }}, {{ longest_number() }}) || '…' else {{ value }} end
+{%- endmacro %}
 
 
 {#- Moves the cursor: never back, because a run's snapshot is the later one of its invocation's and the cursor's. -#}

@@ -92,14 +92,15 @@
 
 {#-
     The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and `text`, what the value is cast
-    from, where it comes from a property or the context. `others` adds, by column, what else the events have for it.
+    from, where it comes from a property or the context. `others` adds, by column, what else the events have for it;
+    `fractions` are the paths that have had numbers which no bigint holds.
 -#}
-{% macro declared_columns(declared, others={}) -%}
+{% macro declared_columns(declared, others={}, fractions={}) -%}
     {%- set columns = [] -%}
     {%- for column in declared -%}
         {%- set origin = column_origin(column) -%}
         {%- if origin.property or origin.context -%}
-            {%- set text = column_text(origin, others.get(column.name, [])) -%}
+            {%- set text = column_text(origin, others.get(column.name, []), fractions if column.data_type != 'text' else {}) -%}
             {%- do columns.append({
                 'name': column.name, 'data_type': column.data_type, 'text': text, 'value': cast_value(text, column.data_type)
             }) -%}
@@ -125,13 +126,24 @@
 {%- endmacro %}
 
 
-{#- The first of some values of an event that is there, as text: the context's, the property's, then the others. -#}
-{% macro column_text(origin, others=[]) -%}
+{#-
+    The first of some values of an event that is there, as text: the context's, the property's, then the others. At the
+    paths of `fractions`, a number of very many digits is not spelled out.
+-#}
+{% macro column_text(origin, others=[], fractions={}) -%}
     {%- set values = [] -%}
-    {%- if origin.context -%}{%- do values.append(json_text('events."context"', origin.context)) -%}{%- endif -%}
-    {%- if origin.property -%}{%- do values.append(json_text('events."properties"', origin.property)) -%}{%- endif -%}
-    {%- for path in others -%}{%- do values.append(json_leaf('events."' ~ path[0] ~ '"', path[1:])) -%}{%- endfor -%}
+    {%- for root, keys in (('context', origin.context), ('properties', origin.property)) if keys -%}
+        {%- do values.append(root_text(root, keys, json_text('events."' ~ root ~ '"', keys), fractions)) -%}
+    {%- endfor -%}
+    {%- for path in others -%}
+        {%- do values.append(root_text(path[0], path[1:], json_leaf('events."' ~ path[0] ~ '"', path[1:]), fractions)) -%}
+    {%- endfor -%}
     {{ values[0] if values | length == 1 else "coalesce(" ~ values | join(", ") ~ ")" }}
+{%- endmacro %}
+
+
+{% macro root_text(root, keys, text, fractions) -%}
+    {{ short_text(json_value('events."' ~ root ~ '"', keys), text) if tojson([root] + keys) in fractions else text }}
 {%- endmacro %}
 
 

@@ -10,8 +10,8 @@
     A table whose model has SQL of its own, or does not take found columns, has the declared ones only.
 -#}
 {% macro grow_table(table, source_name, shape) %}
-    {%- set places = {'found': {}, 'others': {}, 'unplaced': []} if table.sql else place_properties(table, source_name) -%}
-    {%- set columns = declared_columns(table.declared, places.others) -%}
+    {%- set places = {'found': {}, 'others': {}, 'unplaced': [], 'fractions': {}} if table.sql else place_properties(table, source_name) -%}
+    {%- set columns = declared_columns(table.declared, places.others, places.fractions) -%}
     {%- set statements = [] -%}
     {%- set new_columns = [] -%}
     {%- set widened = [] -%}
@@ -45,7 +45,7 @@
         {%- endif -%}
         {%- if note.column_name -%}
             {%- do notes.append(note) -%}
-            {%- set text = column_text({}, found.paths) -%}
+            {%- set text = column_text({}, found.paths, places.fractions if note.data_type != 'text' else {}) -%}
             {%- do columns.append({'name': name, 'data_type': note.data_type, 'text': text, 'value': cast_value(text, note.data_type)}) -%}
         {%- endif -%}
     {%- endfor -%}
@@ -63,10 +63,11 @@
     - of several properties with one column, the declared one counts first, then the one seen first, where it is not null;
     - the layout's own columns are not to be overwritten, and a name without letters or digits gives no column.
     Returns `found` (by column: the paths of its values, the types they have had, the first event), `others` (further
-    paths of declared columns) and `unplaced` (properties without a column of their own, and why).
+    paths of declared columns), `unplaced` (properties without a column of their own, and why) and `fractions` (the paths
+    that have had numbers which no bigint holds).
 -#}
 {% macro place_properties(table, source_name) %}
-    {%- set places = {'found': {}, 'others': {}, 'unplaced': []} -%}
+    {%- set places = {'found': {}, 'others': {}, 'unplaced': [], 'fractions': {}} -%}
     {%- set declared = {} -%}
     {%- set declared_paths = {} -%}
     {%- set lengths = [0] -%}
@@ -81,6 +82,7 @@
     {%- endfor -%}
 
     {%- for seen in seen_properties(table, source_name) -%}
+        {%- do places.fractions.update({tojson(seen.path): true}) if 'numeric' in seen.types -%}
         {%- set inside = namespace(declared=false) -%}
         {%- for length in range(2, ([seen.path | length, lengths | max] | min) + 1) if tojson(seen.path[:length]) in declared_paths -%}
             {%- set inside.declared = true -%}
