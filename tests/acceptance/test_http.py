@@ -14,7 +14,6 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -605,14 +604,6 @@ def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
             assert reply.headers["retry-after"] == "1"
     with entrance.with_settings():
         wait_until(lambda: entrance.landed("message_id") == ["a"], "the spooled event")
-
-
-def test_c7_asking_whether_it_is_ready_leaves_nothing_in_the_spool(entrance: Entrance, tmp_path: Path) -> None:
-    """While the database is away, too."""
-    folder = tmp_path / "spool"
-    with entrance.with_settings(database_url="postgresql://nobody@127.0.0.1:1/nothing", spool=folder) as collector:
-        assert {collector.get("/ready").status for _ in range(50)} == {200}
-        assert list(folder.iterdir()) == []
 
 
 def test_more_than_it_may_hold_is_refused_for_the_moment(entrance: Entrance) -> None:
