@@ -22,6 +22,10 @@ from loader.status import Status
 from loader.terminal import escape_controls, escape_json_controls
 from loader.transform import TableFilled
 
+# Of each list that `loader status` shows, the rows and the characters of a value; `--json` has all of it.
+_SHOWN_ROWS = 20
+_SHOWN_CHARACTERS = 200
+
 # Plain progress lines are for logs: seldom enough not to fill them.
 _LINE_SECONDS = 10.0
 
@@ -293,7 +297,8 @@ def show_status(status: Status) -> None:
 
     filled = [t for t in status.tables if t.rows or t.waiting]
     if filled:
-        echo("\n" + table([{"table": f"{t.source}.{t.table}", "rows": t.rows, "waiting": t.waiting} for t in filled]))
+        rows = [{"table": f"{t.source}.{t.table}", "rows": t.rows, "waiting": t.waiting} for t in filled]
+        echo("\n" + _first_rows(rows, most=2 * _SHOWN_ROWS))
     empty = len(status.tables) - len(filled)
     if empty:
         echo(f"and {count(empty, 'empty table')}")
@@ -303,11 +308,26 @@ def show_status(status: Status) -> None:
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns that views keep from a wider type (`loader widen` makes the views again)", status.waiting_columns),
         ("Properties without a column of their own (raw.collisions)", status.collisions),
-        ("Events in tracks only: the source has as many tables as LOADER_TABLES allows", status.without_table),
+        (
+            "Events in tracks only, without a table yet (LOADER_NEW_TABLES an hour, LOADER_TABLES in all)",
+            status.without_table,
+        ),
         ("Columns found last (`loader schema` shows all)", status.found),
         ("Spool files of another warehouse, not landed (`loader spool list`)", status.foreign_segments),
         ("Last transforms", status.runs),
         ("Schedulers", [scheduler(row) for row in status.schedulers]),
     ):
         if rows:
-            echo(f"\n{title}\n{table(rows)}")
+            echo(f"\n{title}\n{_first_rows(rows)}")
+
+
+def _first_rows(rows: Sequence[dict[str, Any]], most: int = _SHOWN_ROWS) -> str:
+    """Return the first rows as a table of bounded size, and how many are left out."""
+    shown = [{name: _shortened(value) for name, value in row.items()} for row in rows[:most]]
+    more = f"\nand {len(rows) - most:,} more (`loader status --json` shows all)" if len(rows) > most else ""
+    return table(shown) + more
+
+
+def _shortened(value: Any) -> Any:
+    is_long = isinstance(value, str) and len(value) > _SHOWN_CHARACTERS
+    return f"{value[: _SHOWN_CHARACTERS - 1]}…" if is_long else value

@@ -105,7 +105,8 @@ NEWS = """
         exists (select from raw.events where load_xid >= (select pg_snapshot_xmax(snapshot) from done))
         or exists (select from raw.events where load_xid = any(array(select pg_snapshot_xip(snapshot) from done)))
 """
-# Tables with work to do although nothing has landed: of a new source, after `loader rescan`, or held and due again.
+# Tables with work to do although nothing has landed: of a new source, after `loader rescan`, held and due again, or new
+# ones that had to wait for the next hour.
 _UNMADE = """
     select model, source from raw.cursors where snapshot is null
     union
@@ -114,6 +115,10 @@ _UNMADE = """
     select 'tracks', schema_name
     from raw.sources
     where not exists (select from raw.cursors where source = schema_name and model = 'tracks')
+    union
+    select collection, schema_name
+    from raw.sources
+    cross join raw.collections_due(schema_name, '{}', %(tables)s, %(new_tables)s) as collection
 """
 
 # What PostgreSQL says about a row may hold values of the row.
@@ -220,7 +225,8 @@ class Schedule:
             return connection.execute(NEWS).fetchone() == (True,)
 
     def _find_unmade(self, connection: psycopg.Connection) -> set[tuple[str, str]]:
-        return {(model, source) for model, source in connection.execute(_UNMADE).fetchall()}
+        limits = {"tables": self._settings.tables, "new_tables": self._settings.new_tables}
+        return {(model, source) for model, source in connection.execute(_UNMADE, limits).fetchall()}
 
     def _run_once(self, guard: psycopg.Connection, connection: psycopg.Connection) -> str | None:
         """Run the transform; return why it failed, if it did.

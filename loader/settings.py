@@ -74,6 +74,12 @@ class Settings(BaseSettings):
         le=10_000,
         description="Tables a source may get for events that have no model; the events of more are in `tracks` only.",
     )
+    new_tables: int = Field(
+        default=50,
+        ge=0,
+        le=10_000,
+        description="Of these, tables a source may get in an hour; later ones are made in the following hours.",
+    )
     widen_bytes: int = Field(
         default=100_000_000,
         ge=0,

@@ -167,6 +167,7 @@ def dbt_environment(database: Database, settings: Settings, sources: Sequence[st
     return connection_environment(database.url) | {
         "LOADER_SCHEMA": schema,
         "LOADER_TABLES": str(settings.tables),
+        "LOADER_NEW_TABLES": str(settings.new_tables),
         "LOADER_WIDEN_BYTES": str(settings.widen_bytes),
         "LOADER_THREADS": str(settings.threads),
     }

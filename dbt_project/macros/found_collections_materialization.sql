@@ -32,10 +32,16 @@
 
 {#-
     The collections without a model that have something to do: new events, or a rebuild ahead. In the order they were seen,
-    but those that failed last time after all others. No more than LOADER_TABLES for a source: the events of the others are
-    in tracks, and `loader status` tells.
+    but those that failed last time after all others. A source gets LOADER_TABLES tables at most, and LOADER_NEW_TABLES in
+    an hour: the events of the others are in tracks, and `loader status` tells.
 -#}
 {% macro collections_to_fill(source_name) %}
+    {%- set modelled -%}
+        array[{% for name in collection_models() %}'{{ name }}'{{ ", " if not loop.last }}{% endfor %}]::text[]
+    {%- endset -%}
+    {%- set most = env_var('LOADER_TABLES', '200') | int -%}
+    {%- set hourly = env_var('LOADER_NEW_TABLES', '50') | int -%}
+    {%- do run_query("select raw.admit_collections('" ~ source_name ~ "', " ~ modelled ~ ", " ~ most ~ ", " ~ hourly ~ ")") -%}
     {%- set query -%}
         select coalesce(jsonb_agg(jsonb_build_object('name', collection, 'event', event) order by tried_at nulls first, number), '[]')::text as collections
         from (
@@ -43,10 +49,10 @@
             from raw.collections as seen
             where
                 seen.source = '{{ source_name }}'
-                and seen.collection <> ''
-                and seen.collection <> all(array[{% for name in collection_models() %}'{{ name }}'{{ ", " if not loop.last }}{% endfor %}]::text[])
+                and seen.admitted_at is not null
+                and seen.collection <> all({{ modelled }})
             order by seen.number
-            limit {{ env_var('LOADER_TABLES', '200') | int }}
+            limit {{ most }}
         ) as allowed
         left join raw.cursors on cursors.source = '{{ source_name }}' and cursors.model = allowed.collection
         where

@@ -37,6 +37,7 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_WORKERS", "3", "workers", 3),
         ("LOADER_THREADS", "9", "threads", 9),
         ("LOADER_TABLES", "5", "tables", 5),
+        ("LOADER_NEW_TABLES", "6", "new_tables", 6),
         ("LOADER_WIDEN_BYTES", "7", "widen_bytes", 7),
         ("LOADER_PROCESSES", "2", "processes", 2),
         ("LOADER_SPOOL", "/srv/spool", "spool", Path("/srv/spool")),
