@@ -8,6 +8,7 @@ folders that are not ours.
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import stat
@@ -17,10 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from loader.errors import EmbeddedError
 from loader.locks import LockedFolder
 
-USER = "loader"
+USER = "loader"  # owns the database and may create roles
+KEEPER = "loader_keeper"  # the superuser that every cluster has; nobody gets its password
 DATABASE = "warehouse"
 MAJOR_VERSION = "18"
 SYSTEM_USERS = ("postgres", "pgserver")
@@ -35,6 +39,8 @@ SETTINGS = {
     "shared_buffers": "256MB",
     "timezone": "UTC",
 }
+# An error of a statement ends the program, and never prints the statement: it may hold a password.
+_SINGLE_OPTIONS = ["-c", "exit_on_error=true", "-c", "log_min_error_statement=panic"]
 # Another user's processes get nothing of this process's environment.
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
@@ -51,7 +57,7 @@ class Cluster:
     """The data folder of the embedded PostgreSQL.
 
     Args:
-        folder: Where the data folder, the password and a copy of the programs go.
+        folder: Where the data folder, the passwords and a copy of the programs go.
     """
 
     def __init__(self, folder: LockedFolder) -> None:
@@ -76,8 +82,9 @@ class Cluster:
             self._check_reachable(account)
         programs = self._find_programs(account)
         if not self.data.exists():
-            if not self.folder.read("password"):
-                self.folder.write("password", secrets.token_hex(16))
+            for name in ("password", "keeper_password"):
+                if not self.folder.read(name):
+                    self.folder.write(name, secrets.token_hex(16))
             self._create(programs, account, lock)
         version = self.folder.read("data/PG_VERSION")
         if not version:
@@ -91,9 +98,11 @@ class Cluster:
                 f"it with version {version} (pg_dump), move the folder away and restore the dump into the new cluster, "
                 "or set LOADER_HOME to another folder."
             )
+        if not self.folder.read("keeper_password"):
+            self._separate_roles(programs, account, lock)
         if not self.folder.read("password"):
             password = secrets.token_hex(16)
-            self._run_single(programs, self.data, f"ALTER ROLE {USER} PASSWORD '{password}'", account, lock)
+            self._run_single(programs, self.data, [f"alter role {USER} password '{password}'"], account, lock)
             self.folder.write("password", password)
         return programs, account
 
@@ -171,29 +180,63 @@ class Cluster:
         """Create the cluster beside its place and move it there when complete: a killed start leaves no half of one."""
         new = self.folder.path / "data.new"
         secret = self.folder.path / "password.initdb"
+        password = self.folder.read("password").replace("'", "''")
         if new.exists():
             shutil.rmtree(new)
         try:
             new.mkdir(mode=0o700)
-            self.folder.write(secret.name, self.folder.read("password"))
+            self.folder.write(secret.name, self.folder.read("keeper_password"))
             if account:
                 os.chown(new, account.uid, account.gid)
                 os.chown(secret, account.uid, account.gid)
-            command = [str(programs / "initdb"), f"--pgdata={new}", f"--username={USER}", f"--pwfile={secret}"]
+            command = [str(programs / "initdb"), f"--pgdata={new}", f"--username={KEEPER}", f"--pwfile={secret}"]
             command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
             command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             command += [f"--set={name}={value}" for name, value in SETTINGS.items()]
             _run_checked(command, account, lock)
-            self._run_single(programs, new, f"CREATE DATABASE {DATABASE}", account, lock)
+            statements = [
+                f"create role {USER} login createrole password '{password}'",
+                f"alter role {USER} set createrole_self_grant = 'set, inherit'",
+                f"create database {DATABASE} owner {USER}",
+            ]
+            self._run_single(programs, new, statements, account, lock)
             new.rename(self.data)
         finally:
             secret.unlink(missing_ok=True)
             shutil.rmtree(new, ignore_errors=True)  # it may be what fills the disk
 
-    def _run_single(self, programs: Path, data: Path, statement: str, account: Account | None, lock: int) -> None:
-        """Run a statement in a cluster that has no server."""
-        command = [str(programs / "postgres"), "--single", "-D", str(data), "-c", "exit_on_error=true", "postgres"]
-        _run_checked(command, account, lock, statement + ";\n")
+    def _separate_roles(self, programs: Path, account: Account | None, lock: int) -> None:
+        """Take the superuser's rights from the role that people connect as: clusters of older versions have one role.
+
+        No server runs meanwhile, and the secret is written last: after a kill at any moment, the next start does the
+        rest. It also gives the superuser a new password when its file is lost.
+        """
+        folder = Path(__file__).parent
+        secret = secrets.token_hex(16)
+        roles = (folder / "embedded_roles.sql").read_text(encoding="utf-8").replace("{secret}", secret)
+        self._run_single(programs, self.data, [roles], account, lock)
+        names = "select encode(convert_to(datname, 'UTF8'), 'hex') from pg_database where datallowconn"
+        listed = self._run_single(programs, self.data, [names], account, lock)
+        owners = (folder / "embedded_owners.sql").read_text(encoding="utf-8")
+        for name in re.findall(r'encode = "([0-9a-f]+)"', listed):
+            self._run_single(programs, self.data, [owners], account, lock, database=bytes.fromhex(name).decode())
+        self.folder.write("keeper_password", secret)
+
+    def _run_single(
+        self,
+        programs: Path,
+        data: Path,
+        statements: Sequence[str],
+        account: Account | None,
+        lock: int,
+        *,
+        database: str = "postgres",
+    ) -> str:
+        """Run statements in a cluster that has no server, and return its output."""
+        command = [str(programs / "postgres"), "--single", "-j", "-D", str(data), *_SINGLE_OPTIONS, database]
+        # With -j, a semicolon ends a statement only before an empty line.
+        ended = [statement.strip().replace("\n\n", "\n") + ";\n\n" for statement in statements]
+        return _run_checked(command, account, lock, "".join(ended))
 
 
 def start_detached(
@@ -233,6 +276,16 @@ def start_detached(
         )
 
 
+def end_keeper(home: Path) -> None:
+    """End the keeper that an older version has started: it sees no session of another role than its own."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if str(home) in command and any("loader.keeper" in part for part in command):
+                process.kill()
+                process.wait(10)
+
+
 def _credentials(account: Account | None) -> dict[str, Any]:
     return {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
 
@@ -256,7 +309,7 @@ def _run(
     )
 
 
-def _run_checked(command: Sequence[str | Path], account: Account | None, lock: int, given: str = "") -> None:
+def _run_checked(command: Sequence[str | Path], account: Account | None, lock: int, given: str = "") -> str:
     finished = _run(command, account, given=given, inherited=(lock,))
     if finished.returncode:
         raise EmbeddedError(
@@ -264,6 +317,7 @@ def _run_checked(command: Sequence[str | Path], account: Account | None, lock: i
             "Settle what it complains about and run this again, or set DATABASE_URL to a PostgreSQL of yours.\n"
             f"{finished.stderr.strip() or finished.stdout.strip()}"
         )
+    return finished.stdout
 
 
 def _why_not_runnable(programs: Path, account: Account | None) -> str:

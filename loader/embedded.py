@@ -6,6 +6,7 @@ password, `loader.keeper` stops it when nothing uses it, and its data stays.
     LOADER_HOME/embedded/
         data/                the cluster; it is `data.new` until it is complete
         password, port       kept, so that a connection set up in a BI tool keeps working
+        keeper_password      of the superuser, for `loader.keeper` alone
         idle                 seconds without any user, as the last command has it, after which the keeper stops it
         postgres.log         what the server and the keeper say
         start.lock           held by whoever starts or stops the server, or registers as a user of it
@@ -31,7 +32,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 
-from loader.cluster import DATABASE, ENVIRONMENT, USER, Cluster, start_detached
+from loader.cluster import DATABASE, ENVIRONMENT, KEEPER, USER, Cluster, end_keeper, start_detached
 from loader.errors import EmbeddedError
 from loader.locks import POLL_SECONDS, TELL_SECONDS, LockedFolder
 
@@ -95,6 +96,8 @@ class EmbeddedServer:
                 try:
                     if self.folder.read("idle") != str(self._idle):
                         self.folder.write("idle", str(self._idle))
+                    if not self.folder.read("keeper_password"):
+                        end_keeper(self.home)
                     # The keeper comes first: a server never is without one, whenever this process is killed.
                     self._start_keeper()
                     port = self._start_or_join()
@@ -149,11 +152,12 @@ class EmbeddedServer:
                 )
             time.sleep(POLL_SECONDS)  # it is no child of this process, so there is nothing to wait for
 
-    def connect(self, database: str) -> psycopg.Connection[Any]:
+    def connect(self, database: str, *, as_keeper: bool = False) -> psycopg.Connection[Any]:
         """Connect to the running server, whatever the environment variables of libpq say.
 
         Args:
             database: The database to connect to.
+            as_keeper: Connect as the superuser.
 
         Raises:
             psycopg.OperationalError: The server refuses, or says nothing for 2 seconds.
@@ -163,8 +167,8 @@ class EmbeddedServer:
             host=ADDRESS,
             hostaddr=ADDRESS,
             port=found[1] if found else 0,
-            user=USER,
-            password=self.folder.read("password"),
+            user=KEEPER if as_keeper else USER,
+            password=self.folder.read("keeper_password" if as_keeper else "password"),
             dbname=database,
             application_name="loader keeper",
             autocommit=True,
@@ -210,7 +214,8 @@ class EmbeddedServer:
         """Return the port of the server that runs, or of one started now."""
         logged = None
         for _ in range(3):  # the server may be ended while it starts, or another program get hold of its port
-            if self._find_postmaster() is None or not self.folder.read("password"):
+            passwords = self.folder.read("password") and self.folder.read("keeper_password")
+            if self._find_postmaster() is None or not passwords:
                 logged = self._start()
             began = time.monotonic()
             port = self._await_answer()
@@ -227,7 +232,7 @@ class EmbeddedServer:
 
     def _start(self) -> int:
         """Start the server and return where its part of the log begins."""
-        self.shut_down()  # one whose password is lost
+        self.shut_down()  # one whose password is lost, or whose loader is the superuser
         with self._hold_server_lock() as lock:
             programs, account = self._cluster.prepare(lock)
             # Nobody holds server.lock: if this file names a process that lives, it is a stranger with a reused number.
@@ -286,6 +291,10 @@ class EmbeddedServer:
                 asked = time.monotonic()
                 if state == "ready":
                     return found[1]
+                if state == "superuser":
+                    # An older cluster, put in the place of a newer one: the next start brings it over.
+                    (self.folder.path / "keeper_password").unlink(missing_ok=True)
+                    return None
                 if state == "starting":
                     heard = asked
                     if heard - started > TELL_SECONDS and not told:
@@ -308,9 +317,11 @@ class EmbeddedServer:
             time.sleep(POLL_SECONDS)  # its pid file has no other way to tell
 
     def _ask(self) -> str:
-        """Return `ready`, `starting` or `silent`, whichever the server is."""
+        """Return `ready`, `starting` or `silent`, whichever the server is; `superuser` when its loader is one."""
         try:
-            self.connect(DATABASE).close()
+            with self.connect(DATABASE) as connection:
+                if connection.info.parameter_status("is_superuser") == "on":
+                    return "superuser"
         except psycopg.OperationalError as error:
             message = str(error)
             if "FATAL:" not in message:

@@ -83,7 +83,7 @@ class Keeper:
         """Tell whether anybody is connected, or has been since the last call."""
         try:
             if self._connection is None:
-                self._connection = self._server.connect("postgres")
+                self._connection = self._server.connect("postgres", as_keeper=True)
             row = self._connection.execute(SESSIONS).fetchone()
         except psycopg.Error:
             self._connection = None

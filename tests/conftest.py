@@ -107,10 +107,13 @@ def other_server(shared_home: Path) -> str:
 def start_server(folder: Path, made: Path) -> str:
     """Start a server, or join it, and return the URL of its maintenance database."""
     folder.mkdir(exist_ok=True)
-    url = EmbeddedServer(folder, idle=60).acquire()
+    server = EmbeddedServer(folder, idle=60)
+    url = server.acquire()
     if not made.exists():
         # Tests kill processes, never the machine; and dropping a database would wait for the disk each time.
-        with psycopg.connect(url, autocommit=True) as connection:
+        with server.connect("postgres", as_keeper=True) as connection:
+            # `drop database … with (force)` may have to end an autovacuum.
+            connection.execute("alter role loader createdb; grant pg_signal_backend to loader")
             for name in ("fsync", "full_page_writes", "synchronous_commit"):
                 connection.execute(f"alter system set {name} = off")
             connection.execute("select pg_reload_conf()")

@@ -34,7 +34,7 @@ only_as_root = pytest.mark.skipif(not AS_ROOT, reason="only root's server runs a
 LOOKED = """
     select max(query_start) > %s::timestamptz + interval '1 second'
     from pg_stat_activity
-    where application_name = 'loader keeper'
+    where application_name = 'loader keeper' and pid <> pg_backend_pid()
 """
 
 USE = """
@@ -252,9 +252,10 @@ def test_stays_while_a_client_is_connected(home: Path) -> None:
     with psycopg.connect(server.acquire(), autocommit=True) as client:
         server.release()
         began = client.execute("select clock_timestamp()").fetchone()
-        wait_until(
-            lambda: client.execute(LOOKED, began).fetchone() == (True,), "the keeper to look after the idle time"
-        )
+        with server.connect("postgres", as_keeper=True) as watching:
+            wait_until(
+                lambda: watching.execute(LOOKED, began).fetchone() == (True,), "the keeper to look after the idle time"
+            )
         assert server.is_running()
     wait_until(lambda: not server.is_running())
 
@@ -487,9 +488,10 @@ def test_changed_password_is_an_error_and_deleting_it_sets_another(server: Embed
 def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
     """A server without a free connection must count as running: whoever needs one meets its own clear error."""
     url = server.acquire()
-    query(url, "alter system set max_connections = 8")
-    query(url, "alter system set superuser_reserved_connections = 0")
-    query(url, "alter system set max_wal_senders = 0")
+    with server.connect("postgres", as_keeper=True) as connection:
+        connection.execute("alter system set max_connections = 8")
+        connection.execute("alter system set superuser_reserved_connections = 0")
+        connection.execute("alter system set max_wal_senders = 0")
     server.stop()
     server.acquire()
     with ExitStack() as stack:
