@@ -15,6 +15,7 @@ from loader import __version__, console, display, layout, running, session, spoo
 from loader.database import connection_environment, migrate, open_database
 from loader.errors import LoaderError, UsageError
 from loader.settings import describe, read_settings
+from loader.terminal import shorten
 
 EXIT_QUARANTINED = 3
 
@@ -332,7 +333,7 @@ def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: 
         {
             "id": message.id,
             "reason": message.reason,
-            "detail": message.detail if as_json else message.detail[:60],
+            "detail": message.detail if as_json else shorten(message.detail, 60),
             "source": message.source,
             "path": message.path,
             "offset": message.byte_offset,

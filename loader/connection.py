@@ -46,8 +46,9 @@ def unreachable(url: str, error: object) -> DatabaseError:
     parameters = conninfo_to_dict(url)
     where = f"{parameters.get('host', 'localhost')}:{parameters.get('port', 5432)}/{parameters.get('dbname', '')}"
     reason = " ".join(str(error).split())
+    end = "" if reason.endswith((".", "?")) else "."
     return DatabaseError(
-        f"Cannot connect to the database at {where}: {reason}. Check DATABASE_URL and that the server is up."
+        f"Cannot connect to the database at {where}: {reason}{end} Check DATABASE_URL and that the server is up."
     )
 
 

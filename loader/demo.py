@@ -6,6 +6,9 @@ database of its own under `LOADER_HOME`, so sample events never meet real ones.
 
 import json
 import logging
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -32,12 +35,11 @@ _COUNTS = """
     from raw.cursors
     order by model = 'tracks', model
 """
-_FIRST_ROWS = """
-    select id, original_timestamp, user_id, campaign_name, email_subject
-    from iterable.email_delivered
-    order by original_timestamp, id
-    limit 5
-"""
+_FIRST_ROWS = """\
+select user_id, campaign_name, email_subject
+from iterable.email_delivered
+order by original_timestamp, id
+limit 5"""
 
 
 def run_demo(settings: Settings) -> None:
@@ -64,14 +66,26 @@ def run_demo(settings: Settings) -> None:
         with database.connect() as connection:
             counts = connection.execute(_COUNTS).fetchall()
         display.echo("\n" + display.table([{"table": table, "rows": number} for table, number in counts]))
-        display.echo(f"\n{' '.join(_FIRST_ROWS.split())};\n")
+        display.echo(f"\n{_FIRST_ROWS};\n")
         for result in run_query(database, _FIRST_ROWS):
             show_result(result, "table", 0)
         display.echo(f"\nConnect with psql or a BI tool: {database.url}")
         display.echo(
             f"The database stops when nothing has used it for {display.duration(settings.embedded_idle)}; "
-            f"LOADER_HOME={home} loader url starts it again."
+            "this starts it again:"
         )
+        display.echo(f"LOADER_HOME={shlex.quote(str(home))} {_this_program()} url")
+
+
+def _this_program() -> str:
+    """Return how a shell in this folder finds the program that runs."""
+    program = Path(sys.argv[0])
+    if program.suffix == ".py":
+        return shlex.join([sys.executable, *sys.orig_argv[1:-1]])
+    found = shutil.which(program.name)
+    if found and Path(found).resolve() == program.resolve():
+        return program.name
+    return shlex.quote(str(program))
 
 
 def _send(database: Database, settings: Settings) -> None:

@@ -19,7 +19,7 @@ import click
 from loader.landing import Landed
 from loader.loading import Progress
 from loader.status import Status
-from loader.terminal import escape_controls, escape_json_controls
+from loader.terminal import escape_controls, escape_json_controls, shorten
 from loader.transform import TableFilled
 
 # Of each list that `loader status` shows, the rows and the characters of a value; `--json` has all of it.
@@ -106,7 +106,8 @@ def duration(seconds: float) -> str:
     seconds = max(seconds, 0)
     for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
-            return f"{int(seconds // size)} {unit} {int(seconds % size // smaller_size)} {smaller}"
+            rest = int(seconds % size // smaller_size)
+            return f"{int(seconds // size)} {unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
@@ -117,7 +118,7 @@ def count(number: int, noun: str) -> str:
 
 def landed_lines(landed: Landed) -> list[str]:
     """Return what became of messages, a line each."""
-    lines = [f"{count(landed.rows, 'event')} landed (whether an event was there before shows in the transform)"]
+    lines = [f"{count(landed.rows, 'event')} landed"]
     lines += [f"{count(number, 'message')} in quarantine: {reason}" for reason, number in landed.reasons.most_common()]
     if landed.repaired:
         lines.append(f"{landed.repaired:,} of these landed all the same, with characters replaced")
@@ -329,5 +330,4 @@ def _first_rows(rows: Sequence[dict[str, Any]], most: int = _SHOWN_ROWS) -> str:
 
 
 def _shortened(value: Any) -> Any:
-    is_long = isinstance(value, str) and len(value) > _SHOWN_CHARACTERS
-    return f"{value[: _SHOWN_CHARACTERS - 1]}…" if is_long else value
+    return shorten(value, _SHOWN_CHARACTERS) if isinstance(value, str) else value

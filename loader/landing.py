@@ -20,6 +20,7 @@ from loader.events import Event, Reason, Refused
 from loader.files import printable
 from loader.lines import Chunk, read_chunk
 from loader.rows import END, HEADER, copy_statement, partition, rows_of
+from loader.terminal import shorten
 
 # SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a value larger than the server
 # can hold or nested deeper than its stack. Everything else (a lost connection, a full disk, a lock) is the database's
@@ -168,7 +169,7 @@ def land(
                         "source": source,
                         "entrance": entrance,
                         "reason": r.reason.value,
-                        "detail": _shorten(r.detail),
+                        "detail": shorten(r.detail, _DETAIL_CHARACTERS),
                         "payload": r.payload,
                         "path": None if path is None else printable(path),
                         "offset": None if path is None else r.offset,
@@ -183,11 +184,6 @@ def land(
         reasons=Counter(r.reason.value for r in refused),
         repaired=sum(r.repaired for r in refused),
     )
-
-
-def _shorten(detail: str) -> str:
-    """Return a detail as raw.quarantine keeps it."""
-    return detail if len(detail) <= _DETAIL_CHARACTERS else f"{detail[:_DETAIL_CHARACTERS]}…"
 
 
 def _settle(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:

@@ -22,6 +22,7 @@ from loader.database import open_database
 from loader.errors import LoaderError, UsageError
 from loader.runner import Runner
 from loader.settings import Settings
+from loader.terminal import shorten
 from loader.transform import TableFilled
 
 logger = logging.getLogger("loader")
@@ -261,7 +262,7 @@ class Schedule:
 
     def _recover(self) -> None:
         if self._failures:
-            logger.info("it works again, after %d failures in a row", self._failures)
+            logger.info("it works again; failed runs before: %d", self._failures)
         self._failures, self._error = 0, None
 
     def _fail(self, error: str) -> float:
@@ -315,7 +316,7 @@ def forget_old_runs(connection: psycopg.Connection) -> None:
 def reason(error: Exception) -> str:
     """Return why something failed, in one line without any value of an event, e-mail address or key."""
     message = str(error.orig if isinstance(error, DBAPIError) else error)
-    return _VALUE.sub("…", _DETAIL.sub("", message)).replace("\n", " ").strip()[:500]
+    return shorten(_VALUE.sub("…", _DETAIL.sub("", message)).replace("\n", " ").strip(), 500)
 
 
 def _failed_tables(filled: Sequence[TableFilled]) -> str | None:

@@ -1,4 +1,4 @@
-"""Text that a terminal shows as it is: control and invisible characters are written as escapes."""
+"""Text that a terminal shows as it is: no control or invisible characters, and no more of it than has room."""
 
 import re
 import unicodedata
@@ -23,6 +23,11 @@ def escape_controls(text: str, *, keep: str = "") -> str:
     if text.isprintable() and _SHAPELESS.isdisjoint(text):
         return text
     return _NOT_ASCII_TEXT.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def shorten(text: str, characters: int) -> str:
+    """Return a text of so many characters at most; an ellipsis shows where it was cut."""
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def escape_json_controls(document: str) -> str:

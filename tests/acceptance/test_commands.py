@@ -195,7 +195,7 @@ def demo_home() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
+def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
     """The demo fills the tables from nothing, shows them and a URL that works; a second run changes no number."""
     environment = os.environ | {"LOADER_HOME": str(demo_home), "LOADER_EMBEDDED_IDLE": "60"}
 
@@ -219,3 +219,9 @@ def test_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
     url = next(line.split()[-1] for line in first if "postgresql://" in line)
     with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from iterable.email_delivered").fetchone() == (400,)
+
+    # As a person would type it.
+    typed = subprocess.run(["/bin/sh", "-c", first[-1]], capture_output=True, text=True, timeout=60, check=True)
+    assert typed.stdout.strip() == url
+    table = first[first.index("limit 5;") : first.index(next(line for line in first if "postgresql://" in line))]
+    assert max(len(line) for line in table) <= 80

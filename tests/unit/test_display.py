@@ -7,9 +7,11 @@ from decimal import Decimal
 
 import pytest
 
+from loader.connection import unreachable
 from loader.display import ProgressDisplay, count, duration, grid, landed_lines, show_rows, table, to_json
 from loader.landing import Landed
 from loader.loading import Progress
+from loader.terminal import shorten
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:
@@ -49,13 +51,14 @@ def test_no_rows_are_an_empty_table() -> None:
         (0.04, "0.0 s"),
         (9.5, "9.5 s"),
         (42, "42 s"),
-        (60, "1 min 0 s"),
+        (60, "1 min"),
+        (600.4, "10 min"),
         (200, "3 min 20 s"),
-        (3600, "1 h 0 min"),
+        (3600, "1 h"),
         (86400 * 2 + 3600 * 5 + 59, "2 d 5 h"),
     ],
 )
-def test_spans_of_time(seconds: float, text: str) -> None:
+def test_d10_spans_of_time(seconds: float, text: str) -> None:
     """A span has two units at most, the larger one first."""
     assert duration(seconds) == text
 
@@ -136,3 +139,20 @@ def test_d3_progress_counts_what_is_refused(
     clock[0] = 110.0
     show(progress)
     assert capsys.readouterr().err == "48 events landed, 4,400,000 in quarantine, 5 events/s, 50%, 10 s left\n"
+
+
+def test_d10_a_text_that_is_cut_shows_it() -> None:
+    """An ellipsis is part of the length."""
+    assert shorten("abcde", 5) == "abcde"
+    assert shorten("abcdef", 5) == "abcd…"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"), [("refused", "refused."), ("refused.", "refused."), ("is it\n running?", "is it running?")]
+)
+def test_d10_a_reason_ends_in_one_mark(reason: str, shown: str) -> None:
+    """Whatever libpq says ends as a sentence does."""
+    message = str(unreachable("postgresql://u:secret@h/d", reason))
+    assert (
+        message == f"Cannot connect to the database at h:5432/d: {shown} Check DATABASE_URL and that the server is up."
+    )
