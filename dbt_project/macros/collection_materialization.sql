@@ -138,19 +138,21 @@
         {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
         {%- set key_later = shape.created and not table.sql -%}
         {%- do add_primary_key(table.relation) if shape.created and not key_later -%}
-        {%- set inserted = run_counted(insert_new_events(table, grown.columns, found.repeated, on_conflict=not key_later)) -%}
-        {%- do add_primary_key(table.relation) if key_later -%}
-        {%- set table_rows = inserted - overtaken -%}
-        {%- do record_mismatches(table, source_name, grown.columns, found.repeated) -%}
+        {#- Before the rows: an event whose id is in the table makes no row, and says nothing of the one that is there. -#}
+        {%- do record_mismatches(table, source_name, grown.columns, found.repeated, rebuild) -%}
         {%- set at_risk = columns_at_risk(grown.columns) if not table.sql else [] -%}
         {%- do record_wide_rows(table, source_name, grown.columns, at_risk, found.repeated) if at_risk -%}
+        {%- set inserted = run_counted(insert_new_events(table, grown.columns, found.repeated, on_conflict=not key_later)) -%}
+        {%- do add_primary_key(table.relation) if key_later -%}
+        {%- do forget_mismatches_without_row(table, source_name) if table.sql -%}
+        {%- set table_rows = inserted - overtaken -%}
     {%- elif shape.created -%}
         {%- do add_primary_key(table.relation) -%}
     {%- endif -%}
 
     {%- if found.rows or new_columns or rebuild or grown.widened -%}
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
-        {%- do finish_table(table, source_name, run, rebuild, found.rows, table_rows, last_seq, new_columns) -%}
+        {%- do finish_table(table, source_name, run, rebuild, found.rows, table_rows, last_seq, new_columns, grown.widened | length > 0) -%}
     {%- elif run.snapshot != run.cursor_snapshot -%}
         {%- do run_query(pass_by_sql(table, source_name, run)) -%}
     {%- endif -%}
@@ -243,8 +245,9 @@
 {#-
     Of several events with one id the first one landed counts, also when its transaction committed after a run had already
     taken a later one. Only an event that comes before the last one read (`last_seq`) can be such a latecomer. It is
-    compared, by landing order, with the event that holds the id now, which came in with the run that `uuid_ts` names; the
-    row that loses is removed, so that the insert that follows takes the winner.
+    compared, by landing order, with the event that holds the id now. That event came in with the run that `uuid_ts` names;
+    if that run has refilled columns, it may have come in with any run before. The row that loses is removed, so that the
+    insert that follows takes the winner.
 -#}
 {% macro remove_overtaken(table, source_name, last_seq) %}
     {%- set events = source('raw', 'events') -%}
@@ -261,7 +264,7 @@
             select
                 late.message_id,
                 late.seq,
-                coalesce(pg_snapshot_xmin(syncs.previous_snapshot), '1') as held_since
+                case when not syncs.refilled then pg_snapshot_xmin(syncs.previous_snapshot) end as held_since
             from late
             inner join {{ table.relation }} as served on served.id = late.message_id
             left join (select * from raw.syncs where {{ key }}) as syncs on syncs.started_at = served.uuid_ts
@@ -274,7 +277,7 @@
             where
                 {{ event_filter(table.name, table.every_event) }}
                 and message_id in (select message_id from contested)
-                and load_xid >= (select min(held_since) from contested)
+                and load_xid >= (select case when bool_and(held_since is not null) then min(held_since) else '1' end from contested)
                 and pg_visible_in_snapshot(load_xid, (select {{ previous_snapshot() }}))
             group by message_id
         ),
@@ -296,8 +299,11 @@
 {% endmacro %}
 
 
-{#- Values of the new rows that are there but NULL in the table, because the column's type cannot hold them. An empty string is no value. -#}
-{% macro record_mismatches(table, source_name, columns, repeated) %}
+{#-
+    Values of the rows to come that will be NULL in the table, because the column's type cannot hold them. An empty string is
+    no value. Events whose id is in the table already make no row.
+-#}
+{% macro record_mismatches(table, source_name, columns, repeated, rebuild) %}
     {%- set typed = [] -%}
     {%- for column in columns if column.text and column.data_type != 'text' -%}
         {%- do typed.append(column) -%}
@@ -317,14 +323,18 @@
                 {%- endfor %}
             offset 0
         ) as events
-        inner join {{ table.relation }} as served on served.id = events.message_id and served.uuid_ts = {{ run_started_at() }}
         cross join lateral (
             values
             {%- for column in typed %}
             ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.data_type) }} is null){{ "," if not loop.last }}
             {%- endfor %}
         ) as found (column_name, value, is_lost)
-        where found.is_lost and found.value <> ''
+        where
+            found.is_lost
+            and found.value <> ''
+            {%- if not rebuild %}
+            and not exists (select from {{ table.relation }} as served where served.id = events.message_id)
+            {%- endif %}
         on conflict (model, source, event_id, column_name) do update set value = excluded.value, seen_at = excluded.seen_at
     {%- endset -%}
     {%- do run_query(insertion) -%}
@@ -335,6 +345,17 @@
 {% macro kept_value(value) -%}
     case when length({{ value }}) > {{ longest_number() }} then left({{ value }}, {{ longest_number() }}) || '…' else {{ value }} end
 {%- endmacro %}
+
+
+{#- SQL of a team's own need not make a row of every event. -#}
+{% macro forget_mismatches_without_row(table, source_name) %}
+    {%- do run_query(
+        "delete from raw.mismatches
+        where
+            model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "' and seen_at = now()
+            and not exists (select from " ~ table.relation ~ " as served where served.id = event_id)"
+    ) -%}
+{% endmacro %}
 
 
 {#- Moves the cursor: never back, because a run's snapshot is the later one of its invocation's and the cursor's. -#}
@@ -367,21 +388,23 @@
 
 
 {#- Moves the cursor and writes the sync report. -#}
-{% macro finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns) %}
+{% macro finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, refilled) %}
     {%- set finish %}
         {{ move_cursor_sql(table, source_name, run, rebuild, read_rows, table_rows, last_seq) }};
 
         insert into raw.syncs
-            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, previous_snapshot, snapshot, started_at, duration)
+            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, refilled, previous_snapshot, snapshot, started_at, duration)
         values (
             '{{ invocation_id }}', '{{ table.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }}, {{ last_seq }},
             array[{% for name in new_columns %}{{ string_literal(name) }}{{ ", " if not loop.last }}{% endfor %}]::text[],
+            {{ refilled }},
             {{ "null" if rebuild or not run.cursor_snapshot else "'" ~ run.cursor_snapshot ~ "'" }},
             '{{ run.snapshot }}', '{{ run.started_at }}', clock_timestamp() - now()
         )
         on conflict (transform_id, model, source) do update set
             read_rows = syncs.read_rows + excluded.read_rows,
-            table_rows = syncs.table_rows + excluded.table_rows;
+            table_rows = syncs.table_rows + excluded.table_rows,
+            refilled = syncs.refilled or excluded.refilled;
     {%- endset -%}
     {%- do run_query(finish) -%}
 {% endmacro %}

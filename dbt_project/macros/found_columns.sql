@@ -189,14 +189,17 @@
 
 {#-
     Widened columns once more from raw.events, for the rows that are there: what the old type could not hold, and what it
-    held in another spelling (12 for 12.0). Reads up to where the table has come, so it must run before the new rows.
+    held in another spelling (12 for 12.0). Reads up to where the table has come, so it must run before the new rows. A row
+    whose value changes gets this run's `uuid_ts`, by which readers find what is new.
 -#}
 {% macro refill_columns(table, source_name, run, columns) %}
     {%- set refill -%}
         select set_config('loader.snapshot', '{{ run.cursor_snapshot }}', true), set_config('loader.previous_snapshot', '', true), set_config('enable_seqscan', 'on', true);
 
         update {{ table.relation }} as served
-        set {% for column in columns %}{{ adapter.quote(column.name) }} = refilled.{{ adapter.quote(column.name) }}{{ ", " if not loop.last }}{% endfor %}
+        set
+            {{ "uuid_ts = " ~ run_started_at() ~ "," if table.declared | selectattr('name', 'equalto', 'uuid_ts') | list }}
+            {% for column in columns %}{{ adapter.quote(column.name) }} = refilled.{{ adapter.quote(column.name) }}{{ ", " if not loop.last }}{% endfor %}
         from (
             select distinct on (events.message_id)
                 events.message_id,

@@ -67,7 +67,9 @@
         "insert into raw.mismatches (model, source, event_id, column_name, value)
         select '" ~ table.name ~ "', '" ~ source_name ~ "', selected.id, '*', 'too wide for a row: columns from " ~ at_risk[0] ~ " on are NULL'
         from (" ~ event_select(columns, table.name, table.every_event, repeated) ~ " offset 0) as selected
-        where not (" ~ row_fits(columns) ~ ")
+        where
+            not (" ~ row_fits(columns) ~ ")
+            and not exists (select from " ~ table.relation ~ " as served where served.id = selected.id)
         on conflict (model, source, event_id, column_name) do nothing"
     ) -%}
 {% endmacro %}

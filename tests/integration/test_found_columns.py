@@ -18,7 +18,7 @@ from loader.landing import land
 from loader.segment import parse_lines
 from loader.settings import Settings
 from loader.transform import TableFilled, transform
-from tests.warehouse import assert_union, contents, everything, law
+from tests.warehouse import assert_union, contents, everything, land_payload, law
 
 MODELS = ("email_delivered", "email_opened", "found_collections", "tracks")
 
@@ -327,3 +327,86 @@ def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> N
     before = everything(warehouse.connection)
     warehouse.run(full_refresh=True)
     assert everything(warehouse.connection) == before
+
+
+def moments(warehouse: Warehouse) -> dict[str, Any]:
+    """Return each row's `uuid_ts`."""
+    return dict(warehouse.rows("select id, uuid_ts from iterable.email_opened"))
+
+
+def land_again(connection: psycopg.Connection, message_id: str, user: str, properties: dict[str, Any]) -> None:
+    """Land an event whose properties are all known."""
+    land_payload(connection, message_id, {"event": "Email Opened", "userId": user, "properties": properties})
+
+
+def test_a16_a_refill_sets_uuid_ts_on_the_rows_it_changes(warehouse: Warehouse) -> None:
+    """And on no other, so that a reader of increments by `uuid_ts` sees each change once."""
+    warehouse.land({"found": 12.0}, {"found": 12}, {"other": 1})
+    warehouse.run()
+    before = moments(warehouse)
+    warehouse.land({"found": "word"})
+    warehouse.run()
+    assert warehouse.rows("select id, found from iterable.email_opened order by id") == [
+        ("e1", "12.0"),
+        ("e2", "12"),
+        ("e3", None),
+        ("e4", "word"),
+    ]
+    after = moments(warehouse)
+    assert after["e1"] == after["e4"] > before["e1"]
+    assert (after["e2"], after["e3"]) == (before["e2"], before["e3"])
+
+
+def test_a16_a_refilled_row_gives_way_to_an_earlier_event_that_commits_late(warehouse: Warehouse) -> None:
+    """The first landed counts, although `uuid_ts` no longer names the run that brought the row."""
+    warehouse.land({"found": 12})
+    warehouse.run()
+    with warehouse.database.connect() as late:
+        land_again(late, "x", "first", {"found": 7.0})
+        land_again(warehouse.connection, "x", "second", {"found": 12.0})
+        warehouse.run()
+        warehouse.land({})
+        warehouse.run()
+        warehouse.land({"found": "word"})
+        warehouse.run()
+        refilled = moments(warehouse)
+        assert refilled["x"] == refilled["e3"]
+        late.commit()
+    warehouse.run()
+    assert warehouse.rows("select user_id, found from iterable.email_opened where id = 'x'") == [("first", "7.0")]
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+
+
+def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse: Warehouse) -> None:
+    """Neither in the run that refills the row, nor in any other."""
+    warehouse.land({"found": 12.0, "campaignId": 1})
+    warehouse.run()
+    land_again(warehouse.connection, "e1", "u", {"campaignId": "many"})
+    warehouse.run()
+    warehouse.land({"found": "word"})
+    land_again(warehouse.connection, "e1", "u", {"campaignId": "more"})
+    land_again(warehouse.connection, "e2", "u", {"campaignId": "most"})
+    warehouse.run()
+    assert warehouse.rows("select id, found, campaign_id from iterable.email_opened order by id") == [
+        ("e1", "12.0", 1),
+        ("e2", "word", None),
+    ]
+    assert warehouse.rows("select event_id, value from raw.mismatches") == []
+    warehouse.land({"campaignId": "lost"})
+    land_again(warehouse.connection, "e3", "u", {"campaignId": 3})
+    warehouse.run()
+    assert warehouse.rows("select event_id, value from raw.mismatches") == [("e3", "lost")]
+
+
+def test_a16_a_repeated_event_is_not_noted_as_too_wide(warehouse: Warehouse) -> None:
+    """What did not make the row says nothing of the row."""
+    warehouse.land({"p1": 1}, event="Wide")
+    warehouse.land({f"p{i}": i for i in range(700)}, event="Wide")
+    warehouse.run()
+    assert warehouse.rows("select event_id from raw.mismatches") == [("e2",)]
+    payload = {"event": "Wide", "userId": "u", "properties": {f"p{i}": i for i in range(700)}}
+    land_payload(warehouse.connection, "e1", payload, collection="wide")
+    warehouse.run()
+    assert warehouse.rows("select event_id from raw.mismatches") == [("e2",)]
