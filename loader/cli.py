@@ -11,7 +11,7 @@ import click
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from loader import __version__, console, display, layout, running, session, spooled
+from loader import __version__, console, display, keyring, layout, refusals, running, session, spooled
 from loader.database import connection_environment, migrate, open_database
 from loader.errors import LoaderError, UsageError
 from loader.settings import describe, read_settings
@@ -67,6 +67,8 @@ for command in (
     running.serve,
     running.schedule,
     console.sql,
+    keyring.source,
+    keyring.key,
     layout.rescan,
     layout.schema,
     layout.widen,
@@ -128,7 +130,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
         with database.begin() as transaction:
             schema = find_source(transaction, source)
         progress = display.ProgressDisplay()
-        total, outcomes = Landed(), []
+        total, outcomes, discards = Landed(), [], []
         try:
             loading = Load(
                 database.url,
@@ -142,6 +144,8 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
             for loaded in loading.run(files):
                 outcomes.append(loaded.outcome)
                 total.add(loaded.landed)
+                if loaded.landed.quarantined:
+                    discards.append(f"`loader quarantine discard --load {loaded.number}`")
                 if loaded.error:
                     progress.close()
                     display.note(f"Error: {loaded.error}")
@@ -159,6 +163,8 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
         sys.exit(1)
     if total.quarantined:
         display.note("`loader quarantine list` shows what was refused, and why.")
+        if total.quarantined > total.rows:
+            display.note(f"More was refused than landed. To discard it: {shorten(discards, 3)}")
         sys.exit(EXIT_QUARANTINED)
 
 
@@ -226,96 +232,11 @@ def migrate_command() -> None:
 
 
 @main.group()
-def source() -> None:
-    """Sources: who sends events, and into which schema."""
-
-
-@source.command(name="add")
-@click.argument("name")
-@click.option("--schema", default="", help="Schema of its tables; derived from the name by default.")
-@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label; may be given several times.")
-@session.as_json
-def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
-    """Add a source and print its write key, which is shown this once: the key on stdout, the words on stderr."""
-    from loader.sources import add_source  # noqa: PLC0415
-
-    for label in labels:
-        if label.count(":") != 1:
-            raise UsageError(f"--label {label} must look like environment:prod.")
-    with session.database() as (database, _), database.begin() as connection:
-        schema, key = add_source(connection, name, schema=schema, labels=dict(label.split(":") for label in labels))
-    if as_json:
-        display.echo_json({"name": name, "schema": schema, "write_key": key})
-    else:
-        display.note(f"Source {name} feeds schema {schema}. Its write key, shown only now:")
-        display.echo_exact(key)
-
-
-@source.command(name="list")
-@session.as_json
-def source_list(*, as_json: bool) -> None:
-    """List the sources."""
-    from loader.sources import list_sources  # noqa: PLC0415
-
-    with session.database() as (database, _), database.begin() as connection:
-        display.show_records(
-            list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`."
-        )
-
-
-@main.group()
-def key() -> None:
-    """Write keys: what senders of a source identify themselves with."""
-
-
-@key.command(name="add")
-@click.argument("source_name", metavar="[SOURCE]", required=False)
-@click.option("--label", default="", help="What the key is for.")
-@session.as_json
-def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
-    """Make a write key and print it, which is shown this once: the key on stdout, the words on stderr.
-
-    SOURCE may be left out when there is only one source.
-    """
-    from loader.sources import add_key, find_source  # noqa: PLC0415
-
-    with session.database() as (database, _), database.begin() as connection:
-        name = source_name or find_source(connection, None, naming="its name: `loader key add NAME`")
-        made = add_key(connection, name, label=label)
-    if as_json:
-        display.echo_json({"source": name, "write_key": made})
-    else:
-        display.note(f"A write key for source {name}, shown only now:")
-        display.echo_exact(made)
-
-
-@key.command(name="list")
-@click.option("--source", "source_name", help="Only those of this source.")
-@session.as_json
-def key_list(source_name: str | None, *, as_json: bool) -> None:
-    """List the write keys, with their last use."""
-    from loader.sources import list_keys  # noqa: PLC0415
-
-    with session.database() as (database, _), database.begin() as connection:
-        display.show_records(
-            list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`."
-        )
-
-
-@key.command(name="revoke")
-@click.argument("number", type=int)
-def key_revoke(number: int) -> None:
-    """Revoke a write key, by its number in `loader key list`."""
-    from loader.sources import revoke_key  # noqa: PLC0415
-
-    with session.database() as (database, _), database.begin() as connection:
-        revoke_key(connection, number)
-    display.echo(f"Key {number} is revoked.")
-
-
-@main.group()
 def quarantine() -> None:
     """Messages that could not land, and the way back in."""
+
+
+quarantine.add_command(refusals.discard)
 
 
 @quarantine.command(name="list")

@@ -280,6 +280,7 @@ def show_status(status: Status) -> None:
             "in collections": law.in_collections,
             "in tracks only": law.in_tracks_only,
             "in quarantine": law.quarantined,
+            "discarded from quarantine": law.discarded,
             "duplicates of an id": law.duplicates,
             "calls other than track": law.other_calls,
             "waiting": law.waiting,

@@ -31,9 +31,9 @@ class TableStatus:
 class Conservation:
     """The conservation law of one source, counted where the messages lie.
 
-    `accepted` is the sum of the six counts from `in_collections` to `waiting`. The two missing counts are 0, or
-    something was lost. `shared_ids` counts rows of collections that tracks lacks: an event of another name landed first
-    with the id.
+    `accepted` is the sum of `discarded` and the six counts from `in_collections` to `waiting`. The two missing counts
+    are 0, or something was lost. `shared_ids` counts rows of collections that tracks lacks: an event of another name
+    landed first with the id.
     """
 
     source: str
@@ -47,12 +47,13 @@ class Conservation:
     missing_in_collections: int
     missing_in_tracks: int
     shared_ids: int
+    discarded: int
 
     @property
     def holds(self) -> bool:
         """Whether every accepted message is accounted for."""
         found = self.in_collections + self.in_tracks_only + self.quarantined
-        found += self.duplicates + self.other_calls + self.waiting
+        found += self.discarded + self.duplicates + self.other_calls + self.waiting
         return found == self.accepted and self.missing_in_collections == 0 == self.missing_in_tracks
 
 

@@ -24,7 +24,8 @@ def module_settings(server: str, home: Path, raw_template: str) -> Iterator[Sett
 def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
     """A connection to that database, in which nothing has been loaded."""
     with psycopg.connect(module_settings.database_url, autocommit=True) as opened:
-        opened.execute("truncate raw.events, raw.loads, raw.quarantine, raw.sources, raw.write_keys restart identity")
+        opened.execute("truncate raw.events, raw.sources, raw.write_keys restart identity")
+        opened.execute("truncate raw.loads, raw.quarantine, raw.discarded restart identity")
         opened.execute("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')")
         yield opened
 

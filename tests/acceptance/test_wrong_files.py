@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import psycopg
@@ -10,6 +11,7 @@ import pytest
 from loader.loading import CHECKED_LINES
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command
+from tests.warehouse import law
 
 CALL = json.dumps({"type": "track", "event": "Email Opened", "userId": "u1", "messageId": "m"})
 
@@ -125,3 +127,82 @@ def test_d3_a_stream_without_events_is_stopped_too(module_settings: Settings, co
     assert "It looks like CSV" in stopped.stderr
     assert run("load", "-", stdin=b"\n\n").returncode == 0
     assert count(connection, "raw.quarantine") == 0
+
+
+@pytest.fixture
+def refused(run_here: Loader, tmp_path: Path) -> Path:
+    """A folder in which two files have been loaded, each with one event and with messages that were refused."""
+    for name, lines in (("a.ndjson", ["{broken", "{broken too", '{"type": "track"}']), ("b.ndjson", ["{broken"])):
+        (tmp_path / name).write_text("\n".join([CALL, *lines]) + "\n", encoding="utf-8")
+        assert run_here("load", str(tmp_path / name)).returncode == 3
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gone"),
+    [
+        (["--load", "1"], 3),
+        (["--load", "2"], 1),
+        (["--reason", "invalid_json"], 3),
+        (["--path", "a.ndjson"], 3),
+        (["--path", ""], 4),
+        (["--load", "1", "--reason", "invalid_json"], 2),
+        (["--reason", "no_such_reason"], 0),
+    ],
+)
+def test_d3_what_is_discarded_stays_counted(
+    run_here: Loader, connection: psycopg.Connection, refused: Path, arguments: list[str], gone: int
+) -> None:
+    """The messages and their bytes are gone, the law holds, and raw.discarded has their number and bytes."""
+    if arguments[0] == "--path":
+        arguments = ["--path", str(refused / arguments[1]) if arguments[1] else f"{refused}/"]
+    assert law(connection)["quarantined"] == 4
+    done = run_here("quarantine", "discard", "--yes", *arguments)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{gone} message{'' if gone == 1 else 's'} of ")
+    numbers = law(connection)
+    assert (numbers["accepted"], numbers["quarantined"], numbers["discarded"]) == (6, 4 - gone, gone)
+    assert count(connection, "raw.quarantine") == 4 - gone
+    kept = connection.execute(
+        "select coalesce(sum(messages), 0), coalesce(sum(bytes), 0) from raw.discarded"
+    ).fetchone()
+    assert kept is not None
+    assert kept[0] == gone
+    assert f" of {int(kept[1]):,} byte" in done.stdout
+    status = json.loads(run_here("status", "--json").stdout)["conservation"][0]
+    assert (status["discarded"], status["holds"]) == (gone, True)
+    assert f"{gone}  discarded from quarantine" in run_here("status").stdout
+
+
+def test_d3_a_file_that_was_loaded_again_keeps_its_loads_apart(
+    run_here: Loader, connection: psycopg.Connection, refused: Path
+) -> None:
+    """Of a file that was replaced by another of its name, each load has its own messages."""
+    (refused / "a.ndjson").write_text(f"{CALL} \n" + "{other\n" * 5, encoding="utf-8")
+    assert run_here("load", str(refused / "a.ndjson")).returncode == 3
+    assert run_here("quarantine", "discard", "--yes", "--load", "1").stdout.startswith("3 messages")
+    assert run_here("quarantine", "discard", "--yes", "--load", "3").stdout.startswith("5 messages")
+    assert law(connection)["discarded"] == 8
+
+
+def test_d3_a_discard_is_confirmed(
+    run_here: Loader, connection: psycopg.Connection, refused: Path, module_settings: Settings
+) -> None:
+    """Without --yes a script is refused and a person is asked; what has landed is never discarded."""
+    unconfirmed = run_here("quarantine", "discard", "--load", "1", stdin=b"")
+    assert unconfirmed.returncode == 2
+    assert "3 messages would be gone for good. Confirm it with --yes." in unconfirmed.stderr
+    assert run_here("quarantine", "discard").returncode == 2
+    unknown = run_here("quarantine", "discard", "--yes", "--load", "99")
+    assert (unknown.returncode, "There is no load 99" in unknown.stderr) == (2, True)
+    assert law(connection)["quarantined"] == 4
+
+
+def test_d3_a_load_of_refusals_names_the_way_to_discard_them(run_here: Loader, tmp_path: Path) -> None:
+    """The command works as it is written."""
+    path = tmp_path / "events.ndjson"
+    path.write_text(f"{CALL}\n" + "{broken\n" * 5, encoding="utf-8")
+    told = run_here("load", str(path)).stderr
+    advised = re.search(r"`loader (quarantine discard .*?)`", told)
+    assert advised
+    assert run_here(*advised[1].split(), "--yes").stdout.startswith("5 messages of ")
