@@ -171,20 +171,28 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
 @main.command()
 @click.option("--select", multiple=True, help="Only these models, as dbt selects them.")
 @click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from what has landed.")
-def transform(select: tuple[str, ...], *, full_refresh: bool) -> None:
+@click.option(
+    "--allow-loss", is_flag=True, help="Rebuild also where raw.events lacks events: their rows are deleted for good."
+)
+def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) -> None:
     """Split what has landed into the tables."""
     from loader.transform import log_file  # noqa: PLC0415
     from loader.transform import transform as run_transform  # noqa: PLC0415
 
+    if allow_loss and not full_refresh:
+        raise UsageError("--allow-loss needs --full-refresh: only a rebuild deletes rows.")
     with session.database() as (database, settings):
-        filled = run_transform(database, settings, select=select, full_refresh=full_refresh)
+        filled = run_transform(database, settings, select=select, full_refresh=full_refresh, allow_loss=allow_loss)
         display.echo(display.table([display.table_filled(table) for table in filled]))
+        for table in filled:
+            if table.note:
+                display.note(f"Note: {table.note}")
         failed = [table for table in filled if table.error]
         for table in filled:
             for obstacle in table.obstacles:
                 display.note(f"Warning: {table.source}.{table.table}: {obstacle}")
         for table in failed:
-            display.note(f"Error: {table.source}.{table.table} was not filled: {table.error}")
+            display.note(f"Error: {table.source}.{table.table} was left as it was: {table.error}")
         if failed:
             display.note(
                 f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}"

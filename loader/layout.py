@@ -23,6 +23,10 @@ def rescan(source: str | None) -> None:
         f"{display.count(found.events, 'event')} read of {display.count(found.collections, 'collection')}. "
         f"Properties: {found.properties:,}, of which new: {found.new:,}."
     )
+    if found.held:
+        display.note(
+            f"Not made again, because rows would be lost: {', '.join(found.held)}. `loader status` says how to go on."
+        )
 
 
 @click.command()

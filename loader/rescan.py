@@ -64,9 +64,9 @@ _FORGET_UNTRACKED = """
 _REPLACE_TYPES = """
     update raw.properties set types = %s where source = %s and collection = %s and digest = %s
 """
-# The next run makes the table of such a cursor again, in place.
+# The next run makes the rows again, in place. Null where there is no such table yet.
 _MAKE_AGAIN = """
-    update raw.cursors set snapshot = null where source = %s and model = %s
+    select raw.order_rebuild(source, model) from raw.cursors where source = %s and model = %s
 """
 
 # What a query's placeholders stand for.
@@ -84,12 +84,14 @@ class Rescanned:
         collections: Collections they are of.
         properties: Properties they have.
         new: Properties that were not recorded, or not with all their types.
+        held: Tables that lack some of them and are not made again, because rows would be lost.
     """
 
     events: int
     collections: int
     properties: int
     new: int
+    held: list[str]
 
 
 def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescanned:
@@ -124,17 +126,19 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
             _replace_collections(connection, sources, seen)
             _replace_properties(connection, found, recorded)
             new = [each for each in found if _is_new(each, recorded)]
-            _make_again(connection, new)
+            held = _make_again(connection, new)
             connection.execute("update raw.generation set number = number + 1")
         _await_landing(connection)
         with connection.transaction():
             late = Seen(Tracker(), connection)
             _look(connection, late, sources, _LATE_EVENTS, {"sources": sources, "snapshot": snapshot})
             late.record()
-            _make_again(connection, [each for properties in late.properties.values() for each in properties.values()])
+            held += _make_again(
+                connection, [each for properties in late.properties.values() for each in properties.values()]
+            )
     except psycopg.Error as error:
         raise explain(error) from None
-    return Rescanned(events, len(seen.collections), len(found), len(new))
+    return Rescanned(events, len(seen.collections), len(found), len(new), sorted(set(held)))
 
 
 class _Unknowing(Tracker):
@@ -214,9 +218,13 @@ def _is_new(each: Property, recorded: Types) -> bool:
     return not all(covers(types, kind) for kind in each.types)
 
 
-def _make_again(connection: psycopg.Connection, new: Sequence[Property]) -> None:
-    """Have the next run make the tables again that lack some properties."""
-    connection.cursor().executemany(_MAKE_AGAIN, sorted({model for each in new for model in _models(each)}))
+def _make_again(connection: psycopg.Connection, new: Sequence[Property]) -> list[str]:
+    """Have the next run make the tables again that lack some properties; return those that would lose rows by it."""
+    held = []
+    for source, model in sorted({model for each in new for model in _models(each)}):
+        if connection.execute(_MAKE_AGAIN, (source, model)).fetchone() == (False,):
+            held.append(f"{source}.{model}")
+    return held
 
 
 def _models(each: Property) -> list[Key]:

@@ -109,7 +109,7 @@ NEWS = """
 # Tables with work to do although nothing has landed: of a new source, after `loader rescan`, held and due again, or new
 # ones that had to wait for the next hour.
 _UNMADE = """
-    select model, source from raw.cursors where snapshot is null
+    select model, source from raw.cursors where snapshot is null or rebuild_ordered
     union
     select model, source from raw.held_tables where next_try_at <= clock_timestamp()
     union
@@ -251,6 +251,9 @@ class Schedule:
         self._unmade = self._find_unmade(connection)
         connection.execute(_SUCCEEDED, [self._identity["id"]])
         self._recover()
+        for table in filled:
+            if table.note:
+                logger.warning(table.note)
         if rows := sum(table.rows for table in filled):
             logger.info("%d rows added to %d tables", rows, sum(table.rows > 0 for table in filled))
         return None

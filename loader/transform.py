@@ -34,8 +34,9 @@ class TableFilled:
         duplicates: Events whose id was there already.
         new_columns: Columns that were added.
         duration: Time the table took; zero when there was nothing to do.
-        error: Why dbt could not fill it; empty when it could.
+        error: Why dbt could not fill or rebuild it; empty when it could.
         obstacles: What kept the run from adding or widening a column of it.
+        note: What somebody should know of the run; empty when there is nothing.
     """
 
     source: str
@@ -46,16 +47,24 @@ class TableFilled:
     duration: timedelta = timedelta(0)
     error: str = ""
     obstacles: tuple[str, ...] = ()
+    note: str = ""
 
 
 _FOUND_COLLECTIONS = "found_collections"
 _FAILED = frozenset({"error", "skipped"})
 _SOURCES = "select schema_name from raw.sources order by id"
 _SYNCS = """
-    select source, model, table_rows, read_rows - table_rows as duplicates, new_columns, duration
+    select source, model, table_rows, read_rows - table_rows as duplicates, new_columns, duration, note
     from raw.syncs
     where transform_id = :id
 """
+# Tables that a full refresh has left as they were, because rows would be lost.
+_REFUSED = """
+    select source, model, reason
+    from raw.held_tables
+    where held = 'rebuild' and tried_at >= (select started_at from raw.transforms where id = :id)
+"""
+_REFUSAL = "Not rebuilt:"
 
 
 def transform(
@@ -64,6 +73,7 @@ def transform(
     *,
     select: Sequence[str] = (),
     full_refresh: bool = False,
+    allow_loss: bool = False,
     widen: bool = False,
 ) -> list[TableFilled]:
     """Split what has landed since the last run into the tables.
@@ -72,7 +82,8 @@ def transform(
         database: An open database.
         settings: The process's settings.
         select: dbt selectors; none for every model.
-        full_refresh: Rebuild the rows in place, from all that has ever landed.
+        full_refresh: Rebuild the rows in place, from the events that raw.events holds.
+        allow_loss: Rebuild also the tables whose events raw.events no longer holds completely.
         widen: Also widen the columns that views depend on, and make the views again.
 
     Returns:
@@ -102,7 +113,10 @@ def transform(
         nonlocal invocation
         invocation = message.info.invocation_id
 
-    variables = dbt_environment(database, settings, sources) | {"LOADER_WIDEN": str(widen).lower()}
+    variables = dbt_environment(database, settings, sources) | {
+        "LOADER_WIDEN": str(widen).lower(),
+        "LOADER_ALLOW_LOSS": str(allow_loss).lower(),
+    }
     with environment(variables), tidied():
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
 
@@ -118,7 +132,9 @@ def transform(
     with database.begin() as connection:
         rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
         waiting = connection.execute(text(WAITING_COLUMNS)).all()
+        held = connection.execute(text(_REFUSED), {"id": invocation}).all() if full_refresh else []
     synced = {(row.source, row.model): row for row in rows}
+    refused = {(row.source, row.model): row.reason for row in held}
     # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
     names = {(source, table) for source in sources for table in outcomes}
@@ -127,10 +143,12 @@ def transform(
         obstacle = f"column {column.column} waits for type {column.wanted}. In the way: {column.in_the_way}."
         obstacles.setdefault((column.source, column.table), []).append(f"{obstacle} {advise(column.in_the_way)}")
     filled = [
-        replace(_filled(*name, synced.get(name), outcomes.get(name[1])), obstacles=tuple(obstacles.get(name, ())))
-        for name in sorted(names | synced.keys())
+        TableFilled(*name, error=refused[name])
+        if name in refused
+        else replace(_filled(*name, synced.get(name), outcomes.get(name[1])), obstacles=tuple(obstacles.get(name, ())))
+        for name in sorted(names | synced.keys() | refused.keys())
     ]
-    if found is not None and found.status in _FAILED:
+    if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
         filled.append(_filled(sources[0], _FOUND_COLLECTIONS, None, found))
     return sorted(filled, key=lambda table: sources.index(table.source))
 
@@ -146,6 +164,7 @@ def _filled(source: str, table: str, row: Any, outcome: Any) -> TableFilled:
         new_columns=tuple(row.new_columns) if row else (),
         duration=row.duration if row else timedelta(0),
         error=_one_line(outcome.message or outcome.status) if failed else "",
+        note=(row.note or "") if row else "",
     )
 
 

@@ -12,12 +12,14 @@
 
     {%- set totals = namespace(rows=0) -%}
     {%- set relations = [] -%}
+    {%- set refusals = [] -%}
     {%- for source_name in registered_sources() -%}
         {%- do begin() if not loop.first -%}
         {%- set table = described_table(source_name, model.alias, model.description) -%}
         {%- do table.update({'sql': none if takes_found_columns(sql) else sql}) -%}
         {%- do relations.append(table.relation) -%}
         {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
+        {%- do refusals.append(table.refusal) if table.refusal -%}
         {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
         {%- do adapter.commit() -%}
         {%- do warn_of_obstacles(table) -%}
@@ -31,6 +33,7 @@
         {%- do adapter.commit() -%}
     {%- endif -%}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {%- do raise_refusals(refusals) -%}
     {{ return({'relations': relations}) }}
 {% endmaterialization %}
 
@@ -45,6 +48,7 @@
         'declared': model.columns.values() | list,
         'sql': none,
         'obstacles': [],
+        'refusal': none,
     }) }}
 {% endmacro %}
 
@@ -97,11 +101,7 @@
     {%- set full_refresh = should_full_refresh() -%}
     {%- set run = read_from(table.name, source_name, rebuild=full_refresh) -%}
     {%- set shape = shape_table(table) -%}
-    {%- set rebuild = full_refresh or shape.created or not run.cursor_snapshot -%}
-    {%- if shape.created and run.cursor_snapshot -%}
-        {#- Somebody has dropped the table: it starts over, from the first event. -#}
-        {%- set run = read_from(table.name, source_name, rebuild=true) -%}
-    {%- endif -%}
+    {%- set rebuild = full_refresh or shape.created or run.rebuild_ordered or not run.cursor_snapshot -%}
 
     {%- if run.first_run and not full_refresh and has_rows(table.relation) -%}
         {%- do exceptions.raise_compiler_error(
@@ -112,6 +112,20 @@
     {%- if flags.EMPTY -%}
         {%- do finish_empty_table(table, source_name, shape) -%}
         {{ return(0) }}
+    {%- endif -%}
+
+    {%- set note = none -%}
+    {%- if shape.created -%}
+        {#- Somebody has dropped the table, which has nothing to lose: it starts over, from the first event. -#}
+        {%- set note = describe_new_start(table, source_name) -%}
+    {%- elif rebuild and not run.first_run and not allows_loss() and not may_rebuild(table, source_name) -%}
+        {%- if full_refresh -%}
+            {{ return(0) }}
+        {%- endif -%}
+        {%- set rebuild = false -%}
+    {%- endif -%}
+    {%- if rebuild and not full_refresh and run.cursor_snapshot -%}
+        {%- set run = read_from(table.name, source_name, rebuild=true) -%}
     {%- endif -%}
 
     {%- set removed = 0 -%}
@@ -132,7 +146,7 @@
     {%- set table_rows = 0 -%}
     {%- if found.rows -%}
         {%- set overtaken = 0 -%}
-        {%- if not rebuild and found.first_seq < run.last_seq -%}
+        {%- if not rebuild and run.cursor_snapshot and found.first_seq < run.last_seq -%}
             {%- set overtaken = remove_overtaken(table, source_name, run.last_seq) -%}
         {%- endif -%}
         {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
@@ -152,11 +166,50 @@
 
     {%- if found.rows or new_columns or rebuild or grown.widened -%}
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
-        {%- do finish_table(table, source_name, run, rebuild, found.rows, table_rows, last_seq, new_columns, grown.widened | length > 0) -%}
+        {#- A table without a snapshot that is not rebuilt has read all events again, and counts only what was new to it. -#}
+        {%- set read_rows = found.rows if rebuild or run.cursor_snapshot else table_rows -%}
+        {%- do finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, grown.widened | length > 0, note) -%}
     {%- elif run.snapshot != run.cursor_snapshot -%}
         {%- do run_query(pass_by_sql(table, source_name, run)) -%}
     {%- endif -%}
     {{ return(table_rows - removed) }}
+{% endmacro %}
+
+
+{#- Whether a rebuild may delete rows whose events are gone from raw.events: `--vars 'allow_loss: true'`. -#}
+{% macro allows_loss() -%}
+    {{ return('true' in [var('allow_loss', false) | string | lower, env_var('LOADER_ALLOW_LOSS', '')]) }}
+{%- endmacro %}
+
+
+{#-
+    Whether all events of the table are there for a rebuild. If not, raw.held_tables says so, and the table keeps its rows.
+    A command that asked for the rebuild fails in the end, when all other tables are filled.
+-#}
+{% macro may_rebuild(table, source_name) %}
+    {%- if run_query("select raw.order_rebuild('" ~ source_name ~ "', '" ~ table.name ~ "')").rows[0][0] -%}
+        {{ return(true) }}
+    {%- endif -%}
+    {%- if should_full_refresh() -%}
+        {%- set reason = run_query("select reason from raw.held_tables where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "' and held = 'rebuild'").rows[0][0] -%}
+        {%- do table.update({'refusal': source_name ~ "." ~ table.name ~ ": " ~ reason}) -%}
+    {%- endif -%}
+    {{ return(false) }}
+{% endmacro %}
+
+
+{% macro raise_refusals(refusals) %}
+    {%- do exceptions.raise_compiler_error("Not rebuilt: " ~ refusals | join(" ")) if refusals -%}
+{% endmacro %}
+
+
+{#- What is to be said of a table that was dropped, where raw.events no longer holds all that it had read; none otherwise. -#}
+{% macro describe_new_start(table, source_name) %}
+    {%- set loss = run_query("select raw.describe_loss('" ~ source_name ~ "', '" ~ table.name ~ "')").rows[0][0] -%}
+    {%- if not loss -%}{{ return(none) }}{%- endif -%}
+    {%- set note = source_name ~ "." ~ table.name ~ " had been dropped and is made again. " ~ loss -%}
+    {%- do log(note, info=true) -%}
+    {{ return(note) }}
 {% endmacro %}
 
 
@@ -366,6 +419,9 @@
         read_rows = {{ "" if rebuild else "read_rows + " }}{{ read_rows }},
         table_rows = {{ "" if rebuild else "table_rows + " }}{{ table_rows }},
         last_seq = {{ last_seq }},
+        {%- if rebuild %}
+        rebuild_ordered = false,
+        {%- endif %}
         updated_at = clock_timestamp()
     where model = '{{ table.name }}' and source = '{{ source_name }}'
 {%- endmacro %}
@@ -388,23 +444,28 @@
 
 
 {#- Moves the cursor and writes the sync report. -#}
-{% macro finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, refilled) %}
+{% macro finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, refilled, note) %}
     {%- set finish %}
         {{ move_cursor_sql(table, source_name, run, rebuild, read_rows, table_rows, last_seq) }};
 
         insert into raw.syncs
-            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, refilled, previous_snapshot, snapshot, started_at, duration)
+            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, new_columns, refilled, previous_snapshot, snapshot, started_at, duration, note)
         values (
             '{{ invocation_id }}', '{{ table.name }}', '{{ source_name }}', {{ rebuild }}, {{ read_rows }}, {{ table_rows }}, {{ last_seq }},
             array[{% for name in new_columns %}{{ string_literal(name) }}{{ ", " if not loop.last }}{% endfor %}]::text[],
             {{ refilled }},
             {{ "null" if rebuild or not run.cursor_snapshot else "'" ~ run.cursor_snapshot ~ "'" }},
-            '{{ run.snapshot }}', '{{ run.started_at }}', clock_timestamp() - now()
+            '{{ run.snapshot }}', '{{ run.started_at }}', clock_timestamp() - now(),
+            {{ string_literal(note) if note else "null" }}
         )
         on conflict (transform_id, model, source) do update set
             read_rows = syncs.read_rows + excluded.read_rows,
             table_rows = syncs.table_rows + excluded.table_rows,
             refilled = syncs.refilled or excluded.refilled;
+        {%- if rebuild %}
+
+        select raw.release_table('{{ table.name }}', '{{ source_name }}', 'rebuild');
+        {%- endif %}
     {%- endset -%}
     {%- do run_query(finish) -%}
 {% endmacro %}

@@ -8,6 +8,7 @@
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
     {%- set totals = namespace(rows=0) -%}
+    {%- set refusals = [] -%}
     {%- for source_name in registered_sources() -%}
         {%- for collection in collections_to_fill(source_name) -%}
             {%- do note_try(source_name, collection.name, 'clock_timestamp()') -%}
@@ -15,6 +16,7 @@
             {%- do begin() -%}
             {%- set table = described_table(source_name, collection.name, found_description(collection.event)) -%}
             {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
+            {%- do refusals.append(table.refusal) if table.refusal -%}
             {%- do note_try(source_name, collection.name, 'null') -%}
             {%- do adapter.commit() -%}
             {%- do warn_of_obstacles(table) -%}
@@ -26,6 +28,7 @@
 
     {%- call noop_statement('main', 'INSERT ' ~ totals.rows, 'INSERT', totals.rows) -%}{%- endcall -%}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {%- do raise_refusals(refusals) -%}
     {{ return({'relations': []}) }}
 {% endmaterialization %}
 
@@ -58,6 +61,7 @@
         where
             {{ should_full_refresh() or is_widening() }}
             or cursors.snapshot is null
+            or cursors.rebuild_ordered
             or exists (
                 select from raw.events
                 where

@@ -70,6 +70,7 @@
         select
             coalesce(cursors.snapshot::text, '') as cursor_snapshot,
             cursors.last_seq,
+            cursors.rebuild_ordered,
             latest.snapshot::text as snapshot,
             transforms.started_at::text as started_at,
             set_config('loader.source', cursors.source, true),
@@ -104,6 +105,7 @@
     {{- return({
         'cursor_snapshot': rows[0]['cursor_snapshot'] or '',
         'last_seq': rows[0]['last_seq'] | int,
+        'rebuild_ordered': rows[0]['rebuild_ordered'],
         'snapshot': rows[0]['snapshot'],
         'started_at': rows[0]['started_at'],
     }) -}}

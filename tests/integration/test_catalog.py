@@ -307,8 +307,8 @@ def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psyc
 
     def made_again() -> set[str]:
         rescan(connection)
-        rows = connection.execute("select model, source from raw.cursors where snapshot is null").fetchall()
-        connection.execute("update raw.cursors set snapshot = pg_current_snapshot()")
+        rows = connection.execute("select model, source from raw.cursors where rebuild_ordered").fetchall()
+        connection.execute("update raw.cursors set rebuild_ordered = false")
         assert all(source == "iterable" for _, source in rows)
         return {model for model, _ in rows}
 
