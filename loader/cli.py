@@ -299,7 +299,11 @@ def quarantine_show(number: int) -> None:
 def quarantine_retry(
     numbers: tuple[int, ...], reason: str | None, replacement: click.utils.LazyFile | None, *, every: bool
 ) -> None:
-    """Try to land messages again, as they are or corrected."""
+    """Try to land messages again, as they are or corrected.
+
+    Each is read as it was when it came: the body of a batch or a webhook may hold several calls. Those that can land
+    do, and the others are in quarantine by themselves. No limit of size or number applies.
+    """
     from loader.quarantine import open_messages, retry  # noqa: PLC0415
 
     if bool(numbers) + bool(reason) + every != 1:
@@ -308,11 +312,13 @@ def quarantine_retry(
         raise UsageError("--file corrects one message: give its number.")
     with session.database() as (database, _), session.autocommit(database) as connection:
         chosen = list(numbers) or open_messages(connection, reason)
-        landed, still = retry(connection, chosen, replacement.read() if replacement else None)
-    display.echo(f"{display.count(landed.rows, 'message')} landed, {len(still):,} still refused")
-    for number, why in still:
-        display.note(f"{number}: {why}")
-    if still:
+        outcomes = retry(connection, chosen, replacement.read() if replacement else None)
+    refused = sum(each.refused for each in outcomes)
+    display.echo(f"{display.count(sum(each.landed for each in outcomes), 'message')} landed, {refused:,} still refused")
+    for each in outcomes:
+        if each.refused or each.landed > 1:
+            display.note(str(each))
+    if refused:
         sys.exit(EXIT_QUARANTINED)
 
 

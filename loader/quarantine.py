@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
+from msgspec.structs import replace
 from psycopg.rows import class_row
 
 from loader.catalog import Tracker
+from loader.encoding import strip_body
 from loader.entrances import parse_message
 from loader.errors import UsageError
 from loader.events import Event, Refused
-from loader.landing import Landed, explain, land
+from loader.landing import explain, land
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,32 @@ class Message:
     byte_offset: int | None
     received_at: datetime
     resolution: str | None
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What became of a message that was tried again.
+
+    Attributes:
+        number: The message's.
+        landed: How many calls of it landed.
+        refused: How many were refused.
+        why: Why the first of them was.
+    """
+
+    number: int
+    landed: int
+    refused: int
+    why: str
+
+    def __str__(self) -> str:
+        if self.landed + self.refused == 1:
+            return f"{self.number}: {self.why}" if self.refused else f"{self.number}: landed"
+        told = f"{self.number}: {self.landed:,} of {self.landed + self.refused:,} calls landed"
+        if not self.refused:
+            return told
+        rest = "Each other call is now a message of its own" if self.landed else "The message stays as it is"
+        return f"{told}. {rest}. First refusal: {self.why}"
 
 
 _COLUMNS = "id, source, entrance, reason, detail, payload, path, byte_offset, received_at, resolution"
@@ -83,10 +111,11 @@ def open_messages(connection: psycopg.Connection, reason: str | None = None) -> 
     return [row[0] for row in rows]
 
 
-def retry(
-    connection: psycopg.Connection, numbers: Sequence[int], replacement: bytes | None = None
-) -> tuple[Landed, list[tuple[int, str]]]:
+def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: bytes | None = None) -> list[Retried]:
     """Try to land messages again, each in a transaction of its own.
+
+    A message is read as its entrance reads it. One that holds several calls (the body of a batch or a webhook) is
+    resolved as soon as one of them lands, and the others go to quarantine by themselves.
 
     Args:
         connection: A connection in autocommit.
@@ -94,43 +123,55 @@ def retry(
         replacement: A corrected message to land in the place of the only one named.
 
     Returns:
-        What landed, and the number and reason of each that is still refused; those stay as they are.
+        What became of each message, but those that somebody else has landed meanwhile. A message of which nothing
+        lands stays as it is.
 
     Raises:
         UsageError: There is no such message, or it has landed already.
         DatabaseError: The database cannot take events.
     """
-    total = Landed()
-    still: list[tuple[int, str]] = []
     chosen = list(dict.fromkeys(numbers))
     _refuse_landed(connection, chosen)
     tracker = Tracker()
-    for number in chosen:
-        message = find_message(connection, number)
-        payload = message.payload if replacement is None else replacement
-        parsed = parse_message(message.entrance, payload.rstrip(b"\n"), message.byte_offset or 0)
-        refusals = [m for m in parsed if isinstance(m, Refused) and not m.repaired]
-        events = [m for m in parsed if isinstance(m, Event)]
-        if refusals or not events:
-            still.append((number, f"{refusals[0].reason}: {refusals[0].detail}" if refusals else "it is empty"))
-            continue
-        try:
-            with tracker.transaction(connection) as seen:
-                resolved = connection.execute(
-                    "update raw.quarantine set resolved_at = now(), resolution = %s"
-                    " where id = %s and resolved_at is null",
-                    ("retried" if replacement is None else "replaced", number),
-                )
-                if not resolved.rowcount:
-                    continue  # somebody else landed it meanwhile
-                landed = land(connection, message.source, message.entrance, events, seen, path=message.path)
-                if landed.quarantined:
-                    still.append((number, "the database refuses it as before"))
-                    raise psycopg.Rollback
-                total.add(landed)
-        except psycopg.Error as error:
-            raise explain(error) from None
-    return total, still
+    outcomes = [_retry(connection, tracker, find_message(connection, number), replacement) for number in chosen]
+    return [outcome for outcome in outcomes if outcome]
+
+
+def _retry(
+    connection: psycopg.Connection, tracker: Tracker, message: Message, replacement: bytes | None
+) -> Retried | None:
+    """Try to land one message; None when somebody else has landed it meanwhile."""
+    payload = message.payload.rstrip(b"\n") if replacement is None else strip_body(replacement)
+    offset = 1 if message.byte_offset is None else message.byte_offset
+    parsed: list[Event | Refused] = []
+    refused: list[Refused] = []
+    for part in parse_message(message.entrance, payload, offset):
+        if isinstance(part, Event):
+            parsed.append(replace(part, received_at=part.received_at or message.received_at))
+        elif not part.repaired:
+            # The original of an event that lands repaired is this message itself.
+            parsed.append(part)
+            refused.append(part)
+    times = dict.fromkeys((part.offset for part in parsed), message.received_at)
+    why = f"{refused[0].reason}: {refused[0].detail}" if refused else "the database refuses it as before"
+    if not parsed:
+        return Retried(message.id, 0, 1, "it is empty")
+    if len(refused) == len(parsed):
+        return Retried(message.id, 0, len(refused), why)
+    try:
+        with tracker.transaction(connection) as seen:
+            resolved = connection.execute(
+                "update raw.quarantine set resolved_at = now(), resolution = %s where id = %s and resolved_at is null",
+                ("retried" if replacement is None else "replaced", message.id),
+            )
+            if not resolved.rowcount:
+                return None
+            landed = land(connection, message.source, message.entrance, parsed, seen, path=message.path, times=times)
+            if not landed.rows:
+                raise psycopg.Rollback
+    except psycopg.Error as error:
+        raise explain(error) from None
+    return Retried(message.id, landed.rows, landed.quarantined, why)
 
 
 def _refuse_landed(connection: psycopg.Connection, numbers: Sequence[int]) -> None:

@@ -201,6 +201,87 @@ def test_an_event_keeps_its_id_from_one_retry_to_the_next(
     assert landed(connection) == made
 
 
+def keep_body(connection: psycopg.Connection, entrance: str, body: bytes) -> str:
+    """Put a body in quarantine whole, as a collector did that could not read it; return its number."""
+    row = connection.execute(
+        "insert into raw.quarantine (source, entrance, reason, detail, payload, received_at)"
+        " values ('iterable', %s, 'bad_request', 'd', %s, '2026-01-02 03:04:05Z') returning id",
+        (entrance, body),
+    ).fetchone()
+    assert row
+    return str(row[0])
+
+
+def test_a_batch_lands_and_what_is_wrong_in_it_stays(run_here: Loader, connection: psycopg.Connection) -> None:
+    """The command says how many of how many; a call that is still refused is a message of its own."""
+    broken = GOOD.replace(b'"u"', b"7").replace(b"good", b"seven")
+    cut = GOOD.replace(b'"good"', rb'"cut","properties":{"x":"\ud83d"}')
+    body = b'{"batch":[%b,%b,%b],"sentAt":"2026-01-02T03:04:04Z","writeKey":""}' % (GOOD, broken, cut)
+    number = keep_body(connection, "tracking", body)
+    done = run_here("quarantine", "retry", number)
+    assert (done.returncode, done.stdout) == (3, "2 messages landed, 1 still refused\n")
+    [line] = told(done)
+    assert line.startswith(f"{number}: 2 of 3 calls landed. ")
+    assert line.endswith(" First refusal: id_not_string: userId is a number")
+    assert landed(connection) == ["cut", "good"]
+    rows = connection.execute(
+        "select reason, resolution, payload, received_at::text from raw.quarantine order by id"
+    ).fetchall()
+    assert [row[:2] for row in rows] == [("bad_request", "retried"), ("id_not_string", None)]
+    assert b'"seven"' in rows[1][2]
+    assert rows[0][3] == rows[1][3]
+    received = connection.execute("select distinct received_at::text from raw.events").fetchall()
+    assert received == [(rows[0][3],)]
+
+    [row] = listed(run_here("quarantine", "list", "--json"))
+    corrected = bytes(rows[1][2]).replace(b'"userId":7', b'"userId":"7"')
+    done = run_here("quarantine", "retry", str(row["id"]), "--file", "-", stdin=corrected)
+    assert (done.returncode, done.stdout, told(done)) == (0, "1 message landed, 0 still refused\n", [])
+    assert landed(connection) == ["cut", "good", "seven"]
+
+
+@pytest.mark.parametrize(
+    ("entrance", "form"),
+    [("tracking", b'{"batch":[%b]}'), ("segment-webhook", b" [%b]\n"), ("iterable-webhook", b"[%b]")],
+)
+def test_a_body_lands_corrected(run_here: Loader, connection: psycopg.Connection, entrance: str, form: bytes) -> None:
+    """A body whose brackets did not match stays until it is corrected; then all of its calls land."""
+    call = b'{"eventName":"emailOpen","email":"u@x"}' if entrance == "iterable-webhook" else GOOD
+    calls = b",".join(
+        call.replace(b'"good"', b'"m%d"' % number).replace(b"u@x", b"u%d@x" % number) for number in range(3)
+    )
+    number = keep_body(connection, entrance, (form % calls).replace(b"}", b"", 1))
+    done = run_here("quarantine", "retry", number)
+    assert (done.returncode, done.stdout) == (3, "0 messages landed, 1 still refused\n")
+    done = run_here("quarantine", "retry", number, "--file", "-", stdin=form % calls)
+    assert (done.returncode, done.stdout) == (0, "3 messages landed, 0 still refused\n")
+    assert told(done) == [f"{number}: 3 of 3 calls landed"]
+    assert len(landed(connection)) == 3
+    assert resolutions(connection) == {"bad_request": "replaced"}
+
+
+def test_a_body_whose_type_only_the_path_said_lands_as_that(run_here: Loader, connection: psycopg.Connection) -> None:
+    """The entrance remembers it."""
+    number = keep_body(connection, "tracking:identify", b"userId=u")
+    done = run_here("quarantine", "retry", number, "--file", "-", stdin=b'\xef\xbb\xbf{"userId":"u","traits":{}}\r\n')
+    assert (done.returncode, done.stdout) == (0, "1 message landed, 0 still refused\n")
+    assert connection.execute("select payload ->> 'type' from raw.events").fetchall() == [("identify",)]
+
+
+def test_a_batch_of_which_nothing_can_land_stays_as_it_is(run_here: Loader, connection: psycopg.Connection) -> None:
+    """Whoever refuses its calls."""
+    for calls, why in (
+        ([NOBODY, NOBODY], "no_user_anon_id: neither userId nor anonymousId"),
+        ([TOO_LARGE, TOO_LARGE], "the database refuses it as before"),
+    ):
+        number = keep_body(connection, "tracking", b'{"batch":[%b]}' % b",".join(calls))
+        done = run_here("quarantine", "retry", number)
+        assert (done.returncode, done.stdout) == (3, "0 messages landed, 2 still refused\n")
+        assert told(done) == [f"{number}: 0 of 2 calls landed. The message stays as it is. First refusal: {why}"]
+    assert landed(connection) == []
+    assert len(listed(run_here("quarantine", "list", "--json"))) == 2
+
+
 def test_what_has_landed_does_not_land_again(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
