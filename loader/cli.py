@@ -169,7 +169,9 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
 
 
 @main.command()
-@click.option("--select", multiple=True, help="Only these models, as dbt selects them.")
+@click.option(
+    "--select", multiple=True, help="Only this table, as `loader status` names it, or what a selector of dbt's names."
+)
 @click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from what has landed.")
 @click.option(
     "--allow-loss", is_flag=True, help="Rebuild also where raw.events lacks events: their rows are deleted for good."

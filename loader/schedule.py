@@ -106,10 +106,12 @@ NEWS = """
         exists (select from raw.events where load_xid >= (select pg_snapshot_xmax(snapshot) from done))
         or exists (select from raw.events where load_xid = any(array(select pg_snapshot_xip(snapshot) from done)))
 """
-# Tables with work to do although nothing has landed: of a new source, after `loader rescan`, held and due again, or new
-# ones that had to wait for the next hour.
+# Tables with work to do although nothing has landed: of a new source, dropped, after `loader rescan`, held and due
+# again, or new ones that had to wait for the next hour.
 _UNMADE = """
-    select model, source from raw.cursors where snapshot is null or rebuild_ordered
+    select model, source
+    from raw.cursors
+    where snapshot is null or rebuild_ordered or to_regclass(format('%%I.%%I', source, model)) is null
     union
     select model, source from raw.held_tables where next_try_at <= clock_timestamp()
     union

@@ -65,6 +65,8 @@ _REFUSED = """
     where held = 'rebuild' and tried_at >= (select started_at from raw.transforms where id = :id)
 """
 _REFUSAL = "Not rebuilt:"
+_COLLECTIONS = "select source, collection from raw.collections where collection <> ''"
+_NO_TABLE = "No table matches {}. `loader status` lists the tables."
 
 
 def transform(
@@ -81,7 +83,7 @@ def transform(
     Args:
         database: An open database.
         settings: The process's settings.
-        select: dbt selectors; none for every model.
+        select: Tables as `loader status` names them, models, or other selectors of dbt's; none for every table.
         full_refresh: Rebuild the rows in place, from the events that raw.events holds.
         allow_loss: Rebuild also the tables whose events raw.events no longer holds completely.
         widen: Also widen the columns that views depend on, and make the views again.
@@ -105,7 +107,8 @@ def transform(
     # Artifacts nobody reads here and a log of every statement take half the time of a run with nothing to do. Stdout is
     # for data: dbt says nothing there, who called tells of errors.
     arguments = ["--log-level=none", "--no-write-json", "--log-level-file=info", "run", *project_arguments(settings)]
-    arguments += ["--select", *select] if select else []
+    selectors, only = _split_selection(database, sources, select)
+    arguments += ["--select", *selectors] if selectors else []
     arguments += ["--full-refresh"] if full_refresh else []
     invocation = ""
 
@@ -116,6 +119,7 @@ def transform(
     variables = dbt_environment(database, settings, sources) | {
         "LOADER_WIDEN": str(widen).lower(),
         "LOADER_ALLOW_LOSS": str(allow_loss).lower(),
+        "LOADER_ONLY_TABLES": " ".join(only),
     }
     with environment(variables), tidied():
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
@@ -127,7 +131,7 @@ def transform(
         failed = [r for r in result.result.results if r.status == "error"]
         if failed:
             raise TransformError(f"dbt could not start: {_one_line(failed[0].message)}")
-        raise UsageError(f"No table matches {' '.join(select)}. `loader status` lists the tables.")
+        raise UsageError(_NO_TABLE.format(" ".join(select)))
 
     with database.begin() as connection:
         rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
@@ -137,7 +141,9 @@ def transform(
     refused = {(row.source, row.model): row.reason for row in held}
     # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
-    names = {(source, table) for source in sources for table in outcomes}
+    named = {name.partition(".")[2] for name in only}
+    names = {(source, table) for source in sources for table in outcomes if table not in named}
+    names |= {(source, table) for source, _, table in (name.partition(".") for name in only)}
     obstacles: dict[tuple[str, str], list[str]] = {}
     for column in waiting:
         obstacle = f"column {column.column} waits for type {column.wanted}. In the way: {column.in_the_way}."
@@ -151,6 +157,31 @@ def transform(
     if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
         filled.append(_filled(sources[0], _FOUND_COLLECTIONS, None, found))
     return sorted(filled, key=lambda table: sources.index(table.source))
+
+
+def _split_selection(database: Database, sources: Sequence[str], select: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what dbt is to select, and the tables, as source.table, that a selection names more exactly than dbt can.
+
+    Raises:
+        UsageError: A source has no such table.
+    """
+    models = {path.stem for path in (bundled("dbt_project") / "models").rglob("*.sql")}
+    with database.begin() as connection:
+        seen = {f"{row.source}.{row.collection}" for row in connection.execute(text(_COLLECTIONS))}
+    selectors: list[str] = []
+    only: list[str] = []
+    for name in select:
+        source, _, table = name.rpartition(".")
+        tables = [f"{each}.{table}" for each in ([source] if source else sources)]
+        found = [each for each in tables if each in seen] if table not in models else []
+        if (source and source not in sources) or (not source and not found):
+            selectors.append(name)
+        elif table in models or found:
+            selectors.append(table if table in models else _FOUND_COLLECTIONS)
+            only += found or tables
+        else:
+            raise UsageError(_NO_TABLE.format(name))
+    return selectors, only
 
 
 def _filled(source: str, table: str, row: Any, outcome: Any) -> TableFilled:

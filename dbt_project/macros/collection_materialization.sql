@@ -13,7 +13,8 @@
     {%- set totals = namespace(rows=0) -%}
     {%- set relations = [] -%}
     {%- set refusals = [] -%}
-    {%- for source_name in registered_sources() -%}
+    {%- set only = only_tables(model.alias) -%}
+    {%- for source_name in registered_sources() if not only or source_name ~ "." ~ model.alias in only -%}
         {%- do begin() if not loop.first -%}
         {%- set table = described_table(source_name, model.alias, model.description) -%}
         {%- do table.update({'sql': none if takes_found_columns(sql) else sql}) -%}

@@ -34,7 +34,7 @@
 
 
 {#-
-    The collections without a model that have something to do: new events, or a rebuild ahead. In the order they were seen,
+    The collections without a model that have something to do: new events, a rebuild ahead, or a table that is not there. In the order they were seen,
     but those that failed last time after all others. A source gets LOADER_TABLES tables at most, and LOADER_NEW_TABLES in
     an hour: the events of the others are in tracks, and `loader status` tells.
 -#}
@@ -62,6 +62,7 @@
             {{ should_full_refresh() or is_widening() }}
             or cursors.snapshot is null
             or cursors.rebuild_ordered
+            or to_regclass(format('%I.%I', cursors.source, cursors.model)) is null
             or exists (
                 select from raw.events
                 where
@@ -73,7 +74,12 @@
                     )
             )
     {%- endset -%}
-    {{ return(fromjson(run_query(query).rows[0][0])) }}
+    {%- set only = only_tables() -%}
+    {%- set collections = [] -%}
+    {%- for found in fromjson(run_query(query).rows[0][0]) if not only or source_name ~ "." ~ found.name in only -%}
+        {%- do collections.append(found) -%}
+    {%- endfor -%}
+    {{ return(collections) }}
 {% endmacro %}
 
 

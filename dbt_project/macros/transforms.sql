@@ -49,7 +49,7 @@
         set
             finished_at = clock_timestamp(),
             status = '{{ "error" if failed else "success" }}',
-            whole = {{ filled | length == models | length }},
+            whole = {{ filled | length == models | length and not env_var('LOADER_ONLY_TABLES', '') }},
             error = {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }}
         where id = '{{ invocation_id }}';
         {%- endif -%}
@@ -76,6 +76,21 @@
         {%- endfor -%}
     {%- endif -%}
     {{- return(filled) -}}
+{% endmacro %}
+
+
+{#-
+    The tables that `loader transform --select` names with their source, as `source.table`: those of a model, or those
+    without one. Empty where the run fills the tables of every source.
+-#}
+{% macro only_tables(model_name=none) %}
+    {%- set modelled = collection_models() -%}
+    {%- set only = [] -%}
+    {%- for name in env_var('LOADER_ONLY_TABLES', '').split() -%}
+        {%- set table = name.split('.')[1] -%}
+        {%- do only.append(name) if (table == model_name if model_name else table not in modelled) -%}
+    {%- endfor -%}
+    {{ return(only) }}
 {% endmacro %}
 
 
