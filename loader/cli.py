@@ -189,6 +189,7 @@ def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) 
         for table in filled:
             if table.note:
                 display.note(f"Note: {table.note}")
+        layout.check_record(database)
         failed = [table for table in filled if table.error]
         for table in filled:
             for obstacle in table.obstacles:
@@ -215,7 +216,7 @@ def status(*, as_json: bool) -> None:
         display.echo_json(state.as_json())
     else:
         display.show_status(state)
-    if not all(law.holds for law in state.conservation):
+    if state.rescan_wanted or not all(law.holds for law in state.conservation):
         sys.exit(1)
 
 
@@ -239,6 +240,7 @@ def migrate_command() -> None:
     with open_database(read_settings(), migrate_behind=True) as database:
         _, now = migrate(database.engine)
         display.echo(f"The raw schema is at revision {now}.")
+        layout.check_record(database)
 
 
 @main.group()

@@ -297,6 +297,8 @@ def show_status(status: Status) -> None:
                 "something was lost; `loader transform --full-refresh` rebuilds them from what has landed."
             )
 
+    if status.rescan_wanted:
+        ask_for_rescan()
     filled = [t for t in status.tables if t.rows or t.waiting]
     if filled:
         rows = [{"table": f"{t.source}.{t.table}", "rows": t.rows, "waiting": t.waiting} for t in filled]
@@ -321,6 +323,14 @@ def show_status(status: Status) -> None:
     ):
         if rows:
             echo(f"\n{title}\n{_first_rows(rows)}")
+
+
+def ask_for_rescan() -> None:
+    """Say that events wait for `loader rescan`."""
+    note(
+        "Error: events have landed in an older version of the loader, which did not record their properties. Those "
+        "properties have no columns yet. Run `loader rescan`, then `loader transform`."
+    )
 
 
 def _first_rows(rows: Sequence[dict[str, Any]], most: int = _SHOWN_ROWS) -> str:

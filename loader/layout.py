@@ -6,6 +6,16 @@ from pathlib import Path
 import click
 
 from loader import display, session
+from loader.database import Database
+
+
+def check_record(database: Database) -> None:
+    """Tell a person when `loader rescan` has work to do."""
+    from loader.status import is_rescan_wanted  # noqa: PLC0415
+
+    with database.begin() as connection:
+        if is_rescan_wanted(connection):
+            display.ask_for_rescan()
 
 
 @click.command()

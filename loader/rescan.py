@@ -69,6 +69,14 @@ _MAKE_AGAIN = """
     select raw.order_rebuild(source, model) from raw.cursors where source = %s and model = %s
 """
 
+# Events of another source may still be without a record.
+_NEXT_GENERATION = """
+    update raw.generation
+    set
+        number = number + 1,
+        rescan_wanted = rescan_wanted and exists (select from raw.sources where schema_name <> all(%s))
+"""
+
 # What a query's placeholders stand for.
 Values = Sequence[Any] | Mapping[str, Any]
 # By collection, the types of each path.
@@ -127,7 +135,7 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
             _replace_properties(connection, found, recorded)
             new = [each for each in found if _is_new(each, recorded)]
             held = _make_again(connection, new)
-            connection.execute("update raw.generation set number = number + 1")
+            connection.execute(_NEXT_GENERATION, (sources,))
         _await_landing(connection)
         with connection.transaction():
             late = Seen(Tracker(), connection)

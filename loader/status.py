@@ -72,6 +72,7 @@ class Status:
         collisions: How many properties have no column of their own, by table and reason.
         without_table: Events that got no table because their source has as many as it may.
         runs: The last dbt invocations, the newest first.
+        rescan_wanted: Whether events have landed without a record in raw.properties; `loader rescan` records them.
         foreign_segments: Files of this machine's spool that belong to another warehouse; nothing lands them by itself.
         schedulers: Who runs `loader schedule`. One that is not `alive` has not been seen for longer than it should.
     """
@@ -89,6 +90,7 @@ class Status:
     runs: list[dict[str, Any]]
     schedulers: list[dict[str, Any]]
     foreign_segments: list[dict[str, Any]]
+    rescan_wanted: bool
     events_landed: int
     waiting: int
     freshness_seconds: float | None
@@ -197,6 +199,11 @@ _RUNS = """
 """
 
 
+def is_rescan_wanted(connection: Connection) -> bool:
+    """Say whether events have landed without a record in raw.properties, in an older version of the loader."""
+    return bool(connection.execute(text("select rescan_wanted from raw.generation")).scalar_one())
+
+
 def read_status(connection: Connection, spool: Path | None = None) -> Status:
     """Read the state of the warehouse, all of it in one snapshot.
 
@@ -231,6 +238,7 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
         runs=rows(_RUNS),
         schedulers=rows(SCHEDULERS),
         foreign_segments=[asdict(each) for each in segments if each.foreign],
+        rescan_wanted=is_rescan_wanted(connection),
         events_landed=connection.execute(text(_LANDED)).scalar_one(),
         waiting=sum(law.waiting for law in laws),
         freshness_seconds=None if oldest is None else (datetime.now(UTC) - oldest).total_seconds(),
