@@ -113,7 +113,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     event is stopped before anything of it lands.
     """
     from loader.exports import export_naming, find_entrances  # noqa: PLC0415
-    from loader.files import CALLS, find_files, shorten  # noqa: PLC0415
+    from loader.files import CALLS, find_files, first_names  # noqa: PLC0415
     from loader.landing import Landed  # noqa: PLC0415
     from loader.loading import Load  # noqa: PLC0415
     from loader.sources import find_source  # noqa: PLC0415
@@ -124,7 +124,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     files = found.paths
     if found.left_out:
         left_out = display.count(len(found.left_out), "file")
-        display.note(f"Passed over {left_out} of folders, not called like events: {shorten(found.left_out, 3)}")
+        display.note(f"Passed over {left_out} of folders, not called like events: {first_names(found.left_out, 3)}")
     entrances = {} if file_format == "segment" else find_entrances(files, kind)
     with session.database() as (database, settings), session.autocommit(database) as connection:
         with database.begin() as transaction:
@@ -164,7 +164,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     if total.quarantined:
         display.note("`loader quarantine list` shows what was refused, and why.")
         if total.quarantined > total.rows:
-            display.note(f"More was refused than landed. To discard it: {shorten(discards, 3)}")
+            display.note(f"More was refused than landed. To discard it: {first_names(discards, 3)}")
         sys.exit(EXIT_QUARANTINED)
 
 

@@ -6,6 +6,7 @@ folders that are not ours.
 """
 
 import importlib.util
+import logging
 import os
 import pwd
 import re
@@ -22,6 +23,8 @@ import psutil
 
 from loader.errors import EmbeddedError
 from loader.locks import LockedFolder
+
+logger = logging.getLogger("loader")
 
 USER = "loader"  # owns the database and may create roles
 KEEPER = "loader_keeper"  # the superuser that every cluster has; nobody gets its password
@@ -105,6 +108,24 @@ class Cluster:
             self._run_single(programs, self.data, [f"alter role {USER} password '{password}'"], account, lock)
             self.folder.write("password", password)
         return programs, account
+
+    def report_copy(self) -> None:
+        """Warn when the data is a copy that was made under a running server, and remember which folder it lies in.
+
+        A server that was killed leaves its pid file. A folder keeps its inode number when it is moved, and a copy has
+        another one.
+        """
+        inode = str(self.data.stat().st_ino)
+        lines = self.folder.read("data/postmaster.pid").splitlines()
+        recorded = self.folder.read("inode")
+        is_elsewhere = recorded != inode if recorded else lines[1:2] != [str(self.data)]
+        if lines and is_elsewhere:
+            logger.warning(
+                "%s is a copy that was made while its database ran: its files are of different moments, and it may be "
+                "damaged. Compare it with the original. Stop a database before you copy its folder, or use pg_dump.",
+                self.data,
+            )
+        self.folder.write("inode", inode)
 
     def _find_account(self) -> Account | None:
         """Return the user PostgreSQL must run as; nothing when it is the one of this process."""

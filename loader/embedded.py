@@ -236,6 +236,7 @@ class EmbeddedServer:
         with self._hold_server_lock() as lock:
             programs, account = self._cluster.prepare(lock)
             # Nobody holds server.lock: if this file names a process that lives, it is a stranger with a reused number.
+            self._cluster.report_copy()
             (self._cluster.data / "postmaster.pid").unlink(missing_ok=True)
             settings = SETTINGS | {"port": str(self._choose_port())}
             options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]

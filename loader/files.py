@@ -151,13 +151,13 @@ def _expand(path: str, naming: Naming, left_out: dict[str, None]) -> Iterator[st
         if not events:
             raise FileError(
                 f"The folder {name} holds no file called like one of events ({naming.example}), but "
-                f"{shorten(files, 3)}. Name the files themselves to load them all the same."
+                f"{first_names(files, 3)}. Name the files themselves to load them all the same."
             )
         left_out.update(dict.fromkeys(file for file in files if not naming.fits(file)))
         yield from events
 
 
-def shorten(names: Sequence[str], most: int) -> str:
+def first_names(names: Sequence[str], most: int) -> str:
     """Return names with commas between them, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

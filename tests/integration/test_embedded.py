@@ -325,6 +325,48 @@ def test_killed_postmaster_is_replaced(server: EmbeddedServer, home: Path) -> No
     assert query(url, "select count(*) from of_killed") == 1000
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_c12_a_copy_of_a_running_database_is_noticed_once(
+    server: EmbeddedServer, home: Path, bare_home: Path, caplog: pytest.LogCaptureFixture, *, recorded: bool
+) -> None:
+    """The folder was copied under a running server. The copy says so when it first starts, of older versions too."""
+    server.acquire()
+    shutil.copytree(home / "embedded", bare_home / "embedded", ignore=shutil.ignore_patterns("*.lock"))
+    for path in (bare_home / "embedded", *(bare_home / "embedded").rglob("*")):
+        owner = (home / path.relative_to(bare_home)).stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+    if not recorded:
+        (bare_home / "embedded" / "inode").unlink()
+    copy = EmbeddedServer(bare_home)
+    with caplog.at_level(logging.WARNING, "loader"):
+        for _ in range(2):
+            copy.acquire()
+            copy.stop()
+    copy.release()
+    [told] = [record.getMessage() for record in caplog.records if "is a copy" in record.getMessage()]
+    assert told.startswith(f"{bare_home}/embedded/data is a copy that was made while its database ran")
+    assert "pg_dump" in told
+
+
+def test_c12_a_killed_or_moved_database_is_no_copy(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder keeps its inode number wherever it is moved on one disk."""
+    server = EmbeddedServer(home)
+    server.acquire()
+    kill_hard(postmaster(home))
+    moved = home.with_name(f"{home.name}-moved")
+    home.rename(moved)
+    try:
+        with caplog.at_level(logging.WARNING, "loader"):
+            elsewhere = EmbeddedServer(moved)
+            elsewhere.acquire()
+            elsewhere.stop()
+            elsewhere.release()
+    finally:
+        server.release()
+        moved.rename(home)
+    assert not any("is a copy" in record.getMessage() for record in caplog.records)
+
+
 def test_busy_session_of_a_killed_server_is_ended(server: EmbeddedServer, home: Path) -> None:
     """A query that goes on after its server was killed must not keep the next server from starting."""
     server.leftover_seconds = 3.0
