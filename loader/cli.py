@@ -11,8 +11,8 @@ import click
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from loader import __version__, console, display, keyring, layout, refusals, running, session, spooled
-from loader.database import connection_environment, migrate, open_database
+from loader import __version__, access, console, display, keyring, layout, refusals, running, session, spooled
+from loader.database import migrate, open_database
 from loader.errors import LoaderError, UsageError
 from loader.settings import describe, read_settings
 from loader.terminal import shorten
@@ -69,6 +69,8 @@ for command in (
     console.sql,
     keyring.source,
     keyring.key,
+    access.url,
+    access.reader,
     layout.rescan,
     layout.schema,
     layout.widen,
@@ -208,9 +210,17 @@ def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) 
 def status(*, as_json: bool) -> None:
     """Show what came in, where it is, and whether anything is missing."""
     from loader.spool import spool_folder  # noqa: PLC0415
-    from loader.status import read_status  # noqa: PLC0415
+    from loader.status import read_readable_tables, read_status  # noqa: PLC0415
 
-    with session.database() as (database, settings), database.begin() as connection:
+    with session.database(for_reader=True) as (database, settings), database.begin() as connection:
+        if database.is_reader:
+            tables = read_readable_tables(connection)
+            if as_json:
+                display.echo_json({"tables": tables})
+            else:
+                display.echo(display.table(tables))
+            display.note("This role reads tables only. The rest of the status needs the URL of the loader's role.")
+            return
         state = read_status(connection, spool_folder(settings))
     if as_json:
         display.echo_json(state.as_json())
@@ -218,20 +228,6 @@ def status(*, as_json: bool) -> None:
         display.show_status(state)
     if state.rescan_wanted or not all(law.holds for law in state.conservation):
         sys.exit(1)
-
-
-@main.command()
-@click.option("--env", "as_environment", is_flag=True, help="As shell variables, for psql and dbt.")
-def url(*, as_environment: bool) -> None:
-    """Print the URL to connect with, as in psql "$(loader url)"."""
-    import shlex  # noqa: PLC0415
-
-    with session.database() as (database, _):
-        if as_environment:
-            for name, value in connection_environment(database.url).items():
-                display.echo_exact(f"export {name}={shlex.quote(value)}")
-        else:
-            display.echo_exact(database.url)
 
 
 @main.command(name="migrate")

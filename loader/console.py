@@ -33,7 +33,7 @@ def sql(statement: str, form: str | None, limit: int | None, *, write: bool) -> 
     from loader.query import run_query  # noqa: PLC0415
     from loader.results import show_result  # noqa: PLC0415
 
-    with session.database() as (database, _):
+    with session.database(for_reader=True) as (database, _):
         text = sys.stdin.read() if statement == "-" else statement
         for number, result in enumerate(run_query(database, text, write=write)):
             if number and result.columns is not None:

@@ -6,7 +6,7 @@ version that works, with the raw schema this version of the loader needs, whose 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -36,11 +36,13 @@ class Database:
         url: The connection URL, as any PostgreSQL client takes it.
         engine: SQLAlchemy's engine on it.
         embedded: The server behind it is the loader's own.
+        is_reader: The role reads tables of sources and cannot use the raw schema.
     """
 
     url: str
     engine: Engine
     embedded: bool
+    is_reader: bool = False
 
     def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
         """Open a plain psycopg connection, for COPY.
@@ -61,21 +63,28 @@ class Database:
 
 
 @contextmanager
-def open_database(settings: Settings, *, migrate_behind: bool = False) -> Iterator[Database]:
+def open_database(settings: Settings, *, migrate_behind: bool = False, for_reader: bool = False) -> Iterator[Database]:
     """Open the database the settings name, ready to use.
 
     Args:
         settings: The process's settings.
         migrate_behind: Bring an older raw schema up instead of refusing it. The embedded database is always brought
             up: nobody else looks after it.
+        for_reader: Also open it for a role that cannot use the raw schema.
 
     Raises:
-        DatabaseError: The database does not answer, is too old, or (`SchemaBehindError`) its raw schema is.
+        DatabaseError: The database does not answer, is too old, refuses the role, or (`SchemaBehindError`) its raw
+            schema is too old.
         UsageError: `DATABASE_URL` is no PostgreSQL URL.
     """
     if settings.database_url:
         with _engine(libpq_url(settings.database_url), embedded=False) as database:
-            _prepare(database, migrate_behind=migrate_behind)
+            try:
+                _prepare(database, migrate_behind=migrate_behind)
+            except psycopg.errors.InsufficientPrivilege as error:
+                if not for_reader:
+                    raise _refused(database, error) from None
+                database = replace(database, is_reader=True)  # noqa: PLW2901 - the same database, less of it
             yield database
         return
     server = EmbeddedServer(settings.home, port=settings.embedded_port, idle=settings.embedded_idle)
@@ -209,6 +218,14 @@ def _prepare(database: Database, *, migrate_behind: bool) -> None:
                     "insert into raw.sources (name, schema_name) values ('Iterable', 'iterable') on conflict do nothing"
                 )
             )
+
+
+def _refused(database: Database, error: psycopg.Error) -> DatabaseError:
+    role = conninfo_to_dict(database.url).get("user", "of DATABASE_URL")
+    return DatabaseError(
+        f"The role {role} may not use the raw schema: {error.diag.message_primary}. Set DATABASE_URL to the URL of the "
+        "loader's role. A reader's URL is for `loader sql`, `loader status` and `loader url`."
+    )
 
 
 @contextmanager

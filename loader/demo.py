@@ -19,9 +19,11 @@ from sqlalchemy import text
 
 from loader import display
 from loader.database import Database, open_database
+from loader.embedded import EmbeddedServer
 from loader.errors import SourceError, TransformError
 from loader.logs import configure_logs
 from loader.query import run_query
+from loader.readers import default_reader_url
 from loader.results import show_result
 from loader.settings import Settings
 from loader.sources import add_key
@@ -69,7 +71,9 @@ def run_demo(settings: Settings) -> None:
         display.echo(f"\n{_FIRST_ROWS};\n")
         for result in run_query(database, _FIRST_ROWS):
             show_result(result, "table", 0)
-        display.echo(f"\nConnect with psql or a BI tool: {database.url}")
+        with database.connect(autocommit=True) as connection:
+            url = default_reader_url(connection, database.url, EmbeddedServer(home).folder)
+        display.echo(f"\nConnect with psql or a BI tool: {url}")
         display.echo(
             f"The database stops when nothing has used it for {display.duration(settings.embedded_idle)}; "
             "this starts it again:"

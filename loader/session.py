@@ -13,14 +13,17 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @contextmanager
-def database() -> Iterator[tuple[Database, Settings]]:
+def database(*, for_reader: bool = False) -> Iterator[tuple[Database, Settings]]:
     """Open the database for a command.
+
+    Args:
+        for_reader: The command also works with the URL of a reader.
 
     Raises:
         LoaderError: A setting cannot be read, or the database cannot be used.
     """
     settings = read_settings()
-    with open_database(settings) as opened:
+    with open_database(settings, for_reader=for_reader) as opened:
         yield opened, settings
 
 

@@ -204,6 +204,33 @@ def is_rescan_wanted(connection: Connection) -> bool:
     return bool(connection.execute(text("select rescan_wanted from raw.generation")).scalar_one())
 
 
+_READABLE = """
+    select
+        pg_namespace.nspname as source,
+        pg_class.relname as table,
+        format('%I.%I', pg_namespace.nspname, pg_class.relname) as name
+    from pg_class
+    inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
+    where
+        pg_class.relkind in ('r', 'p')
+        and not pg_class.relispartition
+        and pg_namespace.nspname not like 'pg\\_%'
+        and pg_namespace.nspname <> 'information_schema'
+        and has_schema_privilege(pg_namespace.oid, 'usage')
+        and has_table_privilege(pg_class.oid, 'select')
+    order by 1, 2
+"""
+
+
+def read_readable_tables(connection: Connection) -> list[dict[str, Any]]:
+    """Return source, name and rows of each table that the role of a connection may read: what a reader can know."""
+    tables = [dict(row) for row in connection.execute(text(_READABLE)).mappings()]
+    for table in tables:
+        count = f"select count(*) from {table.pop('name')}"  # noqa: S608 - quoted by the database
+        table["rows"] = connection.execute(text(count.replace(":", r"\:"))).scalar_one()
+    return tables
+
+
 def read_status(connection: Connection, spool: Path | None = None) -> Status:
     """Read the state of the warehouse, all of it in one snapshot.
 

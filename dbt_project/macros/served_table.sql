@@ -13,6 +13,7 @@
 
     {%- if created -%}
         {%- do statements.append(create_schema_sql(relation.schema)) if not schema_exists(relation.schema) -%}
+        {%- do statements.append("select raw.admit_readers(" ~ string_literal(relation.schema) ~ ")") -%}
         {%- do run_query(make_way_sql(relation)) -%}
         {%- do statements.append(create_table_sql(table)) -%}
         {%- set described = {'comment': '', 'columns': {}, 'attributes': table.declared | length} -%}

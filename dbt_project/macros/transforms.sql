@@ -22,6 +22,8 @@
         {#- After a restore into another cluster the stored transaction ids are history. -#}
         select raw.adopt_cluster();
 
+        select raw.admit_readers(schema_name) from raw.sources;
+
         update raw.transforms
         set status = 'interrupted', finished_at = clock_timestamp(), error = 'It ended without a word.'
         where

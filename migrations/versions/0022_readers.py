@@ -1,0 +1,13 @@
+"""Lets readers select from the tables of sources: the SQL stands beside this file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0022"
+down_revision = "0021"
+
+
+def upgrade() -> None:
+    sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.get_bind().connection.cursor().execute(sql)
