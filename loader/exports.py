@@ -111,7 +111,8 @@ class _Lines(io.RawIOBase):
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         self._lines = lines
-        self._rest = b""
+        # A view: a slice of one copies no bytes, however long the line is.
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         """Say that it can be read, as `io.RawIOBase` has it."""
@@ -119,7 +120,7 @@ class _Lines(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer, as `io.RawIOBase` has it."""
-        data = self._rest or next(self._lines, b"")
+        data = self._rest or memoryview(next(self._lines, b""))
         count = min(len(buffer), len(data))
         buffer[:count] = data[:count]
         self._rest = data[count:]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from loader.entrances import FILE, export_entrance
 from loader.errors import FileError
-from loader.exports import open_lines
+from loader.exports import _buffered, open_lines
 
 ENTRANCE = export_entrance("emailSend")
 COLUMNS = ["email", "messageId", "itblInternal.documentCreatedAt"]
@@ -31,6 +31,27 @@ def read(path: Path) -> list[bytes]:
     """The lines of a file."""
     with open_lines(str(path), ENTRANCE) as (stream, _):
         return stream.read().splitlines(keepends=True)
+
+
+class CountedLine(bytes):
+    """A line that counts the bytes copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a part, and count its bytes."""
+        part = super().__getitem__(key)
+        CountedLine.copied += len(part)
+        return CountedLine(part)
+
+
+def test_c6_a_long_line_is_copied_once() -> None:
+    """A row of a Parquet file may have any length; what is left of it is not copied for each block that is read."""
+    line = CountedLine(b"x" * 10_000_000)
+    CountedLine.copied = 0
+    with _buffered(iter([line, b"\n", line])) as stream:
+        assert stream.read() == line + b"\n" + line
+    assert CountedLine.copied <= 2 * len(line)
 
 
 @pytest.fixture(scope="module")
