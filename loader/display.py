@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 import click
 
 from loader.landing import Landed
 from loader.loading import Progress
+from loader.schema import Column
 from loader.status import Status
 from loader.terminal import escape_controls, escape_json_controls, shorten
 from loader.transform import TableFilled
@@ -237,6 +239,24 @@ def show_records(records: Sequence[Any], *, as_json: bool, empty: str) -> None:
     show_rows([asdict(record) for record in records], as_json=as_json, empty=empty)
 
 
+def show_columns(columns: Sequence[Column]) -> None:
+    """Print the columns of tables, one table after the other."""
+    for number, ((source, name), group) in enumerate(groupby(columns, lambda column: (column.source, column.table))):
+        rows = [
+            {
+                "column": column.column,
+                "type": column.type,
+                "origin": column.origin,
+                "filled": None if column.filled is None else f"{column.filled:.0%}",
+                "path": column.path,
+                "first seen": column.first_seen,
+                "first event": column.first_event,
+            }
+            for column in group
+        ]
+        echo(f"{chr(10) if number else ''}{source}.{name}\n{table(rows)}")
+
+
 def table_filled(filled: TableFilled) -> dict[str, Any]:
     """Return what a run did to a table, as a row to show."""
     return {
@@ -268,11 +288,7 @@ def show_status(status: Status) -> None:
     if not status.sources:
         echo("There is no source yet. Add one with `loader source add Iterable`.")
         return
-    if status.freshness_seconds is None:
-        waiting = "every event is in its table"
-    else:
-        waiting = f"{count(status.waiting, 'event')} waiting, the oldest for {duration(status.freshness_seconds)}"
-    echo(f"{count(status.events_landed, 'event')} landed; {waiting}.")
+    echo(_headline(status))
 
     for law in status.conservation:
         echo(f"\nSource {law.source}: {count(law.accepted, 'message')} accepted =")
@@ -331,6 +347,26 @@ def ask_for_rescan() -> None:
         "Error: events have landed in an older version of the loader, which did not record their properties. Those "
         "properties have no columns yet. Run `loader rescan`, then `loader transform`."
     )
+
+
+def _headline(status: Status) -> str:
+    """Return in one line what landed, what waits, and which share of the messages is in quarantine."""
+    if status.freshness_seconds is None:
+        waiting = "every event is in its table"
+    else:
+        waiting = f"{count(status.waiting, 'event')} waiting, the oldest for {duration(status.freshness_seconds)}"
+    headline = f"{count(status.events_landed, 'event')} landed; {waiting}"
+    if refused := sum(law.quarantined for law in status.conservation):
+        accepted = sum(law.accepted for law in status.conservation)
+        headline += f"; {count(refused, 'message')} of {accepted:,} ({_share(refused, accepted)}) in quarantine"
+    return f"{headline}."
+
+
+def _share(part: int, whole: int) -> str:
+    """Return a share in per cent, which is neither none nor all of it when it is not."""
+    if part * 100 < whole:
+        return "less than 1 %"
+    return f"{part * 100 // whole} %"
 
 
 def _first_rows(rows: Sequence[dict[str, Any]], most: int = _SHOWN_ROWS) -> str:

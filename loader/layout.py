@@ -41,19 +41,33 @@ def rescan(source: str | None) -> None:
 
 @click.command()
 @click.argument("tables", nargs=-1)
-@click.option("--source", help="Name of the source; needed when there are several.")
+@click.option("--source", help="Name of the source; all of them by default.")
 @session.as_json
 def schema(tables: tuple[str, ...], source: str | None, *, as_json: bool) -> None:
-    """Show the columns of a source's tables: type, since when, and how often they are filled."""
-    from loader.schema import read_layout  # noqa: PLC0415
+    """List the tables, or show the columns of some: type, since when, and how often they are filled.
+
+    TABLE is a name such as email_opened or iterable.email_opened, or an event's name. As JSON, all columns of all
+    tables are printed when none is named.
+    """
+    from loader.schema import find_tables, read_columns, read_tables  # noqa: PLC0415
     from loader.sources import find_source  # noqa: PLC0415
 
     with session.database() as (database, _), session.autocommit(database) as connection:
         with database.begin() as transaction:
-            name = find_source(transaction, source)
-        display.show_records(
-            read_layout(connection, name, list(tables)), as_json=as_json, empty="No such table yet: `loader transform`."
-        )
+            name = find_source(transaction, source) if source else None
+        there = read_tables(connection, name)
+        if not tables and not as_json:
+            display.show_records(
+                there, as_json=False, empty="No table has been made yet: `loader transform` makes them."
+            )
+            if there:
+                display.note(f"`loader schema {there[0].source}.{there[0].table}` shows the columns of a table.")
+            return
+        columns = read_columns(connection, find_tables(there, tables))
+    if as_json:
+        display.show_records(columns, as_json=True, empty="")
+    else:
+        display.show_columns(columns)
 
 
 @click.command()

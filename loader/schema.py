@@ -1,12 +1,18 @@
 """What the tables of a source are made of, and what keeps a column from its type: `loader schema`, `loader widen`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
+from itertools import groupby
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import class_row, dict_row
+
+from loader.errors import UsageError
+from loader.naming import table_name
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,8 @@ class Column:
     """One column of a served table.
 
     Attributes:
-        table: The table, in the source's schema.
+        source: The schema.
+        table: The table in it.
         column: Its name.
         type: Its type in the database.
         origin: `declared` in the model's yml, `found` in the events, or `unknown`: added by somebody else.
@@ -24,6 +31,7 @@ class Column:
         filled: Share of the table's rows in which it is not null, 0 to 1; None while the table has none.
     """
 
+    source: str
     table: str
     column: str
     type: str
@@ -32,6 +40,25 @@ class Column:
     first_seen: datetime | None
     first_event: str | None
     filled: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One served table.
+
+    Attributes:
+        source: The schema.
+        table: The table in it.
+        columns: How many columns it has.
+        found: How many of them were found in the events.
+        last_found: When a run last added one of those.
+    """
+
+    source: str
+    table: str
+    columns: int
+    found: int
+    last_found: datetime | None
 
 
 @dataclass(frozen=True)
@@ -74,8 +101,29 @@ _ADVICE = {
 }
 _VIEWS = "Run `loader widen`: it makes these views again, with owners, grants and comments."
 
+_TABLES = """
+    select
+        cursors.source,
+        cursors.model as table,
+        count(*) as columns,
+        count(*) filter (where not columns.declared) as found,
+        max(columns.added_at) filter (where not columns.declared) as last_found
+    from raw.cursors
+    inner join pg_attribute
+        on pg_attribute.attrelid = to_regclass(format('%%I.%%I', cursors.source, cursors.model))
+        and pg_attribute.attnum > 0
+        and not pg_attribute.attisdropped
+    left join raw.columns
+        on columns.source = cursors.source
+        and columns.model = cursors.model
+        and columns.column_name = pg_attribute.attname
+    where %(source)s::text is null or cursors.source = %(source)s
+    group by cursors.source, cursors.model
+    order by cursors.source, cursors.model
+"""
 _COLUMNS = """
     select
+        cursors.source,
         cursors.model as table,
         pg_attribute.attname as column,
         format_type(pg_attribute.atttypid, pg_attribute.atttypmod) as type,
@@ -102,8 +150,8 @@ _COLUMNS = """
         on columns.source = cursors.source
         and columns.model = cursors.model
         and columns.column_name = pg_attribute.attname
-    where cursors.source = %(source)s and (cursors.model = any(%(tables)s) or cardinality(%(tables)s::text[]) = 0)
-    order by cursors.model, pg_attribute.attnum
+    where (cursors.source, cursors.model) in (select * from unnest(%(sources)s::text[], %(tables)s::text[]))
+    order by cursors.source, cursors.model, pg_attribute.attnum
 """
 # Columns that wait to be added or widened.
 WAITING_COLUMNS = """
@@ -114,21 +162,54 @@ WAITING_COLUMNS = """
 """
 
 
-def read_layout(connection: psycopg.Connection, source: str, tables: list[str]) -> list[Column]:
-    """Return the columns of a source's tables as they are in the database.
+def read_tables(connection: psycopg.Connection, source: str | None) -> list[Table]:
+    """Return the tables of a source, or of all sources.
 
     Args:
         connection: An open connection.
-        source: The schema name of the source.
-        tables: Only these tables; none for all.
+        source: The schema name of the source; None for all.
     """
+    with connection.cursor(row_factory=class_row(Table)) as cursor:
+        return cursor.execute(_TABLES, {"source": source}).fetchall()
+
+
+def find_tables(there: Sequence[Table], names: Sequence[str]) -> list[Table]:
+    """Return the tables that names stand for, in the order of `there`; all of them when there are no names.
+
+    Args:
+        there: The tables to choose from.
+        names: `table` or `schema.table`, or an event's name.
+
+    Raises:
+        UsageError: A name stands for no table.
+    """
+    chosen: set[Table] = set()
+    for name in names:
+        found = [t for t in there if name in {t.table, f"{t.source}.{t.table}"} or table_name(name) == t.table]
+        if not found:
+            close = get_close_matches(name, [f"{t.source}.{t.table}" for t in there] + [t.table for t in there], n=3)
+            hint = f" Names like it: {', '.join(close)}." if close else ""
+            raise UsageError(f"There is no table {name}.{hint} `loader schema` lists the tables.")
+        chosen.update(found)
+    return [table for table in there if not names or table in chosen]
+
+
+def read_columns(connection: psycopg.Connection, tables: Sequence[Table]) -> list[Column]:
+    """Return the columns of tables as they are in the database.
+
+    Args:
+        connection: An open connection.
+        tables: The tables.
+    """
+    names = {"sources": [table.source for table in tables], "tables": [table.table for table in tables]}
     with connection.cursor(row_factory=dict_row) as cursor:
-        found = cursor.execute(_COLUMNS, {"source": source, "tables": tables}).fetchall()
-    shares: dict[str, dict[str, float]] = {}
-    for row in found:
-        if row["table"] not in shares:
-            shares[row["table"]] = _shares(connection, source, [r for r in found if r["table"] == row["table"]])
-    return [Column(**row, filled=shares[row["table"]].get(row["column"])) for row in found]
+        found = cursor.execute(_COLUMNS, names).fetchall()
+    columns: list[Column] = []
+    for (source, _), group in groupby(found, lambda row: (row["source"], row["table"])):
+        rows = list(group)
+        shares = _shares(connection, source, rows)
+        columns += [Column(**row, filled=shares.get(row["column"])) for row in rows]
+    return columns
 
 
 def waiting_columns(connection: psycopg.Connection) -> list[WaitingColumn]:

@@ -8,7 +8,7 @@ import pytest
 
 from loader.settings import Settings
 from tests.conftest import Loader
-from tests.warehouse import copied_project, run_dbt
+from tests.warehouse import TABLES, copied_project, run_dbt
 
 
 def load(run: Loader, folder: Path, *calls: dict[str, object]) -> None:
@@ -66,7 +66,6 @@ def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
     assert (vip["type"], vip["origin"], vip["path"], vip["first_event"]) == ("text", "found", "properties.vip", "a")
     assert vip["filled"] == 1.0
     assert (columns["campaign_id"]["origin"], columns["campaign_id"]["filled"]) == ("declared", 0.0)
-    assert served_loader("schema", "nothing").stdout.startswith("No such table yet")
 
 
 def test_a_scaffolded_model_takes_the_table_over(
@@ -114,3 +113,51 @@ def test_a_model_is_written_only_for_an_event_without_one(
     refused = served_loader("scaffold", event, "--folder", str(tmp_path / "models"))
     assert (refused.returncode, said in refused.stderr) == (2, True)
     assert not (tmp_path / "models").exists()
+
+
+def test_d4_schema_lists_the_tables_and_shows_columns_on_demand(served_loader: Loader) -> None:
+    """Without a name it is a line for each table; a name may have its schema, and may be the event's."""
+    listed = served_loader("schema")
+    assert listed.returncode == 0
+    assert len(listed.stdout.splitlines()) == 2 + len(TABLES)
+    assert "`loader schema iterable.email_bounced`" in listed.stderr
+    bare = served_loader("schema", "email_opened")
+    assert bare.stdout.splitlines()[0] == "iterable.email_opened"
+    assert "campaign_id" in bare.stdout
+    for name in ("iterable.email_opened", "Email Opened"):
+        assert served_loader("schema", name).stdout == bare.stdout
+    both = served_loader("schema", "tracks", "iterable.email_opened").stdout.split("\n\n")
+    assert [part.splitlines()[0] for part in both] == ["iterable.email_opened", "iterable.tracks"]
+    everything = json.loads(served_loader("schema", "--json").stdout)
+    assert {row["table"] for row in everything} == set(TABLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("nope", "There is no table nope. `loader schema`"), ("email_opend", "Names like it: email_opened")],
+)
+def test_d4_a_table_that_is_not_there_is_wrong_use(served_loader: Loader, name: str, hint: str) -> None:
+    """The exit code says so, and the error names the tables that are meant."""
+    for form in ((), ("--json",)):
+        refused = served_loader("schema", name, *form)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert hint in refused.stderr
+
+
+def test_d4_without_any_table_the_way_to_tables_is_named(run_loader: Loader) -> None:
+    """Nothing has been made yet: that is no error."""
+    empty = run_loader("schema")
+    assert (empty.returncode, empty.stdout) == (0, "No table has been made yet: `loader transform` makes them.\n")
+
+
+def test_d5_the_headline_names_the_quarantine(served_loader: Loader, tmp_path: Path) -> None:
+    """Messages in quarantine are in no table, and their share stands in the first line."""
+    path = tmp_path / "events.ndjson"
+    good = json.dumps({"type": "track", "event": "Email Opened", "userId": "u", "messageId": "a"})
+    path.write_text(f"{good}\n" + "{broken\n" * 12, encoding="utf-8")
+    assert served_loader("load", str(path)).returncode == 3
+    first = served_loader("status").stdout.splitlines()[0]
+    assert first.startswith("1 event landed; 1 event waiting")
+    assert first.endswith("; 12 messages of 13 (92 %) in quarantine.")
+    assert served_loader("quarantine", "discard", "--yes", "--load", "1").returncode == 0
+    assert "quarantine" not in served_loader("status").stdout.splitlines()[0]
