@@ -324,7 +324,7 @@ def show_status(status: Status) -> None:
         echo(f"and {count(empty, 'empty table')}")
     for title, rows in (
         ("In quarantine (`loader quarantine list`)", status.quarantine),
-        ("Values their column cannot hold (raw.mismatches)", status.mismatches),
+        ("Values their column cannot hold, or not with all digits (raw.mismatches)", status.mismatches),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns that views keep from a wider type (`loader widen` makes the views again)", status.waiting_columns),
         ("Properties without a column of their own (raw.collisions)", status.collisions),

@@ -167,12 +167,13 @@ class Shape:
         """Take an event apart and yield each path and type that is not known, in the order of its keys.
 
         Objects are followed to any depth, arrays are values. An empty object and null are no values.
+        Properties or a context that is no object is one value, whose path is the name of that part.
 
         Raises:
             RecursionError: It is nested too deep.
         """
         call = _decode(payload)
-        roots = {root: value for root in _ROOTS if type(value := getattr(call, root)) is dict}
+        roots = {root: value for root in _ROOTS if (value := getattr(call, root)) is not None}
         stack: list[tuple[Iterator[tuple[str, Any]], Path, _Node | None]] = [(iter(roots.items()), (), self._root)]
         while stack:
             items, path, node = stack[-1]

@@ -65,7 +65,7 @@ class Status:
         freshness_seconds: Age of the oldest event that is not in its table yet, in seconds since it landed; None when
             none is waiting.
         quarantine: Open messages by source and reason.
-        mismatches: Values their column cannot hold, by table and column.
+        mismatches: Values their column cannot hold, or not with all digits, by table and column.
         found: The last columns that runs have found in the events, the newest first.
         held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
         waiting_columns: Columns that views keep from the type they need.

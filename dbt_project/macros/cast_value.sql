@@ -113,3 +113,19 @@
         {{ text }} is not null and {{ cast_value(text, data_type) }} is null
     {%- endif -%}
 {%- endmacro %}
+
+
+{#-
+    Whether a value that its column holds has digits there that are not kept: of a second, PostgreSQL keeps six; a type that
+    somebody has given the column by hand may round numbers. Empty for types that keep all digits.
+-#}
+{% macro loses_digits(text, data_type) -%}
+    {%- if data_type == 'timestamp with time zone' -%}
+        octet_length({{ text }}) > 26 and {{ text }} ~ '[.,][0-9]{6}[0-9]*[1-9]'
+    {%- elif data_type not in ('bigint', 'numeric') and is_number_type(data_type) -%}
+        case
+            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and pg_input_is_valid({{ text }}, '{{ data_type }}')
+                then ({{ text }})::{{ data_type }}::text::numeric <> ({{ text }})::numeric
+        end
+    {%- endif -%}
+{%- endmacro %}

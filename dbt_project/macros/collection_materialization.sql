@@ -354,8 +354,8 @@
 
 
 {#-
-    Values of the rows to come that will be NULL in the table, because the column's type cannot hold them. An empty string is
-    no value. Events whose id is in the table already make no row.
+    Values of the rows to come that the column's type cannot hold, which are NULL in the table, or not with all their digits.
+    An empty string is no value. Events whose id is in the table already make no row.
 -#}
 {% macro record_mismatches(table, source_name, columns, repeated, rebuild) %}
     {%- set typed = [] -%}
@@ -374,13 +374,19 @@
             where
                 {%- for column in typed %}
                 {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.data_type) }})
+                {{ "or (" ~ loses_digits(column.text, column.data_type) ~ ")" if loses_digits(column.text, column.data_type) }}
                 {%- endfor %}
             offset 0
         ) as events
         cross join lateral (
             values
             {%- for column in typed %}
-            ('{{ column.name }}', {{ column.text }}, {{ cast_value(column.text, column.data_type) }} is null){{ "," if not loop.last }}
+            (
+                '{{ column.name }}',
+                {{ column.text }},
+                {{ cast_value(column.text, column.data_type) }} is null
+                {{ "or (" ~ loses_digits(column.text, column.data_type) ~ ")" if loses_digits(column.text, column.data_type) }}
+            ){{ "," if not loop.last }}
             {%- endfor %}
         ) as found (column_name, value, is_lost)
         where

@@ -61,7 +61,8 @@
     What to make of the properties of a table's events, by these rules:
     - what the yml declares is never flattened, and its column keeps the declared type;
     - of several properties with one column, the declared one counts first, then the one seen first, where it is not null;
-    - the layout's own columns are not to be overwritten, and a name without letters or digits gives no column.
+    - the layout's own columns are not to be overwritten, and a name without letters or digits gives no column;
+    - properties or a context that is no object gives no column.
     Returns `found` (by column: the paths of its values, the types they have had, the first event), `others` (further
     paths of declared columns), `unplaced` (properties without a column of their own, and why) and `fractions` (the paths
     that have had numbers which no bigint holds).
@@ -90,7 +91,9 @@
         {%- if not inside.declared -%}
             {%- set column = seen.column -%}
             {%- set reason = none -%}
-            {%- if not column -%}
+            {%- if seen.path | length == 1 -%}
+                {%- set reason = 'no_object' -%}
+            {%- elif not column -%}
                 {%- set reason = 'nameless' -%}
             {%- elif declared.get(column) == 'layout' -%}
                 {%- set reason = 'layout' -%}

@@ -187,12 +187,25 @@ def test_paths_are_found_in_the_order_of_the_keys() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "whole", [b"{}", b'{"properties":null}', b'{"context":"x"}', b'{"context":[{"a":1}]}', b'{"a":1}']
-)
+@pytest.mark.parametrize("whole", [b"{}", b'{"properties":null}', b'{"context":null}', b'{"context":{}}', b'{"a":1}'])
 def test_a_call_without_any_is_made_of_nothing(whole: bytes) -> None:
-    """What is neither in properties nor in context, or is no object, has no paths."""
+    """What is neither in properties nor in context has no paths."""
     assert found(whole) == []
+
+
+@pytest.mark.parametrize(
+    ("whole", "kind"),
+    [(b'{"context":"x"}', "text"), (b'{"context":[{"a":1}]}', "text"), (b'{"context":7}', "bigint")],
+)
+def test_a14_a_context_that_is_no_object_is_a_value(whole: bytes, kind: str) -> None:
+    """Its path is the part itself; known, it is taken by the decoder, and objects go on being taken apart."""
+    shape = Shape()
+    assert found(whole, shape) == [(("context",), kind)]
+    shape.learn(("context",), [kind])
+    compile_now(shape)
+    assert takes(shape, whole)
+    assert found(whole, shape) == []
+    assert found(b'{"context":{"ip":"::1"}}', shape) == [(("context", "ip"), "text")]
 
 
 def test_the_name_is_the_one_that_came() -> None:
@@ -297,9 +310,7 @@ def flattened(value: Any, path: Path = ()) -> dict[Path, str]:
 def test_paths_are_those_a_simpler_reading_finds(whole: bytes) -> None:
     """Against a recursive function over exactly parsed JSON."""
     call = json.loads(whole, parse_int=Decimal, parse_float=Decimal)
-    expected = {
-        path: kind for root in ("properties", "context") for path, kind in flattened(call[root], (root,)).items()
-    }
+    expected = flattened({root: call[root] for root in ("properties", "context")})
     assert dict(found(whole)) == expected
 
 
