@@ -49,19 +49,27 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
     Example: loader spool land --all
     """
     from loader.draining import land_segment  # noqa: PLC0415
-    from loader.errors import UsageError  # noqa: PLC0415
+    from loader.errors import LoaderError, UsageError  # noqa: PLC0415
     from loader.landing import Landed  # noqa: PLC0415
     from loader.spool import list_segments, spool_folder  # noqa: PLC0415
 
     if bool(names) == every:
         raise UsageError("Say which segments: their names in `loader spool list`, or --all.")
-    total = Landed()
+    total, failed = Landed(), 0
     with _opened() as (connection, settings, here):
         chosen = list(names) or [each.segment for each in list_segments(spool_folder(settings), here) if each.foreign]
         for name in chosen:
-            total.add(land_segment(connection, spool_folder(settings), name))
-            display.note(f"{name} has landed and is deleted.")
+            try:
+                total.add(land_segment(connection, spool_folder(settings), name))
+            except LoaderError as error:
+                failed += 1
+                display.note(f"Error: {error}")
+            else:
+                display.note(f"{name} has landed and is deleted.")
     display.echo("\n".join(display.landed_lines(total)))
+    if failed:
+        display.note(f"{display.count(failed, 'segment')} of {len(chosen)} could not be landed.")
+        sys.exit(1)
     if total.quarantined:
         sys.exit(EXIT_QUARANTINED)
 

@@ -210,8 +210,14 @@ def test_a8_a_command_lands_a_foreign_segment_on_purpose(ours: Named, theirs: Na
         assert loader("spool", "land").returncode == 2
         missing = loader("spool", "land", "nothing.segment")
         assert (missing.returncode, "no segment nothing.segment" in missing.stderr) == (1, True)
+        renamed = spool / "00000000000000000000-backup.segment"
+        renamed.touch()
         landed = loader("spool", "land", "--all")
-        assert (landed.returncode, landed.stdout.splitlines()[0][:15]) == (0, "2 events landed")
+        assert (landed.returncode, landed.stdout.splitlines()[0][:15]) == (1, "2 events landed")
+        assert "was renamed" in landed.stderr
+        assert "1 segment of 2 could not be landed." in landed.stderr
+        renamed.unlink()
+        assert loader("spool", "land", "--all").returncode == 0
         assert loader("spool", "list").stdout == "Nothing is in the spool.\n"
         assert "Spool files" not in loader("status").stdout
         spool_events(*ours, "c")
