@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from loader import __version__, access, console, display, keyring, layout, refusals, running, session, spooled
 from loader.database import migrate, open_database
-from loader.errors import LoaderError, UsageError
+from loader.errors import LoaderError, UsageError, without_values
 from loader.settings import describe, read_settings
 from loader.terminal import shorten
 
@@ -43,7 +43,7 @@ class Commands(click.Group):
             sys.exit(error.exit_code)
         except (psycopg.Error, DBAPIError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
-            display.note(f"Error: The database failed: {' '.join(str(reason).split())}")
+            display.note(f"Error: The database failed: {without_values(reason)}")
             sys.exit(1)
         except click.ClickException as error:
             # It quotes arguments, and a shell makes arguments of the names of files.

@@ -19,7 +19,7 @@ from loader import metrics
 from loader.catalog import Tracker
 from loader.connection import cut, time_limit
 from loader.deliveries import land_parts
-from loader.errors import LoaderError
+from loader.errors import LoaderError, without_values
 from loader.landing import Landed
 from loader.spool import Part, Spool
 from loader.warehouse import Warehouse
@@ -212,8 +212,9 @@ def _land_part(connection: psycopg.Connection, tracker: Tracker, part: Part, war
 def describe(error: BaseException) -> str:
     """Return an error in one line, with its SQLSTATE; none of a row's content is in it."""
     if isinstance(error, psycopg.Error):
-        return f"{error.sqlstate or 'connection lost'}: {error.diag.message_primary or type(error).__name__}"
-    return " ".join(str(error).split())
+        message = error.diag.message_primary or type(error).__name__
+        return f"{error.sqlstate or 'connection lost'}: {without_values(message)}"
+    return without_values(error)
 
 
 def count_landed(landed: Landed, seconds: float) -> None:

@@ -4,6 +4,18 @@ A message says what happened, to what, and what to do next; the command line pri
 traceback. The class carries the exit code, so a script can tell its own mistake (2) from work that failed (1).
 """
 
+import re
+
+# PostgreSQL's DETAIL and CONTEXT quote rows and statements, and its messages quote values. `raw.without_values` is the
+# same in SQL.
+_DETAIL = re.compile(r"\s+(?:DETAIL|CONTEXT|LINE \d+):.*", re.DOTALL)
+_VALUE = re.compile(r"""(?<=: )"[^"]*"?|(?<=value )"[^"]*"?|(?<=[ (])'[^']*'|\S+@\S+""")
+
+
+def without_values(message: object) -> str:
+    """Return an error of the database, or a text that quotes one, in one line and without any value of an event."""
+    return " ".join(_VALUE.sub("…", _DETAIL.sub("", str(message))).split())
+
 
 class LoaderError(Exception):
     """Work failed: the message says what, where and what to do next."""

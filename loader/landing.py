@@ -15,7 +15,7 @@ import psycopg
 
 from loader.catalog import Seen
 from loader.entrances import parse_chunk
-from loader.errors import DatabaseError
+from loader.errors import DatabaseError, without_values
 from loader.events import Event, Reason, Refused
 from loader.files import printable
 from loader.lines import Chunk, read_chunk
@@ -44,7 +44,7 @@ _QUARANTINE = """
 """
 
 _INVALID = """
-    select number::int - 1, sql_error_code, message, detail
+    select number::int - 1, sql_error_code, message
     from unnest(%s::text[]) with ordinality as given (payload, number), pg_input_error_info(payload, 'jsonb')
     where sql_error_code is not null
 """
@@ -223,8 +223,7 @@ def _copy(
         if not blames_row(error):
             raise
         if len(events) == 1:
-            diag = error.diag
-            refused.append(_refuse(events[0], error.sqlstate, diag.message_primary or error, diag.message_detail))
+            refused.append(_refuse(events[0], error.sqlstate, error.diag.message_primary or error))
             return
         if culprits := _invalid(cursor, events):
             refused += culprits.values()
@@ -247,8 +246,8 @@ def _invalid(cursor: psycopg.Cursor, events: Sequence[Event]) -> dict[int, Refus
     return {place: _refuse(events[place], *info) for place, *info in rows}
 
 
-def _refuse(event: Event, state: object, message: object, detail: object) -> Refused:
-    told = f"{state}: {message} ({detail})" if detail else f"{state}: {message}"
+def _refuse(event: Event, state: object, message: object) -> Refused:
+    told = f"{state}: {without_values(message)}"
     return Refused(event.original or event.payload, event.offset, Reason.REFUSED_BY_DATABASE, told)
 
 
@@ -261,7 +260,7 @@ def blames_row(error: psycopg.Error) -> bool:
 def explain(error: psycopg.Error) -> DatabaseError:
     """Return an error of the database as one a person can act on."""
     state = error.sqlstate or ""
-    message = " ".join((error.diag.message_primary or str(error)).split())
+    message = without_values(error.diag.message_primary or error)
     if state == "53100":
         advice = "The database's disk is full. Make room, then run the command again: it goes on where it stopped."
     elif state.startswith(("08", "57")) or not state:

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from loader.database import open_database
-from loader.errors import LoaderError
+from loader.errors import LoaderError, without_values
 from loader.settings import Settings
 from loader.transform import TableFilled, transform
 
@@ -149,7 +149,7 @@ def _run(settings: Settings) -> list[TableFilled] | LoaderError:
     except LoaderError as error:
         return error
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
-        return LoaderError(f"{type(error).__name__}: {error}")
+        return LoaderError(f"{type(error).__name__}: {without_values(error)}")
 
 
 if __name__ == "__main__":

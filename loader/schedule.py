@@ -8,7 +8,6 @@ from cron or by hand, is as safe as ever: the cut does not depend on who runs it
 import logging
 import os
 import random
-import re
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from loader.database import open_database
-from loader.errors import LoaderError, UsageError
+from loader.errors import LoaderError, UsageError, without_values
 from loader.runner import Runner
 from loader.settings import Settings
 from loader.terminal import shorten
@@ -123,10 +122,6 @@ _UNMADE = """
     from raw.sources
     cross join raw.collections_due(schema_name, '{}', %(tables)s, %(new_tables)s) as collection
 """
-
-# What PostgreSQL says about a row may hold values of the row.
-_DETAIL = re.compile(r"\s+(?:DETAIL|CONTEXT|LINE \d+):.*", re.DOTALL)
-_VALUE = re.compile(r"""(?<=: )"[^"]*"?|(?<=value )"[^"]*"?|(?<=[ (])'[^']*'|\S+@\S+""")
 
 
 class Schedule:
@@ -320,8 +315,7 @@ def forget_old_runs(connection: psycopg.Connection) -> None:
 
 def reason(error: Exception) -> str:
     """Return why something failed, in one line without any value of an event, e-mail address or key."""
-    message = str(error.orig if isinstance(error, DBAPIError) else error)
-    return shorten(_VALUE.sub("…", _DETAIL.sub("", message)).replace("\n", " ").strip(), 500)
+    return shorten(without_values(error.orig if isinstance(error, DBAPIError) else error), 500)
 
 
 def _failed_tables(filled: Sequence[TableFilled]) -> str | None:

@@ -23,7 +23,7 @@ import uvloop
 
 from loader.collector import Collector
 from loader.connector import Connector
-from loader.errors import SchemaBehindError, UsageError
+from loader.errors import SchemaBehindError, UsageError, without_values
 from loader.keys import WriteKeys
 from loader.observation import Observation
 from loader.protocol import IDLE_SECONDS, Connection
@@ -212,9 +212,7 @@ def _check(connector: Connector) -> None:
     except (SchemaBehindError, UsageError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever keeps it away, events can wait for it
-        log.warning(
-            "the database is away; events go to the spool until it is there", reason=" ".join(str(error).split())
-        )
+        log.warning("the database is away; events go to the spool until it is there", reason=without_values(error))
 
 
 def _address(listening: socket.socket) -> str:

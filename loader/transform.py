@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import text
 
 from loader.database import Database, bundled, connection_environment
-from loader.errors import TransformError, UsageError
+from loader.errors import TransformError, UsageError, without_values
 from loader.schema import WAITING_COLUMNS, advise
 from loader.settings import Settings
 
@@ -121,16 +121,17 @@ def transform(
         "LOADER_ALLOW_LOSS": str(allow_loss).lower(),
         "LOADER_ONLY_TABLES": " ".join(only),
     }
+    create_private_folders(settings)
     with environment(variables), tidied():
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
 
     if result.exception is not None:
-        raise TransformError(f"dbt could not start: {_one_line(str(result.exception))}")
+        raise TransformError(f"dbt could not start: {without_values(result.exception)}")
     outcomes = {r.node.name: r for r in result.result.results if r.node.resource_type == "model"}
     if not outcomes:
         failed = [r for r in result.result.results if r.status == "error"]
         if failed:
-            raise TransformError(f"dbt could not start: {_one_line(failed[0].message)}")
+            raise TransformError(f"dbt could not start: {without_values(failed[0].message)}")
         raise UsageError(_NO_TABLE.format(" ".join(select)))
 
     with database.begin() as connection:
@@ -194,7 +195,7 @@ def _filled(source: str, table: str, row: Any, outcome: Any) -> TableFilled:
         duplicates=row.duplicates if row else 0,
         new_columns=tuple(row.new_columns) if row else (),
         duration=row.duration if row else timedelta(0),
-        error=_one_line(outcome.message or outcome.status) if failed else "",
+        error=without_values(outcome.message or outcome.status) if failed else "",
         note=(row.note or "") if row else "",
     )
 
@@ -238,6 +239,13 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def create_private_folders(settings: Settings) -> None:
+    """Create the folders that dbt writes into, for their owner only: its log quotes rows that an error is about."""
+    for folder in (settings.home / "dbt", settings.home / "dbt" / "target", settings.home / "dbt" / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+
+
 def log_file(settings: Settings) -> Path:
     """Return where dbt writes its log."""
     return settings.home / "dbt" / "logs" / "dbt.log"
@@ -262,7 +270,3 @@ def tidied() -> Iterator[None]:
             for handler in getattr(getattr(logger, "_python_logger", None), "handlers", ()):
                 if isinstance(handler, logging.FileHandler):
                     handler.close()
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())

@@ -14,7 +14,7 @@ import psycopg
 from loader import landing
 from loader.catalog import Tracker
 from loader.connection import connect
-from loader.errors import LoaderError
+from loader.errors import LoaderError, without_values
 from loader.landing import Landed
 from loader.lines import Chunk
 
@@ -116,7 +116,7 @@ def main(descriptor: int) -> None:
         except (EOFError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
-            pipe.send(f"{type(error).__name__}: {error}")
+            pipe.send(f"{type(error).__name__}: {without_values(error)}")
     except (EOFError, OSError):
         # The parent is done, or gone; an open transaction is rolled back by the server.
         os._exit(0)

@@ -52,7 +52,7 @@
             finished_at = clock_timestamp(),
             status = '{{ "error" if failed else "success" }}',
             whole = {{ filled | length == models | length and not env_var('LOADER_ONLY_TABLES', '') }},
-            error = {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }}
+            error = {{ "raw.without_values(" ~ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) ~ ")" if failed else "null" }}
         where id = '{{ invocation_id }}';
         {%- endif -%}
     {%- endif -%}

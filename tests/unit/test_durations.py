@@ -2,8 +2,7 @@
 
 import pytest
 
-from loader.errors import LoaderError
-from loader.schedule import reason
+from loader.errors import without_values
 from loader.settings import read_duration
 
 
@@ -38,4 +37,4 @@ def test_anything_else_is_refused(text: str) -> None:
 )
 def test_a_reason_holds_no_value(message: str, told: str) -> None:
     """What is logged says what failed, and nothing of whom the event was about."""
-    assert reason(LoaderError(message)) == told
+    assert without_values(message) == told
