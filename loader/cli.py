@@ -15,7 +15,7 @@ from loader import __version__, access, console, display, keyring, layout, refus
 from loader.database import migrate, open_database
 from loader.errors import LoaderError, UsageError, without_values
 from loader.settings import describe, read_settings
-from loader.terminal import shorten
+from loader.terminal import count, shorten
 
 EXIT_QUARANTINED = 3
 
@@ -125,7 +125,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     found = find_files(paths, CALLS if file_format == "segment" else export_naming(kind))
     files = found.paths
     if found.left_out:
-        left_out = display.count(len(found.left_out), "file")
+        left_out = count(len(found.left_out), "file")
         display.note(f"Passed over {left_out} of folders, not called like events: {first_names(found.left_out, 3)}")
     entrances = {} if file_format == "segment" else find_entrances(files, kind)
     with session.database() as (database, settings), session.autocommit(database) as connection:
@@ -155,13 +155,11 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
             progress.close()
     unchanged = outcomes.count("unchanged")
     if unchanged:
-        display.echo(
-            f"{display.count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}"
-        )
+        display.echo(f"{count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}")
     if unchanged < len(outcomes):
         display.echo("\n".join(display.landed_lines(total)))
     if "failed" in outcomes:
-        display.note(f"{display.count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded whole.")
+        display.note(f"{count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded whole.")
         sys.exit(1)
     if total.quarantined:
         display.note("`loader quarantine list` shows what was refused, and why.")
@@ -314,7 +312,7 @@ def quarantine_retry(
         chosen = list(numbers) or open_messages(connection, reason)
         outcomes = retry(connection, chosen, replacement.read() if replacement else None)
     refused = sum(each.refused for each in outcomes)
-    display.echo(f"{display.count(sum(each.landed for each in outcomes), 'message')} landed, {refused:,} still refused")
+    display.echo(f"{count(sum(each.landed for each in outcomes), 'message')} landed, {refused:,} still refused")
     for each in outcomes:
         if each.refused or each.landed > 1:
             display.note(str(each))

@@ -67,6 +67,9 @@ _ALWAYS_TOLD = frozenset(
     }
 )
 
+# Between two lines of the log about refusals.
+REPORT_SECONDS = 5.0
+
 _OPENAPI = Path(__file__).with_name("openapi.json")
 
 _Handler = Callable[[Scope, Receive], Awaitable[Answer]]
@@ -283,6 +286,7 @@ class Collector:
                 return source
             if not self._keys.current:
                 raise unavailable("The database is away, and the write key is not among those known last.")
+        metrics.refusals.add(unknown_keys=1)
         if self._settings.segment_answers and key:
             metrics.dropped.inc()
             return None
@@ -314,6 +318,17 @@ class Collector:
         await asyncio.sleep(max(0.0, self._keys.asked + ASK_AGAIN_SECONDS - time.monotonic()))
         self._asking = None
         await asyncio.to_thread(self._keys.refresh)
+
+    async def report_refusals(self) -> None:
+        """Log every few seconds what was refused, for as long as the collector runs."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            self.log_refusals()
+
+    def log_refusals(self) -> None:
+        """Log what was refused since the last time."""
+        for line in metrics.refusals.take():
+            log.warning(line)
 
     async def keep_keys_fresh(self) -> None:
         """Read the write keys every few seconds, for as long as the collector runs."""

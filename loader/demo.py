@@ -27,6 +27,7 @@ from loader.readers import default_reader_url
 from loader.results import show_result
 from loader.settings import Settings
 from loader.sources import add_key
+from loader.terminal import count
 from loader.transform import transform
 
 # Each sample event becomes so many, minutes apart and with ids of their own.
@@ -63,7 +64,7 @@ def run_demo(settings: Settings) -> None:
         for table in filled:
             if table.error:
                 raise TransformError(f"{table.source}.{table.table} was not filled: {table.error}")
-        display.note(f"Split them into {display.count(len(filled), 'table')}.")
+        display.note(f"Split them into {count(len(filled), 'table')}.")
 
         with database.connect() as connection:
             counts = connection.execute(_COUNTS).fetchall()
@@ -123,9 +124,7 @@ def _send(database: Database, settings: Settings) -> None:
         client.join()
     if failed:
         raise SourceError(f"The collector did not take the sample events: {failed[0]}")
-    display.note(
-        f"Sent {display.count(sent, 'sample event')} with Segment's library for Python to a collector at {url}."
-    )
+    display.note(f"Sent {count(sent, 'sample event')} with Segment's library for Python to a collector at {url}.")
 
 
 def sample_events() -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from loader.landing import Landed
 from loader.loading import Progress
 from loader.schema import Column
 from loader.status import Status
-from loader.terminal import escape_controls, escape_json_controls, shorten
+from loader.terminal import count, escape_controls, escape_json_controls, shorten
 from loader.transform import TableFilled
 
 # Of each list that `loader status` shows, the rows and the characters of a value; `--json` has all of it.
@@ -111,11 +111,6 @@ def duration(seconds: float) -> str:
             rest = int(seconds % size // smaller_size)
             return f"{int(seconds // size)} {unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a count with its noun, e.g. `1,204 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def landed_lines(landed: Landed) -> list[str]:

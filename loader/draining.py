@@ -224,3 +224,5 @@ def count_landed(landed: Landed, seconds: float) -> None:
     metrics.commit_seconds.observe(seconds)
     for reason, number in landed.reasons.items():
         metrics.quarantined.labels(reason).inc(number)
+    if landed.quarantined > landed.repaired:
+        metrics.refusals.add(messages=landed.quarantined - landed.repaired)

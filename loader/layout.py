@@ -7,6 +7,7 @@ import click
 
 from loader import display, session
 from loader.database import Database
+from loader.terminal import count
 
 
 def check_record(database: Database) -> None:
@@ -30,7 +31,7 @@ def rescan(source: str | None) -> None:
             schema = find_source(transaction, source) if source else None
         found = run_rescan(connection, schema)
     display.echo(
-        f"{display.count(found.events, 'event')} read of {display.count(found.collections, 'collection')}. "
+        f"{count(found.events, 'event')} read of {count(found.collections, 'collection')}. "
         f"Properties: {found.properties:,}, of which new: {found.new:,}."
     )
     if found.held:

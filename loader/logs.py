@@ -30,12 +30,11 @@ def _escape_values(_: object, __: str, line: structlog.typing.EventDict) -> stru
     return {name: escape_controls(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
-_SHARED: tuple[structlog.typing.Processor, ...] = (
-    structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.ExceptionRenderer(_describe_exception),
-)
+def _render_line(_: object, __: str, line: structlog.typing.EventDict) -> str:
+    """Return a line for a person: the time of the clock, what happened, and its values."""
+    moment, event, level = (str(line.pop(name, "")) for name in ("timestamp", "event", "level"))
+    values = "".join(f" {name}={value}" for name, value in line.items())
+    return f"{moment}  {'' if level == 'info' else f'{level}: '}{event}{values}"
 
 
 def configure_logs(level: int = logging.INFO) -> None:
@@ -44,23 +43,28 @@ def configure_logs(level: int = logging.INFO) -> None:
     Args:
         level: What the loader itself logs at least; of libraries, warnings are enough.
     """
+    on_terminal = sys.stderr.isatty()
+    shared: tuple[structlog.typing.Processor, ...] = (
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal),
+        structlog.processors.ExceptionRenderer(_describe_exception),
+    )
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *_SHARED,
+            *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    renderer: structlog.typing.Processor = _render_line if on_terminal else structlog.processors.JSONRenderer()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
+            foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _escape_values, renderer],
         )
     )

@@ -1,9 +1,12 @@
 """What the collector counts, for Prometheus: each metric is declared here and nowhere else."""
 
 import os
+import threading
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+
+from loader.terminal import count
 
 __all__ = ["CONTENT_TYPE", "render"]
 
@@ -106,6 +109,30 @@ def forget_process(number: int, folder: str) -> None:
     """Take a process that has ended out of the metrics of those on its port."""
     multiprocess.mark_process_dead(number, path=folder)  # type: ignore[no-untyped-call]
 
+
+class Refusals:
+    """Counts what a process has refused since it last said so; any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._messages = self._unknown_keys = 0
+
+    def add(self, *, messages: int = 0, unknown_keys: int = 0) -> None:
+        """Count messages that are in quarantine, or requests with a key that no source has."""
+        with self._lock:
+            self._messages += messages
+            self._unknown_keys += unknown_keys
+
+    def take(self) -> list[str]:
+        """Return in words what was counted since the last time, a line for each kind."""
+        with self._lock:
+            messages, unknown_keys = self._messages, self._unknown_keys
+            self._messages = self._unknown_keys = 0
+        lines = [f"{count(messages, 'message')} refused"] if messages else []
+        return lines + ([f"{count(unknown_keys, 'request')} with an unknown key"] if unknown_keys else [])
+
+
+refusals = Refusals()
 
 _answered: dict[tuple[str, int], int] = {}
 

@@ -6,6 +6,7 @@ import click
 
 from loader import display, session
 from loader.errors import UsageError
+from loader.terminal import count
 
 
 @click.command()
@@ -27,8 +28,8 @@ def discard(load: int | None, reason: str | None, path: str | None, *, yes: bool
         messages, size = count_messages(connection, selection)
         if messages and not yes:
             if not sys.stdin.isatty():
-                raise UsageError(f"{display.count(messages, 'message')} would be gone for good. Confirm it with --yes.")
-            question = f"Discard {display.count(messages, 'message')} of {display.count(size, 'byte')} for good?"
+                raise UsageError(f"{count(messages, 'message')} would be gone for good. Confirm it with --yes.")
+            question = f"Discard {count(messages, 'message')} of {count(size, 'byte')} for good?"
             click.confirm(question, abort=True, err=True)
         messages, size = discard_messages(connection, selection) if messages else (0, 0)
-    display.echo(f"{display.count(messages, 'message')} of {display.count(size, 'byte')} discarded")
+    display.echo(f"{count(messages, 'message')} of {count(size, 'byte')} discarded")

@@ -21,7 +21,7 @@ from loader.database import open_database
 from loader.errors import LoaderError, UsageError, without_values
 from loader.runner import Runner
 from loader.settings import Settings
-from loader.terminal import shorten
+from loader.terminal import count, shorten
 from loader.transform import TableFilled
 
 logger = logging.getLogger("loader")
@@ -251,8 +251,8 @@ class Schedule:
         for table in filled:
             if table.note:
                 logger.warning(table.note)
-        if rows := sum(table.rows for table in filled):
-            logger.info("%d rows added to %d tables", rows, sum(table.rows > 0 for table in filled))
+        if grown := [table for table in filled if table.rows > 0]:
+            logger.info("%s in %s", count(_count_events(grown), "event"), count(len(grown), "table"))
         return None
 
     def _forget(self, connection: psycopg.Connection) -> None:
@@ -316,6 +316,15 @@ def forget_old_runs(connection: psycopg.Connection) -> None:
 def reason(error: Exception) -> str:
     """Return why something failed, in one line without any value of an event, e-mail address or key."""
     return shorten(without_values(error.orig if isinstance(error, DBAPIError) else error), 500)
+
+
+def _count_events(grown: Sequence[TableFilled]) -> int:
+    """Return how many events a run brought; tracks has each event of its source, and other tables have it again."""
+    events = 0
+    for source in {table.source for table in grown}:
+        rows = {table.table: table.rows for table in grown if table.source == source}
+        events += rows.get("tracks", sum(rows.values()))
+    return events
 
 
 def _failed_tables(filled: Sequence[TableFilled]) -> str | None:

@@ -178,6 +178,7 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
     observation = Observation(connector, lambda: count_foreign(folder, warehouse.id))
     collector = Collector(settings, writer, keys, observation)
     refreshing = asyncio.create_task(collector.keep_keys_fresh())
+    reporting = asyncio.create_task(collector.report_refusals())
     server = _Server(
         uvicorn.Config(
             collector,
@@ -198,7 +199,9 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
         await server.serve(sockets=[listening])
     finally:
         refreshing.cancel()
+        reporting.cancel()
         await writer.stop()
+        collector.log_refusals()
         keys.close()
         observation.close()
         connector.close()

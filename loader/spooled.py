@@ -9,6 +9,7 @@ import psycopg
 
 from loader import display, session
 from loader.settings import Settings
+from loader.terminal import count
 from loader.warehouse import Warehouse, renew_id
 
 EXIT_QUARANTINED = 3
@@ -68,7 +69,7 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
                 display.note(f"{name} has landed and is deleted.")
     display.echo("\n".join(display.landed_lines(total)))
     if failed:
-        display.note(f"{display.count(failed, 'segment')} of {len(chosen)} could not be landed.")
+        display.note(f"{count(failed, 'segment')} of {len(chosen)} could not be landed.")
         sys.exit(1)
     if total.quarantined:
         sys.exit(EXIT_QUARANTINED)

@@ -25,6 +25,11 @@ def escape_controls(text: str, *, keep: str = "") -> str:
     return _NOT_ASCII_TEXT.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
+def count(number: int, noun: str) -> str:
+    """Return a count with its noun, e.g. `1,204 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shorten(text: str, characters: int) -> str:
     """Return a text of so many characters at most; an ellipsis shows where it was cut."""
     return text if len(text) <= characters else f"{text[: characters - 1]}…"

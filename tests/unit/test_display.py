@@ -8,10 +8,10 @@ from decimal import Decimal
 import pytest
 
 from loader.connection import unreachable
-from loader.display import ProgressDisplay, count, duration, grid, landed_lines, show_rows, table, to_json
+from loader.display import ProgressDisplay, duration, grid, landed_lines, show_rows, table, to_json
 from loader.landing import Landed
 from loader.loading import Progress
-from loader.terminal import shorten
+from loader.terminal import count, shorten
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:

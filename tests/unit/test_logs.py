@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
@@ -92,3 +93,13 @@ def test_c4_a_log_holds_no_control_character_from_outside(written: io.StringIO, 
     assert "owned" in text
     assert {"\x07", "\x9b", "\u202e", "\x7f"}.isdisjoint(text)
     assert "\x1b]" not in text
+
+
+def test_d6_a_line_on_a_terminal_is_plain_and_has_the_time_of_the_clock(written: io.StringIO) -> None:
+    """A person reads what happened; a level that is no news is left out."""
+    structlog.get_logger("loader").info("6 events in 4 tables")
+    structlog.get_logger("loader").warning("5 messages refused", source="app")
+    if written.isatty():
+        first, second = written.getvalue().splitlines()
+        assert re.fullmatch(r"\d\d:\d\d:\d\d  6 events in 4 tables", first)
+        assert re.fullmatch(r"\d\d:\d\d:\d\d  warning: 5 messages refused source=app", second)
