@@ -48,9 +48,9 @@ def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery], *, few: int = 0
         if delivery.refused:
             return None
         received_at = delivery.received_at
-        by_source.setdefault(delivery.source, []).extend(
-            [each if each.received_at else replace(each, received_at=received_at) for each in delivery.events]
-        )
+        events = by_source.setdefault(delivery.source, [])
+        for event in delivery.events:
+            events.append(event if event.received_at else replace(event, received_at=received_at))
     if not any(by_source.values()):
         return None
     for source, events in by_source.items():
