@@ -17,6 +17,7 @@ from operator import attrgetter, length_hint
 import msgspec
 import psycopg
 
+from loader.connection import NO_TIMEOUTS
 from loader.events import Event
 from loader.naming import column_name
 from loader.properties import TRACKED_PROPERTIES, Path, Shape, covers, event_name
@@ -143,8 +144,9 @@ class Tracker:
 
     def _forget_outdated(self, connection: psycopg.Connection) -> None:
         """Forget everything when the record is another one, since what we know of it may not be in this one."""
-        cursor = connection.execute(_GENERATION)
-        cursor.nextset()
+        cursor = connection.execute(f"{NO_TIMEOUTS}; {_GENERATION}")
+        while cursor.nextset():
+            pass
         (generation,) = cursor.fetchall()
         if generation != self.generation:
             self._forget()

@@ -190,12 +190,11 @@ def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) 
             if table.note:
                 display.note(f"Note: {table.note}")
         layout.check_record(database)
-        failed = [table for table in filled if table.error]
+        failed = [table for table in filled if table.error or table.held]
         for table in filled:
             for obstacle in table.obstacles:
                 display.note(f"Warning: {table.source}.{table.table}: {obstacle}")
-        for table in failed:
-            display.note(f"Error: {table.source}.{table.table} was left as it was: {table.error}")
+        display.show_failures(failed)
         if failed:
             display.note(
                 f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}"

@@ -14,6 +14,14 @@ CONNECT_SECONDS = 10
 
 APPLICATION_NAME = "loader"
 
+# Lifts the time limits that a role or a database sets, for one transaction: an upgrade takes its
+# time. PostgreSQL 16 has no transaction_timeout.
+NO_TIMEOUTS = """
+    set local statement_timeout = 0;
+    set local idle_in_transaction_session_timeout = 0;
+    select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null
+"""
+
 
 def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECONDS) -> psycopg.Connection:
     """Open a psycopg connection with the settings every connection of the loader has.
@@ -27,7 +35,7 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
         DatabaseError: The database does not answer.
     """
     try:
-        return psycopg.connect(
+        connection = psycopg.connect(
             url,
             connect_timeout=max(round(seconds), 2),
             application_name=APPLICATION_NAME,
@@ -39,6 +47,10 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
         )
     except psycopg.OperationalError as error:
         raise unreachable(url, error) from None
+    # Each transaction says so itself, whatever the role or the database has as its default.
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    connection.read_only = False
+    return connection
 
 
 def unreachable(url: str, error: object) -> DatabaseError:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from loader.connection import connect
+from loader.connection import NO_TIMEOUTS, connect
 from loader.embedded import EmbeddedServer
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
 from loader.settings import Settings
@@ -153,6 +153,7 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
     config = Config()
     config.set_main_option("script_location", str(bundled("migrations")))
     with engine.begin() as connection:
+        connection.exec_driver_sql(NO_TIMEOUTS)
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         connection.execute(text("create schema if not exists raw"))
         driver = connection.connection.driver_connection

@@ -252,6 +252,16 @@ def show_columns(columns: Sequence[Column]) -> None:
         echo(f"{chr(10) if number else ''}{source}.{name}\n{table(rows)}")
 
 
+def show_failures(failed: Sequence[TableFilled]) -> None:
+    """Say which tables a run left as they were, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for each in failed:
+        reasons.setdefault(each.error or each.held, []).append(f"{each.source}.{each.table}")
+    for reason, (first, *others) in reasons.items():
+        were = f"and {count(len(others), 'other table')} were left as they were" if others else "was left as it was"
+        note(f"Error: {first} {were}: {reason}")
+
+
 def table_filled(filled: TableFilled) -> dict[str, Any]:
     """Return what a run did to a table, as a row to show."""
     return {

@@ -12,6 +12,7 @@ from typing import Any, LiteralString
 import psycopg
 
 from loader.catalog import Key, Property, Seen, Tracker, digest, insert, lock_sources, mark_untracked
+from loader.connection import NO_TIMEOUTS
 from loader.events import Event
 from loader.landing import explain
 from loader.locks import POLL_SECONDS
@@ -122,6 +123,7 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
     """
     try:
         with connection.transaction():
+            connection.execute(NO_TIMEOUTS)
             query = "select schema_name from raw.sources where %(source)s::text is null or schema_name = %(source)s"
             sources = [name for (name,) in connection.execute(query, {"source": source})]
             # Nothing new is recorded from here on, so the events of all that is recorded are there to be read.
@@ -138,6 +140,7 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
             connection.execute(_NEXT_GENERATION, (sources,))
         _await_landing(connection)
         with connection.transaction():
+            connection.execute(NO_TIMEOUTS)
             late = Seen(Tracker(), connection)
             _look(connection, late, sources, _LATE_EVENTS, {"sources": sources, "snapshot": snapshot})
             late.record()

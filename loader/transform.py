@@ -35,6 +35,7 @@ class TableFilled:
         new_columns: Columns that were added.
         duration: Time the table took; zero when there was nothing to do.
         error: Why dbt could not fill or rebuild it; empty when it could.
+        held: Why the run left it out, to try it again in a later run; empty when it did not.
         obstacles: What kept the run from adding or widening a column of it.
         note: What somebody should know of the run; empty when there is nothing.
     """
@@ -46,6 +47,7 @@ class TableFilled:
     new_columns: tuple[str, ...] = ()
     duration: timedelta = timedelta(0)
     error: str = ""
+    held: str = ""
     obstacles: tuple[str, ...] = ()
     note: str = ""
 
@@ -67,6 +69,7 @@ _REFUSED = """
 _REFUSAL = "Not rebuilt:"
 _COLLECTIONS = "select source, collection from raw.collections where collection <> ''"
 _NO_TABLE = "No table matches {}. `loader status` lists the tables."
+_HELD = "select source, model, reason from raw.held_tables where held = 'fill'"
 
 
 def transform(
@@ -127,19 +130,21 @@ def transform(
 
     if result.exception is not None:
         raise TransformError(f"dbt could not start: {without_values(result.exception)}")
+    # A hook that failed is why the others did: dbt only says of them that they were skipped.
+    failed = [r for r in result.result.results if r.status == "error" and r.node.resource_type == "operation"]
+    if failed:
+        raise TransformError(f"The run failed at {failed[0].node.name}: {without_values(failed[0].message)}")
     outcomes = {r.node.name: r for r in result.result.results if r.node.resource_type == "model"}
     if not outcomes:
-        failed = [r for r in result.result.results if r.status == "error"]
-        if failed:
-            raise TransformError(f"dbt could not start: {without_values(failed[0].message)}")
         raise UsageError(_NO_TABLE.format(" ".join(select)))
 
     with database.begin() as connection:
         rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
         waiting = connection.execute(text(WAITING_COLUMNS)).all()
-        held = connection.execute(text(_REFUSED), {"id": invocation}).all() if full_refresh else []
+        refusals = connection.execute(text(_REFUSED), {"id": invocation}).all() if full_refresh else []
+        held = {(row.source, row.model): row.reason for row in connection.execute(text(_HELD))}
     synced = {(row.source, row.model): row for row in rows}
-    refused = {(row.source, row.model): row.reason for row in held}
+    refused = {(row.source, row.model): row.reason for row in refusals}
     # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
     named = {name.partition(".")[2] for name in only}
@@ -152,8 +157,12 @@ def transform(
     filled = [
         TableFilled(*name, error=refused[name])
         if name in refused
-        else replace(_filled(*name, synced.get(name), outcomes.get(name[1])), obstacles=tuple(obstacles.get(name, ())))
-        for name in sorted(names | synced.keys() | refused.keys())
+        else replace(
+            _filled(*name, synced.get(name), outcomes.get(name[1])),
+            held=held.get(name, ""),
+            obstacles=tuple(obstacles.get(name, ())),
+        )
+        for name in sorted(names | synced.keys() | refused.keys() | held.keys())
     ]
     if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
         filled.append(_filled(sources[0], _FOUND_COLLECTIONS, None, found))

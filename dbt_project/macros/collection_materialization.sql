@@ -14,14 +14,14 @@
     {%- set relations = [] -%}
     {%- set refusals = [] -%}
     {%- set only = only_tables(model.alias) -%}
-    {%- for source_name in registered_sources() if not only or source_name ~ "." ~ model.alias in only -%}
+    {%- for source_name in registered_sources(transaction_settings()) if not only or source_name ~ "." ~ model.alias in only -%}
         {%- do begin() if not loop.first -%}
         {%- set table = described_table(source_name, model.alias, model.description) -%}
         {%- do table.update({'sql': none if takes_found_columns(sql) else sql}) -%}
-        {%- do relations.append(table.relation) -%}
         {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
+        {%- do relations.append(table.relation) if not table.is_held -%}
         {%- do refusals.append(table.refusal) if table.refusal -%}
-        {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') -%}
+        {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') and not table.is_held -%}
         {%- do adapter.commit() -%}
         {%- do warn_of_obstacles(table) -%}
     {%- endfor -%}
@@ -50,6 +50,7 @@
         'sql': none,
         'obstacles': [],
         'refusal': none,
+        'is_held': false,
     }) }}
 {% endmacro %}
 
@@ -93,7 +94,7 @@
 
 {#- dbt's driver begins the first transaction of a connection; after a commit nobody does, and every statement is on its own. -#}
 {% macro begin() %}
-    {%- call statement('begin') -%} begin {%- endcall -%}
+    {%- call statement('begin') -%} begin; {{ transaction_settings() }} {%- endcall -%}
 {% endmacro %}
 
 
@@ -101,6 +102,10 @@
 {% macro fill_table(table, source_name) %}
     {%- set full_refresh = should_full_refresh() -%}
     {%- set run = read_from(table.name, source_name, rebuild=full_refresh) -%}
+    {%- if run.in_the_way -%}
+        {%- do hold_table(table, source_name, run.in_the_way) -%}
+        {{ return(0) }}
+    {%- endif -%}
     {%- set shape = shape_table(table) -%}
     {%- set rebuild = full_refresh or shape.created or run.rebuild_ordered or not run.cursor_snapshot -%}
 
@@ -128,6 +133,8 @@
     {%- if rebuild and not full_refresh and run.cursor_snapshot -%}
         {%- set run = read_from(table.name, source_name, rebuild=true) -%}
     {%- endif -%}
+
+    {%- do run_query("select raw.release_table('" ~ table.name ~ "', '" ~ source_name ~ "', 'fill')") if run.is_held -%}
 
     {%- set removed = 0 -%}
     {%- if rebuild -%}
@@ -223,6 +230,14 @@
         {%- do add_primary_key(table.relation) -%}
         {%- do run_query("update raw.cursors set snapshot = null where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
     {%- endif -%}
+{% endmacro %}
+
+
+{#- Leaves a table as it is in this run. raw.held_tables says why, and when the next run tries. -#}
+{% macro hold_table(table, source_name, in_the_way) %}
+    {%- do run_query("select raw.hold_table('" ~ table.name ~ "', '" ~ source_name ~ "', 'fill', " ~ string_literal(in_the_way) ~ ")") -%}
+    {%- do table.update({'is_held': true}) -%}
+    {%- do exceptions.warn(source_name ~ "." ~ table.name ~ " was left as it was: " ~ in_the_way) -%}
 {% endmacro %}
 
 

@@ -83,11 +83,18 @@
 {%- endmacro %}
 
 
-{#- dbt's own way to a schema, called before anything else of a run. -#}
+{#- dbt's own way to a schema, called before anything else of a run, which an error would end. -#}
 {% macro postgres__create_schema(relation) %}
-    {%- call statement('create_schema') -%}
-        {{ create_schema_sql(relation.schema) }}
-    {%- endcall -%}
+    {%- if may_create_schemas() -%}
+        {%- call statement('create_schema') -%}
+            {{ create_schema_sql(relation.schema) }}
+        {%- endcall -%}
+    {%- endif -%}
+{% endmacro %}
+
+
+{% macro may_create_schemas() %}
+    {{ return(run_query("select has_database_privilege(current_database(), 'create') and current_setting('transaction_read_only') = 'off'").rows[0][0]) }}
 {% endmacro %}
 
 

@@ -72,6 +72,11 @@
             cursors.last_seq,
             cursors.rebuild_ordered,
             latest.snapshot::text as snapshot,
+            exists (
+                select from raw.held_tables as tables
+                where tables.model = cursors.model and tables.source = cursors.source and tables.held = 'fill'
+            ) as is_held,
+            raw.find_obstacle(cursors.source, cursors.model) as in_the_way,
             transforms.started_at::text as started_at,
             set_config('loader.source', cursors.source, true),
             set_config('loader.started_at', transforms.started_at::text, true),
@@ -107,6 +112,8 @@
         'last_seq': rows[0]['last_seq'] | int,
         'rebuild_ordered': rows[0]['rebuild_ordered'],
         'snapshot': rows[0]['snapshot'],
+        'is_held': rows[0]['is_held'],
+        'in_the_way': rows[0]['in_the_way'],
         'started_at': rows[0]['started_at'],
     }) -}}
 {% endmacro %}

@@ -15,7 +15,10 @@
                 "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or too old. Run `loader migrate` with DATABASE_URL set to it, then this command again."
             ) -%}
         {%- endif -%}
-        {%- for source_name in registered_sources() if not schema_exists(source_name) %}
+        {{ transaction_settings() }}
+        {#- Here and not with the tables: tables of a first run would wait for the one that makes the schema. Where the role
+            may not create schemas, the tables of that source are held, and those of the others are filled. -#}
+        {%- for source_name in registered_sources() if not schema_exists(source_name) and may_create_schemas() %}
         {{ create_schema_sql(source_name) }};
         {%- endfor %}
 
@@ -38,8 +41,21 @@
 {% endmacro %}
 
 
+{#-
+    What the first statements of each transaction set, whatever the role or the database has as its default: a run takes as
+    long as it takes, and it reads what others have committed meanwhile. PostgreSQL 16 has no transaction_timeout.
+-#}
+{% macro transaction_settings() -%}
+    set transaction isolation level read committed, read write;
+    set local statement_timeout = 0;
+    set local idle_in_transaction_session_timeout = 0;
+    select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null;
+{% endmacro %}
+
+
 {% macro finish_transform(results) %}
     {%- if execute and flags.WHICH in ('run', 'build') -%}
+        {{ transaction_settings() }}
         {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error', 'fail']) | list -%}
         {#- The scheduler asks only for what landed after a run that filled every table. -#}
         {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | rejectattr('config.materialized', 'equalto', 'ephemeral') | list -%}
@@ -59,9 +75,10 @@
 {% endmacro %}
 
 
-{#- The sources whose events there may be, in a fixed order so that two runs lock their cursors in the same one. -#}
-{% macro registered_sources() %}
-    {%- set found = run_query("select schema_name from raw.sources order by id").columns[0].values() | list -%}
+{#- The sources whose events there may be, in a fixed order so that two runs lock their cursors in the same one.
+    `before` is SQL to run first. -#}
+{% macro registered_sources(before='') %}
+    {%- set found = run_query(before ~ "select schema_name from raw.sources order by id").columns[0].values() | list -%}
     {%- if not found -%}
         {%- do exceptions.raise_compiler_error("There is no source yet. Add one with `loader source add Iterable`, then run this again.") -%}
     {%- endif -%}
