@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from loader import __version__, access, console, display, keyring, layout, refusals, running, session, spooled
 from loader.database import migrate, open_database
 from loader.errors import LoaderError, UsageError, without_values
-from loader.settings import describe, read_settings
+from loader.guidance import complete_help
+from loader.settings import describe, read_settings, unknown_variables
 from loader.terminal import count, shorten
 
 EXIT_QUARANTINED = 3
@@ -33,9 +34,15 @@ class Commands(click.Group):
             codes = [("0", "done"), ("1", "work failed"), ("2", "wrong use")]
             formatter.write_dl([*codes, ("3", "loaded, with some messages in quarantine")])
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the commands in the order of their use."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; an error of ours is one line, never a traceback."""
         display.configure_warnings()
+        for problem in unknown_variables():
+            display.note(f"Warning: {problem}")
         try:
             return super().invoke(ctx)
         except LoaderError as error:
@@ -318,6 +325,8 @@ def quarantine_retry(
     if refused:
         sys.exit(EXIT_QUARANTINED)
 
+
+complete_help(main)
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ what this module declares, so a setting is described here and nowhere else.
 
 import os
 import re
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,11 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, Validation
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from loader.errors import UsageError
+
+# Those that the dbt project reads beside the settings, and what processes of the loader tell each other.
+_OTHER_VARIABLES = frozenset(
+    {"LOADER_SCHEMA", "LOADER_WIDEN", "LOADER_ALLOW_LOSS", "LOADER_ONLY_TABLES", "LOADER_SUPERVISOR"}
+)
 
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -171,6 +177,19 @@ def read_settings() -> Settings:
     except ValidationError as error:
         problems = "; ".join(f"{variable_name(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())
         raise UsageError(f"A setting cannot be read: {problems}. `loader --help` lists the settings.") from None
+
+
+def unknown_variables() -> list[str]:
+    """Return what to tell a person about variables that look like settings and are none."""
+    settings = [variable_name(field) for field in Settings.model_fields if field != "database_url"]
+    problems = []
+    for name in sorted(os.environ):
+        if name.startswith("LOADER_") and name not in settings and name not in _OTHER_VARIABLES:
+            # Without what all of them begin with, which would make any two alike.
+            close = get_close_matches(name.removeprefix("LOADER_"), [s.removeprefix("LOADER_") for s in settings], n=1)
+            advice = f"perhaps LOADER_{close[0]} is meant" if close else "`loader --help` lists the settings"
+            problems.append(f"{name} is no setting, and has no effect: {advice}.")
+    return problems
 
 
 def read_duration(text: str) -> float:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from loader.errors import UsageError
-from loader.settings import Settings, default_home, describe, read_settings, variable_name
+from loader.settings import Settings, default_home, describe, read_settings, unknown_variables, variable_name
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,16 @@ def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORKERS", "many")
     monkeypatch.setenv("LOADER_NO_SUCH_SETTING", "1")
     assert read_settings() == Settings()
+
+
+def test_d9_a_misspelt_variable_is_told_with_the_setting_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no effect, which nobody should find out by accident."""
+    for name in ("LOADER_HOEM", "LOADER_ZZZZ", "LOADER_HOME", "LOADER_SCHEMA", "OTHER_HOEM"):
+        monkeypatch.setenv(name, "x")
+    assert unknown_variables() == [
+        "LOADER_HOEM is no setting, and has no effect: perhaps LOADER_HOME is meant.",
+        "LOADER_ZZZZ is no setting, and has no effect: `loader --help` lists the settings.",
+    ]
 
 
 def test_every_setting_is_described() -> None:

@@ -1,0 +1,97 @@
+"""What the help of each command says beside its options: examples that work as typed, and exit codes.
+
+The order of the examples is the order of the commands in the help: what is used most comes first.
+"""
+
+from collections.abc import Iterator
+
+import click
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("loader demo",),
+    "up": ("loader up", "loader up --port 8123 --every 2s"),
+    "load": (
+        "loader load events.ndjson",
+        "loader load --format iterable-export exports/",
+        "loader load --format iterable-export --type emailOpen part-1.csv",
+        "gzip -dc events.ndjson.gz | loader load -",
+    ),
+    "transform": ("loader transform", "loader transform --select email_opened --full-refresh"),
+    "status": ("loader status", "loader status --json"),
+    "sql": (
+        'loader sql "select count(*) from iterable.email_opened"',
+        'loader sql --format csv "select * from iterable.tracks" > tracks.csv',
+        'echo "select 1" | loader sql -',
+        'loader sql --write "create schema if not exists reports"',
+    ),
+    "schema": ("loader schema", "loader schema iterable.email_opened"),
+    "url": ("loader url", 'eval "$(loader url --env)"'),
+    "source add": (
+        "KEY=$(loader source add Shop)",
+        "loader source add 'My Shop' --schema shop_2 --label environment:prod",
+    ),
+    "source list": ("loader source list",),
+    "key add": ("KEY=$(loader key add Iterable)", "loader key add Iterable --label webhooks"),
+    "key list": ("loader key list",),
+    "key revoke": ("loader key revoke 1",),
+    "quarantine list": ("loader quarantine list", "loader quarantine list --reason invalid_json --limit 5"),
+    "quarantine show": ("loader quarantine show 1 > message.json",),
+    "quarantine retry": ("loader quarantine retry --all", "loader quarantine retry 1 --file mended.json"),
+    "quarantine discard": ("loader quarantine discard --reason invalid_json --yes",),
+    "reader add": ("loader reader add bi --source Iterable",),
+    "reader list": ("loader reader list",),
+    "reader remove": ("loader reader remove bi",),
+    "serve": ("loader serve", "loader serve --port 8123 --processes 2"),
+    "schedule": ("loader schedule", "loader schedule --every 1m"),
+    "scaffold": ('loader scaffold "Order Placed" --source Iterable --folder models',),
+    "widen": ("loader widen",),
+    "rescan": ("loader rescan",),
+    "spool list": ("loader spool list",),
+    "spool land": ("loader spool land --all",),
+    "warehouse-id": ("loader warehouse-id",),
+    "migrate": ("loader migrate",),
+}
+
+_DONE = "done"
+_FAILED = "the work failed"
+_WRONG = "wrong use"
+# Of commands for which a code means more than that, or that have further ones.
+_CODES: dict[str, dict[int, str]] = {
+    "load": {1: "a file could not be loaded whole", 3: "loaded, with messages in quarantine"},
+    "status": {1: "the conservation law does not hold, or the work failed"},
+    "transform": {1: "a table was not filled"},
+    "widen": {1: "a column still waits"},
+    "quarantine retry": {3: "some messages are still refused"},
+    "spool land": {3: "landed, with messages in quarantine"},
+    "up": {0: "stopped in order", 1: "stopped at once by a second signal, or the work failed"},
+    "serve": {0: "stopped in order", 143: "stopped at once by a second signal"},
+    "schedule": {0: "stopped in order", 143: "stopped at once by a second signal"},
+}
+
+
+def exit_codes(path: str) -> dict[int, str]:
+    """Return the exit codes of a command, such as `key add`, and what each means."""
+    return dict(sorted(({0: _DONE, 1: _FAILED, 2: _WRONG} | _CODES.get(path, {})).items()))
+
+
+def walk(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with what is typed to run it, without `loader`; groups come before their commands."""
+    for name, command in group.commands.items():
+        path = f"{before}{name}"
+        yield path, command
+        if isinstance(command, click.Group):
+            yield from walk(command, f"{path} ")
+
+
+def complete_help(main: click.Group) -> None:
+    """Give each command its examples, exit codes and an uncut summary, and bring them into their order."""
+    for path, command in walk(main):
+        command.short_help = (command.help or "").split("\n\n")[0].replace("\n", " ")
+        if not isinstance(command, click.Group):
+            examples = "\n".join(f"  {example}" for example in EXAMPLES.get(path, ()))
+            codes = "\n".join(f"  {code}  {meaning}" for code, meaning in exit_codes(path).items())
+            # The mark keeps the lines as they are.
+            command.epilog = f"\b\nExamples:\n{examples}\n\n\b\nExit codes:\n{codes}"
+    order = list(dict.fromkeys(path.split()[0] for path in EXAMPLES))
+    known = {name: main.commands[name] for name in order if name in main.commands}
+    main.commands = known | dict(main.commands)

@@ -1,0 +1,53 @@
+"""The help: whole summaries, an example and the exit codes of each command, the most used first."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from loader.cli import main
+from loader.guidance import EXAMPLES, walk
+
+ALL = dict(walk(main))
+COMMANDS = [path for path, command in ALL.items() if not isinstance(command, click.Group)]
+GROUPS = ["", *(path for path, command in ALL.items() if isinstance(command, click.Group))]
+
+
+def shown(path: str) -> str:
+    """Return the help of a command."""
+    result = CliRunner().invoke(main, [*path.split(), "--help"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_d9_every_command_has_an_example_and_no_example_is_for_another() -> None:
+    """A command that is added without an example fails here."""
+    assert set(EXAMPLES) == set(COMMANDS)
+    for path, examples in EXAMPLES.items():
+        assert all(f"loader {path}" in example for example in examples)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_d9_the_help_of_a_command_shows_its_examples_and_exit_codes(path: str) -> None:
+    """As they are typed, on a line each; codes beyond the usual three are there where the command has them."""
+    text = shown(path)
+    for example in EXAMPLES[path]:
+        assert f"\n    {example}\n" in text
+        assert len(example) <= 76
+    assert "Exit codes:\n    0  " in text
+    assert "\n    2  wrong use" in text
+    assert ("\n    3  " in text) == (path in {"load", "quarantine retry", "spool land"})
+
+
+@pytest.mark.parametrize("path", GROUPS)
+def test_d9_no_summary_is_cut(path: str) -> None:
+    """A summary may take two lines, and all of it is there."""
+    text = shown(path)
+    assert "..." not in text.partition("Commands:")[2].partition("\n\n")[0]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_d9_the_most_used_commands_come_first() -> None:
+    """Setting up, loading and looking; what is for seldom use comes last."""
+    names = [line.split()[0] for line in shown("").partition("Commands:\n")[2].splitlines() if line[2:3].strip()]
+    assert names[:6] == ["demo", "up", "load", "transform", "status", "sql"]
+    assert names.index("migrate") > names.index("quarantine")
