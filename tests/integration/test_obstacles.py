@@ -1,6 +1,7 @@
 """What keeps a run from making or filling one table must not keep it from the others, nor hide the reason."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import psycopg
 import pytest
 
 from loader.catalog import Tracker
-from loader.database import Database
+from loader.connection import NO_TIMEOUTS
+from loader.database import Database, bundled
 from loader.landing import land
 from loader.segment import parse_lines
 from loader.settings import Settings
@@ -199,3 +201,14 @@ def test_b5_a_run_and_a_load_bring_their_own_limits(
     assert {(operation, *limits) for operation, limits in seen} == {
         (operation, *LIMITS.values()) for operation in operations
     }
+
+
+def test_b5_a_server_that_does_not_know_a_time_limit_takes_the_statements(connection: psycopg.Connection) -> None:
+    """PostgreSQL 16 has no transaction_timeout, as every version lacks the name put in its place here."""
+    with connection.transaction():
+        connection.execute(NO_TIMEOUTS.replace("transaction_timeout", "unknown_timeout"))  # type: ignore[call-overload]
+        assert connection.execute("select current_setting('unknown_timeout', true)").fetchone() == (None,)
+    macro = bundled("dbt_project") / "macros" / "transforms.sql"
+    written = re.search(r"select set_config\('transaction_timeout'.*", macro.read_text(encoding="utf-8"))
+    assert written
+    assert " ".join(written[0].split()).rstrip(";") in " ".join(NO_TIMEOUTS.split())
