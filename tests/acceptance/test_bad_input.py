@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import zstandard
 
+from loader.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, open_settings
 
@@ -297,9 +298,10 @@ def test_a_full_disk_stops_the_load_until_there_is_room(
     os.chown(space, owner.st_uid, owner.st_gid)
     path = tmp_path / "events.ndjson"
     path.write_bytes(b"".join(call(f"{i}", properties={"x": "x" * 1500}) + b"\n" for i in range(24_000)))
-    with psycopg.connect(server, autocommit=True) as maintenance:
+    with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as maintenance:
+        maintenance.execute("set statement_timeout = 0")
         maintenance.execute(f"create tablespace small location '{space}'")
-        maintenance.execute(f'create database small template "{raw_template}" tablespace small')
+        maintenance.execute(f'create database small template "{raw_template}" tablespace small owner loader')
         try:
             run = loader_command(open_settings(f"{server.rsplit('/', 1)[0]}/small", tmp_path))
             done = run("load", str(path))
@@ -330,7 +332,12 @@ def test_a_role_without_rights_is_told(
     stranger = loader_command(open_settings(f"postgresql://stranger:secret@{where}", module_settings.home))
     try:
         done = stranger("load", str(path))
-        assert (done.returncode, told(done)) == (1, ["Error: The database failed: permission denied for schema raw"])
+        assert done.returncode == 1
+        (error,) = told(done)
+        assert error.startswith(
+            "Error: The role stranger may not use the raw schema: permission denied for schema raw."
+        )
+        assert "Set DATABASE_URL to the URL of the loader's role." in error
 
         connection.execute(
             "grant usage on schema raw to stranger; grant select on all tables in schema raw to stranger"

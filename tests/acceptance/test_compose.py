@@ -27,6 +27,7 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from loader.embedded import EmbeddedServer
 from tests.conftest import create_database, drop_database
 from tests.serving import free_port
 from tests.warehouse import DEADLINE_SECONDS, wait_until
@@ -329,12 +330,12 @@ def test_an_event_sent_to_either_is_in_its_table(containers: Containers, write_k
         wait_until(lambda: rows() == [("collector",), ("up",)], "both events in tracks")
 
 
-def test_postgresql_takes_the_options_it_is_given(server: str) -> None:
+def test_postgresql_takes_the_options_it_is_given(server: str, shared_home: Path) -> None:
     """Each of them is one of its settings, and the value one that the setting may have."""
     program, *options = SERVICES["database"]["command"]
     assert program == "postgres"
     assert options[::2] == ["-c"] * len(options[1::2])
-    with psycopg.connect(server, autocommit=True) as connection:
+    with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as connection:
         for name, value in (option.split("=") for option in options[1::2]):
             # Nothing comes of it before a reload, and it is taken back before there is one.
             connection.execute(f"alter system set {name} = '{value}'")

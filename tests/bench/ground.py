@@ -93,7 +93,10 @@ def ground() -> Iterator[Ground]:
         folder.chmod(0o755)
         server = EmbeddedServer(folder, idle=3600)
         try:
-            yield Ground(folder, server.acquire())
+            url = server.acquire()
+            with server.connect("postgres", as_keeper=True) as keeper:
+                keeper.execute("alter role loader createdb; grant pg_checkpoint, pg_signal_backend to loader")
+            yield Ground(folder, url)
         finally:
             server.stop()
 
