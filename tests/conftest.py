@@ -171,11 +171,21 @@ def postgres_program(name: str) -> Path:
 @contextmanager
 def restored(url: str, server: str, home: Path) -> Iterator[Settings]:
     """Dump a database and restore it into a server, as people do; yields settings that name the copy."""
-    dump = subprocess.run([postgres_program("pg_dump"), url], check=True, capture_output=True).stdout
+    dump = dumped(url)
     with own_database(server, home) as settings:
-        restore = [postgres_program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
-        subprocess.run([*restore, settings.database_url], check=True, input=dump, capture_output=True)
+        restore(dump, settings.database_url)
         yield settings
+
+
+def dumped(url: str) -> bytes:
+    """Return a dump of a database, as SQL."""
+    return subprocess.run([postgres_program("pg_dump"), url], check=True, capture_output=True).stdout
+
+
+def restore(dump: bytes, url: str) -> None:
+    """Restore a dump into a database, in one transaction."""
+    program = [postgres_program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
+    subprocess.run([*program, url], check=True, input=dump, capture_output=True)
 
 
 def open_settings(url: str, home: Path) -> Settings:
