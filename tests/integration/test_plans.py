@@ -11,6 +11,7 @@ import pytest
 
 from loader.catalog import Tracker
 from loader.database import Database
+from loader.embedded import EmbeddedServer
 from loader.landing import land
 from loader.segment import parse_lines
 from loader.settings import Settings
@@ -167,8 +168,9 @@ def test_a_found_column_costs_no_further_scan(history: Database, served_settings
         statements = text.split(" LOG:  statement: ")[1:]
         return [each for each in statements if ".email_opened" in each and '"raw"."events"' in each]
 
-    with history.connect(autocommit=True) as connection:
-        connection.execute(f"alter database {connection.info.dbname} set log_statement to 'all'")
+    with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as connection:
+        name = history.url.rsplit("/", 1)[1]
+        connection.execute(f"alter database {name} set log_statement to 'all'")
     transform(history, served_settings, select=["email_opened"])
     without = statements_of_a_run(1, {"campaignId": 1})
     assert len(without) == 3
