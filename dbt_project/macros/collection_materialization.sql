@@ -369,39 +369,42 @@
 
 
 {#-
-    Values of the rows to come that the column's type cannot hold, which are NULL in the table, or not with all their digits.
-    An empty string is no value. Events whose id is in the table already make no row.
+    Values of the rows to come that the column's type cannot hold, which are NULL in the table, or not with all their digits,
+    and times of the call that cannot be read. An empty string is no value. Events whose id is in the table already make no
+    row. `tracks` notes only events without a documented collection: any other event has its note at its own table.
 -#}
 {% macro record_mismatches(table, source_name, columns, repeated, rebuild) %}
-    {%- set typed = [] -%}
+    {%- set values = unread_times(columns) -%}
     {%- for column in columns if column.text and column.data_type != 'text' -%}
-        {%- do typed.append(column) -%}
+        {%- set rounded = loses_digits(column.text, column.data_type) -%}
+        {%- set or_rounded = " or (" ~ rounded ~ ")" if rounded else "" -%}
+        {%- do values.append({
+            'name': column.name,
+            'text': column.text,
+            'may_be_lost': "(" ~ may_not_fit(column.text, column.data_type) ~ ")" ~ or_rounded,
+            'is_lost': cast_value(column.text, column.data_type) ~ " is null" ~ or_rounded,
+        }) -%}
     {%- endfor -%}
-    {%- if not typed -%}{{ return(none) }}{%- endif -%}
+    {%- if not values -%}{{ return(none) }}{%- endif -%}
+    {%- set events = 'raw.events_other' if table.every_event else source('raw', 'events') -%}
     {%- set insertion -%}
         insert into raw.mismatches (model, source, event_id, column_name, value)
         select '{{ table.name }}', '{{ source_name }}', events.message_id, found.column_name, {{ kept_value('found.value') }}
         from (
-            select events.message_id, events."context"{{ ', events."properties"' if not table.every_event }}
+            select events.*
             from (
-                {{ new_events(source('raw', 'events'), table.name, table.every_event, repeated) }}
+                {{ new_events(events, table.name, table.every_event, repeated, first_among=source('raw', 'events')) }}
             ) as events
             where
-                {%- for column in typed %}
-                {{ "or " if not loop.first }}({{ may_not_fit(column.text, column.data_type) }})
-                {{ "or (" ~ loses_digits(column.text, column.data_type) ~ ")" if loses_digits(column.text, column.data_type) }}
+                {%- for value in values %}
+                {{ "or " if not loop.first }}{{ value.may_be_lost }}
                 {%- endfor %}
             offset 0
         ) as events
         cross join lateral (
             values
-            {%- for column in typed %}
-            (
-                '{{ column.name }}',
-                {{ column.text }},
-                {{ cast_value(column.text, column.data_type) }} is null
-                {{ "or (" ~ loses_digits(column.text, column.data_type) ~ ")" if loses_digits(column.text, column.data_type) }}
-            ){{ "," if not loop.last }}
+            {%- for value in values %}
+            ('{{ value.name }}', {{ value.text }}, {{ value.is_lost }}){{ "," if not loop.last }}
             {%- endfor %}
         ) as found (column_name, value, is_lost)
         where

@@ -46,7 +46,7 @@
 
 
 {#- The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. -#}
-{% macro new_events(events, collection, every_event=false, first_of_id=false) -%}
+{% macro new_events(events, collection, every_event=false, first_of_id=false, first_among=none) -%}
     select
         landed.seq,
         landed.message_id,
@@ -73,7 +73,7 @@
         {%- if first_of_id %}
         and seq in (
             select min(seq)
-            from {{ events }}
+            from {{ first_among or events }}
             where
                 {{ event_filter(collection, every_event) | indent(8) }}
                 and {{ since_last_run() | indent(8) }}
@@ -170,11 +170,42 @@
 
 {% macro event_times() -%}
     select
-        {{ cast_value('events."sentAt"', 'timestamp with time zone') }} as sent_at,
-        {{ cast_value('coalesce(events."originalTimestamp", events."timestamp")', 'timestamp with time zone') }} as original,
-        case when events."originalTimestamp" is not null then {{ cast_value('events."timestamp"', 'timestamp with time zone') }} end as corrected,
-        case when events."originalTimestamp" is not null then {{ cast_value('events."receivedAt"', 'timestamp with time zone') }} end as received_at
+        {{ read_time('events."sentAt"') }} as sent_at,
+        {{ read_time('coalesce(events."originalTimestamp", events."timestamp")') }} as original,
+        case when events."originalTimestamp" is not null then {{ read_time('events."timestamp"') }} end as corrected,
+        case when events."originalTimestamp" is not null then {{ read_time('events."receivedAt"') }} end as received_at
     offset 0
+{%- endmacro %}
+
+
+{#- A time of the call. Nearly all are ISO 8601, which the cast reads; the function knows the other forms of a time. -#}
+{% macro read_time(text) -%}
+    coalesce({{ cast_value(text, 'timestamp with time zone') }}, raw.read_time({{ text }}))
+{%- endmacro %}
+
+
+{#-
+    The times of a call that cannot be read, for the columns of them that a table has: a list of `name`, `text`, `may_be_lost`
+    and `is_lost`, SQL that is never null. A call from Segment's raw logs has the time that Segment computed.
+-#}
+{% macro unread_times(columns) -%}
+    {%- set texts = {'sent_at': 'events."sentAt"', 'timestamp': 'coalesce(events."originalTimestamp", events."timestamp")'} -%}
+    {%- set times = [] -%}
+    {%- for column in columns if column.text is none and column.name in texts -%}
+        {%- set text = texts[column.name] -%}
+        {#- The common form is tested first, and without a cast: that test is all that nearly all events take. -#}
+        {%- set is_unusual = "(" ~ text ~ " like '____-__-__T%' and pg_input_is_valid(" ~ text ~ ", 'timestamptz')) is false" -%}
+        {%- set is_unread = is_unusual ~ " and " ~ read_time(text) ~ " is null" -%}
+        {%- set is_lost = is_unread ~ " and not " ~ was_corrected() if column.name == 'timestamp' else is_unread -%}
+        {%- do times.append({'name': column.name, 'text': text, 'may_be_lost': "(" ~ is_unread ~ ")", 'is_lost': is_lost}) -%}
+    {%- endfor -%}
+    {{ return(times) }}
+{%- endmacro %}
+
+
+{#- Whether the time of the event is the one that Segment computed. -#}
+{% macro was_corrected() -%}
+    coalesce(events."originalTimestamp" is not null and {{ read_time('events."timestamp"') }} is not null and {{ read_time('events."receivedAt"') }} = events.received_at, false)
 {%- endmacro %}
 
 
