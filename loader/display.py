@@ -270,7 +270,7 @@ def table_filled(filled: TableFilled) -> dict[str, Any]:
         "there before": filled.duplicates,
         "new columns": len(filled.new_columns),
         "seconds": filled.duration.total_seconds(),
-        "": "failed" if filled.error else "",
+        "": "failed" if filled.error or filled.held else "",
     }
 
 
@@ -331,7 +331,7 @@ def show_status(status: Status) -> None:
         ("In quarantine (`loader quarantine list`)", status.quarantine),
         ("Values their column cannot hold, or not with all digits (raw.mismatches)", status.mismatches),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
-        ("Columns that views keep from a wider type (`loader widen` makes the views again)", status.waiting_columns),
+        ("Columns to be added or widened (`loader widen` does it, or says what is in the way)", status.waiting_columns),
         ("Properties without a column of their own (raw.collisions)", status.collisions),
         (
             "Events in tracks only, without a table yet (LOADER_NEW_TABLES an hour, LOADER_TABLES in all)",

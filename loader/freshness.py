@@ -50,6 +50,11 @@ WAITING = """
             case
                 when cursors.snapshot is null then '1:1:'
                 when pg_snapshot_xmax(cursors.snapshot) >= pg_snapshot_xmax(done.snapshot) then cursors.snapshot
+                -- The run that filled all others left it out.
+                when exists (
+                    select from raw.held_tables as tables
+                    where tables.source = cursors.source and tables.model = cursors.model and tables.held = 'fill'
+                ) then cursors.snapshot
                 else done.snapshot
             end::pg_snapshot as snapshot
         from (

@@ -63,9 +63,10 @@ class Table:
 
 @dataclass(frozen=True)
 class WaitingColumn:
-    """A column whose type something keeps from being widened.
+    """A column that something keeps from being added or widened.
 
     Attributes:
+        type: Its type in the database, or `missing`.
         wanted: The type that would hold every value seen.
         in_the_way: A lock, an object that depends on the column, or the table's size.
     """
@@ -155,7 +156,13 @@ _COLUMNS = """
 """
 # Columns that wait to be added or widened.
 WAITING_COLUMNS = """
-    select source, model as table, column_name as column, data_type as type, wanted_type as wanted, in_the_way
+    select
+        source,
+        model as table,
+        column_name as column,
+        case when is_missing then 'missing' else data_type end as type,
+        wanted_type as wanted,
+        in_the_way
     from raw.columns
     where wanted_type is not null
     order by source, model, column_name

@@ -68,7 +68,7 @@ class Status:
         mismatches: Values their column cannot hold, or not with all digits, by table and column.
         found: The last columns that runs have found in the events, the newest first.
         held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
-        waiting_columns: Columns that views keep from the type they need.
+        waiting_columns: Columns that something keeps from being added or widened.
         collisions: How many properties have no column of their own, by table and reason.
         without_table: Events that got no table because their source has as many as it may.
         runs: The last dbt invocations, the newest first.

@@ -116,11 +116,15 @@
     {%- endif -%}
 
     {%- if flags.EMPTY -%}
+        {%- do change_table(table, source_name, shape.statements) if shape.statements -%}
         {%- do finish_empty_table(table, source_name, shape) -%}
         {{ return(0) }}
     {%- endif -%}
 
     {%- set note = none -%}
+    {%- if rebuild and not shape.created and lock_for_rows(table, source_name) -%}
+        {{ return(0) }}
+    {%- endif -%}
     {%- if shape.created -%}
         {#- Somebody has dropped the table, which has nothing to lose: it starts over, from the first event. -#}
         {%- set note = describe_new_start(table, source_name) -%}
@@ -134,22 +138,28 @@
         {%- set run = read_from(table.name, source_name, rebuild=true) -%}
     {%- endif -%}
 
+    {%- set found = count_new_events(table) -%}
+    {%- set grown = {'columns': [], 'new_columns': [], 'widened': [], 'run': run} -%}
+    {%- if found.rows or shape.new_columns or shape.statements or run.has_pending_columns or is_widening() -%}
+        {%- set grown = grow_table(table, source_name, shape, run, rebuild) -%}
+    {%- endif -%}
+    {%- if grown.run.cursor_snapshot != run.cursor_snapshot -%}
+        {#- Another run has filled the table between two transactions of this one. -#}
+        {%- set found = count_new_events(table) -%}
+    {%- endif -%}
+    {%- set run = grown.run -%}
+    {%- set new_columns = shape.new_columns + grown.new_columns -%}
+
+    {%- if not shape.created and (found.rows or rebuild or run.has_pending_columns) and lock_for_rows(table, source_name) -%}
+        {{ return(0) }}
+    {%- endif -%}
     {%- do run_query("select raw.release_table('" ~ table.name ~ "', '" ~ source_name ~ "', 'fill')") if run.is_held -%}
 
     {%- set removed = 0 -%}
     {%- if rebuild -%}
         {%- set removed = empty_table(table, source_name) -%}
     {%- endif -%}
-
-    {%- set found = count_new_events(table) -%}
-    {%- set grown = {'columns': [], 'new_columns': [], 'widened': []} -%}
-    {%- if found.rows or shape.new_columns or is_widening() -%}
-        {%- set grown = grow_table(table, source_name, shape) -%}
-    {%- endif -%}
-    {%- if grown.widened and not rebuild -%}
-        {%- do refill_columns(table, source_name, run, grown.columns | selectattr('name', 'in', grown.widened) | list) -%}
-    {%- endif -%}
-    {%- set new_columns = shape.new_columns + grown.new_columns -%}
+    {%- do fill_late_columns(table, source_name, run, grown.columns, rebuild) if run.has_pending_columns -%}
 
     {%- set table_rows = 0 -%}
     {%- if found.rows -%}
@@ -176,7 +186,7 @@
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
         {#- A table without a snapshot that is not rebuilt has read all events again, and counts only what was new to it. -#}
         {%- set read_rows = found.rows if rebuild or run.cursor_snapshot else table_rows -%}
-        {%- do finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, grown.widened | length > 0, note) -%}
+        {%- do finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, grown.widened | length > 0 or run.has_pending_columns, note) -%}
     {%- elif run.snapshot != run.cursor_snapshot -%}
         {%- do run_query(pass_by_sql(table, source_name, run)) -%}
     {%- endif -%}
@@ -258,7 +268,7 @@
 {#- Readers go on seeing the old rows until the commit, which truncate would not let them. -#}
 {% macro empty_table(table, source_name) %}
     {%- do run_query("delete from raw.mismatches where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
-    {{ return(run_counted("delete from " ~ table.relation)) }}
+    {{ return(run_counted("delete from only " ~ table.relation)) }}
 {% endmacro %}
 
 
@@ -362,7 +372,7 @@
             delete from raw.mismatches where {{ key }} and event_id in (select message_id from overtaken)
         )
 
-        delete from {{ table.relation }} where id in (select message_id from overtaken)
+        delete from only {{ table.relation }} where id in (select message_id from overtaken)
     {%- endset -%}
     {{ return(run_counted(removal)) }}
 {% endmacro %}

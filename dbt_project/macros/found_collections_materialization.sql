@@ -63,6 +63,7 @@
             or cursors.snapshot is null
             or cursors.rebuild_ordered
             or to_regclass(format('%I.%I', cursors.source, cursors.model)) is null
+            or raw.has_pending_columns(cursors.model, cursors.source)
             or exists (
                 select from raw.events
                 where

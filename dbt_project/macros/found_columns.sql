@@ -5,16 +5,18 @@
 -#}
 
 {#-
-    All columns of a table in this run, after adding and widening what its events call for: `columns` (as
-    `declared_columns` returns them), `new_columns` (names), `widened` (names). One query when there is nothing to do.
-    A table whose model has SQL of its own, or does not take found columns, has the declared ones only.
+    All columns of a table that this run can fill, after adding and widening what its events call for: `columns` (as
+    `declared_columns` returns them), `new_columns` (names), `widened` (names), and the `run` as `read_from` returns it
+    after the last change. A table that was there before is changed in transactions of their own, so this must come before
+    anything else is written. One query when there is nothing to do. A table whose model has SQL of its own, or does not
+    take found columns, has the declared ones only.
 -#}
-{% macro grow_table(table, source_name, shape) %}
+{% macro grow_table(table, source_name, shape, run, rebuild) %}
     {%- set places = {'found': {}, 'others': {}, 'unplaced': [], 'fractions': {}} if table.sql else place_properties(table, source_name) -%}
     {%- set columns = declared_columns(table.declared, places.others, places.fractions) -%}
-    {%- set statements = [] -%}
-    {%- set new_columns = [] -%}
-    {%- set widened = [] -%}
+    {%- set statements = shape.statements | list -%}
+    {%- set new_columns = shape.missing | list -%}
+    {%- set too_narrow = {} -%}
     {%- set notes = [] -%}
     {%- set room = namespace(columns=1600 - shape.attributes) -%}
 
@@ -36,24 +38,58 @@
         {%- else -%}
             {%- do note.update({'data_type': shape.types[name]}) -%}
             {%- set widest = least_type([shape.types[name], wanted]) if is_inferred_type(shape.types[name]) else shape.types[name] -%}
-            {%- if widest != shape.types[name] -%}
-                {%- set in_the_way = widen_column(table, source_name, name, widest) -%}
-                {%- do note.update({'wanted_type': widest, 'in_the_way': in_the_way} if in_the_way else {'data_type': widest}) -%}
-                {%- do widened.append(name) if not in_the_way -%}
-                {%- do table.obstacles.append("column " ~ name ~ " stays " ~ shape.types[name] ~ " instead of " ~ widest ~ ". In the way: " ~ in_the_way ~ ".") if in_the_way -%}
-            {%- endif -%}
+            {%- do too_narrow.update({name: widest}) if widest != shape.types[name] -%}
         {%- endif -%}
-        {%- if note.column_name -%}
-            {%- do notes.append(note) -%}
-            {%- set text = column_text({}, found.paths, places.fractions if note.data_type != 'text' else {}) -%}
-            {%- do columns.append({'name': name, 'data_type': note.data_type, 'text': text, 'value': cast_value(text, note.data_type)}) -%}
+        {%- do notes.append(note) if note.column_name -%}
+    {%- endfor -%}
+    {%- set has_notes = places.found or places.others or shape.new_columns or shape.missing -%}
+
+    {%- if statements and shape.created -%}
+        {%- do run_query(statements | join("; ")) -%}
+    {%- elif statements -%}
+        {%- set in_the_way = change_table(table, source_name, statements) -%}
+        {%- for note in notes if in_the_way and note.column_name in new_columns -%}
+            {%- do note.update({
+                'is_missing': true, 'wanted_type': note.data_type, 'in_the_way': in_the_way,
+                'fill_from': '1:1:' if note.declared or rebuild else (run.cursor_snapshot or '1:1:'),
+            }) -%}
+        {%- endfor -%}
+        {%- set new_columns = [] if in_the_way else new_columns -%}
+        {%- if not in_the_way -%}
+            {%- do record_columns(table, source_name, notes) if has_notes -%}
+            {%- set run = commit_change(table, source_name, rebuild) -%}
+        {%- endif -%}
+    {%- endif -%}
+
+    {%- set widened = [] -%}
+    {%- for note in notes if note.column_name in too_narrow -%}
+        {%- set name = note.column_name -%}
+        {%- set in_the_way = widen_column(table, source_name, name, too_narrow[name]) -%}
+        {%- if in_the_way -%}
+            {%- do note.update({'wanted_type': too_narrow[name], 'in_the_way': in_the_way}) -%}
+            {%- do table.obstacles.append("column " ~ name ~ " stays " ~ shape.types[name] ~ " instead of " ~ too_narrow[name] ~ ". In the way: " ~ in_the_way ~ ".") -%}
+        {%- else -%}
+            {%- do widened.append(name) -%}
+            {#- The rows that are there are made again below, or by the rebuild: by the next run, if this one is killed. -#}
+            {%- do note.update({'data_type': too_narrow[name]}) -%}
+            {%- do note.update({'fill_from': '1:1:'}) if rebuild -%}
         {%- endif -%}
     {%- endfor -%}
 
-    {%- do run_query(statements | join(";\n")) if statements -%}
-    {%- do record_columns(table, source_name, notes) if places.found or places.others or shape.new_columns -%}
+    {%- for note in notes if not note.declared and not note.is_missing -%}
+        {%- set text = column_text({}, note.paths, places.fractions if note.data_type != 'text' else {}) -%}
+        {%- do columns.append({'name': note.column_name, 'data_type': note.data_type, 'text': text, 'value': cast_value(text, note.data_type)}) -%}
+    {%- endfor -%}
+    {%- set missing = notes | selectattr('is_missing', 'defined') | map(attribute='column_name') | list -%}
+    {%- set columns = columns | rejectattr('name', 'in', missing) | list -%}
+
+    {%- do record_columns(table, source_name, notes) if has_notes -%}
     {%- do record_collisions(table, source_name, places.unplaced) if places.unplaced -%}
-    {{ return({'columns': columns, 'new_columns': new_columns, 'widened': widened}) }}
+    {%- if widened -%}
+        {%- do refill_columns(table, source_name, run, columns | selectattr('name', 'in', widened) | list) if not rebuild -%}
+        {%- set run = commit_change(table, source_name, rebuild) -%}
+    {%- endif -%}
+    {{ return({'columns': columns, 'new_columns': new_columns, 'widened': widened, 'run': run}) }}
 {% endmacro %}
 
 
@@ -194,12 +230,15 @@
     Widened columns once more from raw.events, for the rows that are there: what the old type could not hold, and what it
     held in another spelling (12 for 12.0). Reads up to where the table has come, so it must run before the new rows. A row
     whose value changes gets this run's `uuid_ts`, by which readers find what is new.
--#}
-{% macro refill_columns(table, source_name, run, columns) %}
-    {%- set refill -%}
-        select set_config('loader.snapshot', '{{ run.cursor_snapshot }}', true), set_config('loader.previous_snapshot', '', true), set_config('enable_seqscan', 'on', true);
 
-        update {{ table.relation }} as served
+    With a `from_snapshot`, columns that were missing for a while: in the rows of events which that snapshot does not show.
+    A row whose event it shows, and whose id came again, had no such value. What does not fit is listed, as in a rebuild.
+-#}
+{% macro refill_columns(table, source_name, run, columns, from_snapshot='') %}
+    {%- set refill -%}
+        select set_config('loader.snapshot', '{{ run.cursor_snapshot }}', true), set_config('loader.previous_snapshot', '{{ from_snapshot }}', true), set_config('enable_seqscan', 'on', true);
+
+        update only {{ table.relation }} as served
         set
             {{ "uuid_ts = " ~ run_started_at() ~ "," if table.declared | selectattr('name', 'equalto', 'uuid_ts') | list }}
             {% for column in columns %}{{ adapter.quote(column.name) }} = refilled.{{ adapter.quote(column.name) }}{{ ", " if not loop.last }}{% endfor %}
@@ -225,12 +264,30 @@
                 {%- for column in columns %}
                 {{ "or " if not loop.first }}served.{{ adapter.quote(column.name) }}::text is distinct from refilled.{{ adapter.quote(column.name) }}::text
                 {%- endfor %}
-            );
+            )
+            and {{ is_not_shown(table, 'served.id', from_snapshot) }};
 
         delete from raw.mismatches
         where
             model = '{{ table.name }}' and source = '{{ source_name }}'
             and column_name in ({% for column in columns %}'{{ column.name }}'{{ ", " if not loop.last }}{% endfor %});
+
+        {%- for column in columns if from_snapshot and column.text and column.data_type != 'text' %}
+
+        insert into raw.mismatches (model, source, event_id, column_name, value)
+        select '{{ table.name }}', '{{ source_name }}', events.message_id, '{{ column.name }}', {{ kept_value(column.text) }}
+        from (
+            {{ new_events(source('raw', 'events'), table.name, table.every_event, true) }}
+        ) as events
+        inner join only {{ table.relation }} as served on served.id = events.message_id
+        where
+            (
+                (({{ may_not_fit(column.text, column.data_type) }}) and {{ cast_value(column.text, column.data_type) }} is null)
+                {{ "or (" ~ loses_digits(column.text, column.data_type) ~ ")" if loses_digits(column.text, column.data_type) }}
+            )
+            and {{ column.text }} <> ''
+            and {{ is_not_shown(table, 'events.message_id', from_snapshot) }};
+        {%- endfor %}
 
         select set_config('loader.snapshot', '{{ run.snapshot }}', true), set_config('loader.previous_snapshot', '{{ run.cursor_snapshot }}', true), set_config('enable_seqscan', 'off', true)
     {%- endset -%}
@@ -238,22 +295,45 @@
 {% endmacro %}
 
 
+{#- An SQL condition: a snapshot shows no event of the table with an id. -#}
+{% macro is_not_shown(table, id, snapshot) -%}
+    {%- if snapshot in ('', '1:1:') -%}
+        true
+    {%- else -%}
+        not exists (
+                select from {{ source('raw', 'events') }} as earlier
+                where
+                    earlier.message_id = {{ id }}
+                    and {{ event_filter(table.name, table.every_event) }}
+                    and pg_visible_in_snapshot(load_xid, '{{ snapshot }}')
+            )
+    {%- endif -%}
+{%- endmacro %}
+
+
 {#- Writes down which columns the table has, since when and why; nothing when the book says so already. -#}
 {% macro record_columns(table, source_name, notes) %}
     {%- do run_query(
-        "insert into raw.columns (model, source, column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way)
-        select '" ~ table.name ~ "', '" ~ source_name ~ "', column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way
+        "insert into raw.columns (model, source, column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way, is_missing, fill_from)
+        select
+            '" ~ table.name ~ "', '" ~ source_name ~ "', column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way,
+            coalesce(is_missing, false), fill_from
         from jsonb_to_recordset(" ~ string_literal(tojson(notes)) ~ "::jsonb) as noted (
-            column_name text, data_type text, declared boolean, paths jsonb, first_event_id text, wanted_type text, in_the_way text
+            column_name text, data_type text, declared boolean, paths jsonb, first_event_id text, wanted_type text, in_the_way text,
+            is_missing boolean, fill_from pg_snapshot
         )
         on conflict (model, source, column_name) do update set
             data_type = excluded.data_type,
             declared = excluded.declared,
             paths = excluded.paths,
             wanted_type = excluded.wanted_type,
-            in_the_way = excluded.in_the_way
-        where (columns.data_type, columns.declared, columns.paths, columns.wanted_type, columns.in_the_way)
-            is distinct from (excluded.data_type, excluded.declared, excluded.paths, excluded.wanted_type, excluded.in_the_way)"
+            in_the_way = excluded.in_the_way,
+            is_missing = excluded.is_missing,
+            added_at = case when columns.is_missing then excluded.added_at else columns.added_at end,
+            fill_from = coalesce(columns.fill_from, excluded.fill_from)
+        where (columns.data_type, columns.declared, columns.paths, columns.wanted_type, columns.in_the_way, columns.is_missing)
+            is distinct from (excluded.data_type, excluded.declared, excluded.paths, excluded.wanted_type, excluded.in_the_way, excluded.is_missing)
+            or (columns.fill_from is null and excluded.fill_from is not null)"
     ) -%}
 {% endmacro %}
 

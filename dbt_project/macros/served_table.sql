@@ -1,8 +1,8 @@
 {#-
-    The table as the model's yml describes it: created when missing, grown by columns it lacks, comments kept current.
-    Returns whether it was `created`, the names of `new_columns`, and, of all its columns, the `types` by name and how many
-    `attributes` PostgreSQL counts, dropped ones too. A table that is as it should be costs one query and no lock. A new
-    table has no key yet: `add_primary_key` follows when its first rows are in.
+    The table as the model's yml describes it, created when missing. Returns whether it was `created`, with which
+    `new_columns`; what it is lacking: `missing` columns and the `statements` that add these and mend comments; and, of all
+    its columns, the `types` by name and how many `attributes` PostgreSQL counts, dropped ones too. A table that is as it
+    should be costs one query and no lock. A new table has no key yet: `add_primary_key` follows when its first rows are in.
 -#}
 {% macro shape_table(table) %}
     {%- set relation = table.relation -%}
@@ -10,6 +10,7 @@
     {%- set created = described is none -%}
     {%- set statements = [] -%}
     {%- set new_columns = [] -%}
+    {%- set missing = [] -%}
 
     {%- if created -%}
         {%- do statements.append(create_schema_sql(relation.schema)) if not schema_exists(relation.schema) -%}
@@ -25,26 +26,26 @@
 
     {%- for column in table.declared if column.name not in described['columns'] -%}
         {%- do statements.append("alter table " ~ relation ~ " add column " ~ adapter.quote(column.name) ~ " " ~ column.data_type) -%}
-        {%- do described['columns'].update({column.name: {'comment': '', 'type': column.data_type}}) -%}
         {%- do described.update({'attributes': described['attributes'] + 1}) -%}
-        {%- do new_columns.append(column.name) -%}
+        {%- do missing.append(column.name) -%}
     {%- endfor -%}
 
     {%- if config.persist_relation_docs() and table.description != described['comment'] -%}
         {%- do statements.append("comment on table " ~ relation ~ " is " ~ string_literal(table.description)) -%}
     {%- endif -%}
     {%- if config.persist_column_docs() -%}
-        {%- for column in table.declared if column.description != described['columns'][column.name]['comment'] -%}
+        {%- for column in table.declared if column.description != described['columns'].get(column.name, {}).get('comment', '') -%}
             {%- do statements.append("comment on column " ~ relation ~ "." ~ adapter.quote(column.name) ~ " is " ~ string_literal(column.description)) -%}
         {%- endfor -%}
     {%- endif -%}
 
-    {%- if statements -%}
+    {%- if created -%}
         {%- do run_query(statements | join(";\n")) -%}
+        {%- set statements = [] -%}
     {%- endif -%}
     {%- set types = {} -%}
     {%- for name, column in described['columns'].items() -%}{%- do types.update({name: column.type}) -%}{%- endfor -%}
-    {{ return({'created': created, 'new_columns': new_columns, 'types': types, 'attributes': described['attributes']}) }}
+    {{ return({'created': created, 'new_columns': new_columns, 'missing': missing, 'statements': statements, 'types': types, 'attributes': described['attributes']}) }}
 {% endmacro %}
 
 

@@ -45,7 +45,7 @@
 -#}
 {% macro read_from(name, source_name, rebuild) %}
     {%- set first_run = run_counted(
-        "insert into raw.cursors (model, source) values ('" ~ name ~ "', '" ~ source_name ~ "') on conflict do nothing"
+        "set local lock_timeout = 0; insert into raw.cursors (model, source) values ('" ~ name ~ "', '" ~ source_name ~ "') on conflict do nothing"
     ) -%}
     {%- set run = lock_cursor(name, source_name, rebuild) -%}
     {%- if run is none -%}
@@ -59,6 +59,8 @@
 {% macro lock_cursor(name, source_name, rebuild) %}
     {%- call statement('cursor', fetch_result=True) -%}
         {#- A statement of its own: the next one sees the cursor as the run it had to wait for has left it. #}
+        set local lock_timeout = 0;
+
         select
             set_config('timezone', 'UTC', true),
             set_config('datestyle', 'ISO, MDY', true),
@@ -72,12 +74,15 @@
             cursors.last_seq,
             cursors.rebuild_ordered,
             latest.snapshot::text as snapshot,
+            raw.has_pending_columns(cursors.model, cursors.source) as has_pending_columns,
             exists (
                 select from raw.held_tables as tables
                 where tables.model = cursors.model and tables.source = cursors.source and tables.held = 'fill'
             ) as is_held,
             raw.find_obstacle(cursors.source, cursors.model) as in_the_way,
             transforms.started_at::text as started_at,
+            {#- Another run may hold the cursor for hours. Any other lock is a stranger's: the table fails, and not the run. -#}
+            set_config('lock_timeout', '30s', true),
             set_config('loader.source', cursors.source, true),
             set_config('loader.started_at', transforms.started_at::text, true),
             set_config('loader.snapshot', latest.snapshot::text, true),
@@ -114,6 +119,7 @@
         'snapshot': rows[0]['snapshot'],
         'is_held': rows[0]['is_held'],
         'in_the_way': rows[0]['in_the_way'],
+        'has_pending_columns': rows[0]['has_pending_columns'],
         'started_at': rows[0]['started_at'],
     }) -}}
 {% endmacro %}

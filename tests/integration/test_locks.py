@@ -1,0 +1,186 @@
+"""Runs beside sessions that hold locks: every run ends, the other tables are filled, and nothing is lost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import psycopg
+import pytest
+import yaml
+
+from loader.database import Database
+from loader.schedule import Schedule
+from loader.settings import Settings
+from tests.conftest import loader_here
+from tests.integration.test_found_columns import Warehouse
+from tests.warehouse import copied_project, everything, land_payload, law, run_dbt
+
+DUE = "update raw.held_tables set next_try_at = clock_timestamp()"
+# Table locks from the weakest to the strongest: which of them stop a new column, and which stop rows.
+MODES = {
+    "access share": (True, False),
+    "row share": (True, False),
+    "row exclusive": (True, False),
+    "share update exclusive": (True, False),
+    "share": (True, True),
+    "share row exclusive": (True, True),
+    "exclusive": (True, True),
+    "access exclusive": (True, True),
+}
+
+
+@pytest.fixture
+def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
+    """A warehouse with few models."""
+    with small.connect(autocommit=True) as connection:
+        yield Warehouse(small, small_settings, connection)
+
+
+@contextmanager
+def lock(url: str, table: str, mode: str) -> Iterator[int]:
+    """Hold a lock in a transaction that does nothing else; yields the process that holds it."""
+    with psycopg.connect(url, application_name="Metabase") as holder:
+        holder.execute(f"lock table {table} in {mode} mode".encode())
+        yield holder.info.backend_pid
+        holder.rollback()
+
+
+def test_b1_a_locked_table_gets_its_rows_without_the_column(warehouse: Warehouse) -> None:
+    """While a BI session holds the table, runs name it and go on; later the column is added and filled."""
+    warehouse.land({"campaignId": 1})
+    warehouse.run()
+    with lock(warehouse.database.url, "iterable.email_opened", "access share") as process:
+        warehouse.land({"coupon": "a", "size": 1})
+        warehouse.land({"coupon": "b"}, event="Email Delivered")
+        warehouse.run()
+        warehouse.land({"coupon": "c", "size": 2})
+        warehouse.run()
+        assert warehouse.type_of("email_opened", "coupon") is None
+        assert warehouse.rows("select id from iterable.email_opened order by id") == [("e1",), ("e2",), ("e4",)]
+        assert warehouse.rows("select coupon from iterable.email_delivered") == [("b",)]
+        assert warehouse.rows("select tries from raw.held_tables") == [(1,)]
+        shown = loader_here(warehouse.settings)("status").stdout
+        assert f"process {process} (user " in shown
+        assert "Metabase" in shown
+        done = loader_here(warehouse.settings)("transform", "--select", "email_opened")
+        assert done.returncode == 0
+        assert "Warning: iterable.email_opened: column coupon waits for type text." in done.stderr
+    schedule = Schedule(warehouse.settings, 1)
+    schedule._unmade = schedule._find_unmade(warehouse.connection)
+    assert not schedule._has_news(warehouse.connection)
+    warehouse.connection.execute(DUE)
+    assert schedule._has_news(warehouse.connection)
+    warehouse.run()
+    assert warehouse.rows("select id, coupon, size from iterable.email_opened order by id") == [
+        ("e1", None, None),
+        ("e2", "a", 1),
+        ("e4", "c", 2),
+    ]
+    assert warehouse.rows("select * from raw.held_tables") == []
+    assert warehouse.rows("select * from raw.columns where is_missing or fill_from is not null") == []
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+
+
+def test_b1_a_table_without_a_model_gets_its_column_without_new_events(warehouse: Warehouse) -> None:
+    """The run that adds and fills a missing column needs no event of that collection."""
+    warehouse.land({}, event="Order Placed")
+    warehouse.run()
+    with lock(warehouse.database.url, "iterable.order_placed", "access share"):
+        warehouse.land({"total": 5}, event="Order Placed")
+        warehouse.run()
+    warehouse.connection.execute(DUE)
+    warehouse.run()
+    assert warehouse.rows("select id, total from iterable.order_placed order by id") == [("e1", None), ("e2", 5)]
+
+
+def test_b1_a_late_column_takes_the_value_of_the_event_that_made_the_row(warehouse: Warehouse) -> None:
+    """An id that came before the column was first missed has a row without the value, as in a rebuild."""
+    warehouse.land({})
+    warehouse.run()
+    warehouse.connection.execute("update raw.events set message_id = 'same'")
+    warehouse.connection.execute("update iterable.email_opened set id = 'same'")
+    warehouse.connection.execute("update iterable.tracks set id = 'same'")
+    with lock(warehouse.database.url, "iterable.email_opened", "access share"):
+        warehouse.land({"coupon": "a"}, {"coupon": "b"})
+        warehouse.connection.execute("update raw.events set message_id = 'same' where message_id = 'e2'")
+        warehouse.run()
+    warehouse.connection.execute(DUE)
+    warehouse.run()
+    assert warehouse.rows("select id, coupon from iterable.email_opened order by id") == [("e3", "b"), ("same", None)]
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+
+
+def test_b1_a_declared_column_is_filled_from_all_events(warehouse: Warehouse) -> None:
+    """A column that the yml declares, and that a lock kept out, has the values of all rows once it is there."""
+    # Nothing records the properties of these, so no column is found for them.
+    for number, total in enumerate((5, "much"), start=1):
+        land_payload(warehouse.connection, f"e{number}", {"properties": {"total": total}})
+    warehouse.run()
+    project = copied_project(warehouse.settings)
+    model = project / "models" / "iterable" / "email_opened.yml"
+    described = yaml.safe_load(model.read_text(encoding="utf-8"))
+    described["models"][0]["columns"].append(
+        {
+            "name": "total",
+            "data_type": "numeric",
+            "description": "The total.",
+            "config": {"meta": {"property": "total"}},
+        }
+    )
+    model.write_text(yaml.safe_dump(described), encoding="utf-8")
+    run = partial(run_dbt, warehouse.settings.database_url, project, "run", "--select", "email_opened")
+    with lock(warehouse.database.url, "iterable.email_opened", "access share"):
+        land_payload(warehouse.connection, "e3", {"properties": {"total": 6}})
+        code, output = run()
+        assert code == 0, output
+        assert "columns could not be added or described" in output
+        assert warehouse.type_of("email_opened", "total") is None
+    warehouse.connection.execute(DUE)
+    code, output = run()
+    assert code == 0, output
+    assert warehouse.rows("select id, total from iterable.email_opened order by id") == [
+        ("e1", 5),
+        ("e2", None),
+        ("e3", 6),
+    ]
+    before = everything(warehouse.connection)
+    assert ("email_opened", "e2", "total", "much") in before["mismatches"]
+    code, output = run("--full-refresh")
+    assert code == 0, output
+    assert everything(warehouse.connection) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: str) -> None:
+    """An increment, a new column, a wider type and a full refresh; released, the tables end as a rebuild makes them."""
+    stops_columns, stops_rows = MODES[mode]
+    warehouse.land({"vip": True}, {"campaignId": 1})
+    warehouse.run()
+    with lock(warehouse.database.url, "iterable.email_opened", mode):
+        warehouse.land({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
+        warehouse.land({}, event="Email Delivered")
+        warehouse.land({}, event="Order Placed")
+        warehouse.run()
+        counted = warehouse.rows("select count(*) from iterable.email_delivered, iterable.order_placed")
+        assert counted == [(1,)]
+        assert (warehouse.type_of("email_opened", "coupon") is None) == stops_columns
+        assert warehouse.rows("select read_rows from raw.cursors where model = 'email_opened'") == [
+            (2 if stops_rows else 4,)
+        ]
+        assert {held for (held,) in warehouse.rows("select held from raw.held_tables")} == {
+            *(["columns"] if stops_columns else []),
+            *(["fill"] if stops_rows else []),
+        }
+        warehouse.run(full_refresh=True)
+    warehouse.connection.execute(DUE)
+    warehouse.run()
+    assert warehouse.rows("select * from raw.held_tables") == []
+    assert warehouse.rows("select vip, coupon from iterable.email_opened where id = 'e3'") == [("gold", "a")]
+    assert law(warehouse.connection)["waiting"] == 0
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
