@@ -230,7 +230,7 @@ def status(*, as_json: bool) -> None:
         display.echo_json(state.as_json())
     else:
         display.show_status(state)
-    if state.rescan_wanted or not all(law.holds for law in state.conservation):
+    if state.rescan_wanted or not state.is_whole:
         sys.exit(1)
 
 

@@ -314,8 +314,8 @@ def show_status(status: Status) -> None:
         if not law.holds:
             note(
                 f"Error: the numbers of source {law.source} do not add up: {law.missing_in_collections:,} rows are "
-                f"missing in collections, {law.missing_in_tracks:,} in tracks. Somebody changed the tables, or "
-                "something was lost; `loader transform --full-refresh` rebuilds them from what has landed."
+                f"missing in collections, {law.missing_in_tracks:,} in tracks. Somebody changed tables or raw.events. "
+                "`loader transform --full-refresh --select TABLE` rebuilds a table, unless rows would be lost."
             )
 
     if status.rescan_wanted:
@@ -330,6 +330,14 @@ def show_status(status: Status) -> None:
     for title, rows in (
         ("In quarantine (`loader quarantine list`)", status.quarantine),
         ("Values their column cannot hold, or not with all digits (raw.mismatches)", status.mismatches),
+        (
+            "Tables with fewer rows than raw.events has events for them, or more (missing is negative)",
+            status.unequal_tables,
+        ),
+        (
+            "Rebuilds that deleted rows whose events were gone (the same rebuild once more ends this message)",
+            status.lossy_rebuilds,
+        ),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns to be added or widened (`loader widen` does it, or says what is in the way)", status.waiting_columns),
         ("Properties without a column of their own (raw.collisions)", status.collisions),

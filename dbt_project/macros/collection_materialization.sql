@@ -106,14 +106,17 @@
         {%- do hold_table(table, source_name, run.in_the_way) -%}
         {{ return(0) }}
     {%- endif -%}
+    {%- if run.first_run and not full_refresh and has_rows(table.relation) -%}
+        {#- The next run must find no cursor either, or it would take the rows for its own. -#}
+        {%- do run_query("delete from raw.cursors where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
+        {%- do hold_table(
+            table, source_name,
+            source_name ~ "." ~ table.name ~ " holds rows that did not come from raw.events. Move the table away, or run with --full-refresh to replace its rows."
+        ) -%}
+        {{ return(0) }}
+    {%- endif -%}
     {%- set shape = shape_table(table) -%}
     {%- set rebuild = full_refresh or shape.created or run.rebuild_ordered or not run.cursor_snapshot -%}
-
-    {%- if run.first_run and not full_refresh and has_rows(table.relation) -%}
-        {%- do exceptions.raise_compiler_error(
-            table.relation ~ " holds rows that did not come from raw.events. Move the table away, or run with --full-refresh to replace its rows."
-        ) -%}
-    {%- endif -%}
 
     {%- if flags.EMPTY -%}
         {%- do change_table(table, source_name, shape.statements) if shape.statements -%}
@@ -127,8 +130,10 @@
     {%- endif -%}
     {%- if shape.created -%}
         {#- Somebody has dropped the table, which has nothing to lose: it starts over, from the first event. -#}
-        {%- set note = describe_new_start(table, source_name) -%}
-    {%- elif rebuild and not run.first_run and not allows_loss() and not may_rebuild(table, source_name) -%}
+        {%- set note = describe_loss(table, source_name, 'had been dropped and is made again.') -%}
+    {%- elif rebuild and not run.first_run and allows_loss() -%}
+        {%- set note = describe_loss(table, source_name, 'was rebuilt, and rows were lost, as the command allowed.') -%}
+    {%- elif rebuild and not run.first_run and not may_rebuild(table, source_name) -%}
         {%- if full_refresh -%}
             {{ return(0) }}
         {%- endif -%}
@@ -221,11 +226,11 @@
 {% endmacro %}
 
 
-{#- What is to be said of a table that was dropped, where raw.events no longer holds all that it had read; none otherwise. -#}
-{% macro describe_new_start(table, source_name) %}
+{#- What is to be said of a table whose events raw.events no longer holds completely, after `happening`; none otherwise. -#}
+{% macro describe_loss(table, source_name, happening) %}
     {%- set loss = run_query("select raw.describe_loss('" ~ source_name ~ "', '" ~ table.name ~ "')").rows[0][0] -%}
     {%- if not loss -%}{{ return(none) }}{%- endif -%}
-    {%- set note = source_name ~ "." ~ table.name ~ " had been dropped and is made again. " ~ loss -%}
+    {%- set note = source_name ~ "." ~ table.name ~ " " ~ happening ~ " " ~ loss -%}
     {%- do log(note, info=true) -%}
     {{ return(note) }}
 {% endmacro %}
@@ -261,6 +266,9 @@
 
 
 {% macro has_rows(relation) %}
+    {%- if not run_query("select to_regclass(" ~ string_literal(relation) ~ ") is not null").rows[0][0] -%}
+        {{ return(false) }}
+    {%- endif -%}
     {{ return(run_query("select exists (select from " ~ relation ~ ")").rows[0][0]) }}
 {% endmacro %}
 
