@@ -225,7 +225,8 @@ def status(*, as_json: bool) -> None:
                 display.echo(display.table(tables))
             display.note("This role reads tables only. The rest of the status needs the URL of the loader's role.")
             return
-        state = read_status(connection, spool_folder(settings))
+        with database.name_lock_holders():
+            state = read_status(connection, spool_folder(settings))
     if as_json:
         display.echo_json(state.as_json())
     else:

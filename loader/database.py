@@ -4,6 +4,7 @@
 version that works, with the raw schema this version of the loader needs, whose stored transaction ids are its own.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from loader.connection import NO_TIMEOUTS, connect
@@ -23,6 +24,35 @@ from loader.settings import Settings
 
 # `pg_input_is_valid`, which every safe cast uses, came with 16.
 MINIMUM_VERSION = 16
+
+# A migration waits this long for a lock: landing and readers queue behind it. Then it lets them pass and tries again.
+_MIGRATION_LOCK_WAIT = "200ms"
+_MIGRATION_TRIES = 12
+_MIGRATION_PAUSE_SECONDS = 5.0
+_LOCK_NOT_AVAILABLE = "55P03"
+# Sessions whose transactions have held a lock for long enough to be in somebody's way.
+_LOCK_HOLDERS = """
+    select
+        format('process %s', pid)
+        || coalesce(format(' of user %s', usename), '')
+        || coalesce(format(' (%s)', nullif(application_name, '')), '')
+        || format(', in a transaction since %s, with locks on ', date_trunc('second', min(xact_start)))
+        || string_agg(distinct format('%s.%s', nspname, relname), ', ')
+    from pg_locks
+    inner join pg_class on pg_class.oid = pg_locks.relation
+    inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
+    inner join pg_stat_activity using (pid)
+    where
+        pg_locks.locktype = 'relation'
+        and pg_locks.database = (select oid from pg_database where datname = current_database())
+        and pg_locks.granted
+        and pg_class.relkind in ('r', 'p', 'v', 'm')
+        and pid <> pg_backend_pid()
+        and nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
+    group by pid, usename, application_name
+    order by min(xact_start)
+    limit 3
+"""
 
 # Held while the schema is brought up, so that two commands starting at once do not both try.
 _MIGRATION_LOCK = 7_226_010_001
@@ -54,6 +84,20 @@ class Database:
             DatabaseError: The database does not answer.
         """
         return connect(self.url, autocommit=autocommit)
+
+    @contextmanager
+    def name_lock_holders(self) -> Iterator[None]:
+        """Turn an error about a lock that was waited for too long into one that names the sessions in the way.
+
+        Raises:
+            DatabaseError: A lock was not to be had.
+        """
+        try:
+            yield
+        except (psycopg.Error, DBAPIError) as error:
+            if _is_about_lock(error):
+                raise locked(self.engine, "Nothing was done") from None
+            raise
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -140,12 +184,46 @@ def bundled(folder: str) -> Path:
 def migrate(engine: Engine) -> tuple[str | None, str]:
     """Bring the raw schema up to what this version needs, in one transaction.
 
+    A lock that is held by somebody is tried for again and again, with pauses in which others pass.
+
     Returns:
         The revision it was at (None for none) and the one it is at now.
 
     Raises:
-        DatabaseError: The schema is newer than this version of the loader.
+        DatabaseError: The schema is newer than this version of the loader, or a session holds a lock on a table of it.
     """
+    for attempt in range(1, _MIGRATION_TRIES + 1):
+        try:
+            return _migrate_once(engine)
+        except (psycopg.Error, DBAPIError) as error:
+            if not _is_about_lock(error):
+                raise
+        if attempt < _MIGRATION_TRIES:
+            time.sleep(_MIGRATION_PAUSE_SECONDS)  # the server tells nobody of the end of somebody else's transaction
+    raise locked(engine, "The raw schema is as it was")
+
+
+def locked(engine: Engine, outcome: str) -> DatabaseError:
+    """Return an error that names the sessions that hold locks.
+
+    Args:
+        engine: An engine on the database.
+        outcome: What that means for the work, as the beginning of a sentence.
+    """
+    with engine.connect() as connection:
+        holders: list[str] = list(connection.execute(text(_LOCK_HOLDERS)).scalars())
+    names = "; ".join(holders) or "a session that has ended since"
+    return DatabaseError(
+        f"{outcome}: a lock was in the way, held by {names}. End that transaction, then run this again."
+    )
+
+
+def _is_about_lock(error: Exception) -> bool:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
+def _migrate_once(engine: Engine) -> tuple[str | None, str]:
     # A tenth of a second to import, which no other command should wait for.
     import alembic.command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -155,6 +233,7 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
     with engine.begin() as connection:
         connection.exec_driver_sql(NO_TIMEOUTS)
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        connection.execute(text(f"set local lock_timeout = '{_MIGRATION_LOCK_WAIT}'"))
         connection.execute(text("create schema if not exists raw"))
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)  # noqa: S101 - of the only dialect there is

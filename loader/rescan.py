@@ -13,12 +13,15 @@ import psycopg
 
 from loader.catalog import Key, Property, Seen, Tracker, digest, insert, lock_sources, mark_untracked
 from loader.connection import NO_TIMEOUTS
+from loader.errors import DatabaseError
 from loader.events import Event
 from loader.landing import explain
 from loader.locks import POLL_SECONDS
 from loader.properties import Path, Shape, covers
 
 _BATCH = 1000
+# How long a transaction that lands events may take before a rescan gives up on its end.
+_LANDING_SECONDS = 60.0
 
 _EVENTS = """
     select source, collection, message_id, seq, payload::text
@@ -37,7 +40,7 @@ _LATE_EVENTS = """
     order by seq
 """
 _LANDING = """
-    select virtualtransaction
+    select virtualtransaction, pid
     from pg_locks
     where
         database = (select oid from pg_database where datname = current_database())
@@ -184,11 +187,24 @@ def _look(
 
 
 def _await_landing(connection: psycopg.Connection) -> None:
-    """Wait until the transactions that land events at this moment have ended; new ones may begin."""
-    under_way = {transaction for (transaction,) in connection.execute(_LANDING)}
+    """Wait until the transactions that land events at this moment have ended; new ones may begin.
+
+    Raises:
+        DatabaseError: One of them has not ended in time.
+    """
+    deadline = time.monotonic() + _LANDING_SECONDS
+    under_way: dict[str, int] = dict(connection.execute(_LANDING).fetchall())
     while under_way:
+        if time.monotonic() > deadline:
+            processes = ", ".join(sorted(f"process {pid}" for pid in set(under_way.values())))
+            raise DatabaseError(
+                f"What was found is recorded, but {processes} has held a transaction on raw.events open for "
+                f"{_LANDING_SECONDS:.0f} s, and may land what nobody has looked at. End that transaction, then run "
+                "`loader rescan` again."
+            )
         time.sleep(POLL_SECONDS)  # the server tells nobody of the end of somebody else's transaction
-        under_way &= {transaction for (transaction,) in connection.execute(_LANDING)}
+        now: dict[str, int] = dict(connection.execute(_LANDING).fetchall())
+        under_way = {transaction: pid for transaction, pid in under_way.items() if transaction in now}
 
 
 def _recorded(connection: psycopg.Connection, sources: Sequence[str]) -> Types:

@@ -306,6 +306,7 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
     """
     # One snapshot for all of it, so that the numbers agree while events go on landing.
     connection.execute(text("set transaction isolation level repeatable read, read only"))
+    connection.execute(text("set local lock_timeout = '10s'"))
 
     def rows(statement: str) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(text(statement)).mappings()]

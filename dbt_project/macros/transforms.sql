@@ -48,6 +48,7 @@
 {% macro transaction_settings() -%}
     set transaction isolation level read committed, read write;
     set local statement_timeout = 0;
+    set local lock_timeout = '30s';
     set local idle_in_transaction_session_timeout = 0;
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null;
 {% endmacro %}

@@ -1,18 +1,24 @@
 """Runs beside sessions that hold locks: every run ends, the other tables are filled, and nothing is lost."""
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import psycopg
 import pytest
 import yaml
 
-from loader.database import Database
+import loader.database
+import loader.rescan
+from loader.database import Database, bundled, open_database
+from loader.errors import TransformError
 from loader.schedule import Schedule
 from loader.settings import Settings
-from tests.conftest import loader_here
-from tests.integration.test_found_columns import Warehouse
+from loader.transform import transform
+from tests.conftest import loader_here, open_settings
+from tests.integration.test_found_columns import MODELS, Warehouse
 from tests.warehouse import copied_project, everything, land_payload, law, run_dbt
 
 DUE = "update raw.held_tables set next_try_at = clock_timestamp()"
@@ -184,3 +190,62 @@ def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: 
     before = everything(warehouse.connection)
     warehouse.run(full_refresh=True)
     assert everything(warehouse.connection) == before
+
+
+@pytest.mark.parametrize(
+    ("table", "mode"), [("raw.mismatches", "share"), ("raw.events_email_opened", "access exclusive")]
+)
+def test_b1_a_lock_in_the_raw_schema_loses_nothing(warehouse: Warehouse, table: str, mode: str) -> None:
+    """A run ends all the same, though it may fail; once the lock is free, the tables end as a rebuild makes them."""
+    warehouse.land({"vip": True})
+    warehouse.run()
+    warehouse.land({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
+    with lock(warehouse.database.url, table, mode), suppress(TransformError):
+        transform(warehouse.database, warehouse.settings, select=MODELS)
+    warehouse.connection.execute(DUE)
+    warehouse.run()
+    assert law(warehouse.connection)["waiting"] == 0
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+
+
+def test_b1_status_names_the_session_that_locks_a_table(warehouse: Warehouse) -> None:
+    """It does not wait for ever for a table that somebody holds."""
+    with lock(warehouse.database.url, "iterable.email_opened", "access exclusive") as process:
+        done = loader_here(warehouse.settings)("status")
+    assert done.returncode == 1
+    assert f"process {process} of user" in done.stderr
+    assert "iterable.email_opened" in done.stderr
+
+
+def test_b1_migrate_names_the_session_in_the_way(
+    empty_url: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets others pass between its tries, leaves the schema as it was, and works once the lock is free."""
+    older = tmp_path / "migrations"
+    shutil.copytree(bundled("migrations"), older)
+    for later in (older / "versions").glob("00*.*"):
+        if later.stem >= "0028":
+            later.unlink()
+    settings = open_settings(empty_url, home)
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.database, "bundled", lambda _: older)
+        with open_database(settings, migrate_behind=True):
+            pass
+    monkeypatch.setattr(loader.database, "_MIGRATION_PAUSE_SECONDS", 0)
+    with lock(empty_url, "raw.columns", "access share") as process:
+        done = loader_here(settings)("migrate")
+        assert done.returncode == 1
+        assert f"The raw schema is as it was: a lock was in the way, held by process {process}" in done.stderr
+    assert loader_here(settings)("migrate").returncode == 0
+
+
+def test_b1_rescan_names_a_transaction_that_does_not_end(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it found is recorded; the transaction may land what nobody looks at."""
+    monkeypatch.setattr(loader.rescan, "_LANDING_SECONDS", 0)
+    with lock(warehouse.database.url, "raw.events", "row exclusive") as process:
+        done = loader_here(warehouse.settings)("rescan")
+        assert done.returncode == 1
+        assert f"process {process} has held a transaction on raw.events open" in done.stderr
+    assert loader_here(warehouse.settings)("rescan").returncode == 0
