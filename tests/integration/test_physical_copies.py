@@ -270,3 +270,22 @@ def test_a4_an_adoption_inside_a_savepoint_is_refused(served: Database) -> None:
         ):
             connection.execute(ADOPT)
         assert connection.execute(ADOPT).fetchone() == (True,)
+
+
+def test_a4_columns_that_wait_for_values_are_filled_from_the_start(served_settings: Settings, served: Database) -> None:
+    """The snapshot that says which rows lack a value means nothing any more, so all rows are looked at."""
+    url = served_settings.database_url
+    land(url, "email_opened", "a")
+    run(served, served_settings, *MODELS)
+    with served.connect(autocommit=True) as connection:
+        connection.execute(
+            "update raw.columns set fill_from = pg_current_snapshot()"
+            " where model = 'email_opened' and column_name in ('user_id', 'campaign_id')"
+        )
+        connection.execute("update raw.cluster set system_identifier = system_identifier + 1")
+        assert connection.execute(ADOPT).fetchone() == (True,)
+        waiting = connection.execute("select distinct fill_from::text from raw.columns where fill_from is not null")
+        assert waiting.fetchall() == [("1:1:",)]
+        run(served, served_settings, *MODELS)
+        assert connection.execute("select from raw.columns where fill_from is not null").fetchall() == []
+        assert law(connection)["waiting"] == 0
