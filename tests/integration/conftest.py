@@ -2,8 +2,9 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ import loader.transform
 from loader.database import Database, open_database
 from loader.settings import Settings
 from loader.transform import transform
-from tests.conftest import drop_database, open_settings, own_database
+from tests.conftest import Loader, drop_database, loader_here, open_settings, own_database
+from tests.warehouse import run_dbt
 
 ROOT = Path(__file__).parents[2]
+Dbt = Callable[..., tuple[int, str]]
+
 KEPT = ("email_delivered", "email_opened", "tracks")
 
 
@@ -82,3 +86,15 @@ def small(small_settings: Settings) -> Iterator[Database]:
     """That database, open."""
     with open_database(small_settings) as opened:
         yield opened
+
+
+@pytest.fixture
+def dbt(small_settings: Settings, small_project: Path) -> Dbt:
+    """Run dbt on the small project as people do by hand; returns its exit code and output."""
+    return partial(run_dbt, small_settings.database_url, small_project)
+
+
+@pytest.fixture(name="loader")
+def small_loader(small_settings: Settings) -> Loader:
+    """Run `loader` in this process, against the same database."""
+    return loader_here(small_settings)

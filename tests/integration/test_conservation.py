@@ -1,8 +1,6 @@
 """The law of conservation, `loader status` and the data tests see every difference of tables and raw.events."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -10,10 +8,11 @@ import pytest
 from loader.database import Database
 from loader.settings import Settings
 from loader.status import read_status
-from tests.conftest import Loader, loader_here
+from tests.conftest import Loader
+from tests.integration.conftest import Dbt
 from tests.integration.test_losses import LOSE, land
 from tests.integration.test_partial_runs import COLLECTION
-from tests.warehouse import run, run_dbt
+from tests.warehouse import run
 
 
 @pytest.fixture
@@ -26,18 +25,6 @@ def filled(small: Database, small_settings: Settings) -> Iterator[psycopg.Connec
         land(connection, "order_placed", 401, 403)
         run(small, small_settings)
         yield connection
-
-
-@pytest.fixture
-def loader(small_settings: Settings) -> Loader:
-    """Run `loader` against the same database."""
-    return loader_here(small_settings)
-
-
-@pytest.fixture
-def dbt(small_settings: Settings, small_project: Path) -> Callable[..., tuple[int, str]]:
-    """Run dbt as people do by hand, on the small project."""
-    return partial(run_dbt, small_settings.database_url, small_project)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +63,7 @@ def test_every_damage_is_seen(  # noqa: PLR0917 - pytest passes them by name
     filled: psycopg.Connection,
     small: Database,
     loader: Loader,
-    dbt: Callable[..., tuple[int, str]],
+    dbt: Dbt,
     damage: str,
     unequal: dict[str, int],
     failing: list[str],

@@ -9,7 +9,7 @@ from loader.database import Database
 from loader.schedule import Schedule
 from loader.settings import Settings
 from loader.transform import transform
-from tests.conftest import Loader, loader_here
+from tests.conftest import Loader
 from tests.integration.test_losses import land
 from tests.integration.test_partial_runs import COLLECTION, rows
 from tests.warehouse import law, run
@@ -27,12 +27,6 @@ def filled(small: Database, small_settings: Settings) -> Iterator[psycopg.Connec
         run(small, small_settings)
         assert rows(connection) == FULL
         yield connection
-
-
-@pytest.fixture
-def loader(small_settings: Settings) -> Loader:
-    """Run `loader` against the same database."""
-    return loader_here(small_settings)
 
 
 def test_a12_the_next_run_makes_dropped_tables_again(

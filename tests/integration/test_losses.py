@@ -1,8 +1,6 @@
 """Rows whose events are gone from raw.events are kept, unless somebody says that they may go."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -12,11 +10,10 @@ from loader.rescan import rescan
 from loader.schedule import Schedule
 from loader.settings import Settings
 from loader.transform import transform
-from tests.conftest import Loader, loader_here
+from tests.conftest import Loader
+from tests.integration.conftest import Dbt
 from tests.integration.test_partial_runs import COLLECTION, rows
-from tests.warehouse import run, run_dbt
-
-Dbt = Callable[..., tuple[int, str]]
+from tests.warehouse import run
 
 EVENTS = """
     insert into raw.events (source, collection, message_id, payload)
@@ -28,18 +25,6 @@ EVENTS = """
     from generate_series(%(first)s::int, %(last)s::int) as n
 """
 LOSE = "delete from raw.events where collection = 'email_opened' and message_id::int <= 200"
-
-
-@pytest.fixture
-def dbt(small_settings: Settings, small_project: Path) -> Dbt:
-    """Run dbt as people do by hand, on the small project."""
-    return partial(run_dbt, small_settings.database_url, small_project)
-
-
-@pytest.fixture
-def loader(small_settings: Settings) -> Loader:
-    """Run `loader` against the same database."""
-    return loader_here(small_settings)
 
 
 def land(connection: psycopg.Connection, collection: str, first: int, last: int, source: str = "iterable") -> None:

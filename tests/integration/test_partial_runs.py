@@ -1,18 +1,14 @@
 """A run of dbt that reads only a part of the events (`--empty`, `--sample`) must not pass for one that read all."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 from loader.database import Database
-from loader.settings import Settings
-from tests.conftest import Loader, loader_here
-from tests.warehouse import law, run_dbt
-
-Dbt = Callable[..., tuple[int, str]]
+from tests.conftest import Loader
+from tests.integration.conftest import Dbt
+from tests.warehouse import law
 
 EVENT = """
     insert into raw.events (source, collection, message_id, payload)
@@ -24,18 +20,6 @@ COLLECTION = """
 """
 CURSORS = "select model, snapshot::text, read_rows from raw.cursors order by model"
 TABLES = ("email_delivered", "email_opened", "order_placed", "tracks")
-
-
-@pytest.fixture
-def dbt(small_settings: Settings, small_project: Path) -> Dbt:
-    """Run dbt as people do by hand, on the small project."""
-    return partial(run_dbt, small_settings.database_url, small_project)
-
-
-@pytest.fixture
-def loader(small_settings: Settings) -> Loader:
-    """Run `loader` against the same database."""
-    return loader_here(small_settings)
 
 
 @pytest.fixture
