@@ -81,12 +81,13 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UsageError(f"{host!r} is no address to listen on: {_reason(error)}. {other_host}") from None
+    listening = socket.socket(family, kind, protocol)
     try:
-        listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
     except OSError as error:
+        listening.close()
         if error.errno in {errno.EADDRINUSE, errno.EACCES}:
             other = "Choose another with --port; 0 picks a free one."
             raise UsageError(f"Cannot listen on {host} port {port}: {_reason(error)}. {other}") from None

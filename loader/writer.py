@@ -289,6 +289,7 @@ class Writer:
 
     def _write(self) -> None:
         refusing = False
+        task: Task | None
         while task := self._tasks.next():
             error: UnavailableError | None = None
             try:
@@ -304,6 +305,8 @@ class Writer:
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
             self._loop.call_soon_threadsafe(self._written, task, error)
+            # The next task may come late, and this one holds the connections of its senders.
+            task = None
 
     def _store(self, task: Task, deliveries: list[Delivery]) -> None:
         """Make deliveries durable, in the database or else in the spool."""

@@ -219,4 +219,16 @@ def test_no_value_breaks_a_run(served: Database, served_settings: Settings) -> N
         ).fetchall()
         assert rows == [(None, None, True)] * len(HOSTILE)
         mismatched = connection.execute("select event_id, column_name from raw.mismatches order by 1, 2").fetchall()
-        assert mismatched == [("0", "campaign_id"), ("1", "campaign_id"), ("2", "campaign_id"), ("2", "is_bot")]
+        assert mismatched == [
+            ("0", "campaign_id"),
+            ("1", "campaign_id"),
+            ("2", "campaign_id"),
+            ("2", "is_bot"),
+            ("4", "sent_at"),
+            ("4", "timestamp"),
+            ("5", "sent_at"),
+            ("5", "timestamp"),
+            ("6", "timestamp"),
+            ("7", "timestamp"),
+            ("8", "timestamp"),
+        ]
