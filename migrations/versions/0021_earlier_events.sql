@@ -4,7 +4,7 @@ alter table raw.generation add column rescan_wanted boolean not null default fal
 
 comment on column raw.generation.rescan_wanted is 'Whether events had landed without a record when the raw schema was brought up; `loader rescan` records them.';
 
-update raw.generation set rescan_wanted = exists (
+update raw.generation set rescan_wanted = exists(
     select from raw.events
     where
         events.collection is not null
@@ -18,4 +18,5 @@ update raw.generation set rescan_wanted = exists (
 );
 
 -- From now on, a thousand characters of a value are kept.
-update raw.mismatches set value = left(value, 1000) || '…' where length(value) > 1000;
+update raw.mismatches set value = left(value, 1000) || '…'
+where length(value) > 1000;
