@@ -266,7 +266,7 @@
 
 
 {% macro has_rows(relation) %}
-    {%- if not run_query("select to_regclass(" ~ string_literal(relation) ~ ") is not null").rows[0][0] -%}
+    {%- if not run_query("select exists (select from pg_class where oid = to_regclass(" ~ string_literal(relation) ~ ") and relkind in ('r', 'p'))").rows[0][0] -%}
         {{ return(false) }}
     {%- endif -%}
     {{ return(run_query("select exists (select from " ~ relation ~ ")").rows[0][0]) }}

@@ -68,6 +68,7 @@ def test_load_transform_and_status_account_for_every_line(served_settings: Setti
         "missing_in_tracks": 0,
         "shared_ids": 0,
         "discarded": 0,
+        "unequal_tables": 0,
         "holds": True,
     }
     assert status["freshness_seconds"] is None
