@@ -208,7 +208,7 @@ def locked(engine: Engine, outcome: str) -> DatabaseError:
 
     Args:
         engine: An engine on the database.
-        outcome: What that means for the work, as the beginning of a sentence.
+        outcome: The consequence for the work, as the beginning of a sentence.
     """
     with engine.connect() as connection:
         holders: list[str] = list(connection.execute(text(_LOCK_HOLDERS)).scalars())

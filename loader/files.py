@@ -67,7 +67,7 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class Naming:
-    """What files of events are called.
+    """The names that files of events have.
 
     Attributes:
         fits: Says of a path whether its name is that of a file of events.
