@@ -40,6 +40,13 @@ _GENERATION = """
     lock table raw.generation in row share mode;
     select number, pg_relation_filepath('raw.properties'), pg_postmaster_start_time() from raw.generation
 """
+# A rescan holds this lock for minutes, so the wait has no limit.
+_LOCK_SOURCE = """
+    with before as materialized (select current_setting('lock_timeout') as value)
+
+    select set_config('lock_timeout', '0', true), pg_advisory_xact_lock(%s), set_config('lock_timeout', value, true)
+    from before
+"""
 _RECORDED_COLLECTIONS = """
     select collection, untracked from raw.collections where source = %s and collection = any(%s)
 """
@@ -349,7 +356,7 @@ def lock_sources(connection: psycopg.Connection, sources: Iterable[str]) -> None
     """Keep everybody else from recording anything of some sources, until this transaction ends."""
     for source in sorted(sources):
         key = hashlib.sha256(f"raw.properties {source}".encode()).digest()[:8]
-        connection.execute("select pg_advisory_xact_lock(%s)", (int.from_bytes(key, signed=True),))
+        connection.execute(_LOCK_SOURCE, (int.from_bytes(key, signed=True),))
 
 
 def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties: Iterable[Property]) -> None:

@@ -225,8 +225,7 @@ def status(*, as_json: bool) -> None:
                 display.echo(display.table(tables))
             display.note("This role reads tables only. The rest of the status needs the URL of the loader's role.")
             return
-        with database.name_lock_holders():
-            state = read_status(connection, spool_folder(settings))
+        state = read_status(connection, spool_folder(settings))
     if as_json:
         display.echo_json(state.as_json())
     else:
@@ -261,7 +260,7 @@ def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: 
     """List messages, the newest first."""
     from loader.quarantine import list_messages  # noqa: PLC0415
 
-    with session.database() as (database, _), database.connect() as connection:
+    with session.database() as (database, _), session.autocommit(database) as connection:
         messages = list_messages(connection, reason=reason, resolved=resolved, limit=limit)
     rows = [
         {
@@ -286,7 +285,7 @@ def quarantine_show(number: int) -> None:
     """Print a message's original bytes to stdout; what is wrong with it goes to stderr."""
     from loader.quarantine import find_message  # noqa: PLC0415
 
-    with session.database() as (database, _), database.connect() as connection:
+    with session.database() as (database, _), session.autocommit(database) as connection:
         message = find_message(connection, number)
     place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
     display.note(f"{message.reason}: {' '.join(message.detail.split())}")

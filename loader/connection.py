@@ -8,6 +8,7 @@ from threading import Timer
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from loader.blockers import LOCK_WAIT
 from loader.errors import DatabaseError
 
 CONNECT_SECONDS = 10
@@ -20,6 +21,22 @@ NO_TIMEOUTS = """
     set local statement_timeout = 0;
     set local idle_in_transaction_session_timeout = 0;
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null
+"""
+
+# The same for a session whose statements are transactions of their own. A value is set only where a role or a database
+# sets another one: behind a pooler the session serves others as well.
+_SESSION = """
+    select set_config(name, wanted, false)
+    from (
+        values
+        ('default_transaction_isolation', 'read committed'),
+        ('default_transaction_read_only', 'off'),
+        ('statement_timeout', '0'),
+        ('lock_timeout', %s),
+        ('idle_in_transaction_session_timeout', '0'),
+        ('transaction_timeout', '0')
+    ) as settings (name, wanted)
+    where current_setting(name, true) <> wanted
 """
 
 
@@ -51,6 +68,18 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.read_only = False
     return connection
+
+
+def set_session(connection: psycopg.Connection) -> None:
+    """Set what a role or a database may set otherwise: time limits, isolation level, read-only transactions.
+
+    Args:
+        connection: A connection in autocommit.
+
+    Raises:
+        psycopg.Error: The database does not answer.
+    """
+    connection.execute(_SESSION, [LOCK_WAIT])
 
 
 def unreachable(url: str, error: object) -> DatabaseError:

@@ -8,7 +8,7 @@ import threading
 
 import psycopg
 
-from loader.connection import connect, time_limit
+from loader.connection import connect, set_session, time_limit
 from loader.database import check_database, libpq_url, open_database
 from loader.embedded import EmbeddedServer
 from loader.settings import Settings
@@ -39,6 +39,7 @@ class Connector:
         connection = connect(self._url(), autocommit=True, seconds=self._settings.commit_seconds)
         try:
             with time_limit(connection, self._settings.commit_seconds):
+                set_session(connection)
                 check_database(connection)
                 self._warehouse.look(connection)
         except BaseException:

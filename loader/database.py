@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
+from loader.blockers import LOCK_NOT_AVAILABLE, LOCK_WAIT, blocked, name_blockers
 from loader.connection import NO_TIMEOUTS, connect
 from loader.embedded import EmbeddedServer
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
@@ -29,31 +30,6 @@ MINIMUM_VERSION = 16
 _MIGRATION_LOCK_WAIT = "200ms"
 _MIGRATION_TRIES = 12
 _MIGRATION_PAUSE_SECONDS = 5.0
-_LOCK_NOT_AVAILABLE = "55P03"
-# Sessions whose transactions have held a lock for long enough to be in somebody's way.
-_LOCK_HOLDERS = """
-    select
-        format('process %s', pid)
-        || coalesce(format(' of user %s', usename), '')
-        || coalesce(format(' (%s)', nullif(application_name, '')), '')
-        || format(', in a transaction since %s, with locks on ', date_trunc('second', min(xact_start)))
-        || string_agg(distinct format('%s.%s', nspname, relname), ', ')
-    from pg_locks
-    inner join pg_class on pg_class.oid = pg_locks.relation
-    inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
-    inner join pg_stat_activity using (pid)
-    where
-        pg_locks.locktype = 'relation'
-        and pg_locks.database = (select oid from pg_database where datname = current_database())
-        and pg_locks.granted
-        and pg_class.relkind in ('r', 'p', 'v', 'm')
-        and pid <> pg_backend_pid()
-        and nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
-    group by pid, usename, application_name
-    order by min(xact_start)
-    limit 3
-"""
-
 # Held while the schema is brought up, so that two commands starting at once do not both try.
 _MIGRATION_LOCK = 7_226_010_001
 
@@ -96,13 +72,27 @@ class Database:
             yield
         except (psycopg.Error, DBAPIError) as error:
             if _is_about_lock(error):
-                raise locked(self.engine, "Nothing was done") from None
+                raise self.blocked("Nothing was done") from None
             raise
+
+    def blocked(self, outcome: str) -> DatabaseError:
+        """Return an error that names the sessions that hold locks.
+
+        Args:
+            outcome: The consequence for the work, as the beginning of a sentence.
+        """
+        with self.connect(autocommit=True) as connection:
+            return blocked(connection, outcome)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Open a SQLAlchemy connection in a transaction that commits at the end of the block."""
-        with self.engine.begin() as connection:
+        """Open a SQLAlchemy connection in a transaction that commits at the end of the block.
+
+        Raises:
+            DatabaseError: Another session holds a lock that a statement of the block needs.
+        """
+        with self.name_lock_holders(), self.engine.begin() as connection:
+            connection.exec_driver_sql(f"set local lock_timeout = '{LOCK_WAIT}'")
             yield connection
 
 
@@ -200,27 +190,19 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
                 raise
         if attempt < _MIGRATION_TRIES:
             time.sleep(_MIGRATION_PAUSE_SECONDS)  # the server tells nobody of the end of somebody else's transaction
-    raise locked(engine, "The raw schema is as it was")
-
-
-def locked(engine: Engine, outcome: str) -> DatabaseError:
-    """Return an error that names the sessions that hold locks.
-
-    Args:
-        engine: An engine on the database.
-        outcome: The consequence for the work, as the beginning of a sentence.
-    """
     with engine.connect() as connection:
-        holders: list[str] = list(connection.execute(text(_LOCK_HOLDERS)).scalars())
-    names = "; ".join(holders) or "a session that has ended since"
-    return DatabaseError(
-        f"{outcome}: a lock was in the way, held by {names}. End that transaction, then run this again."
-    )
+        raise blocked(_driver_connection(connection), "The raw schema is as it was")
+
+
+def _driver_connection(connection: Connection) -> psycopg.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - of the only dialect there is
+    return driver
 
 
 def _is_about_lock(error: Exception) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+    return getattr(cause, "sqlstate", None) == LOCK_NOT_AVAILABLE
 
 
 def _migrate_once(engine: Engine) -> tuple[str | None, str]:
@@ -235,9 +217,7 @@ def _migrate_once(engine: Engine) -> tuple[str | None, str]:
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         connection.execute(text(f"set local lock_timeout = '{_MIGRATION_LOCK_WAIT}'"))
         connection.execute(text("create schema if not exists raw"))
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)  # noqa: S101 - of the only dialect there is
-        before = _read_revision(driver)
+        before = _read_revision(_driver_connection(connection))
         _refuse_newer(before)
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
@@ -277,7 +257,8 @@ def check_database(connection: psycopg.Connection) -> None:
     if revision != head:
         state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
         raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
-    connection.execute("select raw.adopt_cluster()")
+    with name_blockers(connection, "Nothing was done"):
+        connection.execute("select raw.adopt_cluster()")
 
 
 def _prepare(database: Database, *, migrate_behind: bool) -> None:

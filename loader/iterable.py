@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -256,12 +257,19 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
         "messageId": message_id,
         "event": event,
         "userId" if user else "anonymousId": user or anonymous,
-        **({"timestamp": iso_text(moment)} if moment else {}),
+        **_time_of_call(created, moment),
         "context": context,
         "properties": properties,
         "native": Raw(text),
     }
     return Event(_encode(call), offset, message_id, collection_of(event), None, text)
+
+
+def _time_of_call(created: object, moment: datetime | None) -> _Fields:
+    """Return the call's time; one that cannot be read stays as it is written, so that a run notes it."""
+    if moment:
+        return {"timestamp": iso_text(moment)}
+    return {"timestamp": created} if isinstance(created, str) and created else {}
 
 
 def _move_client(properties: _Fields, context: _Fields) -> None:

@@ -169,6 +169,8 @@ def _retry(
             landed = land(connection, message.source, message.entrance, parsed, seen, path=message.path, times=times)
             if not landed.rows:
                 raise psycopg.Rollback
+    except psycopg.errors.LockNotAvailable:
+        raise  # the command names the session that holds the lock
     except psycopg.Error as error:
         raise explain(error) from None
     return Retried(message.id, landed.rows, landed.quarantined, why)

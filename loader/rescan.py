@@ -150,6 +150,8 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
             held += _make_again(
                 connection, [each for properties in late.properties.values() for each in properties.values()]
             )
+    except psycopg.errors.LockNotAvailable:
+        raise  # the command names the session that holds the lock
     except psycopg.Error as error:
         raise explain(error) from None
     return Rescanned(events, len(seen.collections), len(found), len(new), sorted(set(held)))

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
+from loader.blockers import name_blockers
+from loader.connection import set_session
 from loader.database import open_database
 from loader.errors import LoaderError, UsageError, without_values
 from loader.runner import Runner
@@ -177,9 +179,12 @@ class Schedule:
 
         Raises:
             psycopg.Error: It is not there any more.
+            DatabaseError: Another session holds a lock that the scheduler needs.
         """
-        if self._take_lock(guard, connection):
-            self._lead(guard, connection)
+        set_session(connection)
+        with name_blockers(connection, "The scheduler stopped"):
+            if self._take_lock(guard, connection):
+                self._lead(guard, connection)
         connection.execute(_LEAVE, [self._identity["id"]])
 
     def _take_lock(self, guard: psycopg.Connection, connection: psycopg.Connection) -> bool:

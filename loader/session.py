@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import click
 import psycopg
 
+from loader.blockers import name_blockers
+from loader.connection import set_session
 from loader.database import Database, open_database
 from loader.settings import Settings, read_settings
 
@@ -29,6 +31,11 @@ def database(*, for_reader: bool = False) -> Iterator[tuple[Database, Settings]]
 
 @contextmanager
 def autocommit(opened: Database) -> Iterator[psycopg.Connection]:
-    """Open a connection to it that commits every statement."""
-    with opened.connect(autocommit=True) as connection:
+    """Open a connection to it that commits every statement.
+
+    Raises:
+        DatabaseError: Another session holds a lock that the command needs.
+    """
+    with opened.connect(autocommit=True) as connection, name_blockers(connection, "The command stopped"):
+        set_session(connection)
         yield connection

@@ -133,7 +133,7 @@ def transform(
     # A hook that failed is why the others did: dbt only says of them that they were skipped.
     failed = [r for r in result.result.results if r.status == "error" and r.node.resource_type == "operation"]
     if failed:
-        raise TransformError(f"The run failed at {failed[0].node.name}: {without_values(failed[0].message)}")
+        raise TransformError(f"The run failed at {failed[0].node.name}: {_explain(database, failed[0].message)}")
     outcomes = {r.node.name: r for r in result.result.results if r.node.resource_type == "model"}
     if not outcomes:
         raise UsageError(_NO_TABLE.format(" ".join(select)))
@@ -158,14 +158,14 @@ def transform(
         TableFilled(*name, error=refused[name])
         if name in refused
         else replace(
-            _filled(*name, synced.get(name), outcomes.get(name[1])),
+            _filled(database, *name, synced.get(name), outcomes.get(name[1])),
             held=held.get(name, ""),
             obstacles=tuple(obstacles.get(name, ())),
         )
         for name in sorted(names | synced.keys() | refused.keys() | held.keys())
     ]
     if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
-        filled.append(_filled(sources[0], _FOUND_COLLECTIONS, None, found))
+        filled.append(_filled(database, sources[0], _FOUND_COLLECTIONS, None, found))
     return sorted(filled, key=lambda table: sources.index(table.source))
 
 
@@ -194,7 +194,7 @@ def _split_selection(database: Database, sources: Sequence[str], select: Sequenc
     return selectors, only
 
 
-def _filled(source: str, table: str, row: Any, outcome: Any) -> TableFilled:
+def _filled(database: Database, source: str, table: str, row: Any, outcome: Any) -> TableFilled:
     """Return what a run did to a table, from its row of raw.syncs and dbt's own result, where there are such."""
     failed = row is None and outcome is not None and outcome.status in _FAILED
     return TableFilled(
@@ -204,9 +204,16 @@ def _filled(source: str, table: str, row: Any, outcome: Any) -> TableFilled:
         duplicates=row.duplicates if row else 0,
         new_columns=tuple(row.new_columns) if row else (),
         duration=row.duration if row else timedelta(0),
-        error=without_values(outcome.message or outcome.status) if failed else "",
+        error=_explain(database, outcome.message or outcome.status) if failed else "",
         note=(row.note or "") if row else "",
     )
+
+
+def _explain(database: Database, message: object) -> str:
+    """Return an error of dbt without values of events, and with the session that holds the lock it may be about."""
+    if "due to lock timeout" in str(message):
+        return str(database.blocked("A statement waited too long"))
+    return without_values(message)
 
 
 def project_arguments(settings: Settings) -> list[str]:

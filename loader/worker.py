@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection
 import psycopg
 
 from loader import landing
+from loader.blockers import blocked
 from loader.catalog import Tracker
-from loader.connection import connect
+from loader.connection import connect, set_session
 from loader.errors import LoaderError, without_values
 from loader.landing import Landed
 from loader.lines import Chunk
@@ -88,6 +89,8 @@ def land_and_advance(
                 raise LoaderError(
                     f"Another loader is loading {work.path}. Let it finish, or stop it and run this command again."
                 )
+    except psycopg.errors.LockNotAvailable:
+        raise blocked(connection, f"Loading {work.path} stopped at byte {work.chunk.offset}") from None
     except psycopg.Error as error:
         raise landing.explain(error) from None
     return landed
@@ -108,6 +111,7 @@ def main(descriptor: int) -> None:
     try:
         try:
             with connect(pipe.recv(), autocommit=True) as connection:
+                set_session(connection)
                 tracker = Tracker()
                 while True:
                     pipe.send(land_and_advance(connection, pipe.recv(), tracker, may_commit))

@@ -122,8 +122,9 @@ def start_server(folder: Path, made: Path) -> str:
 
 
 def create_database(server: str, name: str, template: str = "template1") -> str:
-    """Clone a database and return its URL."""
+    """Clone a database and return its URL; one that a failed test has left behind under the name gives way."""
     with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'drop database if exists "{name}" with (force)')
         connection.execute(f'create database "{name}" template "{template}" strategy file_copy')
     return f"{server.rsplit('/', 1)[0]}/{name}"
 

@@ -55,9 +55,10 @@
     {%- if data_type == 'text' -%}
         {{ text }}
     {%- elif data_type == 'bigint' -%}
+        {%- set is_plain = is_plain_number(text) -%}
         case
-            when pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain_number(text) }} then ({{ text }})::bigint
-            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }}
+            when pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain }} then ({{ text }})::bigint
+            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain }}
                 then case
                     when ({{ text }})::numeric between -9223372036854775808 and 9223372036854775807 and ({{ text }})::numeric % 1 = 0
                         then ({{ text }})::numeric::bigint

@@ -50,6 +50,8 @@
         'sql': none,
         'obstacles': [],
         'refusal': none,
+        'may_refuse_rows': false,
+        'refused_by': none,
         'is_held': false,
     }) }}
 {% endmacro %}
@@ -62,7 +64,8 @@
 -#}
 {% macro takes_found_columns(sql) %}
     {%- set key = config.get('meta', {}).get('found_columns') -%}
-    {%- set is_own_call = bare_sql(sql) == bare_sql(collection(every_event=model.alias == 'tracks')) -%}
+    {#- The second test renders the macro again, which takes as long as everything else that an idle run does for a model. -#}
+    {%- set is_own_call = is_macro_call(model.raw_code) or bare_sql(sql) == bare_sql(collection(every_event=model.alias == 'tracks')) -%}
     {%- if key is not none and key is not boolean -%}
         {%- do exceptions.raise_compiler_error("Model " ~ model.name ~ ": config.meta.found_columns is " ~ key ~ ". Set it to true or false.") -%}
     {%- elif not is_own_call and key is none -%}
@@ -75,6 +78,13 @@
         ) -%}
     {%- endif -%}
     {{ return(is_own_call and key is not false) }}
+{% endmacro %}
+
+
+{#- Whether a model's code is nothing but the macro's call, comments and spaces aside. -#}
+{% macro is_macro_call(code) %}
+    {%- set call = "\\{\\{-?collection\\(" ~ ("every_event=[Tt]rue" if model.alias == 'tracks' else "") ~ "\\)-?\\}\\}" -%}
+    {{ return(modules.re.fullmatch(call, bare_sql(modules.re.sub('\\{#.*?#\\}', '', code, flags=modules.re.DOTALL))) is not none) }}
 {% endmacro %}
 
 
@@ -128,12 +138,12 @@
     {%- if rebuild and not shape.created and lock_for_rows(table, source_name) -%}
         {{ return(0) }}
     {%- endif -%}
-    {%- if shape.created -%}
+    {%- if shape.created and not run.first_run -%}
         {#- Somebody has dropped the table, which has nothing to lose: it starts over, from the first event. -#}
         {%- set note = describe_loss(table, source_name, 'had been dropped and is made again.') -%}
-    {%- elif rebuild and not run.first_run and allows_loss() -%}
+    {%- elif rebuild and not shape.created and not run.first_run and allows_loss() -%}
         {%- set note = describe_loss(table, source_name, 'was rebuilt, and rows were lost, as the command allowed.') -%}
-    {%- elif rebuild and not run.first_run and not may_rebuild(table, source_name) -%}
+    {%- elif rebuild and not shape.created and not run.first_run and not may_rebuild(table, source_name) -%}
         {%- if full_refresh -%}
             {{ return(0) }}
         {%- endif -%}
@@ -155,47 +165,91 @@
     {%- set run = grown.run -%}
     {%- set new_columns = shape.new_columns + grown.new_columns -%}
 
-    {%- if not shape.created and (found.rows or rebuild or run.has_pending_columns) and lock_for_rows(table, source_name) -%}
+    {%- set is_written = found.rows or rebuild or run.has_pending_columns -%}
+    {%- if not shape.created and is_written and lock_for_rows(table, source_name) -%}
         {{ return(0) }}
     {%- endif -%}
+    {%- do run_query("savepoint before_rows") if is_written and table.may_refuse_rows -%}
     {%- do run_query("select raw.release_table('" ~ table.name ~ "', '" ~ source_name ~ "', 'fill')") if run.is_held -%}
-
-    {%- set removed = 0 -%}
-    {%- if rebuild -%}
-        {%- set removed = empty_table(table, source_name) -%}
-    {%- endif -%}
-    {%- do fill_late_columns(table, source_name, run, grown.columns, rebuild) if run.has_pending_columns -%}
-
-    {%- set table_rows = 0 -%}
-    {%- if found.rows -%}
-        {%- set overtaken = 0 -%}
-        {%- if not rebuild and run.cursor_snapshot and found.first_seq < run.last_seq -%}
-            {%- set overtaken = remove_overtaken(table, source_name, run.last_seq) -%}
-        {%- endif -%}
-        {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
-        {%- set key_later = shape.created and not table.sql -%}
-        {%- do add_primary_key(table.relation) if shape.created and not key_later -%}
-        {#- Before the rows: an event whose id is in the table makes no row, and says nothing of the one that is there. -#}
-        {%- do record_mismatches(table, source_name, grown.columns, found.repeated, rebuild) -%}
-        {%- set at_risk = columns_at_risk(grown.columns) if not table.sql else [] -%}
-        {%- do record_wide_rows(table, source_name, grown.columns, at_risk, found.repeated) if at_risk -%}
-        {%- set inserted = run_counted(insert_new_events(table, grown.columns, found.repeated, on_conflict=not key_later)) -%}
-        {%- do add_primary_key(table.relation) if key_later -%}
-        {%- do forget_mismatches_without_row(table, source_name) if table.sql -%}
-        {%- set table_rows = inserted - overtaken -%}
-    {%- elif shape.created -%}
-        {%- do add_primary_key(table.relation) -%}
+    {%- set rows = write_events(table, source_name, shape, run, grown.columns, found, rebuild) -%}
+    {%- if table.refused_by -%}
+        {%- do run_query("rollback to savepoint before_rows") -%}
+        {%- do hold_table(table, source_name, table.refused_by) -%}
+        {{ return(0) }}
     {%- endif -%}
 
+    {%- if rows.skipped -%}
+        {%- set note = source_name ~ "." ~ table.name ~ ": a rule or a trigger on the table left out " ~ rows.skipped ~ " events." -%}
+        {%- do exceptions.warn(note) -%}
+    {%- endif -%}
     {%- if found.rows or new_columns or rebuild or grown.widened -%}
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
         {#- A table without a snapshot that is not rebuilt has read all events again, and counts only what was new to it. -#}
-        {%- set read_rows = found.rows if rebuild or run.cursor_snapshot else table_rows -%}
-        {%- do finish_table(table, source_name, run, rebuild, read_rows, table_rows, last_seq, new_columns, grown.widened | length > 0 or run.has_pending_columns, note) -%}
+        {%- set read_rows = found.rows if rebuild or run.cursor_snapshot else rows.added -%}
+        {%- do finish_table(table, source_name, run, rebuild, read_rows, rows.added, last_seq, new_columns, grown.widened | length > 0 or run.has_pending_columns, note) -%}
     {%- elif run.snapshot != run.cursor_snapshot -%}
         {%- do run_query(pass_by_sql(table, source_name, run)) -%}
     {%- endif -%}
-    {{ return(table_rows - removed) }}
+    {{ return(rows.added - rows.removed) }}
+{% endmacro %}
+
+
+{#-
+    Writes the rows of a run: empties the table for a rebuild, fills columns that came late, and adds the new events. Returns
+    how many rows were `added` and `removed`, and how many events were `skipped` by an object of another role. Where `refused_by` is set in the table, the caller takes all of it back.
+-#}
+{% macro write_events(table, source_name, shape, run, columns, found, rebuild) %}
+    {%- set rows = {'added': 0, 'removed': 0, 'skipped': 0} -%}
+    {%- do rows.update({'removed': empty_table(table, source_name)}) if rebuild -%}
+    {%- do fill_late_columns(table, source_name, run, columns, rebuild) if run.has_pending_columns and not table.refused_by -%}
+    {%- if table.refused_by -%}
+        {{ return(rows) }}
+    {%- elif not found.rows -%}
+        {%- do add_primary_key(table.relation) if shape.created -%}
+        {{ return(rows) }}
+    {%- endif -%}
+
+    {%- set overtaken = 0 -%}
+    {%- if not rebuild and run.cursor_snapshot and found.first_seq < run.last_seq -%}
+        {%- set overtaken = remove_overtaken(table, source_name, run.last_seq) -%}
+    {%- endif -%}
+    {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
+    {%- set key_later = shape.created and not table.sql -%}
+    {%- do add_primary_key(table.relation) if shape.created and not key_later -%}
+    {#- Before the rows: an event whose id is in the table makes no row, and says nothing of the one that is there. -#}
+    {%- do record_mismatches(table, source_name, columns, found.repeated, rebuild) -%}
+    {%- set at_risk = columns_at_risk(columns) if not table.sql else [] -%}
+    {%- do record_wide_rows(table, source_name, columns, at_risk, found.repeated) if at_risk -%}
+    {%- set inserted = write_rows(table, insert_new_events(table, columns, found.repeated, on_conflict=not key_later)) -%}
+    {%- if not table.refused_by -%}
+        {%- do add_primary_key(table.relation) if key_later -%}
+        {%- do forget_mismatches_without_row(table, source_name) if table.sql -%}
+        {#- A deferred constraint would refuse the rows at the commit, where nothing can catch the error. -#}
+        {%- do write_rows(table, "set constraints all immediate") if table.may_refuse_rows -%}
+        {%- do rows.update({'skipped': count_skipped_events(table)}) if table.may_refuse_rows and not table.sql -%}
+    {%- endif -%}
+    {%- do rows.update({'added': inserted - overtaken}) -%}
+    {{ return(rows) }}
+{% endmacro %}
+
+
+{#-
+    Runs a statement that writes rows of the table, and returns how many. Where an object of another role refuses them, the
+    table's `refused_by` says so. Nearly all tables have no such object.
+-#}
+{% macro write_rows(table, statement) %}
+    {%- if not table.may_refuse_rows -%}
+        {{ return(run_counted(statement)) }}
+    {%- endif -%}
+    {%- set call -%}
+        select row_count, in_the_way
+        from raw.write_rows(
+            {{ string_literal(table.relation) }}::regclass, {{ string_literal(statement) }}, current_setting('search_path'), {{ not table.sql }}
+        )
+    {%- endset -%}
+    {%- set written = run_query(call).rows[0] -%}
+    {%- do table.update({'refused_by': written['in_the_way']}) if written['in_the_way'] -%}
+    {{ return(written['row_count'] | int) }}
 {% endmacro %}
 
 
@@ -276,7 +330,27 @@
 {#- Readers go on seeing the old rows until the commit, which truncate would not let them. -#}
 {% macro empty_table(table, source_name) %}
     {%- do run_query("delete from raw.mismatches where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
-    {{ return(run_counted("delete from only " ~ table.relation)) }}
+    {%- set removed = write_rows(table, "delete from only " ~ table.relation) -%}
+    {%- if table.may_refuse_rows and not table.refused_by and run_query("select exists (select from only " ~ table.relation ~ ")").rows[0][0] -%}
+        {%- do table.update({'refused_by': "a rule, a trigger or a policy: rows that were to be deleted are still there"}) -%}
+    {%- endif -%}
+    {{ return(removed) }}
+{% endmacro %}
+
+
+{#-
+    How many new events have no row after the insert: a rule or a trigger of another role may leave rows out without an error.
+-#}
+{% macro count_skipped_events(table) %}
+    {%- set counted -%}
+        select count(distinct message_id)
+        from {{ source('raw', 'events') }}
+        where
+            {{ event_filter(table.name, table.every_event) }}
+            and {{ since_last_run() }}
+            and not exists (select from {{ table.relation }} as served where served.id = message_id)
+    {%- endset -%}
+    {{ return(run_query(counted).rows[0][0] | int) }}
 {% endmacro %}
 
 
@@ -382,7 +456,7 @@
 
         delete from only {{ table.relation }} where id in (select message_id from overtaken)
     {%- endset -%}
-    {{ return(run_counted(removal)) }}
+    {{ return(write_rows(table, removal)) }}
 {% endmacro %}
 
 
@@ -411,7 +485,7 @@
         from (
             select events.*
             from (
-                {{ new_events(events, table.name, table.every_event, repeated, first_among=source('raw', 'events')) }}
+                {{ new_events(events, table.name, table.every_event, repeated, first_among=source('raw', 'events'), columns=columns) }}
             ) as events
             where
                 {%- for value in values %}

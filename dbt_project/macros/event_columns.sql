@@ -26,7 +26,7 @@
         1 as nothing
         {%- endfor %}
     from (
-        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id) | indent(8) }}
+        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns=columns) | indent(8) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
@@ -45,8 +45,20 @@
 {%- endmacro %}
 
 
-{#- The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. -#}
-{% macro new_events(events, collection, every_event=false, first_of_id=false, first_among=none) -%}
+{#-
+    The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. A
+    value that is cast is looked at several times, so the text of each of the `columns` is read here, once.
+-#}
+{% macro new_events(events, collection, every_event=false, first_of_id=false, first_among=none, columns=[]) -%}
+    {%- set read = columns | selectattr('reading') | list -%}
+    {%- if read -%}
+    select
+        events.*,
+        {%- for column in read %}
+        {{ column.reading }} as {{ column.text.split('.')[1] }}{{ "," if not loop.last }}
+        {%- endfor %}
+    from (
+    {%- endif %}
     select
         landed.seq,
         landed.message_id,
@@ -81,6 +93,10 @@
         )
         {%- endif %}
     offset 0
+    {%- if read %}
+    ) as events
+    offset 0
+    {%- endif %}
 {%- endmacro %}
 
 
@@ -91,9 +107,9 @@
 
 
 {#-
-    The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and `text`, what the value is cast
-    from, where it comes from a property or the context. `others` adds, by column, what else the events have for it;
-    `fractions` are the paths that have had numbers which no bigint holds.
+    The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and where it comes from a property
+    or the context, `text`, the SQL of what is cast, and `reading`, how `new_events` reads that text. `others` adds, by
+    column, what else the events have for it; `fractions` are the paths that have had numbers which no bigint holds.
 -#}
 {% macro declared_columns(declared, others={}, fractions={}) -%}
     {%- set columns = [] -%}
@@ -101,14 +117,22 @@
         {%- set origin = column_origin(column) -%}
         {%- if origin.property or origin.context -%}
             {%- set text = column_text(origin, others.get(column.name, []), fractions if column.data_type != 'text' else {}) -%}
-            {%- do columns.append({
-                'name': column.name, 'data_type': column.data_type, 'text': text, 'value': cast_value(text, column.data_type)
-            }) -%}
+            {%- do columns.append(read_column(column.name, column.data_type, text, 'text_' ~ loop.index)) -%}
         {%- else -%}
-            {%- do columns.append({'name': column.name, 'data_type': column.data_type, 'text': none, 'value': layout_value(column.name)}) -%}
+            {%- do columns.append({'name': column.name, 'data_type': column.data_type, 'text': none, 'reading': none, 'value': layout_value(column.name)}) -%}
         {%- endif -%}
     {%- endfor -%}
     {{ return(columns) }}
+{%- endmacro %}
+
+
+{#- A column whose value is cast from a text; a column of texts has the text itself. -#}
+{% macro read_column(name, data_type, text, text_name) -%}
+    {%- if data_type == 'text' -%}
+        {{ return({'name': name, 'data_type': data_type, 'text': text, 'reading': none, 'value': text}) }}
+    {%- endif -%}
+    {%- set text_column = 'events.' ~ text_name -%}
+    {{ return({'name': name, 'data_type': data_type, 'text': text_column, 'reading': text, 'value': cast_value(text_column, data_type)}) }}
 {%- endmacro %}
 
 
@@ -133,17 +157,16 @@
 {% macro column_text(origin, others=[], fractions={}) -%}
     {%- set values = [] -%}
     {%- for root, keys in (('context', origin.context), ('properties', origin.property)) if keys -%}
-        {%- do values.append(root_text(root, keys, json_text('events."' ~ root ~ '"', keys), fractions)) -%}
+        {%- set text = json_text('events."' ~ root ~ '"', keys) -%}
+        {%- set is_long = fractions and tojson([root] + keys) in fractions -%}
+        {%- do values.append(short_text(json_value('events."' ~ root ~ '"', keys), text) if is_long else text) -%}
     {%- endfor -%}
     {%- for path in others -%}
-        {%- do values.append(root_text(path[0], path[1:], json_leaf('events."' ~ path[0] ~ '"', path[1:]), fractions)) -%}
+        {%- set text = json_leaf('events."' ~ path[0] ~ '"', path[1:]) -%}
+        {%- set is_long = fractions and tojson(path) in fractions -%}
+        {%- do values.append(short_text(json_value('events."' ~ path[0] ~ '"', path[1:]), text) if is_long else text) -%}
     {%- endfor -%}
     {{ values[0] if values | length == 1 else "coalesce(" ~ values | join(", ") ~ ")" }}
-{%- endmacro %}
-
-
-{% macro root_text(root, keys, text, fractions) -%}
-    {{ short_text(json_value('events."' ~ root ~ '"', keys), text) if tojson([root] + keys) in fractions else text }}
 {%- endmacro %}
 
 

@@ -62,12 +62,12 @@
     {%- endif -%}
 
     {%- set widened = [] -%}
+    {%- do run_query("savepoint before_widening") if too_narrow -%}
     {%- for note in notes if note.column_name in too_narrow -%}
         {%- set name = note.column_name -%}
         {%- set in_the_way = widen_column(table, source_name, name, too_narrow[name]) -%}
         {%- if in_the_way -%}
-            {%- do note.update({'wanted_type': too_narrow[name], 'in_the_way': in_the_way}) -%}
-            {%- do table.obstacles.append("column " ~ name ~ " stays " ~ shape.types[name] ~ " instead of " ~ too_narrow[name] ~ ". In the way: " ~ in_the_way ~ ".") -%}
+            {%- do keep_type(table, note, shape.types[name], too_narrow[name], in_the_way) -%}
         {%- else -%}
             {%- do widened.append(name) -%}
             {#- The rows that are there are made again below, or by the rebuild: by the next run, if this one is killed. -#}
@@ -75,21 +75,56 @@
             {%- do note.update({'fill_from': '1:1:'}) if rebuild -%}
         {%- endif -%}
     {%- endfor -%}
+    {%- do refill_columns(table, source_name, run, found_columns(notes, places.fractions) | selectattr('name', 'in', widened) | list) if widened and not rebuild -%}
+    {%- if table.refused_by -%}
+        {#- An object of another role refuses the changed rows. The columns stay as they were, and the run goes on. -#}
+        {%- do run_query("rollback to savepoint before_widening") -%}
+        {%- for note in notes if note.column_name in widened -%}
+            {%- do keep_type(table, note, shape.types[note.column_name], too_narrow[note.column_name], table.refused_by) -%}
+        {%- endfor -%}
+    {%- endif -%}
 
-    {%- for note in notes if not note.declared and not note.is_missing -%}
-        {%- set text = column_text({}, note.paths, places.fractions if note.data_type != 'text' else {}) -%}
-        {%- do columns.append({'name': note.column_name, 'data_type': note.data_type, 'text': text, 'value': cast_value(text, note.data_type)}) -%}
-    {%- endfor -%}
+    {%- do columns.extend(found_columns(notes, places.fractions)) -%}
     {%- set missing = notes | selectattr('is_missing', 'defined') | map(attribute='column_name') | list -%}
     {%- set columns = columns | rejectattr('name', 'in', missing) | list -%}
 
     {%- do record_columns(table, source_name, notes) if has_notes -%}
     {%- do record_collisions(table, source_name, places.unplaced) if places.unplaced -%}
-    {%- if widened -%}
-        {%- do refill_columns(table, source_name, run, columns | selectattr('name', 'in', widened) | list) if not rebuild -%}
+    {%- if table.refused_by -%}
+        {%- do put_off_widening(table, source_name, widened) -%}
+        {%- do table.update({'refused_by': none}) -%}
+        {%- set widened = [] -%}
+    {%- elif widened -%}
         {%- set run = commit_change(table, source_name, rebuild) -%}
     {%- endif -%}
     {{ return({'columns': columns, 'new_columns': new_columns, 'widened': widened, 'run': run}) }}
+{% endmacro %}
+
+
+{#- Notes that a column keeps its type, and what is in the way of a wider one. -#}
+{% macro keep_type(table, note, data_type, wanted_type, in_the_way) %}
+    {%- do note.update({'data_type': data_type, 'wanted_type': wanted_type, 'in_the_way': in_the_way}) -%}
+    {%- do table.obstacles.append("column " ~ note.column_name ~ " stays " ~ data_type ~ " instead of " ~ wanted_type ~ ". In the way: " ~ in_the_way ~ ".") -%}
+{% endmacro %}
+
+
+{#- Scheduled runs try to widen these columns again after five minutes. -#}
+{% macro put_off_widening(table, source_name, names) %}
+    {%- do run_query(
+        "update raw.columns set next_try_at = clock_timestamp() + interval '5 min'
+        where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "' and column_name in ('" ~ names | join("', '") ~ "')"
+    ) -%}
+{% endmacro %}
+
+
+{#- The columns that the yml does not declare, as `declared_columns` returns the others. -#}
+{% macro found_columns(notes, fractions) %}
+    {%- set columns = [] -%}
+    {%- for note in notes if not note.declared and not note.is_missing -%}
+        {%- set text = column_text({}, note.paths, fractions if note.data_type != 'text' else {}) -%}
+        {%- do columns.append(read_column(note.column_name, note.data_type, text, 'found_text_' ~ loop.index)) -%}
+    {%- endfor -%}
+    {{ return(columns) }}
 {% endmacro %}
 
 
@@ -235,9 +270,10 @@
     A row whose event it shows, and whose id came again, had no such value. What does not fit is listed, as in a rebuild.
 -#}
 {% macro refill_columns(table, source_name, run, columns, from_snapshot='') %}
+    {%- do run_query(
+        "select set_config('loader.snapshot', '" ~ run.cursor_snapshot ~ "', true), set_config('loader.previous_snapshot', '" ~ from_snapshot ~ "', true), set_config('enable_seqscan', 'on', true)"
+    ) -%}
     {%- set refill -%}
-        select set_config('loader.snapshot', '{{ run.cursor_snapshot }}', true), set_config('loader.previous_snapshot', '{{ from_snapshot }}', true), set_config('enable_seqscan', 'on', true);
-
         update only {{ table.relation }} as served
         set
             {{ "uuid_ts = " ~ run_started_at() ~ "," if table.declared | selectattr('name', 'equalto', 'uuid_ts') | list }}
@@ -249,7 +285,7 @@
                 {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
                 {%- endfor %}
             from (
-                {{ new_events(source('raw', 'events'), table.name, table.every_event) }}
+                {{ new_events(source('raw', 'events'), table.name, table.every_event, columns=columns) }}
             ) as events
             order by events.message_id, events.seq
         ) as refilled
@@ -265,8 +301,14 @@
                 {{ "or " if not loop.first }}served.{{ adapter.quote(column.name) }}::text is distinct from refilled.{{ adapter.quote(column.name) }}::text
                 {%- endfor %}
             )
-            and {{ is_not_shown(table, 'served.id', from_snapshot) }};
+            and {{ is_not_shown(table, 'served.id', from_snapshot) }}
+    {%- endset -%}
+    {%- do write_rows(table, refill) -%}
+    {%- if table.refused_by -%}
+        {{ return(none) }}
+    {%- endif -%}
 
+    {%- set mismatches -%}
         delete from raw.mismatches
         where
             model = '{{ table.name }}' and source = '{{ source_name }}'
@@ -277,7 +319,7 @@
         insert into raw.mismatches (model, source, event_id, column_name, value)
         select '{{ table.name }}', '{{ source_name }}', events.message_id, '{{ column.name }}', {{ kept_value(column.text) }}
         from (
-            {{ new_events(source('raw', 'events'), table.name, table.every_event, true) }}
+            {{ new_events(source('raw', 'events'), table.name, table.every_event, true, columns=[column]) }}
         ) as events
         inner join only {{ table.relation }} as served on served.id = events.message_id
         where
@@ -291,7 +333,7 @@
 
         select set_config('loader.snapshot', '{{ run.snapshot }}', true), set_config('loader.previous_snapshot', '{{ run.cursor_snapshot }}', true), set_config('enable_seqscan', 'off', true)
     {%- endset -%}
-    {%- do run_query(refill) -%}
+    {%- do run_query(mismatches) -%}
 {% endmacro %}
 
 

@@ -13,11 +13,13 @@
     {%- set missing = [] -%}
 
     {%- if created -%}
-        {%- do statements.append(create_schema_sql(relation.schema)) if not schema_exists(relation.schema) -%}
-        {%- do statements.append("select raw.admit_readers(" ~ string_literal(relation.schema) ~ ")") -%}
+        {%- if not schema_exists(relation.schema) -%}
+            {%- do statements.append(create_schema_sql(relation.schema)) -%}
+            {%- do statements.append("select raw.admit_readers(" ~ string_literal(relation.schema) ~ ")") -%}
+        {%- endif -%}
         {%- do run_query(make_way_sql(relation)) -%}
         {%- do statements.append(create_table_sql(table)) -%}
-        {%- set described = {'comment': '', 'columns': {}, 'attributes': table.declared | length} -%}
+        {%- set described = {'comment': '', 'columns': {}, 'attributes': table.declared | length, 'may_refuse_rows': false} -%}
         {%- for column in table.declared -%}
             {%- do described['columns'].update({column.name: {'comment': '', 'type': column.data_type}}) -%}
             {%- do new_columns.append(column.name) -%}
@@ -43,6 +45,7 @@
         {%- do run_query(statements | join(";\n")) -%}
         {%- set statements = [] -%}
     {%- endif -%}
+    {%- do table.update({'may_refuse_rows': described['may_refuse_rows']}) -%}
     {%- set types = {} -%}
     {%- for name, column in described['columns'].items() -%}{%- do types.update({name: column.type}) -%}{%- endfor -%}
     {{ return({'created': created, 'new_columns': new_columns, 'missing': missing, 'statements': statements, 'types': types, 'attributes': described['attributes']}) }}
@@ -104,12 +107,27 @@
 {% endmacro %}
 
 
-{#- What the catalog says of a table: its comment, its columns with theirs; none when there is no such table. -#}
+{#-
+    The catalog's description of a table: its comment, its columns with theirs, and whether there is an object on the table that
+    a run did not make and that may refuse rows. None when there is no such table.
+-#}
 {% macro described_columns(relation) %}
     {%- set query -%}
         select jsonb_build_object(
             'comment', coalesce(obj_description(to_regclass({{ string_literal(relation) }}), 'pg_class'), ''),
             'attributes', max(attnum),
+            'may_refuse_rows', (
+                select
+                    relhasrules or relhastriggers or relrowsecurity
+                    or (select count(*) > 1 from pg_index where indrelid = pg_class.oid)
+                    or exists (select from pg_constraint where conrelid = pg_class.oid and contype not in ('p', 'n'))
+                    or bool_or(
+                        attgenerated <> '' or attidentity <> '' or (attnotnull and attname <> 'id')
+                        or (select typtype = 'd' from pg_type where pg_type.oid = atttypid)
+                    ) filter (where not attisdropped)
+                from pg_class
+                where pg_class.oid = min(attrelid::oid)
+            ),
             'columns', jsonb_object_agg(
                 attname,
                 jsonb_build_object(

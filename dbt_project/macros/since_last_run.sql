@@ -44,23 +44,15 @@
     snapshot is no newer than the cursor's (it started earlier and came later) has nothing to add.
 -#}
 {% macro read_from(name, source_name, rebuild) %}
-    {%- set first_run = run_counted(
-        "set local lock_timeout = 0; insert into raw.cursors (model, source) values ('" ~ name ~ "', '" ~ source_name ~ "') on conflict do nothing"
-    ) -%}
-    {%- set run = lock_cursor(name, source_name, rebuild) -%}
-    {%- if run is none -%}
-        {%- do exceptions.raise_compiler_error("This invocation is not in raw.transforms: the project's on-run-start hook did not run.") -%}
-    {%- endif -%}
-    {%- do run.update({'first_run': first_run > 0}) -%}
-    {{- return(run) -}}
-{% endmacro %}
-
-
-{% macro lock_cursor(name, source_name, rebuild) %}
     {%- call statement('cursor', fetch_result=True) -%}
-        {#- A statement of its own: the next one sees the cursor as the run it had to wait for has left it. #}
+        {#- A stranger's lock on the table of cursors fails the table. Another run may hold the cursor itself for hours. #}
+        lock table raw.cursors in row exclusive mode;
+
         set local lock_timeout = 0;
 
+        insert into raw.cursors (model, source) values ('{{ name }}', '{{ source_name }}') on conflict do nothing;
+
+        {# A statement of its own: the next one sees the cursor as the run it had to wait for has left it. #}
         select
             set_config('timezone', 'UTC', true),
             set_config('datestyle', 'ISO, MDY', true),
@@ -79,9 +71,20 @@
                 select from raw.held_tables as tables
                 where tables.model = cursors.model and tables.source = cursors.source and tables.held = 'fill'
             ) as is_held,
-            raw.find_obstacle(cursors.source, cursors.model) as in_the_way,
+            cursors.xmin = pg_current_xact_id()::xid as first_run,
+            case
+                when exists (
+                    select from pg_class
+                    where
+                        relnamespace = to_regnamespace(format('%I', cursors.source))
+                        and relname = cursors.model
+                        and relkind in ('r', 'p')
+                        and pg_has_role(relowner, 'usage')
+                        and has_schema_privilege(relnamespace, 'usage')
+                ) then null
+                else raw.find_obstacle(cursors.source, cursors.model)
+            end as in_the_way,
             transforms.started_at::text as started_at,
-            {#- Another run may hold the cursor for hours. Any other lock is a stranger's: the table fails, and not the run. -#}
             set_config('lock_timeout', '30s', true),
             set_config('loader.source', cursors.source, true),
             set_config('loader.started_at', transforms.started_at::text, true),
@@ -111,8 +114,11 @@
             and transforms.id = '{{ invocation_id }}'
     {%- endcall -%}
     {%- set rows = load_result('cursor').table.rows -%}
-    {%- if not rows -%}{{ return(none) }}{%- endif -%}
+    {%- if not rows -%}
+        {%- do exceptions.raise_compiler_error("This invocation is not in raw.transforms: the project's on-run-start hook did not run.") -%}
+    {%- endif -%}
     {{- return({
+        'first_run': rows[0]['first_run'],
         'cursor_snapshot': rows[0]['cursor_snapshot'] or '',
         'last_seq': rows[0]['last_seq'] | int,
         'rebuild_ordered': rows[0]['rebuild_ordered'],

@@ -10,8 +10,10 @@ import psycopg
 import pytest
 import yaml
 
+import loader.connection
 import loader.database
 import loader.rescan
+import loader.transform
 from loader.database import Database, bundled, open_database
 from loader.errors import TransformError
 from loader.schedule import Schedule
@@ -19,7 +21,8 @@ from loader.settings import Settings
 from loader.transform import transform
 from tests.conftest import loader_here, open_settings
 from tests.integration.test_found_columns import MODELS, Warehouse
-from tests.warehouse import copied_project, everything, land_payload, law, run_dbt
+from tests.integration.test_schedule import await_state, scheduled
+from tests.warehouse import copied_project, everything, land_payload, law, run_dbt, wait_until
 
 DUE = "update raw.held_tables set next_try_at = clock_timestamp()"
 # Table locks from the weakest to the strongest: which of them stop a new column, and which stop rows.
@@ -208,6 +211,107 @@ def test_b1_a_lock_in_the_raw_schema_loses_nothing(warehouse: Warehouse, table: 
     before = everything(warehouse.connection)
     warehouse.run(full_refresh=True)
     assert everything(warehouse.connection) == before
+
+
+# Tables of the raw schema that a run reads or writes, and the weakest lock on each that stops it.
+RAW = {
+    "raw.events": "access exclusive",
+    "raw.sources": "access exclusive",
+    "raw.transforms": "share",
+    "raw.cursors": "share",
+    "raw.syncs": "share",
+    "raw.mismatches": "share",
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first run", "later run"])
+def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
+    first: bool, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run and a later one: neither waits for ever, and once the lock is free, nothing is missing."""
+    project = copied_project(warehouse.settings)
+    macros = project / "macros"
+    for macro in ("transforms.sql", "since_last_run.sql"):
+        text = (macros / macro).read_text(encoding="utf-8")
+        assert "'30s'" in text
+        (macros / macro).write_text(text.replace("'30s'", "'300ms'"), encoding="utf-8")
+    monkeypatch.setattr(loader.transform, "bundled", lambda _: project)
+    monkeypatch.setattr(loader.database, "LOCK_WAIT", "300ms")
+    if first:
+        warehouse.connection.execute("drop schema iterable cascade; delete from raw.cursors; delete from raw.syncs")
+    else:
+        warehouse.land({"size": 1}, {"size": 2})
+        warehouse.run()
+    warehouse.land({"size": "large"}, {"size": 4, "campaignId": "x"})
+    for table, mode in RAW.items():
+        with lock(warehouse.database.url, table, mode) as process:
+            done = loader_here(warehouse.settings)("transform")
+        assert done.returncode == 1, table
+        assert f"held by process {process} of user" in done.stderr, (table, done.stderr)
+        assert table in done.stderr
+    warehouse.run()
+    assert law(warehouse.connection)["waiting"] == 0
+    before = everything(warehouse.connection)
+    warehouse.run(full_refresh=True)
+    assert everything(warehouse.connection) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_b1_a_load_ends_beside_every_lock_on_the_events(
+    warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """It lands the file, or names the session in the way; the same command then lands every event once."""
+    monkeypatch.setattr(loader.connection, "LOCK_WAIT", "200ms")
+    file = tmp_path / "events.ndjson"
+    file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
+    _, stops_rows = MODES[mode]
+    with lock(warehouse.database.url, "raw.events", mode) as process:
+        done = loader_here(warehouse.settings)("load", str(file))
+        assert done.returncode == int(stops_rows), done.stderr
+        if stops_rows:
+            assert f"held by process {process} of user" in done.stderr
+    assert loader_here(warehouse.settings)("load", str(file)).returncode == 0
+    assert warehouse.rows("select message_id from raw.events") == [("a",)]
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments"),
+    [
+        ("raw.loads", ["load", "{file}"]),
+        ("raw.quarantine", ["quarantine", "list"]),
+        ("raw.quarantine", ["quarantine", "retry", "--all"]),
+        ("raw.sources", ["source", "add", "Other"]),
+        ("raw.write_keys", ["key", "add", "Iterable"]),
+        ("raw.columns", ["schema"]),
+        ("raw.properties", ["rescan"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_b1_a_command_names_the_session_in_the_way(
+    warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, arguments: list[str]
+) -> None:
+    """No command waits for ever for a table that somebody holds."""
+    monkeypatch.setattr(loader.connection, "LOCK_WAIT", "200ms")
+    monkeypatch.setattr(loader.database, "LOCK_WAIT", "200ms")
+    file = tmp_path / "events.ndjson"
+    file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
+    with lock(warehouse.database.url, table, "access exclusive") as process:
+        done = loader_here(warehouse.settings)(*(argument.format(file=file) for argument in arguments))
+    assert done.returncode == 1, done.stdout
+    assert f"held by process {process} of user" in done.stderr
+
+
+def test_b1_the_scheduler_names_the_session_that_locks_the_events(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It looks again until the lock is free."""
+    monkeypatch.setattr(loader.connection, "LOCK_WAIT", "200ms")
+    with scheduled(warehouse.settings):
+        await_state(warehouse.connection, "idle")
+        with lock(warehouse.database.url, "raw.events", "access exclusive") as process:
+            wait_until(lambda: f"held by process {process} of user" in caplog.text, "the scheduler's report")
+        warehouse.land({"size": 1})
+        wait_until(lambda: warehouse.rows("select id from iterable.email_opened") == [("e1",)], "the row")
 
 
 def test_b1_status_names_the_session_that_locks_a_table(warehouse: Warehouse) -> None:

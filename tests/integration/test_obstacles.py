@@ -14,8 +14,10 @@ from loader.database import Database, bundled
 from loader.landing import land
 from loader.segment import parse_lines
 from loader.settings import Settings
+from tests.collecting import assert_taken, opened_entrance
 from tests.conftest import loader_here, open_settings
-from tests.warehouse import law
+from tests.integration.test_schedule import scheduled
+from tests.warehouse import law, wait_until
 
 
 @pytest.fixture
@@ -179,6 +181,7 @@ def test_b5_a_run_and_a_load_bring_their_own_limits(
         "idle_in_transaction_session_timeout": "10min",
         "transaction_timeout": "10min",
         "default_transaction_isolation": "serializable",
+        "default_transaction_read_only": "on",
     }.items():
         connection.execute(f"alter database {name} set {setting} = '{value}'")  # type: ignore[call-overload]
     loader = loader_here(small_settings)
@@ -189,9 +192,6 @@ def test_b5_a_run_and_a_load_bring_their_own_limits(
     file = tmp_path / "events.ndjson"
     file.write_text(lines, encoding="utf-8")
     for arguments in (["load", str(file)], ["transform"], ["transform", "--full-refresh"], ["rescan"], ["migrate"]):
-        if arguments == ["transform"]:
-            # From here on: a load also has statements outside of transactions, and such a default refuses them.
-            connection.execute(f"alter database {name} set default_transaction_read_only = on")  # type: ignore[call-overload]
         done = loader(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)
     seen = connection.execute("select operation, limits from public.seen").fetchall()
@@ -201,6 +201,29 @@ def test_b5_a_run_and_a_load_bring_their_own_limits(
     assert {(operation, *limits) for operation, limits in seen} == {
         (operation, *LIMITS.values()) for operation in operations
     }
+
+
+def test_b5_a_collector_and_a_scheduler_bring_their_own_limits(
+    connection: psycopg.Connection, small_settings: Settings
+) -> None:
+    """With defaults under which no statement of theirs would pass, an event is in its table all the same."""
+    name = connection.info.dbname
+    with opened_entrance(small_settings) as entrance:
+        for setting, value in {"default_transaction_read_only": "on", "statement_timeout": "50ms"}.items():
+            connection.execute(f"alter database {name} set {setting} = '{value}'")  # type: ignore[call-overload]
+        # A single call's own statement takes longer than that limit.
+        connection.execute("""
+            create function public.dawdle() returns trigger language plpgsql as
+            $$ begin perform pg_sleep(0.1); return new; end $$;
+            create trigger dawdle before insert on raw.events for each row execute function public.dawdle();
+        """)
+        with entrance.with_settings() as collector, scheduled(small_settings):
+            for number in range(4):
+                call = {"event": "Email Opened", "userId": "u", "messageId": f"e{number}"}
+                assert_taken(collector.post("/v1/track", call, key=entrance.key))
+            assert len(entrance.landed()) == 4
+            rows = "select count(*) from iterable.email_opened"
+            wait_until(lambda: connection.execute(rows).fetchone() == (4,), "the rows")
 
 
 def test_b5_a_server_that_does_not_know_a_time_limit_takes_the_statements(connection: psycopg.Connection) -> None:

@@ -48,6 +48,12 @@ OBJECTS: dict[str, tuple[str, str]] = {
         "publication {t}_published",
     ),
     "published columns": ("create publication {t}_listed for table iterable.{t} (id, vip)", "publication {t}_listed"),
+    "rule": (
+        """create table public.{t}_log (id varchar);
+        create rule {t}_kept as on delete to iterable.{t} where old.vip do also insert into {t}_log values (old.id)""",
+        "rule {t}_kept on table iterable.{t}",
+    ),
+    "sequence": ("create sequence iterable.{t}_numbers owned by iterable.{t}.vip", ""),
     "statistics": ("create statistics {t}_statistics on id, vip from iterable.{t}", ""),
     "default": ("alter table iterable.{t} alter column vip set default false", ""),
 }
@@ -68,6 +74,11 @@ CATALOG = """
         select 'pg_policy'::regclass, oid from pg_policy
         union all
         select 'pg_trigger'::regclass, oid from pg_trigger where not tgisinternal
+        union all
+        select 'pg_rewrite'::regclass, pg_rewrite.oid
+        from pg_rewrite
+        inner join pg_class on pg_class.oid = ev_class
+        where relnamespace in (table names) and rulename <> '_RETURN'
         union all
         select 'pg_publication_rel'::regclass, oid from pg_publication_rel
         union all
