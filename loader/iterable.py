@@ -269,7 +269,8 @@ def _time_of_call(created: object, moment: datetime | None) -> _Fields:
     """Return the call's time; one that cannot be read stays as it is written, so that a run notes it."""
     if moment:
         return {"timestamp": iso_text(moment)}
-    return {"timestamp": created} if isinstance(created, str) and created else {}
+    is_told = isinstance(created, str | int | float) and not isinstance(created, bool) and created != ""
+    return {"timestamp": created} if is_told else {}
 
 
 def _move_client(properties: _Fields, context: _Fields) -> None:

@@ -19,7 +19,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from loader.catalog import Tracker
-from loader.connection import connect
+from loader.connection import NO_TIMEOUTS, connect
 from loader.entrances import FILE, parse_message
 from loader.errors import FileError
 from loader.events import Event
@@ -321,7 +321,8 @@ class Load:
             self._guard = connect(self._url)
         key = int.from_bytes(hashlib.sha256(self._source.encode() + head).digest()[:8], signed=True)
         # The lock is the transaction's, so that it cannot outlive it in a pooler's connection.
-        self._guard.execute("set local idle_in_transaction_session_timeout = 0")
+        self._guard.execute(NO_TIMEOUTS)
+        self._guard.execute("set local lock_timeout = 0")
         taken = self._guard.execute("select pg_try_advisory_xact_lock(%s)", (key,)).fetchone()
         if taken != (True,):
             logger.warning("waiting for another loader, which loads %s or a file that begins like it", path)

@@ -76,6 +76,7 @@
         {%- endif -%}
     {%- endfor -%}
     {%- do refill_columns(table, source_name, run, found_columns(notes, places.fractions) | selectattr('name', 'in', widened) | list) if widened and not rebuild -%}
+    {%- do check_deferred(table) if widened and not rebuild -%}
     {%- if table.refused_by -%}
         {#- An object of another role refuses the changed rows. The columns stay as they were, and the run goes on. -#}
         {%- do run_query("rollback to savepoint before_widening") -%}
@@ -91,7 +92,7 @@
     {%- do record_columns(table, source_name, notes) if has_notes -%}
     {%- do record_collisions(table, source_name, places.unplaced) if places.unplaced -%}
     {%- if table.refused_by -%}
-        {%- do put_off_widening(table, source_name, widened) -%}
+        {%- do put_off_widening(table, source_name, too_narrow) -%}
         {%- do table.update({'refused_by': none}) -%}
         {%- set widened = [] -%}
     {%- elif widened -%}

@@ -81,6 +81,10 @@
                         and relkind in ('r', 'p')
                         and pg_has_role(relowner, 'usage')
                         and has_schema_privilege(relnamespace, 'usage')
+                        and has_table_privilege(pg_class.oid, 'select')
+                        and has_table_privilege(pg_class.oid, 'insert')
+                        and has_table_privilege(pg_class.oid, 'update')
+                        and has_table_privilege(pg_class.oid, 'delete')
                 ) then null
                 else raw.find_obstacle(cursors.source, cursors.model)
             end as in_the_way,

@@ -63,7 +63,8 @@
 
 {#- Lists the events of this run whose rows were too wide, once each. -#}
 {% macro record_wide_rows(table, source_name, columns, at_risk, repeated) %}
-    {%- do run_query(
+    {%- do write_rows(
+        table,
         "insert into raw.mismatches (model, source, event_id, column_name, value)
         select '" ~ table.name ~ "', '" ~ source_name ~ "', selected.id, '*', 'too wide for a row: columns from " ~ at_risk[0] ~ " on are NULL'
         from (" ~ event_select(columns, table.name, table.every_event, repeated) ~ " offset 0) as selected

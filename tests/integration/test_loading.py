@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -520,6 +521,27 @@ def test_two_loaders_on_one_file_land_it_once(
     assert (code, out) == (0, "1 file loaded before, nothing new in it\n")
     assert landed(connection) == ids(4000)
     assert connection.execute("select count(*) from raw.loads").fetchone() == (1,)
+
+
+def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """The wait is for the other loader to end, so neither limit applies."""
+    name = connection.info.dbname
+    for setting in ("lock_timeout", "statement_timeout"):
+        connection.execute(f"alter database {name} set {setting} = '500ms'".encode())
+    first = start_loader(database, long_file, home)
+    watch_until(connection, long_file, first, 1)
+    first.send_signal(signal.SIGSTOP)
+    second = start_loader(database, long_file, home)
+    assert second.stderr is not None
+    assert second.stderr.readline().startswith("waiting for another loader")
+    time.sleep(1.5)
+    assert second.poll() is None
+    first.send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+    code, out, _ = finish(second)
+    assert (code, out) == (0, "1 file loaded before, nothing new in it\n")
 
 
 def test_an_offset_that_somebody_moved_lands_nothing(

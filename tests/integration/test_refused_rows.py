@@ -76,6 +76,18 @@ REFUSERS: dict[str, tuple[str, str, str]] = {
         "a value that an object on the table refuses: SQLSTATE 22012",
         "alter table iterable.{t} drop column part",
     ),
+    "generated column of a name": (
+        "alter table iterable.{t} add column note text generated always as ('x') stored",
+        'cannot insert a non-DEFAULT value into column "note"',
+        "alter table iterable.{t} drop column note",
+    ),
+    "trigger with a code": (
+        """create function public.{t}_quote() returns trigger language plpgsql as
+        $$ begin raise exception 'no %', new.secret using errcode = '0A000', detail = new.secret; end $$;
+        create trigger {t}_quoted before insert on iterable.{t} for each row execute function {t}_quote()""",
+        "PL/pgSQL function {t}_quote() raised an error, SQLSTATE 0A000",
+        "drop trigger {t}_quoted on iterable.{t}",
+    ),
     "expression index": (
         "create index {t}_number on iterable.{t} ((secret::int))",
         "a value that an object on the table refuses: SQLSTATE 22P02",
@@ -106,7 +118,7 @@ def test_b2_objects_that_refuse_rows_end_no_run(warehouse: Warehouse) -> None:
     for kind, (making, _, _) in REFUSERS.items():
         warehouse.connection.execute(making.format(t=TABLES[kind]).encode())
     for event in ("Healthy", *EVENTS.values(), "Zebra"):
-        warehouse.land({"size": 12, "secret": "hunter2"}, event=event)
+        warehouse.land({"size": 12, "secret": "hunter2", "note": "n"}, event=event)
     warehouse.run()
 
     for table in ("healthy", "zebra"):
@@ -213,6 +225,127 @@ def test_b2_an_object_that_refuses_changed_rows_keeps_the_type(warehouse: Wareho
     warehouse.run(widen=True)
     assert warehouse.rows("select coupon from iterable.email_delivered order by id") == [("7.5",), ("y",)]
     assert warehouse.rows("select * from raw.mismatches") == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [
+        ("user_id = current_setting('app.user')", 'unrecognized configuration parameter "app.user"'),
+        (
+            "exists (select from iterable.order_placed)",
+            'infinite recursion detected in policy for relation "order_placed"',
+        ),
+    ],
+    ids=["setting", "recursion"],
+)
+def test_b2_a_policy_that_fails_ends_no_run(warehouse: Warehouse, condition: str, reason: str) -> None:
+    """It fails where the run only reads the table, too."""
+    warehouse.land({"size": 1}, event="Order Placed")
+    warehouse.run()
+    warehouse.connection.execute(
+        f"create policy own on iterable.order_placed using ({condition});"
+        "alter table iterable.order_placed enable row level security, force row level security".encode()
+    )
+    warehouse.land({"size": 2}, event="Order Placed")
+    warehouse.land({}, event="Zebra")
+    warehouse.run()
+    assert held(warehouse) == {"order_placed": reason}
+    assert warehouse.rows("select count(*) from iterable.zebra") == [(1,)]
+    warehouse.connection.execute("alter table iterable.order_placed disable row level security")
+    warehouse.connection.execute(DUE)
+    warehouse.run()
+    assert warehouse.rows("select size from iterable.order_placed order by id") == [(1,), (2,)]
+
+
+DEFERRED = "alter table iterable.{} add constraint once unique (coupon) deferrable initially deferred"
+
+
+def test_b2_a_deferred_constraint_that_refuses_changed_rows_keeps_the_type(warehouse: Warehouse) -> None:
+    """It is checked before the commit, where the run can still take the wider type back."""
+    warehouse.land({"coupon": 7}, event="Order Placed")
+    warehouse.run()
+    warehouse.connection.execute("create view public.coupons as select coupon from iterable.order_placed")
+    warehouse.land({"coupon": "x"}, {"coupon": "x"}, event="Order Placed")
+    warehouse.run()
+    warehouse.connection.execute("drop view public.coupons")
+    warehouse.connection.execute(DEFERRED.format("order_placed").encode())
+    warehouse.land({"coupon": "y"}, event="Order Placed")
+    warehouse.land({}, event="Zebra")
+    warehouse.run()
+    assert warehouse.rows("select coupon from iterable.order_placed order by id") == [(7,), (None,), (None,), (None,)]
+    assert warehouse.rows("select count(*) from iterable.zebra") == [(1,)]
+    assert warehouse.rows("select in_the_way from raw.columns where wanted_type is not null") == [
+        ('duplicate key value violates unique constraint "once"',)
+    ]
+
+
+def test_b2_a_deferred_constraint_that_refuses_a_late_column_holds_the_table(warehouse: Warehouse) -> None:
+    """Also where nothing else has landed."""
+    warehouse.land({}, {}, event="Order Placed")
+    warehouse.run()
+    with warehouse.database.connect() as reader:
+        reader.execute("select from iterable.order_placed")
+        warehouse.land({"coupon": 7}, {"coupon": 7}, event="Order Placed")
+        warehouse.run()
+    assert warehouse.type_of("order_placed", "coupon") is None
+    warehouse.connection.execute("alter table iterable.order_placed add column coupon bigint")
+    warehouse.connection.execute(DEFERRED.format("order_placed").encode())
+    warehouse.connection.execute(DUE)
+    warehouse.land({}, event="Zebra")
+    warehouse.run()
+    assert held(warehouse) == {"order_placed": 'duplicate key value violates unique constraint "once"'}
+    assert warehouse.rows("select count(*) from iterable.zebra") == [(1,)]
+    warehouse.connection.execute("alter table iterable.order_placed drop constraint once")
+    warehouse.connection.execute(DUE)
+    warehouse.run()
+    assert held(warehouse) == {}
+    assert warehouse.rows("select coupon from iterable.order_placed order by id") == [(None,), (None,), (7,), (7,)]
+
+
+def test_b2_every_column_that_kept_its_type_waits_for_its_next_try(warehouse: Warehouse) -> None:
+    """Taking the wider types back forgets no failure of another column."""
+    warehouse.land({"a": 1, "b": 2})
+    warehouse.run()
+    warehouse.connection.execute("""
+        create index by_a on iterable.email_opened ((a + 1));
+        create function public.refuse() returns trigger language plpgsql as
+        $$ begin raise exception 'no'; end $$;
+        create trigger refused before update on iterable.email_opened for each statement execute function refuse();
+    """)
+    warehouse.land({"a": "x", "b": "y"})
+    warehouse.run()
+    assert warehouse.rows(
+        "select column_name from raw.columns where wanted_type is not null and next_try_at > now() order by 1"
+    ) == [("a",), ("b",)]
+
+
+def test_b2_a_note_of_rows_left_out_keeps_the_note_of_a_loss(warehouse: Warehouse) -> None:
+    """A rebuild that loses rows says so, whatever else there is to say."""
+    warehouse.land({}, {}, {})
+    warehouse.run()
+    warehouse.connection.execute("delete from raw.events where message_id = 'e1'")
+    warehouse.connection.execute("""
+        create function public.skip() returns trigger language plpgsql as 'begin return null; end';
+        create trigger ignored before insert on iterable.email_opened for each row execute function skip()
+    """)
+    warehouse.run(full_refresh=True, allow_loss=True)
+    [(note,)] = warehouse.rows(
+        "select note from raw.syncs where model = 'email_opened' order by started_at desc limit 1"
+    )
+    assert "rows were lost" in note
+    assert "left out 2 events" in note
+
+
+def test_a_table_whose_owner_may_not_write_to_it_is_held(warehouse: Warehouse) -> None:
+    """An owner's rights can be revoked."""
+    warehouse.land({}, event="Order Placed")
+    warehouse.run()
+    warehouse.connection.execute("revoke insert on iterable.order_placed from current_user")
+    warehouse.land({}, event="Order Placed")
+    warehouse.land({}, event="Zebra")
+    warehouse.run()
+    assert "may not write to iterable.order_placed" in held(warehouse)["order_placed"]
+    assert warehouse.rows("select count(*) from iterable.zebra") == [(1,)]
 
 
 def test_b2_a_column_of_a_domain_costs_only_the_values_it_refuses(warehouse: Warehouse) -> None:

@@ -137,6 +137,13 @@ def test_a10_a_time_that_cannot_be_read_is_the_calls_time_as_it_is_written() -> 
     assert made["properties"]["createdAt"] == "soon"
 
 
+def test_a10_a_number_that_is_no_time_is_the_calls_time_as_well() -> None:
+    """A run notes it in the same way; what is neither text nor number is no time at all."""
+    assert call(body(fields=FIELDS | {"createdAt": 10**18}))["timestamp"] == 10**18
+    for value in (True, None, "", {}, []):
+        assert "timestamp" not in call(body(fields=FIELDS | {"createdAt": value}))
+
+
 def test_the_users_device_is_context_where_segment_has_it_there() -> None:
     """On opens and clicks; elsewhere a property may have such a name."""
     client = {"ip": "192.0.2.1", "userAgent": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"}
