@@ -26,7 +26,8 @@
         1 as nothing
         {%- endfor %}
     from (
-        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns=columns) | indent(8) }}
+        {#- Not indented: a key of a property may hold a line break. #}
+        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns=columns) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
