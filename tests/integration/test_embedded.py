@@ -78,6 +78,7 @@ def cluster() -> Iterator[Path]:
         server.acquire()
         server.stop()
         server.release()
+        (folder / "embedded" / "postgres.log").unlink()
         yield folder
 
 
