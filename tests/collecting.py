@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import psycopg
 
-from loader.database import open_database
-from loader.server import running
+from loader.collector.server import running
+from loader.postgres.database import open_database
+from loader.raw.sources import add_key, add_source
 from loader.settings import Settings
-from loader.sources import add_key, add_source
 
 
 @dataclass(frozen=True)

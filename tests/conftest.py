@@ -20,11 +20,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import text
 
-from loader.cli import main
-from loader.database import Database, open_database
-from loader.embedded import EmbeddedServer
+from loader.cli.app import main
+from loader.postgres.database import Database, open_database
+from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings, read_settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 
 DATA = Path(__file__).parent / "data"
 
@@ -309,7 +309,7 @@ def loader_command(settings: Settings) -> Loader:
     def run(*arguments: str, stdin: bytes | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
         done = subprocess.run(
-            [sys.executable, "-m", "loader.cli", *arguments],
+            [sys.executable, "-m", "loader", *arguments],
             input=stdin,
             capture_output=True,
             timeout=timeout,

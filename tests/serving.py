@@ -43,7 +43,7 @@ class Serving:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "loader.cli", "serve", f"--port={self.port}", *self._arguments]
+        command = [sys.executable, "-m", "loader", "serve", f"--port={self.port}", *self._arguments]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         wait_until(self.is_ready, "the collector to answer")

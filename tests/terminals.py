@@ -22,7 +22,7 @@ def run_on_terminal(
     variables = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home), "TERM": "xterm"}
     inherited = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     process = subprocess.Popen(
-        [sys.executable, "-m", "loader.cli", *arguments],
+        [sys.executable, "-m", "loader", *arguments],
         stdin=there,
         stdout=there,
         stderr=there,

@@ -22,9 +22,9 @@ import psycopg
 from click.testing import CliRunner
 from dbt.cli.main import cli as dbt_command
 
-from loader.database import Database, bundled, connection_environment
+from loader.postgres.database import Database, bundled, connection_environment
 from loader.settings import Settings
-from loader.transform import TableFilled, project_arguments, tidied, transform
+from loader.transform.dbt import TableFilled, project_arguments, tidied, transform
 
 COLLECTIONS = (
     "email_bounced",

@@ -6,8 +6,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import loader.collector
-import loader.keys
+import loader.collector.app
+import loader.collector.write_keys
 from loader.settings import Settings
 from tests.collecting import Entrance, opened_entrance
 from tests.conftest import Loader, loader_here, own_database
@@ -40,9 +40,9 @@ def run_here(module_settings: Settings, connection: psycopg.Connection) -> Loade
 def hasty_keys() -> Iterator[None]:
     """Collectors of this process read write keys, and tell of their use, more often than once in seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader.collector, "REFRESH_SECONDS", 0.1)
-        patch.setattr(loader.collector, "ASK_AGAIN_SECONDS", 0.05)
-        patch.setattr(loader.keys, "_USED_SECONDS", 0.0)
+        patch.setattr(loader.collector.app, "REFRESH_SECONDS", 0.1)
+        patch.setattr(loader.collector.app, "ASK_AGAIN_SECONDS", 0.05)
+        patch.setattr(loader.collector.write_keys, "_USED_SECONDS", 0.0)
         yield
 
 

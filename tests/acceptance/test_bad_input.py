@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import zstandard
 
-from loader.embedded import EmbeddedServer
+from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, open_settings
 
@@ -239,7 +239,7 @@ def run_without_privileges(settings: Settings, *arguments: str) -> Done:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("root cannot give up its privileges here: setpriv does not work")
     environment = os.environ | {"DATABASE_URL": settings.database_url}
-    command = [*drop, sys.executable, "-m", "loader.cli", *arguments]
+    command = [*drop, sys.executable, "-m", "loader", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -368,7 +368,7 @@ def test_standard_input_is_a_file_without_a_name(
 
 def test_closed_standard_input_is_told(module_settings: Settings, connection: psycopg.Connection) -> None:
     """A command without a standard input, as a scheduler may start it, says so."""
-    shell = f'exec "{sys.executable}" -m loader.cli load - <&-'
+    shell = f'exec "{sys.executable}" -m loader load - <&-'
     environment = os.environ | {"DATABASE_URL": module_settings.database_url}
     done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
@@ -425,7 +425,7 @@ def test_a_command_that_nobody_reads_ends_quietly(
     """`loader load … | true` is no reason for a traceback."""
     path = write(tmp_path / "events.ndjson", call("odd"))
     environment = os.environ | {"DATABASE_URL": module_settings.database_url}
-    shell = f'"{sys.executable}" -m loader.cli load "{path}" | true'
+    shell = f'"{sys.executable}" -m loader load "{path}" | true'
     done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False, env=environment)
     assert told(done) == []
     assert landed(connection) == ["before", "odd", "after"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.embedded import EmbeddedServer
+from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, loader_here, open_settings
 
@@ -203,7 +203,7 @@ def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
 
     def run() -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "loader.cli", "demo"],
+            [sys.executable, "-m", "loader", "demo"],
             capture_output=True,
             text=True,
             env=environment,

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from loader.quarantine import find_message, open_messages, retry
+from loader.raw.quarantine import find_message, open_messages, retry
 from tests.collecting import Entrance
 from tests.conftest import loader_here
 from tests.warehouse import law

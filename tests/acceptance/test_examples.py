@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loader.guidance import EXAMPLES
+from loader.cli.help import EXAMPLES
 from loader.settings import Settings
 from tests.conftest import own_database
 from tests.warehouse import wait_until
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / name).write_text(f"createdAt,email,campaignId,messageId\n{row}", encoding="utf-8")
     (path / "bin").mkdir()
     command = path / "bin" / "loader"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m loader.cli "$@"\n', encoding="utf-8")
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m loader "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     return path
 

@@ -16,11 +16,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from loader import loading
-from loader.entrances import parse_message
-from loader.events import Event
-from loader.exports import open_lines
-from loader.lines import LineReader
+from loader.events.formats import parse_message
+from loader.events.model import Event
+from loader.files import load as loading
+from loader.files.chunks import LineReader
+from loader.files.exports import open_lines
 from tests.conftest import DATA, Loader
 
 WEBHOOKS = [

@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from loader.runtime.terminal import escape_controls
 from loader.settings import Settings
-from loader.terminal import escape_controls
 from tests.conftest import Loader
 from tests.terminals import run_on_terminal
 
@@ -126,5 +126,5 @@ def test_c4_data_for_programs_is_exact(hostile: Path, served_settings: Settings,
 def piped(settings: Settings, *arguments: str) -> bytes:
     """Return what a command writes into a pipe."""
     variables = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
-    command = [sys.executable, "-m", "loader.cli", *arguments]
+    command = [sys.executable, "-m", "loader", *arguments]
     return subprocess.run(command, env=variables, capture_output=True, check=True).stdout

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-import loader.protocol
-import loader.server
-from loader.database import open_database
-from loader.sources import add_key
+import loader.collector.protocol
+import loader.collector.server
+from loader.postgres.database import open_database
+from loader.raw.sources import add_key
 from tests.collecting import Collecting, Entrance, Line, assert_refused, assert_taken
 from tests.conftest import loader_here
 from tests.warehouse import wait_until, waiting
@@ -160,8 +160,8 @@ def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_al
 
 def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long after the last request as after the first, and not while one is under way."""
-    monkeypatch.setattr(loader.protocol, "IDLE_SECONDS", 0.5)
-    monkeypatch.setattr(loader.server, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(loader.collector.protocol, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(loader.collector.server, "IDLE_SECONDS", 0.5)
     with entrance.with_settings() as other, Line(other.port) as line, Line(other.port) as held:
         until = time.monotonic() + 1.2
         count = 0
@@ -177,12 +177,12 @@ def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monke
 
 def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while a request is under way that came after others."""
-    monkeypatch.setattr(loader.protocol, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(loader.server, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(loader.collector.protocol, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(loader.collector.server, "IDLE_SECONDS", 0.2)
 
     def left() -> int:
         gc.collect()
-        return sum(isinstance(each, loader.protocol.Connection) for each in gc.get_objects())
+        return sum(isinstance(each, loader.collector.protocol.Connection) for each in gc.get_objects())
 
     with entrance.with_settings() as other:
         before = left()
@@ -591,7 +591,7 @@ def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
     entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With neither it is alive but not ready, and answers to come again."""
-    monkeypatch.setattr(loader.server, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(loader.collector.server, "_START_SECONDS", 0.0)
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
     with entrance.with_settings(database_url=nowhere) as collector:
         ready = collector.get("/ready")
@@ -712,7 +712,7 @@ def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance:
         "LOADER_REQUEST_SECONDS": "0.2",
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "loader.cli", "serve", "--port", "0", "--processes", "2"],
+        [sys.executable, "-m", "loader", "serve", "--port", "0", "--processes", "2"],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,

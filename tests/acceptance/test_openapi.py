@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 import loader
 from tests.collecting import Entrance
 
-DOCUMENT = json.loads((Path(loader.__file__).parent / "openapi.json").read_text(encoding="utf-8"))
+DOCUMENT = json.loads((Path(loader.__file__).parent / "collector" / "openapi.json").read_text(encoding="utf-8"))
 OPERATIONS = {found.ok().label: found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()}
 # One of each: the other names of a route lead to the same code.
 LABELS = [

@@ -10,8 +10,8 @@ import pytest
 from segment.analytics.client import Client
 from segment.analytics.request import APIError
 
-from loader.database import open_database
-from loader.sources import add_key, list_keys, revoke_key
+from loader.postgres.database import open_database
+from loader.raw.sources import add_key, list_keys, revoke_key
 from tests.collecting import Collecting, Entrance, assert_refused, assert_taken
 from tests.warehouse import wait_until
 

@@ -10,9 +10,9 @@ import urllib.request
 from base64 import b64encode
 from pathlib import Path
 
-from loader.schedule import _count_events
 from loader.settings import Settings
-from loader.transform import TableFilled
+from loader.transform.dbt import TableFilled
+from loader.transform.scheduler import _count_events
 from tests.conftest import loader_here
 from tests.serving import environment, free_port
 from tests.warehouse import wait_until
@@ -40,7 +40,7 @@ def test_d6_up_tells_events_refusals_and_unknown_keys_in_plain_lines(served_sett
     port = free_port()
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loader.cli", "up", f"--port={port}", "--every=0.2s"],
+            [sys.executable, "-m", "loader", "up", f"--port={port}", "--every=0.2s"],
             env=environment(served_settings, ()),
             stderr=stream,
         )

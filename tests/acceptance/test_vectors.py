@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from loader.naming import table_name
+from loader.events.naming import table_name
 from loader.settings import Settings
 from tests.acceptance.vectors import LONG, Rows, column_types, event, find, load_and_transform, reading
 from tests.conftest import MakeOnce

@@ -5,7 +5,7 @@ import json
 from base64 import b64encode
 from typing import Any
 
-from loader.sources import key_digest
+from loader.raw.sources import key_digest
 from tests.collecting import Entrance, assert_refused, assert_taken
 
 BASE: dict[str, Any] = {

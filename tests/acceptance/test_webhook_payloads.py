@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from loader.catalog import Tracker
-from loader.database import open_database
-from loader.entrances import FILE, ITERABLE_WEBHOOK, parse_message
-from loader.events import Event
-from loader.landing import land
-from loader.transform import transform
+from loader.events.formats import FILE, ITERABLE_WEBHOOK, parse_message
+from loader.events.model import Event
+from loader.postgres.database import open_database
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
+from loader.transform.dbt import transform
 from tests.conftest import DATA, own_database
 
 EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()]

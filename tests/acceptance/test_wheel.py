@@ -95,7 +95,8 @@ def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_noth
         expected |= {f"{folder}/{name}" for name in files_under(ROOT / folder)}
     expected = {name for name in expected if not {"__pycache__", "target", "logs"} & set(Path(name).parts)}
     assert names == {f"loader/{name}" for name in expected if Path(name).name != ".user.yml"}
-    assert {"loader/sample_events.ndjson", "loader/py.typed", "loader/dbt_project/macros/event_columns.sql"} <= names
+    macro = "loader/dbt_project/macros/event_columns.sql"
+    assert {"loader/cli/sample_events.ndjson", "loader/py.typed", macro} <= names
     assert licences, "the licence is missing"
 
 
@@ -104,7 +105,7 @@ def test_the_installed_package_works_from_an_empty_folder(installed: Path, empty
     loader, here, home = installed / "bin" / "loader", tmp_path / "empty", tmp_path / "home"
     here.mkdir()
     events = tmp_path / "events.ndjson"
-    shutil.copy(ROOT / "loader" / "sample_events.ndjson", events)
+    shutil.copy(ROOT / "loader" / "cli" / "sample_events.ndjson", events)
     environment = {
         "DATABASE_URL": empty_url,
         "HOME": str(home),

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.loading import CHECKED_LINES
+from loader.files.load import CHECKED_LINES
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command
 from tests.warehouse import law

@@ -32,8 +32,8 @@ _ENDURANCE_SECONDS = 600
 # The same server, protocol and event loop, with an application that reads the body and answers.
 _NOTHING = """
 import asyncio, sys, uvicorn, uvloop
-from loader.protocol import Connection
-from loader.server import bind
+from loader.collector.protocol import Connection
+from loader.collector.server import bind
 
 BODY = b'{"success": true}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"17")]
@@ -181,7 +181,7 @@ def _database(ground: Ground) -> tuple[str, str]:
     ground.run_loader(url, "migrate")
     environment = os.environ | {"DATABASE_URL": url, "LOADER_HOME": str(ground.folder / "home")}
     made = subprocess.run(
-        [sys.executable, "-m", "loader.cli", "source", "add", "Iterable", "--json"],
+        [sys.executable, "-m", "loader", "source", "add", "Iterable", "--json"],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psycopg
 
-from loader.database import connection_environment
-from loader.demo import sample_events
-from loader.embedded import EmbeddedServer
+from loader.cli.demo import sample_events
+from loader.postgres.database import connection_environment
+from loader.postgres.embedded import EmbeddedServer
 
 # Events of the sample, in the proportions of the sample, each with ids of its own.
 _SEED = 20260304
@@ -46,7 +46,7 @@ class Ground:
         """Start the command line on a database."""
         environment = os.environ | {"DATABASE_URL": url, "LOADER_HOME": str(self.folder / "home")}
         return subprocess.Popen(
-            [sys.executable, "-m", "loader.cli", *arguments],
+            [sys.executable, "-m", "loader", *arguments],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import psutil
 
-from loader.catalog import Tracker
-from loader.connection import connect
-from loader.landing import land
-from loader.lines import LineReader
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.files.chunks import LineReader
+from loader.postgres.connection import connect
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
 from tests.bench.ground import Ground, median_ratio, report, seconds
 
 _EVENTS = 2_000_000

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from loader.database import bundled, open_database
+from loader.postgres.database import bundled, open_database
 from loader.settings import Settings, read_settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 from tests.bench.ground import Ground, median_ratio, report, seconds
 
 _EVENTS = 300_000

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from loader.database import open_database
-from loader.embedded import EmbeddedServer
+from loader.postgres.database import open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
 from tests.sending import assert_landed, load, wait_until_drained
 from tests.serving import serving
 from tests.warehouse import law, run, wait_until

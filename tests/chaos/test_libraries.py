@@ -11,9 +11,9 @@ import pytest
 from segment.analytics import request as python_library
 from segment.analytics.client import Client
 
-from loader.database import Database
+from loader.postgres.database import Database
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
 from tests.collecting import Collecting, collecting
 from tests.proxy import Proxy, proxied
 from tests.warehouse import contents, run, wait_until

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from loader.database import Database, open_database
+from loader.postgres.database import Database, open_database
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
-from loader.transform import transform
+from loader.transform.dbt import transform
 from tests.collecting import collecting
 from tests.sending import assert_landed, load, track
 from tests.serving import free_port

@@ -8,9 +8,9 @@ import psutil
 import psycopg
 import pytest
 
-from loader.database import Database
+from loader.postgres.database import Database
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
 from tests.proxy import proxied
 from tests.sending import assert_landed, load, wait_until_drained
 from tests.serving import serving

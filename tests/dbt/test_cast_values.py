@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loader.properties import Shape, type_of
+from loader.events.shapes import Shape, type_of
 from tests.conftest import open_settings, own_database
 from tests.warehouse import copied_project, run_dbt
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import Database, connection_environment
+from loader.postgres.database import Database, connection_environment
 from tests.warehouse import PROJECT, run_dbt, started, succeed
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import loader.transform
-from loader.database import Database, open_database
+import loader.transform.dbt
+from loader.postgres.database import Database, open_database
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 from tests.conftest import Loader, drop_database, loader_here, open_settings, own_database
 from tests.warehouse import run_dbt
 
@@ -45,7 +45,7 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def used(package: Path) -> Iterator[None]:
     """Put that package's project in place of the whole one, in this process and in those it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader.transform, "bundled", lambda folder: package / folder)
+        patch.setattr(loader.transform.dbt, "bundled", lambda folder: package / folder)
         patch.setenv("PYTHONPATH", str(package))
         yield
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from loader.catalog import Tracker
-from loader.database import Database
-from loader.events import Event
-from loader.landing import land
-from loader.moments import read_moment
+from loader.events.model import Event
+from loader.events.timestamps import read_moment
+from loader.postgres.database import Database
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
 from loader.settings import Settings
 from tests.warehouse import everything, run
 

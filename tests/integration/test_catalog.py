@@ -10,14 +10,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.catalog import Tracker, lock_sources
-from loader.database import Database
-from loader.landing import Landed, land
-from loader.loading import Load
-from loader.properties import TRACKED_PROPERTIES, type_of
-from loader.quarantine import open_messages, retry
-from loader.rescan import rescan
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.events.shapes import TRACKED_PROPERTIES, type_of
+from loader.files.load import Load
+from loader.postgres.database import Database
+from loader.raw.catalog import Tracker, lock_sources
+from loader.raw.landing import Landed, land
+from loader.raw.quarantine import open_messages, retry
+from loader.raw.rescan import rescan
 from tests.conftest import Loader
 from tests.warehouse import wait_until
 
@@ -60,7 +60,7 @@ def test_more_collections_than_are_remembered_can_land(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is forgotten to make room is read again for those that land, also where only some of them are new."""
-    monkeypatch.setattr("loader.catalog._REMEMBERED", 2)
+    monkeypatch.setattr("loader.raw.catalog._REMEMBERED", 2)
     tracker = Tracker()
     for round_, names in enumerate(["ab", "bc", "abc", "c"]):
         landed = land_lines(connection, [call(f"{name}{round_}", {"a": 1}, event=name) for name in names], tracker)

@@ -10,11 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import loader.warehouse
-from loader.database import Database
+import loader.postgres.warehouse
+from loader.postgres.database import Database
+from loader.postgres.warehouse import Warehouse
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
-from loader.warehouse import Warehouse
 from tests.collecting import Collecting, collecting
 from tests.proxy import Proxy, proxied
 from tests.sending import track
@@ -57,7 +57,7 @@ def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
 @pytest.fixture
 def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock is a year ahead."""
-    monkeypatch.setattr(loader.warehouse, "wall_clock", lambda: datetime.now(UTC) + YEAR)
+    monkeypatch.setattr(loader.postgres.warehouse, "wall_clock", lambda: datetime.now(UTC) + YEAR)
 
 
 def database_time(connection: psycopg.Connection) -> datetime:
@@ -123,7 +123,7 @@ def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_draine
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A collector that has not reached its database since it started cannot know how wrong its clock is."""
-    monkeypatch.setattr("loader.server._START_SECONDS", 0.1)
+    monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
     with collecting(beyond) as collector:
         assert send(collector, key, "before") == 200
     proxy.stop()
@@ -189,7 +189,7 @@ def test_a11_clocks_that_agree_are_left_alone(connection: psycopg.Connection, mo
         assert warehouse.is_measured
         assert warehouse.correct(datetime(2026, 3, 4, tzinfo=UTC)) == datetime(2026, 3, 4, tzinfo=UTC)
     with monkeypatch.context() as patched:
-        patched.setattr(loader.warehouse, "wall_clock", lambda: datetime.now(UTC) - YEAR)
+        patched.setattr(loader.postgres.warehouse, "wall_clock", lambda: datetime.now(UTC) - YEAR)
         warehouse.look(connection)
         assert abs(warehouse.now() - database_time(connection)) < EXACT
     warehouse.look(connection)

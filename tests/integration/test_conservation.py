@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.database import Database
+from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.status import read_status
+from loader.transform.status import read_status
 from tests.conftest import Loader
 from tests.integration.conftest import Dbt
 from tests.integration.test_losses import LOSE, land

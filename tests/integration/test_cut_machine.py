@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from loader.database import Database
+from loader.postgres.database import Database
 from loader.settings import Settings
 from tests.warehouse import Landed, expected, land, law, run
 

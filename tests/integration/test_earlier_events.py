@@ -8,8 +8,8 @@ from alembic.config import Config
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from loader.connection import connect
-from loader.database import bundled
+from loader.postgres.connection import connect
+from loader.postgres.database import bundled
 from loader.settings import Settings
 from tests.conftest import loader_here, own_database
 from tests.warehouse import land_payload

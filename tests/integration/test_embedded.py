@@ -22,8 +22,8 @@ import psutil
 import psycopg
 import pytest
 
-from loader.embedded import EmbeddedServer
 from loader.errors import EmbeddedError
+from loader.postgres.embedded import EmbeddedServer
 from tests.warehouse import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ LOOKED = """
 USE = """
 import sys
 from pathlib import Path
-from loader.embedded import EmbeddedServer
+from loader.postgres.embedded import EmbeddedServer
 from loader.errors import EmbeddedError
 server = EmbeddedServer(Path(sys.argv[1]), idle=float(sys.argv[2]))
 try:
@@ -135,7 +135,7 @@ def keepers(home: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
-            if str(home) in command and any("loader.keeper" in part for part in command):
+            if str(home) in command and any("loader.postgres.embedded_keeper" in part for part in command):
                 found.append(process)
     return found
 
@@ -666,7 +666,7 @@ def test_programs_out_of_reach_are_copied(bare_home: Path, monkeypatch: pytest.M
     shutil.copytree(package / "pginstall18", private / package.name / "pginstall18", symlinks=True)
     shutil.copytree(package.with_name(f"{package.name}.libs"), private / f"{package.name}.libs")
     spec = SimpleNamespace(origin=str(private / package.name / "__init__.py"))
-    monkeypatch.setattr("loader.cluster.importlib.util.find_spec", lambda _: spec)
+    monkeypatch.setattr("loader.postgres.embedded_cluster.importlib.util.find_spec", lambda _: spec)
     assert query(EmbeddedServer(bare_home).acquire(), "select 1") == 1
     assert str(bare_home / "embedded/postgresql-18.") in psutil.Process(postmaster(bare_home)).cmdline()[0]
     assert private.stat().st_mode & 0o777 == 0o700

@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.cluster import ENVIRONMENT, Cluster
-from loader.database import open_database
-from loader.embedded import EmbeddedServer
+from loader.postgres.database import open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.embedded_cluster import ENVIRONMENT, Cluster
 from tests.conftest import open_settings
 from tests.integration.test_embedded import AS_ROOT, is_alive, keepers, kill_hard, open_folder, postmaster
 from tests.warehouse import wait_until

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.database import Database
+from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 
 MODELS = ("email_opened", "push_opened", "tracks")
 

@@ -11,13 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from loader.catalog import Tracker
-from loader.database import Database
-from loader.embedded import EmbeddedServer
-from loader.landing import land
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database
+from loader.postgres.embedded import EmbeddedServer
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
 from loader.settings import Settings
-from loader.transform import TableFilled, transform
+from loader.transform.dbt import TableFilled, transform
 from tests.warehouse import assert_union, contents, everything, land_payload, law
 
 MODELS = ("email_delivered", "email_opened", "found_collections", "tracks")

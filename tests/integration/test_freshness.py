@@ -6,10 +6,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from loader.database import Database
-from loader.freshness import COUNTED_AT_MOST, WAITING, Freshness, freshness
-from loader.schedule import BY_INDEX, NEWS
+from loader.postgres.database import Database
+from loader.raw.lag import COUNTED_AT_MOST, WAITING, Freshness, freshness
 from loader.settings import Settings
+from loader.transform.scheduler import BY_INDEX, NEWS
 from tests.warehouse import land, run
 
 HISTORY = """

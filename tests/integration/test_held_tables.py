@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.database import Database
-from loader.schedule import Schedule
+from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.status import read_status
+from loader.transform.scheduler import Schedule
+from loader.transform.status import read_status
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
-from loader.catalog import Tracker
-from loader.database import Database, open_database
-from loader.landing import land
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database, open_database
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
 from loader.settings import Settings
 from tests.conftest import own_database
 from tests.layout_model import Table, agrees, declared, expect, fits

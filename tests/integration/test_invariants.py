@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import Database, open_database
+from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from tests.conftest import loader_here, restored
 from tests.warehouse import (
@@ -95,7 +95,7 @@ class Gate:
 def start_transform(settings: Settings, **variables: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Start `loader transform`."""
     variables |= {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(parsed(settings).parent)}
-    return started([sys.executable, "-m", "loader.cli", "transform"], variables, PROJECT.parent)
+    return started([sys.executable, "-m", "loader", "transform"], variables, PROJECT.parent)
 
 
 def land_many(connection: psycopg.Connection, number: int, prefix: str = "e") -> None:

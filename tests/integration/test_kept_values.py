@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.catalog import Tracker
-from loader.database import Database
-from loader.landing import land
-from loader.rescan import rescan
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
+from loader.raw.rescan import rescan
 from loader.settings import Settings
 from tests.conftest import loader_here
 from tests.warehouse import everything, run

@@ -8,11 +8,12 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from loader.database import Database
 from loader.errors import DatabaseError
-from loader.events import Event, Reason, Refused
-from loader.landing import Landed, blames_row, explain, land
-from loader.segment import parse_lines
+from loader.events.model import Event, Reason, Refused
+from loader.events.segment import parse_lines
+from loader.files.streams import printable
+from loader.postgres.database import Database
+from loader.raw.landing import Landed, blames_row, explain, land
 
 # A number PostgreSQL has no room for, in JSON without a flaw.
 TOO_LARGE = b"1e200000"
@@ -114,7 +115,7 @@ def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Co
 
 def test_refusals_are_kept_with_their_place(connection: psycopg.Connection) -> None:
     """What never gets to the database is in quarantine beside what it refuses, bytes that are no text included."""
-    land_lines(connection, [b"\xff\x00\\", line("m1"), b"{"], path=os.fsdecode(b"caf\xe9.ndjson"))
+    land_lines(connection, [b"\xff\x00\\", line("m1"), b"{"], path=printable(os.fsdecode(b"caf\xe9.ndjson")))
     assert quarantined(connection, "reason, payload, byte_offset, path") == [
         ("invalid_utf8", b"\xff\x00\\", 0, "caf\ufffd.ndjson"),
         ("truncated_line", b"{", len(line("m1")) + 5, "caf\ufffd.ndjson"),

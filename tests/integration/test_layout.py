@@ -5,8 +5,8 @@ import csv
 import psycopg
 import pytest
 
-from loader.database import Database, bundled
-from loader.naming import RESERVED_WORDS, table_name
+from loader.events.naming import RESERVED_WORDS, table_name
+from loader.postgres.database import Database, bundled
 from tests.conftest import DATA
 
 LAYOUT = {

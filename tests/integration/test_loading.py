@@ -18,22 +18,22 @@ import psycopg
 import pytest
 import zstandard
 
-from loader import loading
-from loader.database import Database
 from loader.errors import LoaderError
-from loader.lines import Chunk, LineReader
-from loader.loading import FileLoaded, Load, Progress
-from loader.worker import Work
-from loader.workers import Workers
+from loader.files import load as loading
+from loader.files.chunks import Chunk, LineReader
+from loader.files.load import FileLoaded, Load, Progress
+from loader.files.worker import Work
+from loader.files.worker_pool import Workers
+from loader.postgres.database import Database
 
 # Many chunks of a file that is soon loaded.
 CHUNK_BYTES = 20_000
 
 # The command line with small chunks.
 LOADER = f"""
-from loader.lines import LineReader
+from loader.files.chunks import LineReader
 LineReader.__init__.__kwdefaults__["chunk_bytes"] = {CHUNK_BYTES}
-from loader.cli import main
+from loader.cli.app import main
 main()
 """
 
@@ -96,7 +96,7 @@ def ids(count: int) -> Counter[str]:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """Return the worker processes of a loader."""
-    return [child for child in psutil.Process(pid).children() if "loader.worker" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process(pid).children() if "loader.files.worker" in " ".join(child.cmdline())]
 
 
 def outcomes(loads: list[FileLoaded]) -> list[str]:

@@ -10,15 +10,15 @@ import psycopg
 import pytest
 import yaml
 
-import loader.connection
-import loader.database
-import loader.rescan
-import loader.transform
-from loader.database import Database, bundled, open_database
+import loader.postgres.connection
+import loader.postgres.database
+import loader.raw.rescan
+import loader.transform.dbt
 from loader.errors import TransformError
-from loader.schedule import Schedule
+from loader.postgres.database import Database, bundled, open_database
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
+from loader.transform.scheduler import Schedule
 from tests.conftest import loader_here, open_settings
 from tests.integration.test_found_columns import MODELS, Warehouse
 from tests.integration.test_schedule import await_state, scheduled
@@ -235,8 +235,8 @@ def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
         text = (macros / macro).read_text(encoding="utf-8")
         assert "'30s'" in text
         (macros / macro).write_text(text.replace("'30s'", "'300ms'"), encoding="utf-8")
-    monkeypatch.setattr(loader.transform, "bundled", lambda _: project)
-    monkeypatch.setattr(loader.database, "LOCK_WAIT", "300ms")
+    monkeypatch.setattr(loader.transform.dbt, "bundled", lambda _: project)
+    monkeypatch.setattr(loader.postgres.database, "LOCK_WAIT", "300ms")
     if first:
         warehouse.connection.execute("drop schema iterable cascade; delete from raw.cursors; delete from raw.syncs")
     else:
@@ -261,7 +261,7 @@ def test_b1_a_load_ends_beside_every_lock_on_the_events(
     warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """It lands the file, or names the session in the way; the same command then lands every event once."""
-    monkeypatch.setattr(loader.connection, "LOCK_WAIT", "200ms")
+    monkeypatch.setattr(loader.postgres.connection, "LOCK_WAIT", "200ms")
     file = tmp_path / "events.ndjson"
     file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
     _, stops_rows = MODES[mode]
@@ -291,8 +291,8 @@ def test_b1_a_command_names_the_session_in_the_way(
     warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, arguments: list[str]
 ) -> None:
     """No command waits for ever for a table that somebody holds."""
-    monkeypatch.setattr(loader.connection, "LOCK_WAIT", "200ms")
-    monkeypatch.setattr(loader.database, "LOCK_WAIT", "200ms")
+    monkeypatch.setattr(loader.postgres.connection, "LOCK_WAIT", "200ms")
+    monkeypatch.setattr(loader.postgres.database, "LOCK_WAIT", "200ms")
     file = tmp_path / "events.ndjson"
     file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
     with lock(warehouse.database.url, table, "access exclusive") as process:
@@ -305,7 +305,7 @@ def test_b1_the_scheduler_names_the_session_that_locks_the_events(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It looks again until the lock is free."""
-    monkeypatch.setattr(loader.connection, "LOCK_WAIT", "200ms")
+    monkeypatch.setattr(loader.postgres.connection, "LOCK_WAIT", "200ms")
     with scheduled(warehouse.settings):
         await_state(warehouse.connection, "idle")
         with lock(warehouse.database.url, "raw.events", "access exclusive") as process:
@@ -334,10 +334,10 @@ def test_b1_migrate_names_the_session_in_the_way(
             later.unlink()
     settings = open_settings(empty_url, home)
     with monkeypatch.context() as patch:
-        patch.setattr(loader.database, "bundled", lambda _: older)
+        patch.setattr(loader.postgres.database, "bundled", lambda _: older)
         with open_database(settings, migrate_behind=True):
             pass
-    monkeypatch.setattr(loader.database, "_MIGRATION_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(loader.postgres.database, "_MIGRATION_PAUSE_SECONDS", 0)
     with lock(empty_url, "raw.columns", "access share") as process:
         done = loader_here(settings)("migrate")
         assert done.returncode == 1
@@ -347,7 +347,7 @@ def test_b1_migrate_names_the_session_in_the_way(
 
 def test_b1_rescan_names_a_transaction_that_does_not_end(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it found is recorded; the transaction may land what nobody looks at."""
-    monkeypatch.setattr(loader.rescan, "_LANDING_SECONDS", 0)
+    monkeypatch.setattr(loader.raw.rescan, "_LANDING_SECONDS", 0)
     with lock(warehouse.database.url, "raw.events", "row exclusive") as process:
         done = loader_here(warehouse.settings)("rescan")
         assert done.returncode == 1

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.database import Database
-from loader.rescan import rescan
-from loader.schedule import Schedule
+from loader.postgres.database import Database
+from loader.raw.rescan import rescan
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
+from loader.transform.scheduler import Schedule
 from tests.conftest import Loader
 from tests.integration.conftest import Dbt
 from tests.integration.test_partial_runs import COLLECTION, rows

@@ -5,11 +5,11 @@ import dataclasses
 import psycopg
 import pytest
 
-from loader.database import Database
-from loader.display import show_status
-from loader.schedule import Schedule
+from loader.cli.output import show_status
+from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.status import read_status
+from loader.transform.scheduler import Schedule
+from loader.transform.status import read_status
 from tests.warehouse import land, run
 
 FOUND = ("found_collections", "tracks")

@@ -8,11 +8,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.catalog import Tracker
-from loader.connection import NO_TIMEOUTS
-from loader.database import Database, bundled
-from loader.landing import land
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.postgres.connection import NO_TIMEOUTS
+from loader.postgres.database import Database, bundled
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
 from loader.settings import Settings
 from tests.collecting import assert_taken, opened_entrance
 from tests.conftest import loader_here, open_settings

@@ -8,10 +8,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import Database
-from loader.landing import blames_row
+from loader.postgres.database import Database
+from loader.raw.landing import blames_row
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
 from tests.collecting import Collecting, Reply, collecting
 from tests.proxy import Proxy, proxied
 from tests.sending import Load, assert_landed, load, track, wait_until_drained
@@ -232,7 +232,7 @@ def test_a_collector_starts_without_its_database(
 ) -> None:
     """It remembers the write keys and what is in the spool, which lands first when the database is back."""
     # Nobody is kept waiting for it here.
-    monkeypatch.setattr("loader.server._START_SECONDS", 0.1)
+    monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
     with collecting(beyond) as collector:
         assert send(collector, key, "before").status == 200
         proxy.stop()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.database import Database
+from loader.postgres.database import Database
 from tests.conftest import Loader
 from tests.integration.conftest import Dbt
 from tests.warehouse import law

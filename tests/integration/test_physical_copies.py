@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
-from loader.database import Database, open_database
-from loader.embedded import EmbeddedServer
+from loader.postgres.database import Database, open_database
+from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import dumped, open_settings, restore, restored
 from tests.integration.test_restore import EVENT, ids, land

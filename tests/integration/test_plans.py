@@ -9,13 +9,13 @@ import psutil
 import psycopg
 import pytest
 
-from loader.catalog import Tracker
-from loader.database import Database
-from loader.embedded import EmbeddedServer
-from loader.landing import land
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database
+from loader.postgres.embedded import EmbeddedServer
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 
 HISTORY = """
     insert into raw.events (source, collection, message_id, payload)

@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import Database
 from loader.errors import without_values
+from loader.postgres.database import Database
 from loader.settings import Settings
 from tests.conftest import loader_here
 from tests.warehouse import land_payload

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from loader.database import Database, open_database
-from loader.embedded import EmbeddedServer
-from loader.readers import DEFAULT_READER, add_reader, list_readers, remove_reader
+from loader.postgres.database import Database, open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.raw.readers import DEFAULT_READER, add_reader, list_readers, remove_reader
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 from tests.conftest import Loader, create_database, drop_database, loader_here, open_settings
 from tests.integration.test_embedded import open_folder
 from tests.warehouse import land, land_payload

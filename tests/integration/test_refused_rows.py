@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from loader.database import Database
+from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 from tests.conftest import loader_here
 from tests.integration.test_found_columns import Warehouse
 from tests.warehouse import copied_project, everything, law, run_dbt

@@ -5,9 +5,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import open_database
+from loader.postgres.database import open_database
 from loader.settings import Settings
-from loader.status import read_status
+from loader.transform.status import read_status
 from tests.conftest import restored
 from tests.warehouse import copied_project, run, run_dbt
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import open_database
+from loader.buffer.connection_pool import WIRES
+from loader.postgres.database import open_database
+from loader.raw.sources import add_key
 from loader.settings import Settings
-from loader.sources import add_key
-from loader.wires import WIRES
 from tests.collecting import Collecting, collecting
 from tests.conftest import create_database, drop_database, postgres_program
 from tests.proxy import Proxy, proxied

@@ -7,9 +7,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import open_database
-from loader.embedded import EmbeddedServer
-from loader.readers import DEFAULT_READER, default_reader_url
+from loader.postgres.database import open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.raw.readers import DEFAULT_READER, default_reader_url
 from tests.conftest import open_settings
 from tests.integration.test_embedded import open_folder
 

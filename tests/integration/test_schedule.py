@@ -14,11 +14,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import Database, connection_environment, open_database
-from loader.embedded import EmbeddedServer
-from loader.schedule import Schedule, forget_old_runs
+from loader.postgres.database import Database, connection_environment, open_database
+from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
-from loader.status import read_status
+from loader.transform.scheduler import Schedule, forget_old_runs
+from loader.transform.status import read_status
 from tests.conftest import open_settings
 from tests.warehouse import AS_PARSED, land, parsed, run, started, succeed, wait_until
 
@@ -42,7 +42,7 @@ def start(settings: Settings) -> subprocess.Popen[str]:
     """Start `loader schedule` as a service manager does."""
     environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
     # Not from this folder, whose package would come before the one in the path.
-    command = [sys.executable, "-P", "-m", "loader.cli", "schedule", "--every", "0.1s"]
+    command = [sys.executable, "-P", "-m", "loader", "schedule", "--every", "0.1s"]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 

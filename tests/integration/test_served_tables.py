@@ -6,9 +6,9 @@ from functools import partial
 import psycopg
 import yaml
 
-from loader.database import Database
+from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.transform import transform
+from loader.transform.dbt import transform
 from tests.warehouse import copied_project, run, run_dbt, start_dbt, succeed, wait_until
 
 MODELS = ("email_opened", "email_delivered", "push_opened", "tracks")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from loader.database import Database
+from loader.postgres.database import Database
 from loader.settings import Settings
 from tests.conftest import loader_here
 from tests.warehouse import copied_project, everything, land, law, run, run_dbt

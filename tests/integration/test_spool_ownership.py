@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.database import open_database
+from loader.postgres.database import open_database
+from loader.postgres.warehouse import Warehouse, renew_id
+from loader.raw.sources import add_key, key_digest
 from loader.settings import Settings
-from loader.sources import add_key, key_digest
-from loader.warehouse import Warehouse, renew_id
 from tests.collecting import Collecting, collecting
 from tests.conftest import DATA, loader_here, own_database, restored
 from tests.proxy import Proxy, proxied
@@ -54,9 +54,9 @@ def theirs(server: str, home: Path, raw_template: str, spool: Path) -> Iterator[
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is kept waiting for a database that is not there."""
-    monkeypatch.setattr("loader.server._START_SECONDS", 0.1)
-    monkeypatch.setattr("loader.collector.ASK_AGAIN_SECONDS", 0.05)
-    monkeypatch.setattr("loader.observation._AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
+    monkeypatch.setattr("loader.collector.app.ASK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("loader.collector.warehouse_metrics._AGAIN_SECONDS", 0.0)
 
 
 def beyond(settings: Settings, proxy: Proxy) -> Settings:

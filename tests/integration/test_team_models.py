@@ -7,10 +7,10 @@ import psycopg
 import pytest
 import yaml
 
-from loader.catalog import Tracker
-from loader.database import Database
-from loader.landing import land as land_events
-from loader.segment import parse_lines
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database
+from loader.raw.catalog import Tracker
+from loader.raw.landing import land as land_events
 from loader.settings import Settings
 from tests.warehouse import contents, copied_project, run_dbt
 

@@ -13,23 +13,23 @@ import psycopg
 import pytest
 import uvloop
 
-import loader.writer
-from loader import metrics
-from loader.catalog import Tracker
-from loader.connection import connect
-from loader.database import Database
-from loader.deliveries import Unchecked, land_deliveries, look_again, usual_rows
+import loader.buffer.batch_writer
+from loader.buffer.async_connection import Wire
+from loader.buffer.batch_writer import Writer
+from loader.buffer.connection_pool import WIRES
+from loader.buffer.spool import Spool
 from loader.errors import DatabaseError, UnavailableError
-from loader.events import Delivery, Event
-from loader.rescan import rescan
-from loader.rows import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
-from loader.segment import parse_lines
+from loader.events.model import Delivery, Event
+from loader.events.segment import parse_lines
+from loader.postgres.connection import connect
+from loader.postgres.database import Database
+from loader.postgres.warehouse import Warehouse
+from loader.raw.batches import Unchecked, land_deliveries, look_again, usual_rows
+from loader.raw.catalog import Tracker
+from loader.raw.copy_format import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
+from loader.raw.rescan import rescan
+from loader.runtime import metrics
 from loader.settings import Settings
-from loader.spool import Spool
-from loader.warehouse import Warehouse
-from loader.wire import Wire
-from loader.wires import WIRES
-from loader.writer import Writer
 from tests.proxy import Proxy, proxied
 from tests.sending import track
 from tests.warehouse import wait_until, waiting
@@ -422,7 +422,7 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
     hold_seconds: float,
 ) -> None:
     """A smaller one would cost the database as much; but it does not wait long, should the other be stuck."""
-    monkeypatch.setattr(loader.writer, "_HOLD_SECONDS", hold_seconds)
+    monkeypatch.setattr(loader.buffer.batch_writer, "_HOLD_SECONDS", hold_seconds)
     connecting = Connecting(settings.database_url)
 
     async def waited_for(count: int) -> None:

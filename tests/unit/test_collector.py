@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import loader
-from loader.collector import Collector
-from loader.keys import WriteKeys
-from loader.observation import Observation
+from loader.buffer.batch_writer import Writer
+from loader.buffer.spool import Spool
+from loader.collector.app import Collector
+from loader.collector.warehouse_metrics import Observation
+from loader.collector.write_keys import WriteKeys
+from loader.postgres.warehouse import Warehouse
 from loader.settings import Settings
-from loader.spool import Spool
-from loader.warehouse import Warehouse
-from loader.writer import Writer
 
-DOCUMENT = json.loads((Path(loader.__file__).parent / "openapi.json").read_text(encoding="utf-8"))
+DOCUMENT = json.loads((Path(loader.__file__).parent / "collector" / "openapi.json").read_text(encoding="utf-8"))
 
 
 def unreachable() -> Any:

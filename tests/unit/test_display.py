@@ -7,11 +7,11 @@ from decimal import Decimal
 
 import pytest
 
-from loader.connection import unreachable
-from loader.display import ProgressDisplay, duration, grid, landed_lines, show_rows, table, to_json
-from loader.landing import Landed
-from loader.loading import Progress
-from loader.terminal import count, shorten
+from loader.cli.output import ProgressDisplay, duration, grid, landed_lines, show_rows, table, to_json
+from loader.files.load import Progress
+from loader.postgres.connection import unreachable
+from loader.raw.landing import Landed
+from loader.runtime.terminal import count, shorten
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:

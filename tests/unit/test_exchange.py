@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.exchange import DisconnectedError, RefusedError, header, read_body, unavailable
+from loader.collector.http import DisconnectedError, RefusedError, header, read_body, unavailable
 
 LIMIT = 1000
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loader.entrances import FILE, export_entrance
 from loader.errors import FileError
-from loader.exports import _buffered, open_lines
+from loader.events.formats import FILE, export_entrance
+from loader.files.exports import _buffered, open_lines
 
 ENTRANCE = export_entrance("emailSend")
 COLUMNS = ["email", "messageId", "itblInternal.documentCreatedAt"]

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from loader.errors import FileError
-from loader.files import (
+from loader.files.streams import (
     CALLS,
     READ_BYTES,
     _Unpacker,

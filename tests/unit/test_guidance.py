@@ -4,8 +4,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from loader.cli import main
-from loader.guidance import EXAMPLES, walk
+from loader.cli.app import main
+from loader.cli.help import EXAMPLES, walk
 
 ALL = dict(walk(main))
 COMMANDS = [path for path, command in ALL.items() if not isinstance(command, click.Group)]

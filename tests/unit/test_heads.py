@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.heads import head_of
+from loader.collector.heads import head_of
 
 HEAD = b"POST /v1/track HTTP/1.1\r\nHost: collector\r\nContent-Length: %d\r\nAuthorization: Basic a2V5Og==\r\n\r\n"
 

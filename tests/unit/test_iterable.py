@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.entrances import ITERABLE_WEBHOOK, export_entrance, parse_chunk, parse_message
-from loader.events import Event, Reason, Refused
-from loader.iterable import parse_export, parse_export_lines, parse_webhook
-from loader.kinds import KINDS, SEGMENT_EVENTS
+from loader.events.formats import ITERABLE_WEBHOOK, export_entrance, parse_chunk, parse_message
+from loader.events.iterable import parse_export, parse_export_lines, parse_webhook
+from loader.events.iterable_types import KINDS, SEGMENT_EVENTS
+from loader.events.model import Event, Reason, Refused
 from tests.conftest import DATA
 
 WEBHOOKS = [

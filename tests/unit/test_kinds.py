@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from loader.kinds import BOOLEANS, DOCUMENTS, KINDS, NUMBERS, SEGMENT_EVENTS, kind_of_file, known_kind
+from loader.events.iterable_types import BOOLEANS, DOCUMENTS, KINDS, NUMBERS, SEGMENT_EVENTS, kind_of_file, known_kind
 from tests.conftest import DATA
 
 with (DATA / "native_event_map.csv").open(encoding="utf-8", newline="") as file:

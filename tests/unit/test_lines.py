@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.errors import FileError
-from loader.files import open_events
-from loader.lines import KEPT_BYTES, Chunk, LineReader, digests_at, read_chunk
+from loader.files.chunks import KEPT_BYTES, Chunk, LineReader, digests_at, read_chunk
+from loader.files.streams import open_events
 
 LINES = b'{"a":1}\n{"b":2}\n' * 5000
 # Lines of every length, empty ones included, with and without a newline at the end.

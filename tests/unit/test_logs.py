@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from loader.logs import configure_logs
+from loader.runtime.logs import configure_logs
 
 SECRET = "ada@example.com"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.moments import iso_text, read_moment
+from loader.events.timestamps import iso_text, read_moment
 
 SECOND = datetime(2026, 3, 4, 15, 20, 11, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.naming import (
+from loader.events.naming import (
     BUILT_IN_TABLES,
     IDENTIFIER_BYTES,
     RESERVED_WORDS,

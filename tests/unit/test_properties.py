@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader.properties import TRACKED_PROPERTIES, Path, Shape, covers, event_name, type_of
+from loader.events.shapes import TRACKED_PROPERTIES, Path, Shape, covers, event_name, type_of
 
 TYPES = ["boolean", "bigint", "numeric", "timestamp with time zone", "text"]
 

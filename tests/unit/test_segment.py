@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loader.events import Event, Reason, Refused
-from loader.naming import table_name
-from loader.segment import parse_line, parse_lines
+from loader.events.model import Event, Reason, Refused
+from loader.events.naming import table_name
+from loader.events.segment import parse_line, parse_lines
 
 BASE = b'{"type":"track","event":"Email Opened","userId":"u1","messageId":"m1"}'
 # Behind another line, where nothing special happens to a file's first bytes.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from loader.collector.auth import basic_key, client_address, is_signed, shown_keys, trusted_networks
 from loader.errors import UsageError
-from loader.senders import basic_key, client_address, is_signed, shown_keys, trusted_networks
 
 # https://segment.com/docs/connections/destinations/catalog/webhooks/ has no example; this one is worked out by hand.
 SIGNED = b'{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'

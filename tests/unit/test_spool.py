@@ -20,13 +20,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loader import segments as files
-from loader import spool as module
+from loader.buffer import spool as module
+from loader.buffer import spool_segment as files
+from loader.buffer.spool import Part, Spool
+from loader.buffer.spool_segment import segment_files, warehouse_of
 from loader.errors import SpoolError
-from loader.events import Delivery, Event, Reason, Refused
-from loader.segments import segment_files, warehouse_of
-from loader.spool import Part, Spool
-from loader.warehouse import Warehouse
+from loader.events.model import Delivery, Event, Reason, Refused
+from loader.postgres.warehouse import Warehouse
 from tests.conftest import DATA
 
 NOW = datetime(2026, 3, 4, 15, 0, tzinfo=UTC)

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from loader.terminal import escape_controls, escape_json_controls
+from loader.runtime.terminal import escape_controls, escape_json_controls
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loader.encoding import SUSPICIOUS
-from loader.events import Event, Reason
-from loader.tracking import (
+from loader.events.json_text import SUSPICIOUS
+from loader.events.model import Event, Reason
+from loader.events.tracking_api import (
     BadRequestError,
     Call,
     Limits,

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from loader.events import Event, Refused
-from loader.segment import parse_line, parse_lines
-from loader.tracking import Limits, parse_calls, read_batch, read_call
-from loader.written_keys import blank_write_keys, find_write_key, take_write_key
+from loader.events.model import Event, Refused
+from loader.events.segment import parse_line, parse_lines
+from loader.events.tracking_api import Limits, parse_calls, read_batch, read_call
+from loader.events.written_keys import blank_write_keys, find_write_key, take_write_key
 
 KEY = "k1-SECRET_key"
 CALL = '"userId":"u","event":"E","messageId":"m"'

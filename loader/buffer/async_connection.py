@@ -1,0 +1,197 @@
+"""Rows written over a connection of their own, driven by the event loop.
+
+A thread would have to be woken for each step, and wait for the interpreter each time: for a batch of a few dozen events
+that takes longer than the database does. The steps here are libpq's own for a program that does not wait:
+https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import psycopg
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+from loader.postgres.connection import cut
+
+# What the statement is called that a wire has prepared.
+_PREPARED = b"land"
+_BINARY = 1
+_UNKNOWN_STATEMENT = b"26000"
+
+_Done = Callable[[Exception | None], None]
+
+
+class Wire:
+    """One statement at a time; for the event loop's thread.
+
+    Args:
+        connection: A connection in autocommit, so that each statement is a transaction of its own.
+        loop: The event loop.
+        seconds: How long the server may take for a statement.
+        statement: What `execute` runs.
+
+    Attributes:
+        is_busy: A statement is under way.
+        can_execute: Nothing speaks against `execute`; a pooler may have a server forget what it has prepared.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        statement: bytes,
+    ) -> None:
+        self.is_busy = False
+        self.can_execute = True
+        self._statement = statement
+        self._is_prepared = False
+        self._arguments: Sequence[bytes] | None = None
+        self._connection = connection
+        self._pgconn: PGconn = connection.pgconn
+        self._loop = loop
+        self._seconds = seconds
+        # Looked at from the beginning: a connection may end while nothing is asked of it.
+        self._socket = self._pgconn.socket if self.is_whole() else -1
+        if self._socket >= 0:
+            loop.add_reader(self._socket, self._read)
+        self._is_writing = False
+        self._deadline = float("inf")
+        self._data: bytes | None = None
+        self._error: Exception | None = None
+        self._done: _Done = lambda _: None
+
+    def copy(self, statement: bytes, data: bytes, done: _Done) -> None:
+        """Copy data.
+
+        Args:
+            statement: The COPY.
+            data: All of it, in the format the statement names.
+            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
+        """
+        self._begin(data, done, lambda: self._pgconn.send_query(statement))
+
+    def execute(self, arguments: Sequence[bytes], done: _Done) -> None:
+        """Run the wire's statement, which the server prepares when it is first asked for.
+
+        Not before: a table that somebody has locked would keep the connection from being of any use.
+
+        Args:
+            arguments: Its arguments, in binary.
+            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
+        """
+        if self._is_prepared:
+            self._begin(None, done, lambda: self._send_prepared(arguments))
+        else:
+            self._arguments = arguments
+            self._begin(None, done, lambda: self._pgconn.send_prepare(_PREPARED, self._statement))
+
+    def _send_prepared(self, arguments: Sequence[bytes]) -> None:
+        self._pgconn.send_query_prepared(_PREPARED, arguments, [_BINARY] * len(arguments), _BINARY)
+
+    def _begin(self, data: bytes | None, done: _Done, send: Callable[[], None]) -> None:
+        self.is_busy = True
+        self._deadline = time.monotonic() + self._seconds
+        self._data, self._error, self._done = data, None, done
+        try:
+            send()
+        except psycopg.Error as error:
+            # Not at once: nobody expects to be told before this returns.
+            self._loop.call_soon(self._end, error)
+            return
+        self._flush()
+
+    def is_late(self) -> bool:
+        """Say whether the server has taken too long."""
+        return time.monotonic() > self._deadline
+
+    def is_whole(self) -> bool:
+        """Say whether the connection can be used, now or when the statement under way is done."""
+        return self._pgconn.status == ConnStatus.OK
+
+    def notice(self) -> None:
+        """Read what has come without having been told that something has.
+
+        A connection that is reset behind the server's last words is one event to libuv, which then looks at the socket
+        no more: those words are read, and nobody learns of the end (`uv__poll_io` in its src/unix/poll.c).
+        """
+        if self._socket >= 0:
+            self._read()
+
+    def cut(self) -> None:
+        """End a connection whose server takes too long: what is under way fails."""
+        self._deadline = float("inf")
+        cut(self._connection)
+
+    def close(self) -> None:
+        """Close the connection; what is under way fails."""
+        self._let_go()
+        if self.is_busy:
+            self._end(psycopg.OperationalError("closed"))
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+    def _flush(self) -> None:
+        """Send what libpq holds; what the socket does not take now is sent when it does."""
+        try:
+            if self._pgconn.flush():
+                self._loop.add_writer(self._socket, self._flush)
+                self._is_writing = True
+            elif self._is_writing:
+                self._loop.remove_writer(self._socket)
+                self._is_writing = False
+        except psycopg.Error as error:
+            self._end(error)
+
+    def _read(self) -> None:
+        """Go on with what the server has answered."""
+        try:
+            self._pgconn.consume_input()
+            if not self.is_busy:
+                # A notice, or the end of the connection, which the next statement will find out.
+                return
+            while not self._pgconn.is_busy():
+                result = self._pgconn.get_result()
+                if result is None and self._arguments is not None and self._error is None:
+                    arguments, self._arguments, self._is_prepared = self._arguments, None, True
+                    self._send_prepared(arguments)
+                    self._flush()
+                    return
+                if result is None:
+                    self._end(self._error)
+                    return
+                if result.status == ExecStatus.COPY_IN and self._data is not None:
+                    data, self._data = self._data, None
+                    self._pgconn.put_copy_data(data)
+                    self._pgconn.put_copy_end()
+                    self._flush()
+                    return
+                if result.status != ExecStatus.COMMAND_OK:
+                    self._error = self._error or _failure(result)
+                    is_unknown = result.error_field(DiagnosticField.SQLSTATE) == _UNKNOWN_STATEMENT
+                    self.can_execute &= not (is_unknown or self._arguments)
+        except psycopg.Error as error:
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.is_whole():
+            self._let_go()
+        self._deadline = float("inf")
+        self.is_busy = False
+        self._arguments = None
+        done, self._done = self._done, lambda _: None
+        done(error)
+
+    def _let_go(self) -> None:
+        """Look at the socket no longer, before it is closed."""
+        if self._socket >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket = -1
+
+
+def _failure(result: PGresult) -> psycopg.Error:
+    return psycopg.DatabaseError(result.error_message.decode(errors="replace"))

@@ -1,0 +1,342 @@
+"""Keeps messages on the local disk while the database cannot take them, in the order in which they came.
+
+A spool is a folder of segment files that only grow (`segments.py`). Each append is one record and one fsync; a record
+carries its length and checksum, so what a power cut leaves of the last one is told apart from what was written whole.
+How far a segment has been drained is not kept here but in the database, in the transaction of its rows: nothing lands
+twice.
+
+Every process writes a segment of its own, which it holds locked. What a process leaves behind when it ends is adopted
+by the next one that looks. A segment of another warehouse is left alone.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from loader.buffer.spool_segment import RECORD_BYTES, Segment, encode, foreign_segments, segment_files, warehouse_of
+from loader.errors import SpoolError
+from loader.events.model import Delivery
+from loader.postgres.warehouse import Warehouse
+from loader.runtime import metrics
+from loader.settings import Settings
+
+# A segment is deleted whole, so its size is what a spool keeps of what it has drained.
+SEGMENT_BYTES = 64_000_000
+
+# How long a spool counts as broken after an append has failed.
+_BROKEN_SECONDS = 5.0
+
+# What a person reads of a segment whose warehouse is not known: versions before recorded none, or the name was changed.
+_OWNERS = {"": "not recorded", None: "renamed file"}
+
+log = structlog.get_logger("loader")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some deliveries of a segment.
+
+    Attributes:
+        segment: The segment's name.
+        offset: Where they begin in it.
+        end: Where the next ones begin.
+        deliveries: The deliveries.
+        last: Nothing follows them so far.
+    """
+
+    segment: str
+    offset: int
+    end: int
+    deliveries: list[Delivery]
+    last: bool
+
+
+@dataclass(frozen=True)
+class SegmentListed:
+    """A segment of the spool, as `loader spool list` shows it."""
+
+    segment: str
+    last_written: datetime
+    bytes: int
+    warehouse: str
+    foreign: bool
+
+
+class Spool:
+    """The spool of one process. Not for use from several threads at once.
+
+    Args:
+        folder: Where the segments lie; made when it is not there.
+        limit: Bytes that may wait in it; 0 for no spool at all.
+        warehouse: The warehouse that new segments belong to; by default one that is unknown.
+        segment_bytes: Size at which a new segment begins.
+    """
+
+    def __init__(
+        self, folder: Path, limit: int, warehouse: Warehouse | None = None, *, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._warehouse = warehouse or Warehouse()
+        self._segment_bytes = segment_bytes
+        self._segments: deque[Segment] = deque()
+        self._positions: dict[str, int] = {}
+        self._writable: Segment | None = None
+        # The warehouse that is drained into; empty while it is unknown.
+        self._into = ""
+        self._told: set[Path] = set()
+        self._broken_until = float("-inf")
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait to be drained."""
+        return sum(segment.size - self._position(segment) for segment in self._segments)
+
+    def adopt(self, warehouse: str = "") -> int:
+        """Take over what processes that are gone have left, before anything of this process's own.
+
+        Args:
+            warehouse: The id of the warehouse to drain into. Segments of another one are let go of. While the id is
+                unknown, all segments are taken over.
+
+        Returns:
+            How many segments were taken over.
+        """
+        self._into = warehouse
+        for segment in [each for each in self._segments if not self._is_own(each)]:
+            self._let_go(segment)
+        adopted = 0
+        held = {segment.path for segment in self._segments}
+        for path in segment_files(self._folder):
+            if path in held or warehouse_of(path) is None or (warehouse and warehouse_of(path) not in {"", warehouse}):
+                continue
+            with suppress(OSError):  # somebody else's, or gone
+                self._segments.append(Segment(path))
+                adopted += 1
+        self._segments = deque(sorted(self._segments, key=lambda segment: segment.path))
+        if warehouse:
+            self._tell_foreign(warehouse)
+        return adopted
+
+    def take(self, name: str) -> None:
+        """Take over one segment, whatever warehouse it belongs to.
+
+        Raises:
+            SpoolError: There is no such segment, or a process holds it.
+        """
+        path = self._folder / name
+        if path not in segment_files(self._folder):
+            raise SpoolError(f"There is no segment {name} in {self._folder}. `loader spool list` shows the segments.")
+        try:
+            self._segments.append(Segment(path))
+        except OSError:
+            raise SpoolError(f"Segment {name} is held by a collector, which drains it by itself.") from None
+
+    def append(self, deliveries: Sequence[Delivery]) -> None:
+        """Write deliveries to the disk; they are safe there when this returns.
+
+        Args:
+            deliveries: The deliveries, in their order.
+
+        Raises:
+            SpoolError: There is no room, or the disk does not take them. Nothing is kept of them.
+        """
+        body = encode(deliveries)
+        self._check_limit(len(body))
+        try:
+            segment = self._segment()
+            try:
+                segment.append(body)
+            except OSError:
+                # What the disk did not take once it may not have taken at all: this segment ends here.
+                self._writable = None
+                if not segment.size:
+                    self._segments.remove(segment)
+                    segment.delete()
+                raise
+        except OSError as error:
+            self._broken_until = time.monotonic() + _BROKEN_SECONDS
+            raise self._unwritable(error.strerror) from None
+        self._broken_until = float("-inf")
+
+    def check_room(self) -> None:
+        """Make sure that deliveries could be written, without writing any.
+
+        Raises:
+            SpoolError: There is no room, or the disk takes nothing.
+        """
+        self._check_limit(0)
+        if time.monotonic() < self._broken_until:
+            raise self._unwritable("the last attempt has failed")
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            raise self._unwritable(error.strerror) from None
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise self._unwritable("this process may not write there")
+        if not disk.f_bavail:
+            raise self._unwritable("the disk is full")
+
+    def resume(self, positions: dict[str, int]) -> None:
+        """Go by what the database says of how far segments have been drained, by their names."""
+        self._positions = dict(positions)
+
+    def next_part(self, size: int) -> Part | None:
+        """Return the first deliveries that are not drained yet.
+
+        Args:
+            size: Bytes of deliveries to return at least, as far as the segment has them.
+
+        Returns:
+            The deliveries; None when nothing is left.
+        """
+        while self._segments:
+            segment = self._segments[0]
+            if not self._is_own(segment):
+                # Begun while another warehouse was there.
+                self._let_go(segment)
+                self._tell_foreign(self._into)
+                continue
+            start = end = self._position(segment)
+            deliveries: list[Delivery] = []
+            for end, found in segment.records(start):
+                deliveries += found
+                # What is passed over is no part of its own, however large it is: good records may follow it.
+                if deliveries and end - start >= size:
+                    break
+            if deliveries:
+                last = end == segment.size and len(self._segments) == 1
+                return Part(segment.path.name, start, end, deliveries, last)
+            self._delete(segment)
+        return None
+
+    def drained(self, part: Part) -> None:
+        """Remember that a part is in the database."""
+        self._positions[part.segment] = part.end
+
+    def close(self) -> None:
+        """Let go of the segments; what is not drained stays for the next process."""
+        while self._segments:
+            self._segments.popleft().close()
+        self._writable = None
+
+    def _is_own(self, segment: Segment) -> bool:
+        """Say whether a segment is to be drained."""
+        return not self._into or segment.warehouse in {"", self._into}
+
+    def _let_go(self, segment: Segment) -> None:
+        self._segments.remove(segment)
+        if segment is self._writable:
+            self._writable = None
+        segment.close()
+
+    def _tell_foreign(self, warehouse: str) -> None:
+        for path in count_foreign(self._folder, warehouse):
+            if path not in self._told:
+                self._told.add(path)
+                log.warning(
+                    "a segment of the spool belongs to another warehouse and is left alone; `loader spool list`",
+                    segment=str(path),
+                    belongs_to=warehouse_of(path),
+                    warehouse=warehouse,
+                )
+
+    def _check_limit(self, size: int) -> None:
+        """Make sure that a record may have a body of so many bytes."""
+        if not self._limit:
+            raise SpoolError("There is no spool: LOADER_SPOOL_BYTES is 0.")
+        if self.size + RECORD_BYTES + size > self._limit:
+            raise SpoolError(
+                f"The spool in {self._folder} is full ({self.size:,} of {self._limit:,} bytes). It empties when the "
+                "database is back; LOADER_SPOOL_BYTES sets its size."
+            )
+
+    def _unwritable(self, reason: str | None) -> SpoolError:
+        return SpoolError(f"The spool in {self._folder} cannot be written: {reason}.")
+
+    def _position(self, segment: Segment) -> int:
+        """Return how far a segment has been drained."""
+        return min(self._positions.get(segment.path.name, 0), segment.size)
+
+    def _segment(self) -> Segment:
+        """Return the segment to write to."""
+        warehouse = self._warehouse.id
+        writable = self._writable
+        if writable is None or writable.size >= self._segment_bytes or writable.warehouse != warehouse:
+            if not self._folder.is_dir():
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sync_folder(self._folder.parent)
+            segment = Segment.create(self._folder, warehouse)
+            try:
+                _sync_folder(self._folder)
+            except OSError:
+                segment.delete()
+                raise
+            self._segments.append(segment)
+            self._writable = writable = segment
+        return writable
+
+    def _delete(self, segment: Segment) -> None:
+        self._segments.popleft()
+        if segment is self._writable:
+            self._writable = None
+        segment.delete()
+
+
+def spool_folder(settings: Settings) -> Path:
+    """Return the folder of the spool that settings name."""
+    return settings.spool or settings.home / "spool"
+
+
+def list_segments(folder: Path, warehouse: str) -> list[SegmentListed]:
+    """Return the segments of a spool, the oldest first.
+
+    Args:
+        folder: The spool's folder.
+        warehouse: The id of the warehouse in use.
+    """
+    listed = []
+    for path in segment_files(folder):
+        owner = warehouse_of(path)
+        try:
+            found = path.stat()
+        except FileNotFoundError:  # drained meanwhile
+            continue
+        listed.append(
+            SegmentListed(
+                segment=path.name,
+                last_written=datetime.fromtimestamp(found.st_mtime, UTC),
+                bytes=found.st_size,
+                warehouse="this one" if owner == warehouse else _OWNERS.get(owner, owner or ""),
+                foreign=owner not in {"", warehouse},
+            )
+        )
+    return listed
+
+
+def count_foreign(folder: Path, warehouse: str) -> list[Path]:
+    """Return the segments of other warehouses in a folder, and count their bytes for the metrics."""
+    foreign = foreign_segments(folder, warehouse)
+    size = 0
+    for path in foreign:
+        with suppress(OSError):
+            size += path.stat().st_size
+    metrics.foreign_spool_bytes.set(size)
+    return foreign
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name as durable as what is in it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

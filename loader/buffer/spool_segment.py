@@ -1,0 +1,229 @@
+"""One segment of a spool: a file of records that only grows.
+
+A segment's name says when it was begun, its nonce and the warehouse whose write keys let its events in. A record is the
+nonce, the length of its body, and a checksum of the body under the nonce as the key. Senders do not know the nonce, so
+no bytes they send can pass for a record. Versions before had segments with neither; those are read as well.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from struct import Struct
+
+import msgspec
+import structlog
+
+from loader.errors import SpoolError
+from loader.events.model import Delivery
+
+_SUFFIX = ".segment"
+_OLD_SUFFIX = ".spool"
+_DAMAGED = ".damaged"
+
+# Time of the beginning, nonce, warehouse.
+_NAME = re.compile(r"\d{20}-([0-9a-f]{32})-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|unknown)\.segment")
+_UNKNOWN = "unknown"
+_NONCE_BYTES = 16
+
+# Of a record: what it begins with, the length of its body, the body's checksum.
+_HEADER = Struct(">16sI16s")
+_OLD_HEADER = Struct(">4sII")
+_OLD_MARK = b"IWSP"
+
+# What a record has besides its body.
+RECORD_BYTES = _HEADER.size
+
+log = structlog.get_logger("loader")
+
+encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Delivery]).decode
+
+
+def segment_files(folder: Path) -> list[Path]:
+    """Return the segments of a folder, the oldest first."""
+    return sorted([*folder.glob(f"*{_SUFFIX}"), *folder.glob(f"*{_OLD_SUFFIX}")])
+
+
+def warehouse_of(path: Path) -> str | None:
+    """Return the id of the warehouse that a segment belongs to.
+
+    Returns:
+        The id; empty when the segment has none, None when the file's name is not a segment's.
+    """
+    if path.suffix == _OLD_SUFFIX:
+        return ""
+    found = _NAME.fullmatch(path.name)
+    return None if found is None else found[2].removeprefix(_UNKNOWN)
+
+
+def foreign_segments(folder: Path, warehouse: str) -> list[Path]:
+    """Return the segments of a folder that belong to another warehouse, the oldest first.
+
+    Args:
+        folder: The spool's folder.
+        warehouse: The id of the warehouse in use; while it is empty, none is another one.
+    """
+    return [path for path in segment_files(folder) if warehouse and warehouse_of(path) not in {"", warehouse}]
+
+
+class Segment:
+    """One file, locked for as long as it is open.
+
+    Args:
+        path: The file.
+        flags: Further flags to open it with.
+
+    Attributes:
+        warehouse: The id of the warehouse it belongs to; empty when it has none.
+        size: Its bytes.
+
+    Raises:
+        SpoolError: Its name is not a segment's.
+        OSError: Somebody else has it, or it cannot be opened.
+    """
+
+    def __init__(self, path: Path, flags: int = 0) -> None:
+        self.path = path
+        warehouse = warehouse_of(path)
+        if warehouse is None:
+            raise SpoolError(
+                f"{path} was renamed: a segment's name has the key to its checksums. Give it back its name."
+            )
+        self.warehouse = warehouse
+        self._is_old = path.suffix == _OLD_SUFFIX
+        self._mark = _OLD_MARK if self._is_old else bytes.fromhex(path.name.split("-")[1])
+        self._header = _OLD_HEADER if self._is_old else _HEADER
+        self._reported: set[int] = set()
+        self.file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(self.file)
+        except BaseException:
+            os.close(self.file)
+            raise
+        if not found.st_nlink:
+            # Whoever had it until now has deleted it: what is written there would be gone with this process.
+            os.close(self.file)
+            raise FileNotFoundError(errno.ENOENT, "Somebody has deleted it", str(path))
+        self.size = found.st_size
+
+    @classmethod
+    def create(cls, folder: Path, warehouse: str) -> "Segment":
+        """Begin a segment.
+
+        Args:
+            folder: Where it is to lie.
+            warehouse: The id of the warehouse it belongs to; empty when it is unknown.
+        """
+        name = f"{time.time_ns():020d}-{secrets.token_hex(_NONCE_BYTES)}-{warehouse or _UNKNOWN}{_SUFFIX}"
+        return cls(folder / name, os.O_CREAT | os.O_EXCL)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.file)
+
+    def delete(self) -> None:
+        """Delete it."""
+        try:
+            self.path.unlink(missing_ok=True)
+        finally:
+            self.close()
+
+    def append(self, body: bytes) -> None:
+        """Write a record to the disk; it is safe there when this returns.
+
+        Args:
+            body: Deliveries, as `encode` gives them.
+
+        Raises:
+            OSError: The disk does not take it. The segment is as it was.
+        """
+        record = self._header.pack(self._mark, len(body), self._checksum(body)) + body
+        try:
+            _write(self.file, record, self.size)
+            os.fsync(self.file)
+        except OSError:
+            # Whatever of it got there must not be taken for a record.
+            os.ftruncate(self.file, self.size)
+            raise
+        self.size += len(record)
+
+    def records(self, position: int) -> Iterator[tuple[int, list[Delivery]]]:
+        """Yield where each whole record ends and what it holds; what is damaged is reported and kept aside."""
+        while position < self.size:
+            read = self._read(position)
+            if read is None:
+                following = self._next(position + 1)
+                self._report(position, following)
+                # Passed over for good, also when nothing follows it.
+                yield following, []
+                position = following
+                continue
+            position, deliveries = read
+            yield position, deliveries
+
+    def _checksum(self, body: bytes) -> bytes | int:
+        if self._is_old:
+            return zlib.crc32(body)
+        return hashlib.blake2b(body, key=self._mark, digest_size=16).digest()
+
+    def _read(self, position: int) -> tuple[int, list[Delivery]] | None:
+        """Return where a record ends and what it holds; None when there is no whole one."""
+        header = os.pread(self.file, self._header.size, position)
+        if len(header) < self._header.size:
+            return None
+        mark, length, checksum = self._header.unpack(header)
+        end = position + self._header.size + length
+        if mark != self._mark or end > self.size:
+            return None
+        body = os.pread(self.file, length, position + self._header.size)
+        if self._checksum(body) != checksum:
+            return None
+        try:
+            return end, _decode(body)
+        except msgspec.MsgspecError:
+            return None
+
+    def _next(self, position: int) -> int:
+        """Return where the next whole record begins; the segment's end when there is none."""
+        rest = os.pread(self.file, self.size - position, position)
+        found = rest.find(self._mark)
+        while found >= 0:
+            if self._read(position + found):
+                return position + found
+            found = rest.find(self._mark, found + 1)
+        return self.size
+
+    def _report(self, start: int, end: int) -> None:
+        # One file for each piece, so that a piece found again, by another process too, is kept once.
+        if start in self._reported:
+            return
+        aside = self.path.with_name(f"{self.path.stem}-{start}{_DAMAGED}")
+        aside.touch(0o600)
+        with aside.open("wb") as file:
+            file.write(os.pread(self.file, end - start, start))
+            file.flush()
+            os.fsync(file.fileno())
+        self._reported.add(start)
+        log.error(
+            "part of the spool is damaged and cannot be landed; it is kept aside",
+            segment=str(self.path),
+            offset=start,
+            bytes=end - start,
+            kept_in=str(aside),
+        )
+
+
+def _write(file: int, data: bytes, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, position)
+        view = view[written:]
+        position += written

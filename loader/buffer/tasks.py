@@ -1,0 +1,52 @@
+"""What the writing thread has to do, one task after the other."""
+
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from loader.buffer.backlog import Waiting
+from loader.buffer.spool_replay import BATCH_BYTES
+from loader.raw.batches import Unchecked
+
+
+@dataclass
+class Task:
+    """What the writing thread has to do at a time.
+
+    Attributes:
+        batch: Deliveries to write.
+        unchecked: What has landed by wire, to be checked; empty once it is.
+        number: How many tasks it was made of.
+        checked: Bytes of what was in `unchecked`.
+        late: The database has not answered a wire that took it there.
+    """
+
+    batch: list[Waiting]
+    unchecked: list[Unchecked] = field(default_factory=list)
+    number: int = 1
+    checked: int = 0
+    late: bool = False
+
+
+class Tasks:
+    """The tasks that wait for the writing thread; may be used from any thread."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[Task | None] = SimpleQueue()
+
+    def put(self, task: Task | None) -> None:
+        """Have a task wait; None ends the thread when it has done the others."""
+        self._waiting.put(task)
+
+    def next(self) -> Task | None:
+        """Wait for something to do; what has gathered meanwhile shares a commit."""
+        task = self._waiting.get()
+        while task and not self._waiting.empty() and sum(size for _, size, _ in task.batch) < BATCH_BYTES:
+            following = self._waiting.get()
+            if following is None:
+                self._waiting.put(None)
+                break
+            task.batch += following.batch
+            task.unchecked += following.unchecked
+            task.number += 1
+            task.late |= following.late
+        return task

@@ -1,0 +1,82 @@
+"""The commands about who may read: readers and connection URLs."""
+
+import click
+
+from loader.cli import context, output
+from loader.postgres.database import connection_environment
+from loader.postgres.embedded import EmbeddedServer
+from loader.raw.readers import add_reader, default_reader_url, list_readers, remove_reader
+from loader.raw.sources import find_source
+
+_AS_ADMINISTRATOR = (
+    "The role in DATABASE_URL may not create or drop this role. Run the SQL above as an administrator of the database."
+)
+
+
+@click.command()
+@click.option(
+    "--env", "as_environment", is_flag=True, help="As shell variables of the loader's role, for psql and dbt."
+)
+@click.option("--owner", is_flag=True, help="Of the loader's role, which may change everything.")
+def url(*, as_environment: bool, owner: bool) -> None:
+    """Print the URL to connect with, as in psql "$(loader url)".
+
+    Of the embedded database it is the URL of a role that only reads tables. With DATABASE_URL set, it is that URL.
+    """
+    import shlex  # noqa: PLC0415
+
+    with context.database(for_reader=True) as (database, settings):
+        if as_environment:
+            for name, value in connection_environment(database.url).items():
+                output.echo_exact(f"export {name}={shlex.quote(value)}")
+        elif owner or not database.embedded:
+            output.echo_exact(database.url)
+        else:
+            with context.autocommit(database) as connection:
+                output.echo_exact(default_reader_url(connection, database.url, EmbeddedServer(settings.home).folder))
+
+
+@click.group()
+def reader() -> None:
+    """Readers: database roles for BI tools, which read the tables of sources and nothing else."""
+
+
+@reader.command(name="add")
+@click.argument("name")
+@click.option("--source", "sources", multiple=True, help="Only this source; may be given several times. [default: all]")
+def reader_add(name: str, sources: tuple[str, ...]) -> None:
+    """Make a role that only reads, and print its connection URL, which is shown this once.
+
+    It reads the present tables and later ones; without --source it reads later sources too.
+    """
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        with database.begin() as transaction:
+            schemas = [find_source(transaction, source) for source in sources]
+        made = add_reader(connection, database.url, name, schemas)
+    if made.statements:
+        output.echo_exact(made.statements.rstrip("\n"))
+        output.note(f"{_AS_ADMINISTRATOR} Then connect with this URL, which is shown only now: {made.url}")
+    else:
+        output.echo_exact(made.url)
+        output.note(f"Reader {name} reads {', '.join(schemas) or 'every source'}. The URL is shown only now.")
+
+
+@reader.command(name="list")
+@context.as_json
+def reader_list(*, as_json: bool) -> None:
+    """List the readers, with the sources they read."""
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        output.show_records(list_readers(connection), as_json=as_json, empty="No reader yet: `loader reader add NAME`.")
+
+
+@reader.command(name="remove")
+@click.argument("name")
+def reader_remove(name: str) -> None:
+    """End a reader's sessions and drop its role."""
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        statements = remove_reader(connection, name)
+    if statements:
+        output.echo_exact(statements.rstrip("\n"))
+        output.note(_AS_ADMINISTRATOR)
+    else:
+        output.note(f"Reader {name} is removed.")

@@ -1,0 +1,115 @@
+"""The commands about messages that could not land: to list, show, correct, retry and discard them."""
+
+import sys
+
+import click
+
+from loader.cli import context, output
+from loader.errors import UsageError
+from loader.runtime.terminal import count, shorten
+
+
+@click.group()
+def quarantine() -> None:
+    """Messages that could not land, and the way back in."""
+
+
+@quarantine.command(name="list")
+@click.option("--reason", help="Only those with this reason code.")
+@click.option("--all", "resolved", is_flag=True, help="Also those that have landed since.")
+@click.option("--limit", default=50, show_default=True, help="At most so many, the newest first.")
+@context.as_json
+def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: bool) -> None:
+    """List messages, the newest first."""
+    from loader.raw.quarantine import list_messages  # noqa: PLC0415
+
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        messages = list_messages(connection, reason=reason, resolved=resolved, limit=limit)
+    rows = [
+        {
+            "id": message.id,
+            "reason": message.reason,
+            "detail": message.detail if as_json else shorten(message.detail, 60),
+            "source": message.source,
+            "path": message.path,
+            "offset": message.byte_offset,
+            "bytes": len(message.payload),
+            "received_at": message.received_at,
+            "landed": message.resolution,
+        }
+        for message in messages
+    ]
+    output.show_rows(rows, as_json=as_json, empty="Nothing is in quarantine.")
+
+
+@quarantine.command(name="show")
+@click.argument("number", type=int)
+def quarantine_show(number: int) -> None:
+    """Print a message's original bytes to stdout; what is wrong with it goes to stderr."""
+    from loader.raw.quarantine import find_message  # noqa: PLC0415
+
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        message = find_message(connection, number)
+    place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
+    output.note(f"{message.reason}: {' '.join(message.detail.split())}")
+    output.note(f"from {place}, received {message.received_at:%Y-%m-%d %H:%M:%S %Z}")
+    output.echo_message(message.payload)
+
+
+@quarantine.command(name="retry")
+@click.argument("numbers", type=int, nargs=-1, metavar="[NUMBER]...")
+@click.option("--reason", help="All open messages with this reason code.")
+@click.option("--all", "every", is_flag=True, help="All open messages.")
+@click.option(
+    "--file", "replacement", type=click.File("rb"), help="A corrected message to land in its place; - is stdin."
+)
+def quarantine_retry(
+    numbers: tuple[int, ...], reason: str | None, replacement: click.utils.LazyFile | None, *, every: bool
+) -> None:
+    """Try to land messages again, as they are or corrected.
+
+    Each is read as it was when it came: the body of a batch or a webhook may hold several calls. Those that can land
+    do, and the others are in quarantine by themselves. No limit of size or number applies.
+    """
+    from loader.raw.quarantine import open_messages, retry  # noqa: PLC0415
+
+    if bool(numbers) + bool(reason) + every != 1:
+        raise UsageError("Say which messages: their numbers, or --reason, or --all.")
+    if replacement is not None and len(numbers) != 1:
+        raise UsageError("--file corrects one message: give its number.")
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        chosen = list(numbers) or open_messages(connection, reason)
+        outcomes = retry(connection, chosen, replacement.read() if replacement else None)
+    refused = sum(each.refused for each in outcomes)
+    output.echo(f"{count(sum(each.landed for each in outcomes), 'message')} landed, {refused:,} still refused")
+    for each in outcomes:
+        if each.refused or each.landed > 1:
+            output.note(str(each))
+    if refused:
+        sys.exit(context.EXIT_QUARANTINED)
+
+
+@quarantine.command()
+@click.option("--load", type=int, help="Only messages of this load, a number in raw.loads.")
+@click.option("--reason", help="Only messages with this reason code.")
+@click.option("--path", help="Only messages of this file, or of the files in this folder.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def discard(load: int | None, reason: str | None, path: str | None, *, yes: bool) -> None:
+    """Remove messages from the quarantine for good, and keep only their number.
+
+    A message must fit all the options given. The numbers stay in raw.discarded and in the conservation law.
+    """
+    from loader.raw.discards import Selection, count_messages, discard_messages  # noqa: PLC0415
+
+    if load is None and reason is None and path is None:
+        raise UsageError("Say which messages: --load, --reason or --path, or several of them.")
+    selection = Selection(load, reason, path)
+    with context.database() as (database, _), context.autocommit(database) as connection:
+        messages, size = count_messages(connection, selection)
+        if messages and not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"{count(messages, 'message')} would be gone for good. Confirm it with --yes.")
+            question = f"Discard {count(messages, 'message')} of {count(size, 'byte')} for good?"
+            click.confirm(question, abort=True, err=True)
+        messages, size = discard_messages(connection, selection) if messages else (0, 0)
+    output.echo(f"{count(messages, 'message')} of {count(size, 'byte')} discarded")

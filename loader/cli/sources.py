@@ -1,0 +1,94 @@
+"""The commands about who may send events: sources and write keys."""
+
+import click
+
+from loader.cli import context, output
+from loader.errors import UsageError
+
+
+@click.group()
+def source() -> None:
+    """Sources: who sends events, and into which schema."""
+
+
+@source.command(name="add")
+@click.argument("name")
+@click.option("--schema", default="", help="Schema of its tables; derived from the name by default.")
+@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label; may be given several times.")
+@context.as_json
+def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
+    """Add a source and print its write key, which is shown this once: the key on stdout, the words on stderr."""
+    from loader.raw.sources import add_source  # noqa: PLC0415
+
+    for label in labels:
+        if label.count(":") != 1:
+            raise UsageError(f"--label {label} must look like environment:prod.")
+    with context.database() as (database, _), database.begin() as connection:
+        schema, key = add_source(connection, name, schema=schema, labels=dict(label.split(":") for label in labels))
+    if as_json:
+        output.echo_json({"name": name, "schema": schema, "write_key": key})
+    else:
+        output.note(f"Source {name} feeds schema {schema}. Its write key, shown only now:")
+        output.echo_exact(key)
+
+
+@source.command(name="list")
+@context.as_json
+def source_list(*, as_json: bool) -> None:
+    """List the sources."""
+    from loader.raw.sources import list_sources  # noqa: PLC0415
+
+    with context.database() as (database, _), database.begin() as connection:
+        output.show_records(
+            list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`."
+        )
+
+
+@click.group()
+def key() -> None:
+    """Write keys: what senders of a source identify themselves with."""
+
+
+@key.command(name="add")
+@click.argument("source_name", metavar="[SOURCE]", required=False)
+@click.option("--label", default="", help="What the key is for.")
+@context.as_json
+def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
+    """Make a write key and print it, which is shown this once: the key on stdout, the words on stderr.
+
+    SOURCE may be left out when there is only one source.
+    """
+    from loader.raw.sources import add_key, find_source  # noqa: PLC0415
+
+    with context.database() as (database, _), database.begin() as connection:
+        name = source_name or find_source(connection, None, naming="its name: `loader key add NAME`")
+        made = add_key(connection, name, label=label)
+    if as_json:
+        output.echo_json({"source": name, "write_key": made})
+    else:
+        output.note(f"A write key for source {name}, shown only now:")
+        output.echo_exact(made)
+
+
+@key.command(name="list")
+@click.option("--source", "source_name", help="Only those of this source.")
+@context.as_json
+def key_list(source_name: str | None, *, as_json: bool) -> None:
+    """List the write keys, with their last use."""
+    from loader.raw.sources import list_keys  # noqa: PLC0415
+
+    with context.database() as (database, _), database.begin() as connection:
+        output.show_records(
+            list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`."
+        )
+
+
+@key.command(name="revoke")
+@click.argument("number", type=int)
+def key_revoke(number: int) -> None:
+    """Revoke a write key, by its number in `loader key list`."""
+    from loader.raw.sources import revoke_key  # noqa: PLC0415
+
+    with context.database() as (database, _), database.begin() as connection:
+        revoke_key(connection, number)
+    output.echo(f"Key {number} is revoked.")

@@ -1,0 +1,86 @@
+"""The commands about a collector's spool, and about the id that says which warehouse a spool belongs to."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+import psycopg
+
+from loader.cli import context, output
+from loader.postgres.warehouse import Warehouse, renew_id
+from loader.runtime.terminal import count
+from loader.settings import Settings
+
+EXIT_QUARANTINED = 3
+
+
+@contextmanager
+def _opened() -> Iterator[tuple[psycopg.Connection, Settings, str]]:
+    """Open the database for a command; yields the id of the warehouse as well."""
+    with context.database() as (database, settings), context.autocommit(database) as connection:
+        yield connection, settings, Warehouse().look(connection)
+
+
+@click.group()
+def spool() -> None:
+    """Events that wait on this machine's disk, and those that belong to another warehouse."""
+
+
+@spool.command(name="list")
+@context.as_json
+def spool_list(*, as_json: bool) -> None:
+    """List the segments of the spool, the oldest first."""
+    from loader.buffer.spool import list_segments, spool_folder  # noqa: PLC0415
+
+    with _opened() as (_, settings, here):
+        output.show_records(
+            list_segments(spool_folder(settings), here), as_json=as_json, empty="Nothing is in the spool."
+        )
+
+
+@spool.command(name="land")
+@click.argument("names", nargs=-1, metavar="[SEGMENT]...")
+@click.option("--all", "every", is_flag=True, help="All segments that belong to another warehouse.")
+def spool_land(names: tuple[str, ...], *, every: bool) -> None:
+    """Land segments in this database, although they belong to another warehouse.
+
+    A collector leaves such segments alone. Land them when this database has replaced the other one for good.
+
+    Example: loader spool land --all
+    """
+    from loader.buffer.spool import list_segments, spool_folder  # noqa: PLC0415
+    from loader.buffer.spool_replay import land_segment  # noqa: PLC0415
+    from loader.errors import LoaderError, UsageError  # noqa: PLC0415
+    from loader.raw.landing import Landed  # noqa: PLC0415
+
+    if bool(names) == every:
+        raise UsageError("Say which segments: their names in `loader spool list`, or --all.")
+    total, failed = Landed(), 0
+    with _opened() as (connection, settings, here):
+        chosen = list(names) or [each.segment for each in list_segments(spool_folder(settings), here) if each.foreign]
+        for name in chosen:
+            try:
+                total.add(land_segment(connection, spool_folder(settings), name))
+            except LoaderError as error:
+                failed += 1
+                output.note(f"Error: {error}")
+            else:
+                output.note(f"{name} has landed and is deleted.")
+    output.echo("\n".join(output.landed_lines(total)))
+    if failed:
+        output.note(f"{count(failed, 'segment')} of {len(chosen)} could not be landed.")
+        sys.exit(1)
+    if total.quarantined:
+        sys.exit(EXIT_QUARANTINED)
+
+
+@click.command(name="warehouse-id")
+@click.option("--renew", is_flag=True, help="Give this warehouse a new id first. Stop its collectors before.")
+def warehouse_id(*, renew: bool) -> None:
+    """Print the id of this warehouse, which each segment of a spool carries.
+
+    A dump keeps the id. A physical copy that goes on as a warehouse of its own needs a new id: --renew.
+    """
+    with _opened() as (connection, _, here):
+        output.echo(renew_id(connection) if renew else here)

@@ -1,0 +1,41 @@
+"""`loader sql`: a person's own queries."""
+
+import sys
+
+import click
+
+from loader.cli import context, output
+
+
+@click.command()
+@click.argument("statement", metavar="QUERY")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "lines", "csv", "json"]),
+    help="How to print the rows; `lines` gives each column a line. [default: table; on a terminal too narrow: lines]",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    help="Rows to print; 0 prints all. [default: all; 100 on a terminal]",
+)
+@click.option("--write", is_flag=True, help="Let the statements change the database, in one transaction.")
+def sql(statement: str, form: str | None, limit: int | None, *, write: bool) -> None:
+    """Run a query and print its rows; - reads the query from standard input.
+
+    The query runs in a read-only transaction, which the query itself cannot end. With --write a statement may change
+    the database, and several statements show each result.
+
+    CSV holds every value exactly. A spreadsheet takes a value that begins with = + - or @ for a formula: import such
+    columns as text.
+    """
+    from loader.cli.query import run_query  # noqa: PLC0415
+    from loader.cli.results import show_result  # noqa: PLC0415
+
+    with context.database(for_reader=True) as (database, _):
+        text = sys.stdin.read() if statement == "-" else statement
+        for number, result in enumerate(run_query(database, text, write=write)):
+            if number and result.columns is not None:
+                output.echo()
+            show_result(result, form, limit)  # type: ignore[arg-type]

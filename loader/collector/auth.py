@@ -1,0 +1,151 @@
+"""Who sends a request: the write keys it shows, whether its signature is right, and from which address it comes.
+
+Iterable puts a token into a header as it stands, or behind the name of a scheme; Segment's libraries use Basic
+authentication with the key as the user. All of that is the same key in another place.
+"""
+
+import binascii
+import hashlib
+import hmac
+from base64 import b64decode
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from urllib.parse import parse_qs
+
+import msgspec
+
+from loader.collector.http import Scope, header
+from loader.errors import UsageError
+from loader.events.json_text import read_elements, strip_body
+
+_SCHEMES = frozenset({b"basic", b"bearer", b"oauth2", b"token"})
+
+# From here on JavaScript writes numbers with an exponent.
+_EXPONENT_FROM = 1e21
+
+
+def basic_key(scope: Scope) -> str:
+    """Return the write key of Basic authentication, with or without the colon; empty when there is none."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return _basic_user(value)
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _basic_user(value: bytes) -> str:
+    scheme, _, token = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return ""
+    return _decoded(token.strip()).partition(b":")[0].decode(errors="replace")
+
+
+def shown_keys(scope: Scope, custom_header: str) -> Iterator[str]:
+    """Yield everything in a webhook's request that may be meant as its write key, the likeliest first.
+
+    Args:
+        scope: The request.
+        custom_header: A header of the receiver's own choice that holds the key.
+    """
+    own = header(scope, custom_header.lower().encode())
+    if own:
+        yield own.decode(errors="replace")
+    value = header(scope, b"authorization").strip()
+    if value:
+        yield value.decode(errors="replace")
+        scheme, _, token = value.partition(b" ")
+        token = token.strip()
+        if scheme.lower() in _SCHEMES and token:
+            yield token.decode(errors="replace")
+            if scheme.lower() == b"basic":
+                # The key may stand for the user, the password or both.
+                user, _, password = _decoded(token).partition(b":")
+                yield from (part.decode(errors="replace") for part in (user, password) if part)
+    yield from parse_qs(scope["query_string"].decode(errors="replace")).get("writeKey", ())
+
+
+def _decoded(value: bytes) -> bytes:
+    try:
+        return b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def is_signed(body: bytes, signature: bytes, secret: str) -> bool:
+    """Say whether Segment has signed a webhook's body.
+
+    The signature is the HMAC-SHA1 of the body as JavaScript writes it, and of the first event only when the body is a
+    batch. https://segment.com/docs/connections/destinations/catalog/actions-webhook/
+
+    Args:
+        body: The body, as it came.
+        signature: The header `X-Signature`.
+        secret: The secret shared with Segment.
+    """
+    given = signature.strip().lower()
+    return any(
+        hmac.compare_digest(hmac.new(secret.encode(), signed, hashlib.sha1).hexdigest().encode(), given)
+        for signed in _signed_texts(body)
+    )
+
+
+def _number(text: str) -> float:
+    """Return a number that is written as JavaScript writes it: without a fraction of zero."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _EXPONENT_FROM else value
+
+
+_decode = msgspec.json.Decoder(float_hook=_number).decode
+
+
+def _signed_texts(body: bytes) -> Iterator[bytes]:
+    """Yield the texts that a signature may be of; one event that cannot be read costs a batch no signature."""
+    yield body
+    texts = [body]
+    text = strip_body(body)
+    if text.startswith(b"[") and (elements := read_elements(text)) and isinstance(elements, list):
+        yield elements[0]
+        texts.append(elements[0])
+    for each in texts:
+        with suppress(msgspec.MsgspecError, RecursionError):
+            yield msgspec.json.encode(_decode(each))
+
+
+def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:
+    """Read addresses and networks with commas between them.
+
+    Raises:
+        UsageError: One of them is none.
+    """
+    try:
+        return [ip_network(each.strip(), strict=False) for each in listed.split(",") if each.strip()]
+    except ValueError as error:
+        raise UsageError(f"LOADER_TRUSTED_PROXIES cannot be read: {error}.") from None
+
+
+def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -> str:
+    """Return the IPv4 address a request comes from; empty when it has another kind, or nobody knows.
+
+    Args:
+        scope: The request.
+        trusted: Proxies that may say in `X-Forwarded-For` whom they speak for.
+    """
+    client = scope.get("client")
+    if not client:
+        return ""
+    hops = [client[0]]
+    if forwarded := header(scope, b"x-forwarded-for"):
+        hops += [hop.strip() for hop in reversed(forwarded.decode(errors="replace").split(","))]
+    for hop in hops:
+        try:
+            address = ip_address(hop)
+        except ValueError:
+            return ""
+        # A socket that listens on both kinds writes the one as the other.
+        address = getattr(address, "ipv4_mapped", None) or address
+        if not any(address in network for network in trusted):
+            return str(address) if isinstance(address, IPv4Address) else ""
+    # Everybody on the way is a proxy of ours: then the farthest is who it comes from.
+    return str(address) if isinstance(address, IPv4Address) else ""

@@ -1,0 +1,231 @@
+"""`loader serve`: the collector on a port, from the first connection to the last answer.
+
+The first SIGTERM or SIGINT stops it in order: no new connections, an answer to every request that is under way, exit
+code 0. The second one ends it at once.
+"""
+
+import asyncio
+import errno
+import gc
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Queue
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+
+from loader.buffer.batch_writer import Writer
+from loader.buffer.spool import Spool, count_foreign, spool_folder
+from loader.collector.app import Collector
+from loader.collector.protocol import IDLE_SECONDS, Connection
+from loader.collector.warehouse_metrics import Observation
+from loader.collector.write_keys import WriteKeys
+from loader.errors import SchemaBehindError, UsageError, without_values
+from loader.postgres.reconnect import Connector
+from loader.postgres.warehouse import Warehouse
+from loader.settings import Settings
+
+# How long the requests under way may take once the server is to stop.
+STOP_SECONDS = 30
+
+# How long the first connections wait for the database before the spool serves them.
+_START_SECONDS = 5.0
+
+_BACKLOG = 4096
+
+# Objects a request makes are gone with it; only what refers to itself is left, and there is little of that.
+_GARBAGE = 20_000
+
+log = structlog.get_logger("loader")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with signals as the module's docstring has them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.should_exit:
+            os.write(2, b"Stopped at once; what was under way is not answered.\n")
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Open the port to listen on.
+
+    Raises:
+        UsageError: This machine has no such address, or the port is not to be had.
+    """
+    other_host = "Choose another with --host: 127.0.0.1 is for this machine alone, 0.0.0.0 for all networks."
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{host!r} is no address to listen on: {_reason(error)}. {other_host}") from None
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            other = "Choose another with --port; 0 picks a free one."
+            raise UsageError(f"Cannot listen on {host} port {port}: {_reason(error)}. {other}") from None
+        raise UsageError(f"This machine cannot listen on {host}: {_reason(error)}. {other_host}") from None
+    return listening
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def run_server(
+    settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None] = lambda _: None
+) -> None:
+    """Answer requests until a signal ends it, or whoever `started` has told of the server.
+
+    Args:
+        settings: The process's settings.
+        listening: The socket to accept connections from.
+        started: Called with the server before it accepts connections; `should_exit` ends it as a signal does.
+
+    Raises:
+        LoaderError: The database is there, but will not do.
+    """
+    _allow_connections()
+    # What is there now stays; looking through it again and again for garbage would only keep requests waiting.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE, 20, 100)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listening, started))
+
+
+@contextmanager
+def running(settings: Settings, port: int = 0) -> Iterator[str]:
+    """Run a collector on this machine, in a thread of this process, for the length of a block.
+
+    Args:
+        settings: The process's settings.
+        port: The port to listen on; 0 picks a free one.
+
+    Yields:
+        Its URL. Every request under way is answered before the block is left.
+
+    Raises:
+        LoaderError: It could not start.
+    """
+    servers: Queue[uvicorn.Server | BaseException] = Queue()
+    with bind("127.0.0.1", port) as listening:
+
+        def run() -> None:
+            try:
+                run_server(settings, listening, servers.put)
+            except BaseException as error:  # noqa: BLE001 - raised below, where somebody waits for it
+                servers.put(error)
+
+        thread = threading.Thread(target=run, name="loader-collector")
+        thread.start()
+        try:
+            server = servers.get()
+            if isinstance(server, BaseException):
+                raise server
+            try:
+                yield _address(listening)
+            finally:
+                server.should_exit = True
+        finally:
+            thread.join()
+    if not servers.empty() and isinstance(failed := servers.get(), BaseException):
+        raise failed
+
+
+async def _serve(settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None]) -> None:
+    warehouse = Warehouse()
+    connector = Connector(settings, warehouse)
+    folder = spool_folder(settings)
+    keys = WriteKeys(connector, folder / "write_keys.json", warehouse)
+    writer = Writer(
+        connector,
+        Spool(folder, settings.spool_bytes // settings.processes, warehouse),
+        warehouse,
+        queue_bytes=settings.queue_bytes,
+        commit_seconds=settings.commit_seconds,
+    )
+    await asyncio.to_thread(_check, connector)
+    await asyncio.to_thread(keys.refresh)
+    await writer.start()
+    await writer.reached_database(_START_SECONDS)
+    observation = Observation(connector, lambda: count_foreign(folder, warehouse.id))
+    collector = Collector(settings, writer, keys, observation)
+    refreshing = asyncio.create_task(collector.keep_keys_fresh())
+    reporting = asyncio.create_task(collector.report_refusals())
+    server = _Server(
+        uvicorn.Config(
+            collector,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+    started(server)
+    log.info("collector is ready", address=_address(listening), process=os.getpid())
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        refreshing.cancel()
+        reporting.cancel()
+        await writer.stop()
+        collector.log_refusals()
+        keys.close()
+        observation.close()
+        connector.close()
+        log.info("collector has stopped", process=os.getpid())
+
+
+def _check(connector: Connector) -> None:
+    """Refuse to start on a database that answers and will not do; one that is away is waited for."""
+    try:
+        connector().close()
+    except (SchemaBehindError, UsageError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever keeps it away, events can wait for it
+        log.warning("the database is away; events go to the spool until it is there", reason=without_values(error))
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _allow_connections() -> None:
+    """Let this process have as many open connections as the system lets anybody have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

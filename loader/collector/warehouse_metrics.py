@@ -1,0 +1,74 @@
+"""What the metrics tell of the database: how far the tables are behind, and how the scheduler fares.
+
+Read when somebody asks for the metrics, and no more often than every few seconds, whoever asks.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+
+from loader.errors import LoaderError
+from loader.postgres.connection import time_limit
+from loader.raw.lag import Freshness, freshness
+from loader.runtime import metrics
+
+# Between two looks.
+_AGAIN_SECONDS = 2.0
+
+# How long the database may take for one.
+_ANSWER_SECONDS = 5.0
+
+
+class Observation:
+    """Looks at the database for the metrics; may be called from any thread.
+
+    Args:
+        connect: Opens a connection to the database, in autocommit.
+        count_foreign: Counts the segments of the spool that belong to another warehouse.
+    """
+
+    def __init__(self, connect: Callable[[], psycopg.Connection], count_foreign: Callable[[], object]) -> None:
+        self._connect = connect
+        self._count_foreign = count_foreign
+        self._connection: psycopg.Connection | None = None
+        self._looking = threading.Lock()
+        self._looked = float("-inf")
+        self._reasons: set[str] = set()
+
+    def refresh(self) -> None:
+        """Look, unless somebody has just looked or is looking."""
+        if time.monotonic() - self._looked < _AGAIN_SECONDS or not self._looking.acquire(blocking=False):
+            return
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            self._count_foreign()
+            with time_limit(self._connection, _ANSWER_SECONDS):
+                self._tell(freshness(self._connection))
+        except (psycopg.Error, LoaderError, OSError):
+            for unknown in (metrics.oldest_waiting_seconds, metrics.waiting_events, metrics.schedule_failures):
+                unknown.set(math.nan)
+            self.close()
+        finally:
+            self._looked = time.monotonic()
+            self._looking.release()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _tell(self, seen: Freshness) -> None:
+        metrics.oldest_waiting_seconds.set(seen.oldest_seconds or 0)
+        metrics.waiting_events.set(seen.waiting)
+        metrics.schedule_failures.set(math.nan if seen.failures is None else seen.failures)
+        metrics.last_transform_timestamp_seconds.set(seen.last_success_at.timestamp() if seen.last_success_at else 0)
+        for reason in self._reasons | seen.quarantine.keys():
+            metrics.open_quarantine.labels(reason).set(seen.quarantine.get(reason, 0))
+        self._reasons |= seen.quarantine.keys()

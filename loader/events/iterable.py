@@ -1,0 +1,362 @@
+"""Iterable's own events, from a webhook's body or an export's row to the `track` call Segment would have carried.
+
+Iterable gives its events no id. Theirs is made here of what tells one event from another and what a webhook and an
+export both carry, so that one delivered twice, or by both, is one row: the kind, the user, the second it happened in,
+and the fields of `_IDENTITY`. A field counts only where it has a value. Nothing in this module does I/O.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from loader.events.iterable_types import BOOLEANS, DOCUMENTS, NUMBERS, SEGMENT_EVENTS, known_kind
+from loader.events.json_text import SUSPICIOUS, decode, prepare, read_elements, strip_body
+from loader.events.model import Event, Reason, Refused
+from loader.events.segment import collection_of
+from loader.events.timestamps import iso_text, read_moment
+
+_Fields = dict[str, Any]
+
+# One user, one message, one device, one link. A device or a link that only one entrance carries (an export has no
+# `browserToken`) counts all the same: two rows for one event can be told, one row for two events is a loss.
+_MESSAGE = (
+    "campaignId messageId platformEndpoint browserToken deviceInfo clickedUrl hrefIndex ip userAgent fromPhoneNumber"
+    " toPhoneNumber"
+).split()
+_LISTS = ["channelIds", "messageTypeIds", "userListIds"]
+# What tells the events of a kind apart; of a kind that is not here, everything does.
+_IDENTITY = dict.fromkeys(SEGMENT_EVENTS, _MESSAGE) | {
+    "smsReceived": [*_MESSAGE, "smsMessage"],
+    "emailSubscribe": ["signupSource", *_LISTS],
+    "emailUnSubscribe": ["campaignId", "messageId", "channelId", "unsubSource", *_LISTS],
+}
+
+# Segment has these fields in the context, where it has them at all.
+_WITH_CLIENT = frozenset({"emailOpen", "emailClick", "hostedUnsubscribeClick", "smsClick"})
+_SYSTEMS = re.compile("Windows|iPhone|iPad|iPod|Android|Mac OS X|CrOS|Linux")
+_SYSTEM_NAMES = {"iPhone": "iOS", "iPad": "iOS", "iPod": "iOS", "CrOS": "Chrome OS"}
+
+# Who wrote an inbound message is its sender; any other went to the user.
+_INBOUND = frozenset({"smsReceived", "whatsAppReceived"})
+
+_INTEGRATION = {"name": "Iterable", "version": "1.0.0"}
+_LIBRARY = {"name": "unknown", "version": "unknown"}
+
+_NULL = Raw(b"null")
+_ABSENT = Raw()
+_INTERNAL = "itblInternal"
+_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+|((?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?))")
+_WHOLE = re.compile(r"(-?[0-9]+)\.0+")
+
+
+class _Body(msgspec.Struct, gc=False, rename="camel"):
+    """A webhook's body."""
+
+    event_name: Raw = _ABSENT
+    user_id: Raw = _ABSENT
+    email: Raw = _ABSENT
+    data_fields: Raw = _ABSENT
+
+
+class _Told(NamedTuple):
+    """What a message tells of an event."""
+
+    kind: str
+    user_id: Raw
+    email: Raw
+    fields: _Fields
+
+
+class _UnfitError(Exception):
+    """What was sent cannot become an event; its arguments are the reason and the detail."""
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+# Numbers stay text where a float would not be exact.
+_decode_value = msgspec.json.Decoder(float_hook=str).decode
+_encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
+
+
+def parse_webhook(body: bytes, offset: int = 0) -> list[Event | Refused]:
+    """Turn the body of one request into events.
+
+    Args:
+        body: One event as Iterable's system webhooks send it, or an array of them.
+        offset: Where the body begins, if it is one of many; what comes of its elements is placed after that.
+
+    Returns:
+        An `Event` for what can land, a `Refused` with its bytes for what cannot, and both, the refusal marked
+        `repaired`, for what lands with characters replaced. A bad element never costs its neighbours.
+    """
+    text = strip_body(body)
+    if not text:
+        return [Refused(body, offset, Reason.INVALID_JSON, "the body is empty")]
+    if not text.startswith(b"["):
+        return list(_parse(text, offset, None))
+    elements = read_elements(text)
+    if isinstance(elements, tuple):
+        return [Refused(body, offset, *elements)]
+    messages: list[Event | Refused] = []
+    position = body.index(text)
+    for element in elements:
+        position = body.index(element, position)
+        messages += _parse(element, offset + position, None)
+        position += len(element)
+    return messages
+
+
+def parse_export(line: bytes, offset: int, kind: str) -> list[Event | Refused]:
+    """Turn one row of an export into an event.
+
+    Args:
+        line: A flat JSON object, without its newline; a blank line gives nothing.
+        offset: Where it begins, in bytes of the decompressed file.
+        kind: The kind of event its file holds, Iterable's `dataTypeName`.
+
+    Returns:
+        What `parse_webhook` returns.
+    """
+    return list(_parse(line, offset, kind))
+
+
+def parse_export_lines(data: bytes, offset: int, kind: str) -> list[Event | Refused]:
+    """Turn lines of an export into events; `parse_export` says how.
+
+    Args:
+        data: Lines, each with its newline but perhaps the last.
+        offset: Where the first line begins, in bytes of the decompressed file.
+        kind: The kind of event their file holds.
+    """
+    messages: list[Event | Refused] = []
+    for line in data.split(b"\n"):
+        messages += _parse(line, offset, kind)
+        offset += len(line) + 1
+    return messages
+
+
+def _parse(line: bytes, offset: int, exported: str | None) -> Iterator[Event | Refused]:
+    """Read one message: a row of an export of some kind, otherwise a webhook's body."""
+    text, flaw = prepare(line, offset)
+    if flaw and not flaw.repaired:
+        yield flaw
+        return
+    if not text:
+        return
+    if exported and not text.startswith(b"{"):
+        detail = "neither a JSON object nor a row that fits the file's header"
+        yield Refused(line, offset, Reason.BAD_ROW, detail)
+        return
+    try:
+        yield _event(text, offset, _read_row(text, exported) if exported else _read_body(text))
+    except _UnfitError as error:
+        yield Refused(line, offset, *error.args)
+        return
+    if flaw:
+        yield flaw
+
+
+def _read_body(text: bytes) -> _Told:
+    """Return a webhook's kind, user id, e-mail and properties."""
+    body = decode(_decode_body, text)
+    if isinstance(body, tuple):
+        raise _UnfitError(*body)
+    if body.event_name in (_ABSENT, _NULL):
+        raise _UnfitError(Reason.EVENT_NOT_DEFINED, "the body has no eventName")
+    kind = _value(body.event_name)
+    if not isinstance(kind, str):
+        raise _UnfitError(Reason.EVENT_NOT_STRING, "eventName must be a string")
+    if body.data_fields in (_ABSENT, _NULL):
+        return _Told(kind, body.user_id, body.email, {})
+    fields = decode(_decode_fields, bytes(body.data_fields))
+    if isinstance(fields, tuple):
+        raise _UnfitError(Reason.PROPERTIES_NOT_OBJECT, "dataFields must be an object")
+    kept = {name: value for name, value in fields.items() if value != _NULL}
+    return _Told(kind, body.user_id, body.email, kept)
+
+
+def _read_row(text: bytes, kind: str) -> _Told:
+    """Return an exported row's kind, user id, e-mail and properties, with objects and types as a webhook has them."""
+    row = decode(_decode_fields, text)
+    if isinstance(row, tuple):
+        raise _UnfitError(*row)
+    fields: _Fields = {}
+    for name, value in row.items():
+        if value == _NULL or name.partition(".")[0] == _INTERNAL:
+            continue
+        typed = _typed(name, value)
+        *outer, last = name.split(".")
+        place = fields
+        for step in outer:
+            inner = place.setdefault(step, {})
+            if not isinstance(inner, dict):
+                # A value and an object of one name: the dotted name stays.
+                place, last = fields, name
+                break
+            place = inner
+        if isinstance(place.get(last), dict):
+            place, last = fields, f"{name}."
+        place[last] = typed
+    return _Told(kind, fields.get("userId", _ABSENT), fields.get("email", _ABSENT), fields)
+
+
+def _typed(name: str, value: Raw) -> Raw:
+    """Return a value that is text as what a webhook has in its place, where that is known to be something else."""
+    if name not in NUMBERS and name not in BOOLEANS and name not in DOCUMENTS:
+        return value
+    text = _value(value)
+    if not isinstance(text, str):
+        return value
+    if name in NUMBERS:
+        number = _NUMBER.fullmatch(text)
+        return Raw(f"{number[1]}{number[2] or ''}".encode()) if number else value
+    if name in BOOLEANS:
+        return Raw(text.lower().encode()) if text.lower() in ("true", "false") else value
+    document = text.strip().encode()
+    if document[:1] in (b"{", b"[") and not SUSPICIOUS.search(document):
+        with suppress(msgspec.MsgspecError, RecursionError, ValueError):
+            _decode_value(document)
+            return Raw(document)
+    return value
+
+
+def _event(text: bytes, offset: int, told: _Told) -> Event:
+    """Make the `track` call of what a message tells."""
+    fields = told.fields
+    kind = known_kind(told.kind) or told.kind
+    address = _identifier("email", told.email) or _identifier("email", fields.get("email"))
+    user = _identifier("userId", told.user_id) or _identifier("userId", fields.get("userId"))
+    anonymous = None if user else address or _phone_number(kind, fields)
+    if not (user or anonymous):
+        raise _UnfitError(Reason.NO_USER_ANON_ID, "neither userId nor email nor a phone number")
+
+    created = _value(fields.get("createdAt", _ABSENT))
+    moment = read_moment(created)
+    # The e-mail comes first, because every entrance has it; not every one has the user id.
+    happened = [kind.lower(), address or user or anonymous, moment.replace(microsecond=0) if moment else str(created)]
+    message_id = _message_id(kind, happened if kind in _IDENTITY else [*happened, user], fields)
+
+    traits: _Fields = {"email": address} if address else {}
+    context: _Fields = {"integration": _INTEGRATION, "library": _LIBRARY, "traits": traits}
+    # Another column of that name would be the call's own.
+    properties = {key: value for key, value in fields.items() if key != "userId"}
+    if kind in _WITH_CLIENT:
+        _move_client(properties, context)
+    if address:
+        properties.setdefault("email", address)
+    event = SEGMENT_EVENTS.get(kind, kind)
+    call = {
+        "type": "track",
+        "messageId": message_id,
+        "event": event,
+        "userId" if user else "anonymousId": user or anonymous,
+        **_time_of_call(created, moment),
+        "context": context,
+        "properties": properties,
+        "native": Raw(text),
+    }
+    return Event(_encode(call), offset, message_id, collection_of(event), None, text)
+
+
+def _time_of_call(created: object, moment: datetime | None) -> _Fields:
+    """Return the call's time; one that cannot be read stays as it is written, so that a run notes it."""
+    if moment:
+        return {"timestamp": iso_text(moment)}
+    is_told = isinstance(created, str | int | float) and not isinstance(created, bool) and created != ""
+    return {"timestamp": created} if is_told else {}
+
+
+def _move_client(properties: _Fields, context: _Fields) -> None:
+    """Move what is known of the user's device to the context."""
+    if "ip" in properties:
+        context["ip"] = properties.pop("ip")
+    if "userAgent" in properties:
+        context["userAgent"] = properties.pop("userAgent")
+        if system := _SYSTEMS.search(str(_value(context["userAgent"]))):
+            context["os"] = {"name": _SYSTEM_NAMES.get(system[0], system[0])}
+
+
+def _identifier(name: str, value: object) -> str | None:
+    """Return what identifies a user as text, None when it is not there."""
+    found = _value(value)
+    if found is None or found == "":
+        return None
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise _UnfitError(Reason.ID_NOT_STRING, f"{name} must be a string")
+    return str(found)
+
+
+def _phone_number(kind: str, fields: _Fields) -> str | None:
+    """Return the user's phone number, for a user who has nothing else."""
+    names = ["toPhoneNumber", "fromPhoneNumber"]
+    for name in reversed(names) if kind in _INBOUND else names:
+        if name in fields and (number := _identifier(name, fields[name])):
+            return number
+    return None
+
+
+def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]) -> str:
+    """Return the id that an event has however it came in."""
+    names = _IDENTITY.get(kind)
+    if names is None:
+        names = [name for name in fields if name not in ("createdAt", "email", "userId")]
+        found = {name: _canonical(fields[name]) for name in names}
+    else:
+        found = {name: _canonical(fields[name]) for name in names if name in fields}
+        # Segment's name for a link stands beside Iterable's own, in webhooks only.
+        found["url"] = _canonical(fields.get("url")) or _canonical(fields.get("linkUrl"))
+        found["lists"] = _list_ids(fields)
+    content = {name: value for name, value in found.items() if value is not None}
+    return "iterable-" + hashlib.sha256(_encode_sorted([*happened, content])).hexdigest()[:32]
+
+
+def _list_ids(fields: Mapping[str, Any]) -> list[str] | None:
+    """Return the lists an event is about: an export may have the only one under a name of its own."""
+    several = _canonical(fields.get("emailListIds"))
+    one = _canonical(fields.get("emailListId"))
+    listed = {*map(str, several if isinstance(several, list) else [several]), str(one)} - {"None"}
+    return sorted(listed) or None
+
+
+def _canonical(value: object) -> Any:
+    """Return a value in a form that does not depend on how it was written; None for what says nothing.
+
+    Text and numbers are one, because a CSV file does not tell them apart; so are null, the empty string, and lists and
+    objects of nothing.
+    """
+    if isinstance(value, Raw):
+        value = _value(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return {k: c for k, inner in value.items() if (c := _canonical(inner)) is not None} or None
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value] or None
+    if value is None or value == "":
+        return None
+    text = str(value)
+    if text[:1] in ("{", "["):
+        with suppress(msgspec.MsgspecError, RecursionError, ValueError):
+            return _canonical(_decode_value(text.encode()))
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def _value(value: object) -> Any:
+    """Decode a field; one that no value of Python's can hold is its text."""
+    if not isinstance(value, Raw):
+        return value
+    data = bytes(value)
+    if not data:
+        return None
+    try:
+        return _decode_value(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return data.decode()

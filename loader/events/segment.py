@@ -1,0 +1,262 @@
+"""Segment's tracking calls, from bytes to events.
+
+A line of a file holds one call (https://segment.com/docs/connections/spec/common/). The database has the last word
+on what is JSON: here only the few fields that decide where an event lands are read, and a line that looks unusual gets
+a second, slower look. Nothing in this module does I/O.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from loader.events.json_text import SUSPICIOUS, decode, is_utf8, prepare, read_elements, strip_body
+from loader.events.model import Event, Reason, Refused
+from loader.events.naming import table_name
+from loader.events.written_keys import blank_write_keys, take_write_key
+
+# Segment keeps no longer message ids.
+MESSAGE_ID_LENGTH = 100
+
+# What ids begin with that are made of a line which brings none.
+MADE_ID = "loader-"
+
+# Longest event name whose table is remembered.
+_KNOWN_LENGTH = 200
+
+_CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
+
+
+class _Object(msgspec.Struct, gc=False):
+    """Any JSON object: its fields are skipped, what is not an object is refused."""
+
+
+class UsualCall(msgspec.Struct, gc=False, rename="camel"):
+    """The fields of a call that decide where it lands, as they usually are; the rest is skipped, not built."""
+
+    type: str | None = None
+    event: str | None = None
+    message_id: str | None = None
+    user_id: str | None = None
+    anonymous_id: str | None = None
+    received_at: datetime | None = None
+    properties: _Object | None = None
+    traits: _Object | None = None
+    # The decoder refuses a call with a key: the key has to be taken out first.
+    write_key: _Object | UnsetType = UNSET
+
+
+class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
+    """The same fields whatever their types, to say which of them is wrong."""
+
+    type: Any = None
+    event: Any = None
+    message_id: Any = None
+    user_id: Any = None
+    anonymous_id: Any = None
+    previous_id: Any = None
+    received_at: Any = None
+    name: Any = None
+    category: Any = None
+    properties: msgspec.Raw = msgspec.Raw()
+    traits: msgspec.Raw = msgspec.Raw()
+
+
+_known_table = lru_cache(maxsize=4096)(table_name)
+_decode_usual = msgspec.json.Decoder(UsualCall).decode
+_decode_loose = msgspec.json.Decoder(_LooseCall).decode
+
+
+def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
+    """Turn lines into events, or into refusals with a reason; blank lines are passed over.
+
+    Args:
+        data: Lines, each with its newline but perhaps the last.
+        offset: Where the first line begins, in bytes of the decompressed file.
+
+    Returns:
+        An `Event` for a call that can land, a `Refused` for what cannot, and both, the refusal marked `repaired`, for
+        a call that lands with characters replaced. One bad line never costs its neighbours.
+    """
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    all_text = is_utf8(data)
+    messages: list[Event | Refused] = []
+    for line in lines:
+        try:
+            # Line by line, although the decoder reads many at once in less time: it does not mind two objects on a
+            # line or one on two, and a single such line would give those after it each other's ids.
+            call = _decode_usual(line) if all_text or is_utf8(line) else None
+        except (msgspec.MsgspecError, RecursionError):
+            call = None
+        if call is not None and (event := event_of(call, line, offset)):
+            messages.append(event)
+        else:
+            messages.extend(parse_line(line, offset))
+        offset += len(line) + 1
+    return messages
+
+
+def event_of(call: UsualCall, line: bytes, offset: int) -> Event | None:
+    """Return the event of a `track` call that has everything and in which nothing is unusual.
+
+    Args:
+        call: The call.
+        line: What it was read from, which is UTF-8.
+        offset: Where that begins, in bytes of the decompressed file.
+
+    Returns:
+        The event; None when `parse_line` has to look at the line.
+    """
+    if (
+        call.type == "track"
+        and (event := call.event) is not None
+        and len(event) <= _KNOWN_LENGTH
+        and (call.user_id or call.anonymous_id)
+        and (message_id := call.message_id)
+        and len(message_id) <= MESSAGE_ID_LENGTH
+        and ((received_at := call.received_at) is None or received_at.tzinfo)
+        and line.startswith(b"{")
+        and (b"\\" not in line or not SUSPICIOUS.search(line))
+    ):
+        return Event(line, offset, message_id, _known_table(event), received_at)
+    return None
+
+
+def parse_webhook(body: bytes, offset: int = 1) -> list[Event | Refused]:
+    """Turn the body of one request of Segment's webhooks into events.
+
+    Args:
+        body: A call, or an array of calls.
+        offset: The number of the first call; each further call has the next one.
+
+    Returns:
+        What `parse_lines` returns.
+    """
+    text = strip_body(body)
+    elements = read_elements(text) if text.startswith(b"[") else [text]
+    if isinstance(elements, tuple):
+        return [Refused(blank_write_keys(body), offset, *elements)]
+    return [message for number, element in enumerate(elements, offset) for message in parse_line(element, number)]
+
+
+def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
+    """Turn one line into an event or a refusal, taking the time to say what is wrong with it.
+
+    Args:
+        line: The line without its newline.
+        offset: Where it begins, in bytes of the decompressed file.
+
+    Yields:
+        What `parse_lines` returns.
+    """
+    came = line
+    _, line = take_write_key(line)
+    text, flaw = prepare(line, offset)
+    if flaw and not flaw.repaired:
+        yield flaw
+        return
+    if not text:
+        return
+    call = decode(_decode_loose, text)
+    if isinstance(call, tuple):
+        yield Refused(blank_write_keys(line), offset, *call)
+        return
+    wrong = _wrong(call)
+    if wrong:
+        # What is no call may hold calls, with their keys.
+        yield Refused(blank_write_keys(line) if wrong[0] == Reason.BAD_REQUEST else line, offset, *wrong)
+        return
+    yield Event(
+        payload=text,
+        offset=offset,
+        message_id=_message_id(call.message_id, came, offset),
+        collection=collection_of(call.event) if _type_of(call) == "track" else None,
+        received_at=_read_time(call.received_at) if isinstance(call.received_at, str) else None,
+    )
+    if flaw:
+        yield flaw
+
+
+def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:
+    """Say what keeps a call from landing, in the order Segment checks."""
+    kind = _type_of(call)
+    if kind not in _CALLS:
+        return Reason.BAD_REQUEST, f"type must be one of {', '.join(sorted(_CALLS))}"
+    if kind == "track":
+        if call.event is None:
+            return Reason.EVENT_NOT_DEFINED, "a track call needs an event"
+        if not isinstance(call.event, str):
+            return Reason.EVENT_NOT_STRING, f"event is {_json_type(call.event)}"
+    for name, value in (("userId", call.user_id), ("anonymousId", call.anonymous_id)):
+        if value is not None and not isinstance(value, str):
+            return Reason.ID_NOT_STRING, f"{name} is {_json_type(value)}"
+    if not (call.user_id or call.anonymous_id or (kind == "alias" and call.previous_id)):
+        return Reason.NO_USER_ANON_ID, "neither userId nor anonymousId"
+    if kind in {"page", "screen"}:
+        for name, value, reason in (
+            ("name", call.name, Reason.NAME_NOT_STRING),
+            ("category", call.category, Reason.CATEGORY_NOT_STRING),
+        ):
+            if value is not None and not (isinstance(value, str) and value):
+                return reason, f"{name} is {'empty' if value == '' else _json_type(value)}"
+    if not _is_object(call.properties):
+        return Reason.PROPERTIES_NOT_OBJECT, "properties must be an object"
+    if not _is_object(call.traits):
+        return Reason.TRAITS_NOT_OBJECT, "traits must be an object"
+    return None
+
+
+def _type_of(call: _LooseCall) -> str | None:
+    """Return the call's type; a call without one that names an event is a track call, as on `/v1/track`."""
+    if call.type is None and call.event is not None:
+        return "track"
+    return call.type if isinstance(call.type, str) else None
+
+
+def _is_object(raw: msgspec.Raw) -> bool:
+    """Say whether a field of unknown type is absent, null or an object."""
+    return bytes(memoryview(raw)[:1]) in (b"", b"{", b"n")
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "not a string")
+
+
+def collection_of(event: str) -> str:
+    """Return the table of an event; empty when its name gives none."""
+    # Names are few and short; what is neither is not worth the memory.
+    return _known_table(event) if len(event) <= _KNOWN_LENGTH else table_name(event)
+
+
+def _read_time(value: str) -> datetime | None:
+    """Read a time that has an offset; None for anything else."""
+    # PostgreSQL, and so whatever was exported from one, leaves the minutes of an offset out when there are none.
+    for text in (value, value + "00"):
+        with suppress(msgspec.ValidationError):
+            moment = msgspec.convert(text, datetime)
+            if moment.tzinfo:
+                return moment
+    return None
+
+
+def _message_id(given: object, line: bytes, offset: int) -> str:
+    """Return the call's own message id, or one that is the same whenever the same line of a file is read again."""
+    if isinstance(given, str) and 0 < len(given) <= MESSAGE_ID_LENGTH:
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given) if abs(given) < 10**MESSAGE_ID_LENGTH else _hashed(str(given))
+    if isinstance(given, str) and given:
+        return _hashed(given)
+    return _hashed(f"{offset}:", line)
+
+
+def _hashed(text: str, line: bytes = b"") -> str:
+    return MADE_ID + hashlib.sha256(text.encode() + line).hexdigest()[:32]

@@ -1,0 +1,373 @@
+"""`loader load`: files of events into the raw schema, resumable at any moment.
+
+raw.loads remembers how far each file has come, and a digest of everything before that point. A file is the same file
+if those bytes are the same, whatever it is called and however it is compressed; one that has grown is continued.
+"""
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Literal
+
+import psycopg
+from psycopg.rows import class_row
+
+from loader.errors import FileError
+from loader.events.formats import FILE, parse_message
+from loader.events.model import Event
+from loader.files.chunks import Chunk, LineReader, digests_at, read_chunk
+from loader.files.exports import open_lines
+from loader.files.streams import STANDARD_INPUT, is_regular, printable, read_head
+from loader.files.unknown_files import describe_lines
+from loader.files.worker import Work, land_and_advance
+from loader.files.worker_pool import Workers
+from loader.postgres.connection import NO_TIMEOUTS, connect
+from loader.raw.catalog import Tracker
+from loader.raw.landing import Landed
+
+logger = logging.getLogger("loader")
+
+# A file of which none of so many lines is an event is taken for something else.
+CHECKED_LINES = 1_000
+CHECKED_BYTES = 32_000_000
+
+Outcome = Literal["loaded", "continued", "unchanged", "failed"]
+
+
+@dataclass
+class FileLoaded:
+    """What became of one file.
+
+    Attributes:
+        path: The file.
+        outcome: loaded from its beginning, continued where an earlier load had stopped, unchanged since it was
+            loaded, or failed.
+        landed: Rows and quarantined messages of this run.
+        error: Why it failed, or what was wrong with it although its lines were loaded.
+        number: The load's number in raw.loads; None when nothing was loaded.
+    """
+
+    path: str
+    outcome: Outcome
+    landed: Landed = field(default_factory=Landed)
+    error: str = ""
+    number: int | None = None
+
+
+@dataclass
+class Progress:
+    """How far a load has come.
+
+    Attributes:
+        bytes_read: Bytes of the files read so far, as they lie on disk.
+        bytes_total: Bytes of all files; 0 when one of them is standard input.
+        landed: What became of the messages so far.
+        started: `time.monotonic()` at the beginning.
+    """
+
+    bytes_total: int
+    bytes_read: int = 0
+    landed: Landed = field(default_factory=Landed)
+    started: float = field(default_factory=time.monotonic)
+
+    def rate(self) -> float:
+        """Return landed rows a second."""
+        return self.landed.rows / max(time.monotonic() - self.started, 1e-9)
+
+
+@dataclass
+class _Load:
+    """A row of raw.loads, as far as it decides whether a file is known."""
+
+    id: int
+    path: str
+    byte_offset: int
+    digest: bytes
+    size: int | None
+    content_digest: bytes | None
+
+
+_KNOWN = """
+    select id, path, byte_offset, digest, size, content_digest
+    from raw.loads
+    where source = %s and head = %s
+    order by byte_offset desc, id
+"""
+_START = """
+    insert into raw.loads (source, path, head, byte_offset, digest) values (%s, %s, %s, %s, %s) returning id
+"""
+# A last line that was cut short when it was loaded, and is loaded again now that it is longer.
+_SUPERSEDE = """
+    update raw.quarantine
+    set resolved_at = now(), resolution = 'replaced'
+    where
+        source = %s and path = %s and byte_offset = %s and octet_length(payload) = %s
+        and entrance = %s and resolved_at is null
+"""
+_FINISH = """
+    update raw.loads set size = %s, content_digest = %s, finished_at = now(), updated_at = now() where id = %s
+"""
+
+
+class Load:
+    """Loads files into one source.
+
+    Args:
+        url: The database's connection URL.
+        connection: A connection to it, in autocommit.
+        source: The schema name of the source.
+        workers: Processes to parse and copy with.
+        entrances: By path, where the files come in that are no files of tracking calls.
+        checked: Stop a file whose first lines hold no event, before any of them is in quarantine.
+        report: Called after every committed chunk and every file.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        connection: psycopg.Connection,
+        source: str,
+        *,
+        workers: int,
+        entrances: Mapping[str, str] | None = None,
+        checked: bool = True,
+        report: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._url = url
+        self._connection = connection
+        self._source = source
+        self._count = workers
+        self._entrances = entrances or {}
+        self._checked = checked
+        self._report = report
+        self._tracker = Tracker()
+        self._workers: Workers | None = None
+        self._guard: psycopg.Connection | None = None
+        self._progress = Progress(0)
+
+    def run(self, paths: Sequence[str]) -> Iterator[FileLoaded]:
+        """Load files one after the other; one that cannot be read does not keep the others out.
+
+        Yields:
+            What became of each file, when it is done.
+
+        Raises:
+            LoaderError: The database cannot take events. What is committed stays; the same call goes on from there.
+        """
+        sizes = {path: _size(path) for path in paths}
+        self._progress = Progress(0 if STANDARD_INPUT in paths else sum(sizes.values()))
+        try:
+            before = 0
+            for path in paths:
+                try:
+                    loaded = self._load(path, before)
+                except FileError as error:
+                    loaded = FileLoaded(path, "failed", error=str(error))
+                before += sizes[path]
+                self._progress.bytes_read = before
+                self._report(self._progress)
+                yield loaded
+        finally:
+            self._stop_workers()
+            if self._guard:
+                self._guard.close()
+                self._guard = None
+
+    def _load(self, path: str, before: int) -> FileLoaded:
+        # A pipe can be read once only, so it is neither recognised nor read again by the workers.
+        if not is_regular(path):
+            return self._read(path, b"", before, None)
+        head = self._read_head(path)
+        with self._alone(path, head):
+            load, unchanged = self._recognise(path, self._known(head))
+            return FileLoaded(path, "unchanged") if unchanged else self._read(path, head, before, load)
+
+    def _entrance(self, path: str) -> str:
+        return self._entrances.get(path, FILE)
+
+    def _open(self, path: str) -> AbstractContextManager[tuple[io.BufferedReader, IO[bytes]]]:
+        return open_lines(path, self._entrance(path))
+
+    def _read_head(self, path: str) -> bytes:
+        """Return what tells which files a file may be: one that came in elsewhere became other events."""
+        with self._open(path) as (stream, _):
+            head = read_head(stream)
+        entrance = self._entrance(path)
+        return head if entrance == FILE else hashlib.sha256(entrance.encode() + head).digest()
+
+    def _read(self, path: str, head: bytes, before: int, load: _Load | None) -> FileLoaded:
+        """Read a file to its end, from its beginning or from where an earlier load had stopped."""
+        again = is_regular(path)
+        with self._open(path) as (stream, beneath):
+            loaded = FileLoaded(path, "continued" if load else "loaded")
+            reader = LineReader(stream, path, with_data=not again or stream is not beneath)
+            chunks = reader.chunks()
+            if load:
+                number = self._continue(reader, path, head, load)
+            else:
+                position, digest = reader.position, reader.digest
+                if self._checked:
+                    chunks = self._check_first(path, chunks)
+                number = self._start(path, head, position, digest)
+            loaded.number = number
+
+            def committed(landed: Landed | None) -> None:
+                if landed:
+                    loaded.landed.add(landed)
+                    self._progress.landed.add(landed)
+                    self._progress.bytes_read = before + (beneath.tell() if again else 0)
+                    self._report(self._progress)
+
+            try:
+                for landed in self._land(number, path, chunks):
+                    committed(landed)
+            except FileError as error:
+                self._stop_workers()
+                loaded.outcome, loaded.error = "failed", str(error)
+                return loaded
+            if reader.damage:
+                loaded.outcome = "failed"
+                loaded.error = (
+                    f"{path} is cut short or damaged ({reader.damage}). What could be read of it was loaded; load the "
+                    "whole file when you have it, and it goes on from there."
+                )
+                return loaded
+            self._connection.execute(_FINISH, (reader.size, reader.content_digest, number))
+        return loaded
+
+    def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[Landed | None]:
+        """Land a file's chunks; a single one does not bother the workers, so small files start no processes."""
+        first = list(islice(chunks, 2))
+        small = len(first) < 2 or first[1].content_digest is not None
+        if small or self._count == 1:
+            for chunk in chain(first, chunks):
+                work = Work(load, self._source, self._entrance(path), path, chunk)
+                yield land_and_advance(self._connection, work, self._tracker, lambda _: None)
+            return
+        if self._workers is None:
+            self._workers = Workers(self._url, self._count)
+        unreadable: FileError | None = None
+        rest = chain(first, chunks)
+        following: Chunk | None
+        while True:
+            try:
+                following = next(rest, None)
+            except FileError as error:
+                # What was read of it before still lands.
+                unreadable, following = error, None
+            if following is None:
+                break
+            yield self._workers.submit(Work(load, self._source, self._entrance(path), path, following))
+        while landed := self._workers.settle():
+            yield landed
+        if unreadable:
+            raise unreadable
+
+    def _check_first(self, path: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Return the chunks of a file whose first lines hold an event.
+
+        Raises:
+            FileError: None of them does.
+        """
+        entrance = self._entrance(path)
+        held: list[Chunk] = []
+        lines: list[bytes] = []
+        for chunk in chunks:
+            held.append(chunk)
+            for line in _lines(path, chunk, CHECKED_LINES - len(lines)):
+                if any(isinstance(message, Event) for message in parse_message(entrance, line, chunk.offset)):
+                    return chain(held, chunks)
+                lines.append(line)
+            if len(lines) == CHECKED_LINES or chunk.end >= CHECKED_BYTES:
+                break
+        if not lines:
+            return chain(held, chunks)
+        which = f"none of its first {len(lines):,} lines is an event" if len(lines) > 1 else "its only line is no event"
+        raise FileError(
+            f"{path} was not loaded: {which}. {describe_lines(lines, export=entrance != FILE)} With --no-check it is "
+            "loaded all the same, and such lines go to quarantine."
+        )
+
+    def _known(self, head: bytes) -> list[_Load]:
+        with self._connection.cursor(row_factory=class_row(_Load)) as cursor:
+            return cursor.execute(_KNOWN, (self._source, head)).fetchall()
+
+    def _recognise(self, path: str, known: Sequence[_Load]) -> tuple[_Load | None, bool]:
+        """Find the load this file continues, and say whether there is anything left to load."""
+        if not known:
+            return None, False
+        positions = {load.byte_offset for load in known} | {load.size for load in known if load.size is not None}
+        with self._open(path) as (stream, _):
+            digests, end = digests_at(stream, positions)
+        for load in known:
+            if load.size is not None and load.size == end and digests[end] == load.content_digest:
+                return load, True
+        for load in known:
+            grown = load.size and digests.get(load.size) == load.content_digest
+            if grown or (load.byte_offset and digests.get(load.byte_offset) == load.digest):
+                return load, False
+        return None, False
+
+    @contextmanager
+    def _alone(self, path: str, head: bytes) -> Iterator[None]:
+        """Keep other loaders away from files that begin alike, lest two of them land one file twice."""
+        if self._guard is None:
+            self._guard = connect(self._url)
+        key = int.from_bytes(hashlib.sha256(self._source.encode() + head).digest()[:8], signed=True)
+        # The lock is the transaction's, so that it cannot outlive it in a pooler's connection.
+        self._guard.execute(NO_TIMEOUTS)
+        self._guard.execute("set local lock_timeout = 0")
+        taken = self._guard.execute("select pg_try_advisory_xact_lock(%s)", (key,)).fetchone()
+        if taken != (True,):
+            logger.warning("waiting for another loader, which loads %s or a file that begins like it", path)
+            self._guard.execute("select pg_advisory_xact_lock(%s)", (key,))
+        try:
+            yield
+        finally:
+            # A connection that was lost has given up its lock.
+            with suppress(psycopg.Error):
+                self._guard.rollback()
+
+    def _start(self, path: str, head: bytes, position: int, digest: bytes) -> int:
+        """Open a row for what follows of a file."""
+        row = self._connection.execute(_START, (self._source, printable(path), head, position, digest)).fetchone()
+        assert row is not None  # noqa: S101 - an insert that returns
+        return int(row[0])
+
+    def _continue(self, reader: LineReader, path: str, head: bytes, load: _Load) -> int:
+        """Pass over what an earlier load has landed, and return the row of the rest."""
+        reader.skip(load.byte_offset)
+        if reader.digest != load.digest:
+            raise FileError(f"{path} changed while it was read. Run the command again.")
+        if load.size is None or load.content_digest is None:
+            return load.id
+        with self._connection.transaction():
+            if not reader.skip_ended_line(load.size, load.content_digest):
+                length = load.size - load.byte_offset
+                entrance = self._entrance(path)
+                self._connection.execute(_SUPERSEDE, (self._source, load.path, load.byte_offset, length, entrance))
+            return self._start(path, head, reader.position, reader.digest)
+
+    def _stop_workers(self) -> None:
+        if self._workers:
+            self._workers.close()
+            self._workers = None
+
+
+def _lines(path: str, chunk: Chunk, most: int) -> list[bytes]:
+    """Return the first lines of a chunk that are not blank; of an overlong line, its beginning."""
+    parts = read_chunk(path, chunk).split(b"\n", most)[:most]
+    return [line for line in parts if line.strip()]
+
+
+def _size(path: str) -> int:
+    try:
+        return 0 if path == STANDARD_INPUT else Path(path).stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,146 @@
+"""Lands one chunk of a file at a time: what a worker process does until its pipe closes.
+
+This module imports as little as it can, because every worker process pays for it.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import psycopg
+
+from loader.errors import LoaderError, without_values
+from loader.events.formats import parse_chunk
+from loader.events.model import Event, Reason, Refused
+from loader.files.chunks import Chunk, read_chunk
+from loader.files.streams import printable
+from loader.postgres.connection import connect, set_session
+from loader.postgres.lock_holders import blocked
+from loader.raw import landing
+from loader.raw.catalog import Seen, Tracker
+from loader.raw.landing import Landed
+
+_ADVANCE = """
+    update raw.loads
+    set
+        byte_offset = %(end)s,
+        digest = %(digest)s,
+        rows = rows + %(rows)s,
+        quarantined = quarantined + %(quarantined)s,
+        size = coalesce(%(size)s::bigint, size),
+        content_digest = coalesce(%(content_digest)s::bytea, content_digest),
+        finished_at = case when %(size)s::bigint is null then finished_at else now() end,
+        updated_at = now()
+    where id = %(load)s and byte_offset = %(offset)s
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk to land.
+
+    Attributes:
+        load: The id of its file in raw.loads.
+        source: The schema name of its source.
+        entrance: Where the file came in.
+        path: The file.
+        chunk: Its lines.
+    """
+
+    load: int
+    source: str
+    entrance: str
+    path: str
+    chunk: Chunk
+
+
+def land_and_advance(
+    connection: psycopg.Connection, work: Work, tracker: Tracker, may_commit: Callable[[Landed], None]
+) -> Landed:
+    """Land a chunk and move its file's offset, in one transaction.
+
+    Args:
+        connection: A connection with no transaction open.
+        work: The chunk.
+        tracker: What is known of the events so far.
+        may_commit: Called when the rows are copied; returns once everything before them is committed.
+
+    Raises:
+        LoaderError: The database cannot take the chunk, or another loader has moved the file's offset.
+    """
+    try:
+        # It records what is new at the end, when nobody has to wait for this transaction but for an instant.
+        with tracker.transaction(connection) as seen:
+            landed = _land_chunk(connection, work, seen)
+            may_commit(landed)
+            advanced = connection.execute(
+                _ADVANCE,
+                {
+                    "load": work.load,
+                    "offset": work.chunk.offset,
+                    "end": work.chunk.end,
+                    "digest": work.chunk.digest,
+                    "rows": landed.rows,
+                    "quarantined": landed.quarantined,
+                    "size": work.chunk.size,
+                    "content_digest": work.chunk.content_digest,
+                },
+            )
+            if advanced.rowcount != 1:
+                raise LoaderError(
+                    f"Another loader is loading {work.path}. Let it finish, or stop it and run this command again."
+                )
+    except psycopg.errors.LockNotAvailable:
+        raise blocked(connection, f"Loading {work.path} stopped at byte {work.chunk.offset}") from None
+    except psycopg.Error as error:
+        raise landing.explain(error) from None
+    return landed
+
+
+def _land_chunk(connection: psycopg.Connection, work: Work, seen: Seen) -> Landed:
+    """Land the lines of a chunk in the connection's transaction."""
+    data = read_chunk(work.path, work.chunk)
+    messages: Iterable[Event | Refused]
+    if work.chunk.truncated:
+        total = len(data) + work.chunk.truncated
+        detail = f"{total} bytes without a newline; the first {len(data)} are kept here"
+        messages = [Refused(data, work.chunk.offset, Reason.LINE_TOO_LONG, detail)]
+    else:
+        messages = parse_chunk(work.entrance, data, work.chunk.offset)
+    return landing.land(connection, work.source, work.entrance, messages, seen, path=printable(work.path))
+
+
+def main(descriptor: int) -> None:
+    """Land chunks until the pipe closes.
+
+    Args:
+        descriptor: This process's end of the pipe; the first thing in it is the database's connection URL.
+    """
+    pipe = Connection(descriptor)
+
+    def may_commit(landed: Landed) -> None:
+        pipe.send(landed)
+        pipe.recv()
+
+    try:
+        try:
+            with connect(pipe.recv(), autocommit=True) as connection:
+                set_session(connection)
+                tracker = Tracker()
+                while True:
+                    pipe.send(land_and_advance(connection, pipe.recv(), tracker, may_commit))
+        except LoaderError as error:
+            pipe.send(error)
+        except (EOFError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
+            pipe.send(f"{type(error).__name__}: {without_values(error)}")
+    except (EOFError, OSError):
+        # The parent is done, or gone; an open transaction is rolled back by the server.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

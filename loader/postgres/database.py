@@ -1,0 +1,322 @@
+"""The database: where it is, whether it will do, and its raw schema.
+
+`DATABASE_URL` names it; without that, the embedded PostgreSQL is started. Whoever opens it gets a database of a
+version that works, with the raw schema this version of the loader needs, whose stored transaction ids are its own.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
+
+from loader.errors import DatabaseError, SchemaBehindError, UsageError
+from loader.postgres.connection import NO_TIMEOUTS, connect
+from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, LOCK_WAIT, blocked, name_blockers
+from loader.settings import Settings
+
+# `pg_input_is_valid`, which every safe cast uses, came with 16.
+MINIMUM_VERSION = 16
+
+# A migration waits this long for a lock: landing and readers queue behind it. Then it lets them pass and tries again.
+_MIGRATION_LOCK_WAIT = "200ms"
+_MIGRATION_TRIES = 12
+_MIGRATION_PAUSE_SECONDS = 5.0
+# Held while the schema is brought up, so that two commands starting at once do not both try.
+_MIGRATION_LOCK = 7_226_010_001
+
+
+@dataclass(frozen=True)
+class Database:
+    """An open database.
+
+    Attributes:
+        url: The connection URL, as any PostgreSQL client takes it.
+        engine: SQLAlchemy's engine on it.
+        embedded: The server behind it is the loader's own.
+        is_reader: The role reads tables of sources and cannot use the raw schema.
+    """
+
+    url: str
+    engine: Engine
+    embedded: bool
+    is_reader: bool = False
+
+    def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
+        """Open a plain psycopg connection, for COPY.
+
+        Args:
+            autocommit: Open no transaction by itself.
+
+        Raises:
+            DatabaseError: The database does not answer.
+        """
+        return connect(self.url, autocommit=autocommit)
+
+    @contextmanager
+    def name_lock_holders(self) -> Iterator[None]:
+        """Turn an error about a lock that was waited for too long into one that names the sessions in the way.
+
+        Raises:
+            DatabaseError: A lock was not to be had.
+        """
+        try:
+            yield
+        except (psycopg.Error, DBAPIError) as error:
+            if _is_about_lock(error):
+                raise self.blocked("Nothing was done") from None
+            raise
+
+    def blocked(self, outcome: str) -> DatabaseError:
+        """Return an error that names the sessions that hold locks.
+
+        Args:
+            outcome: The consequence for the work, as the beginning of a sentence.
+        """
+        with self.connect(autocommit=True) as connection:
+            return blocked(connection, outcome)
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Open a SQLAlchemy connection in a transaction that commits at the end of the block.
+
+        Raises:
+            DatabaseError: Another session holds a lock that a statement of the block needs.
+        """
+        with self.name_lock_holders(), self.engine.begin() as connection:
+            connection.exec_driver_sql(f"set local lock_timeout = '{LOCK_WAIT}'")
+            yield connection
+
+
+@contextmanager
+def open_database(settings: Settings, *, migrate_behind: bool = False, for_reader: bool = False) -> Iterator[Database]:
+    """Open the database the settings name, ready to use.
+
+    Args:
+        settings: The process's settings.
+        migrate_behind: Bring an older raw schema up instead of refusing it. The embedded database is always brought
+            up: nobody else looks after it.
+        for_reader: Also open it for a role that cannot use the raw schema.
+
+    Raises:
+        DatabaseError: The database does not answer, is too old, refuses the role, or (`SchemaBehindError`) its raw
+            schema is too old.
+        UsageError: `DATABASE_URL` is no PostgreSQL URL.
+    """
+    if settings.database_url:
+        with _engine(libpq_url(settings.database_url), embedded=False) as database:
+            try:
+                _prepare(database, migrate_behind=migrate_behind)
+            except psycopg.errors.InsufficientPrivilege as error:
+                if not for_reader:
+                    raise _refused(database, error) from None
+                database = replace(database, is_reader=True)  # noqa: PLW2901 - the same database, less of it
+            yield database
+        return
+    server = EmbeddedServer(settings.home, port=settings.embedded_port, idle=settings.embedded_idle)
+    url = server.acquire()
+    try:
+        with _engine(url, embedded=True) as database:
+            _prepare(database, migrate_behind=True)
+            yield database
+    finally:
+        server.release()
+
+
+def libpq_url(url: str) -> str:
+    """Return a database URL as libpq takes it, whatever dialect prefix it came with.
+
+    Raises:
+        UsageError: It is not a PostgreSQL URL.
+    """
+    problem = "DATABASE_URL must look like postgresql://user:password@host:5432/database"
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise UsageError(f"{problem}.") from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise UsageError(f"{problem}; it starts with {parsed.drivername}://.")
+    return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def connection_environment(url: str) -> dict[str, str]:
+    """Return the libpq environment variables of a connection URL, as dbt's profile and psql read them."""
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+        "sslmode": "PGSSLMODE",
+        "sslrootcert": "PGSSLROOTCERT",
+        "sslcert": "PGSSLCERT",
+        "sslkey": "PGSSLKEY",
+    }
+    parameters = conninfo_to_dict(url)
+    return {names[key]: str(value) for key, value in parameters.items() if key in names}
+
+
+def bundled(folder: str) -> Path:
+    """Return where a folder that ships with the package lies: inside it once installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
+def migrate(engine: Engine) -> tuple[str | None, str]:
+    """Bring the raw schema up to what this version needs, in one transaction.
+
+    A lock that is held by somebody is tried for again and again, with pauses in which others pass.
+
+    Returns:
+        The revision it was at (None for none) and the one it is at now.
+
+    Raises:
+        DatabaseError: The schema is newer than this version of the loader, or a session holds a lock on a table of it.
+    """
+    for attempt in range(1, _MIGRATION_TRIES + 1):
+        try:
+            return _migrate_once(engine)
+        except (psycopg.Error, DBAPIError) as error:
+            if not _is_about_lock(error):
+                raise
+        if attempt < _MIGRATION_TRIES:
+            time.sleep(_MIGRATION_PAUSE_SECONDS)  # the server tells nobody of the end of somebody else's transaction
+    with engine.connect() as connection:
+        raise blocked(_driver_connection(connection), "The raw schema is as it was")
+
+
+def _driver_connection(connection: Connection) -> psycopg.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - of the only dialect there is
+    return driver
+
+
+def _is_about_lock(error: Exception) -> bool:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlstate", None) == LOCK_NOT_AVAILABLE
+
+
+def _migrate_once(engine: Engine) -> tuple[str | None, str]:
+    # A tenth of a second to import, which no other command should wait for.
+    import alembic.command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(bundled("migrations")))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(NO_TIMEOUTS)
+        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        connection.execute(text(f"set local lock_timeout = '{_MIGRATION_LOCK_WAIT}'"))
+        connection.execute(text("create schema if not exists raw"))
+        before = _read_revision(_driver_connection(connection))
+        _refuse_newer(before)
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+        return before, _revisions()[-1]
+
+
+def check_version(number: int) -> None:
+    """Refuse a PostgreSQL that is too old.
+
+    Args:
+        number: `server_version_num`, e.g. 150004 for 15.4.
+
+    Raises:
+        DatabaseError: It is older than `MINIMUM_VERSION`.
+    """
+    if number // 10000 < MINIMUM_VERSION:
+        raise DatabaseError(
+            f"The database is PostgreSQL {number // 10000}; {MINIMUM_VERSION} or newer is needed. Point DATABASE_URL "
+            "at a newer server, or unset it to use the embedded PostgreSQL 18."
+        )
+
+
+def check_database(connection: psycopg.Connection) -> None:
+    """Make sure that a database will do, and that the transaction ids stored in it are its own.
+
+    Args:
+        connection: A connection in autocommit.
+
+    Raises:
+        DatabaseError: It is too old, or its raw schema newer than this version of the loader.
+        SchemaBehindError: Its raw schema is older, or not there.
+    """
+    check_version(connection.info.server_version)
+    revision = _read_revision(connection)
+    _refuse_newer(revision)
+    head = _revisions()[-1]
+    if revision != head:
+        state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
+        raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
+    with name_blockers(connection, "Nothing was done"):
+        connection.execute("select raw.adopt_cluster()")
+
+
+def _prepare(database: Database, *, migrate_behind: bool) -> None:
+    with database.connect(autocommit=True) as connection:
+        before = _read_revision(connection)
+        try:
+            check_database(connection)
+        except SchemaBehindError:
+            if not migrate_behind:
+                raise
+            migrate(database.engine)
+            check_database(connection)
+    if database.embedded and before is None:
+        # What a new user needs first; on a database of their own they say themselves what they want.
+        with database.begin() as connection:
+            connection.execute(
+                text(
+                    "insert into raw.sources (name, schema_name) values ('Iterable', 'iterable') on conflict do nothing"
+                )
+            )
+
+
+def _refused(database: Database, error: psycopg.Error) -> DatabaseError:
+    role = conninfo_to_dict(database.url).get("user", "of DATABASE_URL")
+    return DatabaseError(
+        f"The role {role} may not use the raw schema: {error.diag.message_primary}. Set DATABASE_URL to the URL of the "
+        "loader's role. A reader's URL is for `loader sql`, `loader status` and `loader url`."
+    )
+
+
+@contextmanager
+def _engine(url: str, *, embedded: bool) -> Iterator[Database]:
+    engine = create_engine("postgresql+psycopg://", poolclass=NullPool, creator=lambda: connect(url))
+    try:
+        yield Database(url=url, engine=engine, embedded=embedded)
+    finally:
+        engine.dispose()
+
+
+def _read_revision(connection: psycopg.Connection) -> str | None:
+    there = connection.execute("select to_regclass('raw.alembic_version') is not null").fetchone()
+    if there != (True,):
+        return None
+    row = connection.execute("select version_num from raw.alembic_version").fetchone()
+    return str(row[0]) if row else None
+
+
+def _revisions() -> list[str]:
+    """Return the revisions there are, the oldest first: the numbers that the files' names begin with."""
+    revisions = sorted(file.stem.split("_")[0] for file in (bundled("migrations") / "versions").glob("*.sql"))
+    if not revisions:
+        raise DatabaseError("The migrations are missing from the installation. Install the package again.")
+    return revisions
+
+
+def _refuse_newer(revision: str | None) -> None:
+    if revision is not None and revision not in _revisions():
+        raise DatabaseError(
+            f"The raw schema is at revision {revision}, which this version of the loader does not know: it was brought "
+            "up by a newer one. Upgrade this installation."
+        )

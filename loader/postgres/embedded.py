@@ -1,0 +1,397 @@
+"""The embedded PostgreSQL: a warehouse for who has no database server, started when a command needs it.
+
+It is an ordinary server under `LOADER_HOME`: several commands share it, a BI tool connects to it over TCP with a
+password, `loader.postgres.embedded_keeper` stops it when nothing uses it, and its data stays.
+
+    LOADER_HOME/embedded/
+        data/                the cluster; it is `data.new` until it is complete
+        password, port       kept, so that a connection set up in a BI tool keeps working
+        keeper_password      of the superuser, for `loader.postgres.embedded_keeper` alone
+        idle                 seconds without any user, as the last command has it, after which the keeper stops it
+        postgres.log         what the server and the keeper say
+        start.lock           held by whoever starts or stops the server, or registers as a user of it
+        users.lock           shared by all processes that use the server, for as long as they do
+        server.lock          inherited by every process of the server: free means that none is left
+        keeper.lock          held by the keeper
+        postgresql-18.x/     a copy of the programs, when the server's user cannot enter the package's folder
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import psycopg
+
+from loader.errors import EmbeddedError
+from loader.postgres.embedded_cluster import DATABASE, ENVIRONMENT, KEEPER, USER, Cluster, end_keeper, start_detached
+from loader.postgres.file_locks import POLL_SECONDS, TELL_SECONDS, LockedFolder
+
+logger = logging.getLogger("loader")
+
+ADDRESS = "127.0.0.1"
+LOCKS = ("start.lock", "users.lock", "server.lock", "keeper.lock")
+LOG_NAME = "postgres.log"
+ASK_SECONDS = 0.25
+LOG_LIMIT = 16 * 1024 * 1024
+
+# Given at every start, because this module depends on them: English messages are how it tells a server that is
+# starting from one that refuses.
+SETTINGS = {
+    "lc_messages": "C",
+    "listen_addresses": ADDRESS,
+    "log_destination": "stderr",
+    "logging_collector": "off",
+    "unix_socket_directories": "",
+}
+
+
+class EmbeddedServer:
+    """The PostgreSQL server of one `LOADER_HOME`.
+
+    Args:
+        home: The `LOADER_HOME`.
+        port: TCP port to listen on; 0 picks a free one and keeps it.
+        idle: Seconds without any user after which the server stops.
+    """
+
+    answer_seconds = 20.0  # without a word, until a server counts as stuck
+    recovery_seconds = 300.0  # of a server that says it is starting, e.g. replaying its log after a crash
+    stop_seconds = 120.0  # for the checkpoint a server writes as it stops
+    leftover_seconds = 30.0  # for processes of a server whose main process was killed
+    lock_seconds = 330.0  # more than any of the above, which may be what a lock's holder is waiting for
+
+    def __init__(self, home: Path, *, port: int = 0, idle: float = 600.0) -> None:
+        self.home = home.expanduser().resolve()
+        self.folder = LockedFolder(self.home / "embedded", LOCKS)
+        self._cluster = Cluster(self.folder)
+        self._port = port
+        self._idle = idle
+        self._users: int | None = None
+
+    def acquire(self) -> str:
+        """Make sure the server runs, and register this process as a user of it.
+
+        Returns:
+            The URL of the database, with the password.
+
+        Raises:
+            EmbeddedError: The server cannot be started, or does not answer.
+        """
+        with self.folder.explained():
+            self.folder.create()
+            with self.folder.hold("start.lock", wait=self.lock_seconds):
+                new = None
+                if self._users is None:
+                    new = self._users = self.folder.lock("users.lock", wait=self.lock_seconds, shared=True)
+                try:
+                    if self.folder.read("idle") != str(self._idle):
+                        self.folder.write("idle", str(self._idle))
+                    if not self.folder.read("keeper_password"):
+                        end_keeper(self.home)
+                    # The keeper comes first: a server never is without one, whenever this process is killed.
+                    self._start_keeper()
+                    port = self._start_or_join()
+                except BaseException:
+                    if new is not None:
+                        self.release()
+                    raise
+            return f"postgresql://{USER}:{quote(self.folder.read('password'), safe='')}@{ADDRESS}:{port}/{DATABASE}"
+
+    def release(self) -> None:
+        """Declare that this process no longer uses the server; its end says the same."""
+        if self._users is not None:
+            # Closed, not unlocked: a process forked from this one may still use the server.
+            os.close(self._users)
+            self._users = None
+
+    def stop(self) -> None:
+        """Stop the server now, whoever uses it.
+
+        Raises:
+            EmbeddedError: The server does not stop, or belongs to another user.
+        """
+        if (self.folder.path / "start.lock").exists():
+            with self.folder.explained(), self.folder.hold("start.lock", wait=self.lock_seconds):
+                self.shut_down()
+
+    def is_running(self) -> bool:
+        """Tell whether the server's main process is alive."""
+        with self.folder.explained():
+            return self._find_postmaster() is not None
+
+    def shut_down(self) -> None:
+        """Stop the server, if it runs; the caller holds `start.lock`.
+
+        Raises:
+            EmbeddedError: The server does not stop in time.
+        """
+        found = self._find_postmaster()
+        if found is None:
+            return
+        pid = found[0].pid
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)  # PostgreSQL's fast shutdown: ends sessions, writes a checkpoint
+            os.kill(pid, signal.SIGCONT)  # a suspended process would not notice
+        deadline = time.monotonic() + self.stop_seconds
+        while self._find_postmaster() is not None:
+            if time.monotonic() > deadline:
+                raise EmbeddedError(
+                    f"The embedded PostgreSQL (process {pid}) has not stopped in {self.stop_seconds:.0f} s; "
+                    f"{self.folder.path / LOG_NAME} may say why. It may still be writing to a slow disk: wait, or end "
+                    f"it with `kill -9 {pid}`; committed data survives that."
+                )
+            time.sleep(POLL_SECONDS)  # it is no child of this process, so there is nothing to wait for
+
+    def connect(self, database: str, *, as_keeper: bool = False) -> psycopg.Connection[Any]:
+        """Connect to the running server, whatever the environment variables of libpq say.
+
+        Args:
+            database: The database to connect to.
+            as_keeper: Connect as the superuser.
+
+        Raises:
+            psycopg.OperationalError: The server refuses, or says nothing for 2 seconds.
+        """
+        found = self._find_postmaster()
+        return psycopg.connect(
+            host=ADDRESS,
+            hostaddr=ADDRESS,
+            port=found[1] if found else 0,
+            user=KEEPER if as_keeper else USER,
+            password=self.folder.read("keeper_password" if as_keeper else "password"),
+            dbname=database,
+            application_name="loader keeper",
+            autocommit=True,
+            connect_timeout=2,
+            gssencmode="disable",
+            options="-c statement_timeout=5s",
+            sslmode="disable",
+        )
+
+    def _find_postmaster(self) -> tuple[psutil.Process, int] | None:
+        """Return the server's main process and its port; nothing for the file that a dead one left behind."""
+        try:
+            lines = (self._cluster.data / "postmaster.pid").read_text().splitlines()
+            postmaster, port = psutil.Process(int(lines[0])), int(lines[3])
+            command = postmaster.cmdline()
+            if not command or Path(command[0]).name != "postgres":
+                return None
+            # The command line is what every user may read; the folder tells of a server started by hand.
+            ours = str(self._cluster.data) in command or self._works_here(postmaster)
+        except (FileNotFoundError, IndexError, ValueError, psutil.Error):
+            return None
+        return (postmaster, port) if ours else None
+
+    def _works_here(self, process: psutil.Process) -> bool:
+        try:
+            return Path(process.cwd()) == self._cluster.data
+        except psutil.Error:
+            return False
+
+    def _start_keeper(self) -> None:
+        """Start the process that stops the server when nothing uses it, unless there is one."""
+        if not self.folder.is_free("keeper.lock"):
+            return
+        # The package may have been found by way of the current folder, which the keeper does not stay in. At the end
+        # of the path, that folder hides no module of Python's own.
+        program = (
+            "import sys; sys.path.append(sys.argv.pop(1)); from loader.postgres.embedded_keeper import main; main()"
+        )
+        place = str(Path(__file__).parents[2])
+        with self.folder.hold("keeper.lock", wait=self.lock_seconds) as lock, self._open_log() as log:
+            command = [sys.executable, "-c", program, place, str(self.home), str(lock)]
+            start_detached(command, account=None, log=log, lock=lock, environment=dict(os.environ))
+
+    def _start_or_join(self) -> int:
+        """Return the port of the server that runs, or of one started now."""
+        logged = None
+        for _ in range(3):  # the server may be ended while it starts, or another program get hold of its port
+            passwords = self.folder.read("password") and self.folder.read("keeper_password")
+            if self._find_postmaster() is None or not passwords:
+                logged = self._start()
+            began = time.monotonic()
+            port = self._await_answer()
+            if port is not None:
+                if self._port not in {0, port}:
+                    logger.warning("the embedded PostgreSQL already runs on port %d, not on %d", port, self._port)
+                return port
+            if logged is not None and time.monotonic() - began > self.answer_seconds:
+                break  # what failed after a long recovery would take as long to fail again
+        raise EmbeddedError(
+            "The embedded PostgreSQL does not start. Settle what its log complains about and run this again, or set "
+            f"DATABASE_URL to a PostgreSQL of yours. {self._quote_log(logged or 0)}"
+        )
+
+    def _start(self) -> int:
+        """Start the server and return where its part of the log begins."""
+        self.shut_down()  # one whose password is lost, or whose loader is the superuser
+        with self._hold_server_lock() as lock:
+            programs, account = self._cluster.prepare(lock)
+            # Nobody holds server.lock: if this file names a process that lives, it is a stranger with a reused number.
+            self._cluster.report_copy()
+            (self._cluster.data / "postmaster.pid").unlink(missing_ok=True)
+            settings = SETTINGS | {"port": str(self._choose_port())}
+            options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+            path = self.folder.path / LOG_NAME
+            if path.exists() and path.stat().st_size > LOG_LIMIT:
+                path.replace(path.with_suffix(".log.1"))
+            with self._open_log() as log:
+                begin = os.fstat(log).st_size
+                command = [str(programs / "postgres"), "-D", str(self._cluster.data), *options]
+                start_detached(command, account=account, log=log, lock=lock, environment=ENVIRONMENT)
+            return begin
+
+    @contextmanager
+    def _hold_server_lock(self) -> Iterator[int]:
+        """Hold the lock that all processes of a server inherit, once those of an earlier server are gone."""
+        try:
+            lock = self.folder.lock("server.lock", wait=self.leftover_seconds / 10)
+        except EmbeddedError:
+            # A busy query does not notice that its server was killed.
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if process.name() == "postgres" and self._works_here(process):
+                        process.terminate()
+            try:
+                lock = self.folder.lock("server.lock", wait=self.leftover_seconds)
+            except EmbeddedError:
+                raise EmbeddedError(
+                    f"Processes of an earlier server still use {self._cluster.data}, and a second server would destroy "
+                    f"it. `fuser -v {self.folder.path / 'server.lock'}` shows them: end them. If it shows none, they "
+                    "run in another container with the same folder: use one PostgreSQL for both, with DATABASE_URL."
+                ) from None
+        try:
+            yield lock
+        finally:
+            os.close(lock)
+
+    def _await_answer(self) -> int | None:
+        """Wait until the server answers, and return its port; nothing when it has ended.
+
+        Raises:
+            EmbeddedError: It refuses its user, says nothing, or takes too long to recover.
+        """
+        started = heard = asked = time.monotonic()
+        told = False
+        while True:
+            found = self._find_postmaster()
+            if found is None:
+                if time.monotonic() - heard > self.answer_seconds or self.folder.is_free("server.lock"):
+                    return None
+            # Every question to a server that is starting is a line in its log.
+            elif self._is_announced() or time.monotonic() - asked > ASK_SECONDS:
+                state = self._ask()
+                asked = time.monotonic()
+                if state == "ready":
+                    return found[1]
+                if state == "superuser":
+                    # An older cluster, put in the place of a newer one: the next start brings it over.
+                    (self.folder.path / "keeper_password").unlink(missing_ok=True)
+                    return None
+                if state == "starting":
+                    heard = asked
+                    if heard - started > TELL_SECONDS and not told:
+                        logger.warning("the embedded PostgreSQL recovers from a crash, which can take minutes")
+                        told = True
+                    time.sleep(ASK_SECONDS)  # it can only be asked again
+            now = time.monotonic()
+            if now - started > self.recovery_seconds:
+                raise EmbeddedError(
+                    f"The embedded PostgreSQL is still starting after {now - started:.0f} s. It goes on by itself: run "
+                    f"this again later. {self._quote_log(0)}"
+                )
+            if found and now - heard > self.answer_seconds:
+                pid = found[0].pid
+                raise EmbeddedError(
+                    f"The embedded PostgreSQL (process {pid}) has not answered on {ADDRESS} for {now - heard:.0f} s. "
+                    f"It may be suspended (`kill -CONT {pid}` wakes it) or the machine overloaded. `kill -9 {pid}` "
+                    "ends it, then run this again: committed data survives that."
+                )
+            time.sleep(POLL_SECONDS)  # its pid file has no other way to tell
+
+    def _ask(self) -> str:
+        """Return `ready`, `starting` or `silent`, whichever the server is; `superuser` when its loader is one."""
+        try:
+            with self.connect(DATABASE) as connection:
+                if connection.info.parameter_status("is_superuser") == "on":
+                    return "superuser"
+        except psycopg.OperationalError as error:
+            message = str(error)
+            if "FATAL:" not in message:
+                return "silent"
+            if "the database system is" in message:  # … starting up, in recovery mode, shutting down
+                return "starting"
+            if "terminating connection" in message or not self._find_postmaster() or not self._is_announced():
+                return "silent"  # it is ending; or another program answers, and it will find its port taken
+            if "too many clients" not in message:
+                raise EmbeddedError(
+                    f"The embedded PostgreSQL refuses its own user: {message.splitlines()[-1]}. If somebody changed "
+                    f"the password, delete {self.folder.path / 'password'} and run this again to set a new one."
+                ) from error
+        return "ready"
+
+    def _is_announced(self) -> bool:
+        """Tell whether the server says in its pid file that it takes connections."""
+        return self.folder.read("data/postmaster.pid").endswith("ready")
+
+    def _choose_port(self) -> int:
+        """Return a free port and remember it: the one asked for, else the remembered one, else another."""
+        remembered = self.folder.read("port")
+        known = int(remembered) if remembered.isdecimal() else 0
+        port = self._port or known
+        if self._port and not _is_free(self._port):
+            raise EmbeddedError(
+                f"Port {self._port} of {ADDRESS} is in use by another program, so the embedded PostgreSQL cannot "
+                "listen there. End that program, or set LOADER_EMBEDDED_PORT to another port, or to 0 for a free one."
+            )
+        if not port or not _is_free(port):
+            # Below the ports of outgoing connections and, where it can be, always the same for the same folder.
+            first = zlib.crc32(bytes(self.folder.path))
+            port = next(filter(_is_free, (20_000 + (first + step) % 10_000 for step in range(10_000))))
+            if known:
+                logger.warning(
+                    "port %d of the embedded PostgreSQL is in use by another program: it listens on port %d from now "
+                    "on, which a BI tool that connects to it needs to know",
+                    known,
+                    port,
+                )
+        if port != known:
+            self.folder.write("port", str(port))
+        return port
+
+    @contextmanager
+    def _open_log(self) -> Iterator[int]:
+        descriptor = self.folder.open(LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _quote_log(self, start: int) -> str:
+        """Return the last lines of the log, from a position on."""
+        path = self.folder.path / LOG_NAME
+        with path.open("rb") as log:
+            log.seek(max(start, path.stat().st_size - 4_000))
+            lines = log.read().decode(errors="replace").splitlines()[-10:]
+        return f"The end of {path}:\n" + "\n".join(lines)
+
+
+def _is_free(port: int) -> bool:
+    """Tell whether a server could listen on a port now."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((ADDRESS, port))
+        except OSError:
+            return False
+    return True

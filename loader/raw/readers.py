@@ -1,0 +1,242 @@
+"""Readers: database roles for BI tools and people, which may select from the tables of sources and do nothing else.
+
+`raw.readers` remembers them. A run that creates the schema of a source calls `raw.admit_readers`, so that a reader of
+every source reads later ones as well; default privileges cover later tables.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from loader.errors import UsageError
+from loader.events.naming import IDENTIFIER_BYTES
+from loader.postgres.file_locks import LockedFolder
+
+# Of the embedded database: its URL is what `loader url` prints.
+DEFAULT_READER = "warehouse_reader"
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
+_CONNECTIONS = 20
+_SESSION_SETTINGS = {
+    "default_transaction_read_only": "on",
+    "statement_timeout": "5min",
+    "idle_in_transaction_session_timeout": "10min",
+}
+# A run that creates a schema holds it as well.
+_LOCK = "select pg_advisory_xact_lock(hashtext('create schema'))"
+_READERS = """
+    select
+        readers.name,
+        array_agg(readers.source order by readers.source),
+        min(readers.created_at),
+        exists (select from pg_roles where rolname = readers.name),
+        (select count(*) from pg_stat_activity where usename = readers.name)
+    from raw.readers
+    group by readers.name
+    order by min(readers.created_at), readers.name
+"""
+_MAY_CREATE_ROLES = "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
+_OWNS = """
+    select pg_describe_object(classid, objid, objsubid)
+    from pg_shdepend
+    inner join pg_database on pg_database.oid = dbid
+    where
+        refclassid = 'pg_authid'::regclass
+        and refobjid = %s::regrole
+        and deptype = 'o'
+        and datname = current_database()
+    limit 5
+"""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader, as `loader reader list` shows it.
+
+    Attributes:
+        sources: Schemas of the sources whose tables it reads; `all` includes later ones.
+        sessions: How many sessions it has now.
+        role: `present`, or `missing` where the database has no such role, as after a restore.
+    """
+
+    name: str
+    sources: str
+    created_at: datetime
+    sessions: int
+    role: str
+
+
+@dataclass(frozen=True)
+class NewReader:
+    """What became of a request for a reader.
+
+    Attributes:
+        url: The URL to connect with.
+        statements: SQL that makes the reader, for a role with the right to create roles; empty when it is made.
+    """
+
+    url: str
+    statements: str
+
+
+def add_reader(connection: psycopg.Connection, url: str, name: str, schemas: Sequence[str] = ()) -> NewReader:
+    """Make a reader of some sources, or of all of them and of later ones.
+
+    Args:
+        connection: A connection in autocommit.
+        url: The URL of the database.
+        name: The name of the role.
+        schemas: Schemas of sources; none for all.
+
+    Raises:
+        UsageError: The name cannot be a role's, or the role exists.
+    """
+    if not _NAME.match(name) or len(name) > IDENTIFIER_BYTES or name.startswith("pg_"):
+        raise UsageError(
+            f"{name} cannot be the name of a reader: lower-case letters, digits and _, not starting with a digit or "
+            f"pg_, at most {IDENTIFIER_BYTES} of them."
+        )
+    if _role_exists(connection, name):
+        raise UsageError(
+            f"There is a role {name} already. Choose another name; `loader reader list` shows the readers."
+        )
+    password = secrets.token_urlsafe(24)
+    statements = [*_creation(connection, name, password), *_admission(connection, name, schemas)]
+    reader_url = (
+        make_url(url)
+        .set(username=name, password=password, drivername="postgresql")
+        .render_as_string(hide_password=False)
+    )
+    if connection.execute(_MAY_CREATE_ROLES).fetchone() != (True,):
+        return NewReader(reader_url, "".join(f"{statement.as_string(connection)};\n" for statement in statements))
+    with connection.transaction():
+        connection.execute(_LOCK)
+        for statement in statements:
+            connection.execute(statement)
+    return NewReader(reader_url, "")
+
+
+def list_readers(connection: psycopg.Connection) -> list[Reader]:
+    """Return every reader, the oldest first."""
+    return [
+        Reader(
+            name=name,
+            sources=", ".join(sources) if all(sources) else "all",
+            created_at=created_at,
+            sessions=sessions,
+            role="present" if exists else "missing",
+        )
+        for name, sources, created_at, exists, sessions in connection.execute(_READERS).fetchall()
+    ]
+
+
+def remove_reader(connection: psycopg.Connection, name: str) -> str:
+    """Take a reader's rights, end its sessions and drop its role.
+
+    Args:
+        connection: A connection in autocommit.
+        name: The name of the role.
+
+    Returns:
+        SQL that removes the role, for a role with the right to drop it; empty when it is removed.
+
+    Raises:
+        UsageError: There is no such reader, or it owns something.
+    """
+    if connection.execute("select from raw.readers where name = %s", [name]).fetchone() is None:
+        raise UsageError(f"There is no reader {name}. `loader reader list` shows them.")
+    role = sql.Identifier(name)
+    forget = sql.SQL("delete from raw.readers where name = {}").format(sql.Literal(name))
+    if not _role_exists(connection, name):
+        connection.execute(forget)
+        return ""
+    owned = [found for (found,) in connection.execute(_OWNS, [sql.Identifier(name).as_string(connection)]).fetchall()]
+    if owned:
+        raise UsageError(
+            f"Role {name} owns {', '.join(owned)}. Drop that or give it to another role, then run this command again."
+        )
+    statements = [
+        forget,
+        sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where usename = {}").format(sql.Literal(name)),
+        sql.SQL("drop owned by {}").format(role),
+        sql.SQL("drop role {}").format(role),
+    ]
+    may_drop = connection.execute(
+        "select rolsuper or pg_has_role(%s, 'member with admin option') from pg_roles where rolname = current_user",
+        [name],
+    ).fetchone()
+    if may_drop != (True,):
+        return "".join(f"{statement.as_string(connection)};\n" for statement in statements)
+    with connection.transaction():
+        connection.execute(_LOCK)
+        # Who created a role may grant it, and only its members may end its sessions.
+        connection.execute(sql.SQL("grant {} to current_user with inherit true").format(role))
+        for statement in statements:
+            connection.execute(statement)
+    return ""
+
+
+def default_reader_url(connection: psycopg.Connection, url: str, folder: LockedFolder) -> str:
+    """Return the URL of the embedded database's own reader, which is made when it is first asked for.
+
+    Args:
+        connection: A connection in autocommit.
+        url: The URL of the database.
+        folder: The folder of the embedded database, which keeps the reader's password.
+    """
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(hashtext(%s))", [DEFAULT_READER])
+        password = folder.read("reader_password")
+        exists = _role_exists(connection, DEFAULT_READER)
+        if not password or not exists:
+            password = secrets.token_urlsafe(24)
+            statements = _creation(connection, DEFAULT_READER, password, alter=exists)
+            for statement in [*statements, *_admission(connection, DEFAULT_READER, ())]:
+                connection.execute(statement)
+            folder.write("reader_password", password)
+    parsed = make_url(url).set(username=DEFAULT_READER, password=password)
+    return parsed.render_as_string(hide_password=False)
+
+
+def _role_exists(connection: psycopg.Connection, name: str) -> bool:
+    return connection.execute("select from pg_roles where rolname = %s", [name]).fetchone() is not None
+
+
+def _creation(connection: psycopg.Connection, name: str, password: str, *, alter: bool = False) -> list[sql.Composed]:
+    """Return the statements that make a role; the server and its log never see the password itself."""
+    role, database = sql.Identifier(name), sql.Identifier(connection.info.dbname)
+    verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+    create = sql.SQL("alter role {} " if alter else "create role {} ")
+    limits = sql.SQL("login password {} connection limit {}").format(sql.Literal(verifier), sql.Literal(_CONNECTIONS))
+    return [
+        create.format(role) + limits,
+        *(
+            sql.SQL("alter role {} in database {} set {} = {}").format(
+                role, database, sql.Identifier(setting), sql.Literal(value)
+            )
+            for setting, value in _SESSION_SETTINGS.items()
+        ),
+        sql.SQL("grant connect on database {} to {}").format(database, role),
+    ]
+
+
+def _admission(connection: psycopg.Connection, name: str, schemas: Sequence[str]) -> list[sql.Composed]:
+    """Return the statements that let a role read sources: now, and whatever comes later."""
+    noted = [
+        sql.SQL("insert into raw.readers (name, source) values ({}, {}) on conflict do nothing").format(
+            sql.Literal(name), sql.Literal(schema)
+        )
+        for schema in schemas or [""]
+    ]
+    found = connection.execute("select schema_name from raw.sources order by id").fetchall()
+    return noted + [
+        sql.SQL("select raw.admit_readers({})").format(sql.Literal(schema))
+        for (schema,) in found
+        if not schemas or schema in schemas
+    ]

@@ -1,0 +1,262 @@
+"""`loader rescan`: makes raw.collections and raw.properties again from the events themselves.
+
+For events that landed before the two were kept, or when somebody has deleted events. What is found is what landing
+would have recorded, since the same code looks at the events.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+
+from loader.errors import DatabaseError
+from loader.events.model import Event
+from loader.events.shapes import Path, Shape, covers
+from loader.postgres.connection import NO_TIMEOUTS
+from loader.postgres.file_locks import POLL_SECONDS
+from loader.raw.catalog import Key, Property, Seen, Tracker, digest, insert, lock_sources, mark_untracked
+from loader.raw.landing import explain
+
+_BATCH = 1000
+# How long a transaction that lands events may take before a rescan gives up on its end.
+_LANDING_SECONDS = 60.0
+
+_EVENTS = """
+    select source, collection, message_id, seq, payload::text
+    from raw.events
+    where source = any(%s) and collection is not null
+    order by seq
+"""
+_LATE_EVENTS = """
+    select source, collection, message_id, seq, payload::text
+    from raw.events
+    where
+        source = any(%(sources)s)
+        and collection is not null
+        and load_xid >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
+        and not pg_visible_in_snapshot(load_xid, %(snapshot)s::pg_snapshot)
+    order by seq
+"""
+_LANDING = """
+    select virtualtransaction, pid
+    from pg_locks
+    where
+        database = (select oid from pg_database where datname = current_database())
+        and (
+            (relation = 'raw.generation'::regclass and mode = 'RowShareLock')
+            -- A collector's COPY asks for nothing but this.
+            or (relation = 'raw.events'::regclass and mode = 'RowExclusiveLock')
+        )
+"""
+_RECORDED_COLLECTIONS = """
+    select source, collection from raw.collections where source = any(%s)
+"""
+_RECORDED_PROPERTIES = """
+    select source, collection, path, types from raw.properties where source = any(%s)
+"""
+_FORGET_COLLECTION = """
+    delete from raw.collections where source = %s and collection = %s
+"""
+_FORGET_PROPERTY = """
+    delete from raw.properties where source = %s and collection = %s and digest = %s
+"""
+_FORGET_UNTRACKED = """
+    update raw.collections set untracked = false where source = any(%s) and untracked
+"""
+_REPLACE_TYPES = """
+    update raw.properties set types = %s where source = %s and collection = %s and digest = %s
+"""
+# The next run makes the rows again, in place. Null where there is no such table yet.
+_MAKE_AGAIN = """
+    select raw.order_rebuild(source, model) from raw.cursors where source = %s and model = %s
+"""
+
+# Events of another source may still be without a record.
+_NEXT_GENERATION = """
+    update raw.generation
+    set
+        number = number + 1,
+        rescan_wanted = rescan_wanted and exists (select from raw.sources where schema_name <> all(%s))
+"""
+
+# What a query's placeholders stand for.
+Values = Sequence[Any] | Mapping[str, Any]
+# By collection, the types of each path.
+Types = dict[Key, dict[Path, set[str]]]
+
+
+@dataclass
+class Rescanned:
+    """What a scan found.
+
+    Attributes:
+        events: Events read; those that are no track calls are made of nothing.
+        collections: Collections they are of.
+        properties: Properties they have.
+        new: Properties that were not recorded, or not with all their types.
+        held: Tables that lack some of them and are not made again, because rows would be lost.
+    """
+
+    events: int
+    collections: int
+    properties: int
+    new: int
+    held: list[str]
+
+
+def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescanned:
+    """Make what is recorded of the events again, in one transaction, and look after what landed meanwhile.
+
+    What was recorded before keeps its place, its first event and its time, unless no event has it any more. Landing
+    goes on meanwhile, but what brings something new waits. Tables that lack something found here are made again by the
+    next run.
+
+    Who lands events remembers what is recorded. A transaction that begins after ours sees the new generation and
+    forgets. One that had begun before may leave unrecorded what we have just removed: it is waited for, and what has
+    landed since we looked is looked at once more.
+
+    Args:
+        connection: A connection in autocommit.
+        source: The schema name of a source; None for all of them.
+
+    Raises:
+        DatabaseError: The database failed. What was recorded before, or after, is there; the same again completes it.
+    """
+    try:
+        with connection.transaction():
+            connection.execute(NO_TIMEOUTS)
+            query = "select schema_name from raw.sources where %(source)s::text is null or schema_name = %(source)s"
+            sources = [name for (name,) in connection.execute(query, {"source": source})]
+            # Nothing new is recorded from here on, so the events of all that is recorded are there to be read.
+            lock_sources(connection, sources)
+            recorded = _recorded(connection, sources)
+            seen = Seen(_Unknowing(), connection, {key: frozenset(types) for key, types in recorded.items()})
+            (snapshot,) = connection.execute("select pg_current_snapshot()::text").fetchall()[0]
+            events = _look(connection, seen, sources, _EVENTS, (sources,))
+            found = [each for properties in seen.properties.values() for each in properties.values()]
+            _replace_collections(connection, sources, seen)
+            _replace_properties(connection, found, recorded)
+            new = [each for each in found if _is_new(each, recorded)]
+            held = _make_again(connection, new)
+            connection.execute(_NEXT_GENERATION, (sources,))
+        _await_landing(connection)
+        with connection.transaction():
+            connection.execute(NO_TIMEOUTS)
+            late = Seen(Tracker(), connection)
+            _look(connection, late, sources, _LATE_EVENTS, {"sources": sources, "snapshot": snapshot})
+            late.record()
+            held += _make_again(
+                connection, [each for properties in late.properties.values() for each in properties.values()]
+            )
+    except psycopg.errors.LockNotAvailable:
+        raise  # the command names the session that holds the lock
+    except psycopg.Error as error:
+        raise explain(error) from None
+    return Rescanned(events, len(seen.collections), len(found), len(new), sorted(set(held)))
+
+
+class _Unknowing(Tracker):
+    """A tracker to which nothing is recorded, so that everything is found."""
+
+    def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:  # noqa: ARG002
+        """Begin with nothing."""
+        for name in collections:
+            self.shapes.setdefault((source, name), Shape())
+
+
+def _look(
+    connection: psycopg.Connection, seen: Seen, sources: Sequence[str], query: LiteralString, values: Values
+) -> int:
+    """Read events in the order they landed, and return how many there are."""
+    events = 0
+    with connection.cursor("rescan") as cursor:
+        cursor.execute(query, values)
+        while rows := cursor.fetchmany(_BATCH):
+            events += len(rows)
+            for source in sources:
+                seen.look(
+                    source,
+                    [
+                        Event(payload.encode(), seq, message_id, collection, None)
+                        for of, collection, message_id, seq, payload in rows
+                        if of == source
+                    ],
+                )
+            seen.learn()
+    return events
+
+
+def _await_landing(connection: psycopg.Connection) -> None:
+    """Wait until the transactions that land events at this moment have ended; new ones may begin.
+
+    Raises:
+        DatabaseError: One of them has not ended in time.
+    """
+    deadline = time.monotonic() + _LANDING_SECONDS
+    under_way: dict[str, int] = dict(connection.execute(_LANDING).fetchall())
+    while under_way:
+        if time.monotonic() > deadline:
+            processes = ", ".join(sorted(f"process {pid}" for pid in set(under_way.values())))
+            raise DatabaseError(
+                f"What was found is recorded, but {processes} has held a transaction on raw.events open for "
+                f"{_LANDING_SECONDS:.0f} s, and may land what nobody has looked at. End that transaction, then run "
+                "`loader rescan` again."
+            )
+        time.sleep(POLL_SECONDS)  # the server tells nobody of the end of somebody else's transaction
+        now: dict[str, int] = dict(connection.execute(_LANDING).fetchall())
+        under_way = {transaction: pid for transaction, pid in under_way.items() if transaction in now}
+
+
+def _recorded(connection: psycopg.Connection, sources: Sequence[str]) -> Types:
+    recorded: Types = {}
+    for source, collection, path, types in connection.execute(_RECORDED_PROPERTIES, (list(sources),)):
+        recorded.setdefault((source, collection), {})[tuple(path)] = set(types)
+    return recorded
+
+
+def _replace_collections(connection: psycopg.Connection, sources: Sequence[str], seen: Seen) -> None:
+    recorded = set(connection.execute(_RECORDED_COLLECTIONS, (list(sources),)).fetchall())
+    with connection.cursor() as cursor:
+        cursor.executemany(_FORGET_COLLECTION, sorted(recorded - seen.collections.keys()))
+        cursor.execute(_FORGET_UNTRACKED, (list(sources),))
+        insert(cursor, [each for key, each in seen.collections.items() if key not in recorded], [])
+        mark_untracked(cursor, seen.untracked)
+
+
+def _replace_properties(connection: psycopg.Connection, found: Sequence[Property], recorded: Types) -> None:
+    kept = {(each.source, each.collection, each.path): each for each in found}
+    changed: list[tuple[list[str], str, str, bytes]] = []
+    gone: list[tuple[str, str, bytes]] = []
+    for (source, collection), properties in recorded.items():
+        for path, types in properties.items():
+            each = kept.pop((source, collection, path), None)
+            if each is None:
+                gone.append((source, collection, digest(path)))
+            elif each.types != types:
+                changed.append((sorted(each.types), source, collection, digest(path)))
+    with connection.cursor() as cursor:
+        cursor.executemany(_FORGET_PROPERTY, gone)
+        cursor.executemany(_REPLACE_TYPES, changed)
+        insert(cursor, [], kept.values())
+
+
+def _is_new(each: Property, recorded: Types) -> bool:
+    types = recorded.get((each.source, each.collection), {}).get(each.path, set())
+    return not all(covers(types, kind) for kind in each.types)
+
+
+def _make_again(connection: psycopg.Connection, new: Sequence[Property]) -> list[str]:
+    """Have the next run make the tables again that lack some properties; return those that would lose rows by it."""
+    held = []
+    for source, model in sorted({model for each in new for model in _models(each)}):
+        if connection.execute(_MAKE_AGAIN, (source, model)).fetchone() == (False,):
+            held.append(f"{source}.{model}")
+    return held
+
+
+def _models(each: Property) -> list[Key]:
+    """Return the source and model of the tables that have a column for a property."""
+    models = [(each.source, each.collection)]
+    return [*models, (each.source, "tracks")] if each.path[0] == "context" else models

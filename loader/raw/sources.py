@@ -1,0 +1,222 @@
+"""Sources and write keys: who may send events, and into which schema.
+
+A source feeds one schema, which no other source may feed. Any number of keys name a source, so that one can be replaced
+while the other still works. Only a key's SHA-256 is stored.
+"""
+
+import hashlib
+import re
+import secrets
+import shlex
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql import bindparam
+
+from loader.errors import SourceError
+from loader.events.naming import IDENTIFIER_BYTES, schema_name
+
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]*\Z")
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
+
+# Schemas that are somebody's already in every database.
+_TAKEN = frozenset({"raw", "public", "information_schema"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source, as `loader source list` shows it."""
+
+    name: str
+    schema: str
+    labels: dict[str, str]
+    keys: int
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True)
+class WriteKey:
+    """A write key, as `loader key list` shows it; the key itself is gone."""
+
+    id: int
+    source: str
+    label: str
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+def add_source(
+    connection: Connection, name: str, *, schema: str = "", labels: dict[str, str] | None = None
+) -> tuple[str, str]:
+    """Add a source with a first write key.
+
+    Args:
+        connection: An open transaction.
+        name: What people call it, e.g. `Iterable`.
+        schema: Its schema; derived from the name when empty.
+        labels: Labels, e.g. `{"environment": "prod"}`.
+
+    Returns:
+        The schema's name and the write key, which cannot be had again.
+
+    Raises:
+        SourceError: The name or the schema is taken, or cannot be one.
+    """
+    name = name.strip()
+    schema = schema or schema_name(name)
+    _check_schema(name, schema)
+    for key, value in (labels or {}).items():
+        if not _LABEL.match(key) or not _LABEL.match(value):
+            raise SourceError(
+                f"Label {key}:{value} cannot be one: key and value start with a letter and hold letters, digits and -."
+            )
+    holder = connection.execute(
+        text("select name, schema_name from raw.sources where name = :name or schema_name = :schema"),
+        {"name": name, "schema": schema},
+    ).first()
+    if holder and holder.name == name:
+        raise SourceError(f"There is a source {name} already; `loader key add {shlex.quote(name)}` makes another key.")
+    if holder:
+        raise SourceError(
+            f"Schema {schema} belongs to source {holder.name}: two sources cannot feed one schema. "
+            "Choose another with --schema."
+        )
+    if connection.execute(
+        text("select exists (select from pg_class where relnamespace = to_regnamespace(:schema))"), {"schema": schema}
+    ).scalar_one():
+        raise SourceError(f"Schema {schema} exists and is in use by somebody else. Choose another with --schema.")
+    statement = text("insert into raw.sources (name, schema_name, labels) values (:name, :schema, :labels)").bindparams(
+        bindparam("labels", type_=JSONB)
+    )
+    connection.execute(statement, {"name": name, "schema": schema, "labels": labels or {}})
+    return schema, add_key(connection, name)
+
+
+def find_source(connection: Connection, name: str | None, *, naming: str = "--source") -> str:
+    """Return the schema of a source.
+
+    Args:
+        connection: An open transaction.
+        name: The source's name or schema; None for the only one there is.
+        naming: How the caller is told to name one of several.
+
+    Raises:
+        SourceError: There is no such source, or none was named and there are several.
+    """
+    rows = connection.execute(text("select name, schema_name from raw.sources order by id")).all()
+    if not rows:
+        raise SourceError("There is no source yet. Add one with `loader source add Iterable`.")
+    names = ", ".join(row.name for row in rows)
+    if name is None:
+        if len(rows) > 1:
+            raise SourceError(f"There are several sources ({names}). Say which one with {naming}.")
+        return str(rows[0].schema_name)
+    for row in rows:
+        if name in {row.name, row.schema_name}:
+            return str(row.schema_name)
+    raise SourceError(f"There is no source {name}. There are: {names}.")
+
+
+def list_sources(connection: Connection) -> list[Source]:
+    """Return every source, the oldest first."""
+    rows = connection.execute(
+        text("""
+            select
+                sources.name,
+                sources.schema_name as schema,
+                sources.labels,
+                count(write_keys.id) filter (where write_keys.revoked_at is null) as keys,
+                sources.created_at,
+                max(write_keys.last_used_at) as last_used_at
+            from raw.sources
+            left join raw.write_keys on write_keys.source_id = sources.id
+            group by sources.id
+            order by sources.id
+        """)
+    )
+    return [Source(**row) for row in rows.mappings()]
+
+
+def add_key(connection: Connection, source: str, *, label: str = "") -> str:
+    """Make a write key for a source, and return it; it cannot be had again.
+
+    Raises:
+        SourceError: There is no such source.
+    """
+    schema = find_source(connection, source)
+    key = _make_key()
+    connection.execute(
+        text("""
+            insert into raw.write_keys (source_id, key_sha256, label)
+            select id, :digest, :label from raw.sources where schema_name = :schema
+        """),
+        {"digest": key_digest(key), "label": label, "schema": schema},
+    )
+    return key
+
+
+def _make_key() -> str:
+    """Return a new write key; none begins with a hyphen, which a command would take for an option."""
+    while (key := secrets.token_urlsafe(24)).startswith("-"):
+        pass
+    return key
+
+
+def list_keys(connection: Connection, source: str | None = None) -> list[WriteKey]:
+    """Return the write keys of one source, or of all.
+
+    Raises:
+        SourceError: There is no such source.
+    """
+    schema = find_source(connection, source) if source else None
+    rows = connection.execute(
+        text("""
+            select
+                write_keys.id,
+                sources.name as source,
+                write_keys.label,
+                write_keys.created_at,
+                write_keys.last_used_at,
+                write_keys.revoked_at
+            from raw.write_keys
+            inner join raw.sources on sources.id = write_keys.source_id
+            where cast(:schema as text) is null or sources.schema_name = :schema
+            order by write_keys.id
+        """),
+        {"schema": schema},
+    )
+    return [WriteKey(**row) for row in rows.mappings()]
+
+
+def revoke_key(connection: Connection, number: int) -> None:
+    """Revoke a write key; doing so again changes nothing.
+
+    Raises:
+        SourceError: There is no key of this number.
+    """
+    revoked = connection.execute(
+        text("update raw.write_keys set revoked_at = coalesce(revoked_at, now()) where id = :id"), {"id": number}
+    )
+    if revoked.rowcount == 0:
+        raise SourceError(f"There is no key {number}. `loader key list` shows them.")
+
+
+def key_digest(key: str) -> bytes:
+    """Return what is stored of a write key."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _check_schema(name: str, schema: str) -> None:
+    if not name or not schema:
+        raise SourceError(f"No schema can be derived from the name {name!r}. Choose one with --schema.")
+    if not _SCHEMA.match(schema) or len(schema) > IDENTIFIER_BYTES:
+        raise SourceError(
+            f"{schema} cannot be a schema: lower-case letters, digits and _, not starting with a digit, "
+            f"at most {IDENTIFIER_BYTES} of them."
+        )
+    if schema in _TAKEN or schema.startswith("pg_"):
+        raise SourceError(f"Schema {schema} is taken by the database itself. Choose another with --schema.")

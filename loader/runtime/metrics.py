@@ -1,0 +1,149 @@
+"""What the collector counts, for Prometheus: each metric is declared here and nowhere else."""
+
+import os
+import threading
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+
+from loader.runtime.terminal import count
+
+__all__ = ["CONTENT_TYPE", "render"]
+
+# Processes that share a port share their metrics through files in this folder.
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+registry = CollectorRegistry()
+
+requests = Counter("loader_requests", "Requests, by route and status code.", ["route", "code"], registry=registry)
+landed_events = Counter("loader_landed_events", "Events written to the database.", registry=registry)
+spooled_events = Counter("loader_spooled_events", "Events written to the spool.", registry=registry)
+quarantined = Counter(
+    "loader_quarantined_messages", "Messages put in quarantine, by reason.", ["reason"], registry=registry
+)
+dropped = Counter(
+    "loader_dropped_requests",
+    "Requests answered as Segment answers an unknown key: 200, and dropped.",
+    registry=registry,
+)
+batch_events = Histogram(
+    "loader_batch_events",
+    "Events that shared a commit.",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000),
+    registry=registry,
+)
+commit_seconds = Histogram(
+    "loader_commit_seconds",
+    "Time from handing a batch to the database to its commit.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+    registry=registry,
+)
+queue_bytes = Gauge(
+    "loader_queue_bytes", "Bytes waiting to be written.", multiprocess_mode="livesum", registry=registry
+)
+spool_bytes = Gauge("loader_spool_bytes", "Bytes waiting in the spool.", multiprocess_mode="livesum", registry=registry)
+foreign_spool_bytes = Gauge(
+    "loader_foreign_spool_bytes",
+    "Bytes in the spool's folder that belong to another warehouse; nothing lands them by itself.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+clock_offset_seconds = Gauge(
+    "loader_clock_offset_seconds",
+    "Seconds by which the database's clock is ahead of this machine's.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+database_up = Gauge(
+    "loader_database_up",
+    "1 while events go to the database, 0 while they go to the spool.",
+    multiprocess_mode="livemin",
+    registry=registry,
+)
+connections = Gauge("loader_connections", "Open HTTP connections.", multiprocess_mode="livesum", registry=registry)
+# What only the database knows; read when somebody asks.
+oldest_waiting_seconds = Gauge(
+    "loader_oldest_waiting_seconds",
+    "Age of the oldest event that is not in its table yet; 0 when none is waiting, NaN when nobody can say.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+waiting_events = Gauge(
+    "loader_waiting_events",
+    "Events that are not in their tables yet, 10,000 a table at most.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+open_quarantine = Gauge(
+    "loader_open_quarantine_messages",
+    "Messages in quarantine that have not landed since, by reason.",
+    ["reason"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+schedule_failures = Gauge(
+    "loader_schedule_failures",
+    "Failures in a row of the scheduler at work; NaN when there is none alive.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+last_transform_timestamp_seconds = Gauge(
+    "loader_last_transform_timestamp_seconds",
+    "When a run last filled every table; 0 before the first.",
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+
+
+def render() -> bytes:
+    """Return all metrics in Prometheus' text format, those of the processes on the same port included."""
+    settle()
+    if SHARED_FOLDER not in os.environ:
+        return generate_latest(registry)
+    together = CollectorRegistry()
+    multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return generate_latest(together)
+
+
+def forget_process(number: int, folder: str) -> None:
+    """Take a process that has ended out of the metrics of those on its port."""
+    multiprocess.mark_process_dead(number, path=folder)  # type: ignore[no-untyped-call]
+
+
+class Refusals:
+    """Counts what a process has refused since it last said so; any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._messages = self._unknown_keys = 0
+
+    def add(self, *, messages: int = 0, unknown_keys: int = 0) -> None:
+        """Count messages that are in quarantine, or requests with a key that no source has."""
+        with self._lock:
+            self._messages += messages
+            self._unknown_keys += unknown_keys
+
+    def take(self) -> list[str]:
+        """Return in words what was counted since the last time, a line for each kind."""
+        with self._lock:
+            messages, unknown_keys = self._messages, self._unknown_keys
+            self._messages = self._unknown_keys = 0
+        lines = [f"{count(messages, 'message')} refused"] if messages else []
+        return lines + ([f"{count(unknown_keys, 'request')} with an unknown key"] if unknown_keys else [])
+
+
+refusals = Refusals()
+
+_answered: dict[tuple[str, int], int] = {}
+
+
+def count_request(route: str, status: int) -> None:
+    """Count a request; `settle` makes it known."""
+    _answered[route, status] = _answered.get((route, status), 0) + 1
+
+
+def settle() -> None:
+    """Make known what was counted: once in a while, since a lock for each request would be felt."""
+    while _answered:
+        (route, status), number = _answered.popitem()
+        requests.labels(route, str(status)).inc(number)

@@ -1,0 +1,288 @@
+"""`loader transform`: runs the dbt project in this process and reports what each table gained.
+
+The dbt project stands alone; this module only hands it the connection and reads its report from the raw schema. A team
+that runs dbt from its own scheduler gets exactly the same tables.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from loader.errors import TransformError, UsageError, without_values
+from loader.postgres.database import Database, bundled, connection_environment
+from loader.settings import Settings
+from loader.transform.columns import WAITING_COLUMNS, advise
+
+DEFAULT_SCHEMA = "iterable"
+
+
+@dataclass(frozen=True)
+class TableFilled:
+    """What a run did to one table.
+
+    Attributes:
+        source: The schema.
+        table: The table in it.
+        rows: By how many rows it grew.
+        duplicates: Events whose id was there already.
+        new_columns: Columns that were added.
+        duration: Time the table took; zero when there was nothing to do.
+        error: Why dbt could not fill or rebuild it; empty when it could.
+        held: Why the run left it out, to try it again in a later run; empty when it did not.
+        obstacles: What kept the run from adding or widening a column of it.
+        note: What somebody should know of the run; empty when there is nothing.
+    """
+
+    source: str
+    table: str
+    rows: int = 0
+    duplicates: int = 0
+    new_columns: tuple[str, ...] = ()
+    duration: timedelta = timedelta(0)
+    error: str = ""
+    held: str = ""
+    obstacles: tuple[str, ...] = ()
+    note: str = ""
+
+
+_FOUND_COLLECTIONS = "found_collections"
+_FAILED = frozenset({"error", "skipped"})
+_SOURCES = "select schema_name from raw.sources order by id"
+_SYNCS = """
+    select source, model, table_rows, read_rows - table_rows as duplicates, new_columns, duration, note
+    from raw.syncs
+    where transform_id = :id
+"""
+# Tables that a full refresh has left as they were, because rows would be lost.
+_REFUSED = """
+    select source, model, reason
+    from raw.held_tables
+    where held = 'rebuild' and tried_at >= (select started_at from raw.transforms where id = :id)
+"""
+_REFUSAL = "Not rebuilt:"
+_COLLECTIONS = "select source, collection from raw.collections where collection <> ''"
+_NO_TABLE = "No table matches {}. `loader status` lists the tables."
+_HELD = "select source, model, reason from raw.held_tables where held = 'fill'"
+
+
+def transform(
+    database: Database,
+    settings: Settings,
+    *,
+    select: Sequence[str] = (),
+    full_refresh: bool = False,
+    allow_loss: bool = False,
+    widen: bool = False,
+) -> list[TableFilled]:
+    """Split what has landed since the last run into the tables.
+
+    Args:
+        database: An open database.
+        settings: The process's settings.
+        select: Tables as `loader status` names them, models, or other selectors of dbt's; none for every table.
+        full_refresh: Rebuild the rows in place, from the events that raw.events holds.
+        allow_loss: Rebuild also the tables whose events raw.events no longer holds completely.
+        widen: Also widen the columns that views depend on, and make the views again.
+
+    Returns:
+        Every table of every source that the run came by, in the order of sources and tables. Tables with an `error`
+        are as they were before the run; the others are complete.
+
+    Raises:
+        UsageError: There is no source yet, or nothing matches `select`.
+        TransformError: dbt could not even start.
+    """
+    # dbt takes seconds to import, which no other command should wait for.
+    from dbt.cli.main import dbtRunner  # noqa: PLC0415
+
+    with database.begin() as connection:
+        sources = [row.schema_name for row in connection.execute(text(_SOURCES))]
+    if not sources:
+        raise UsageError("There is no source yet. Add one with `loader source add Iterable`.")
+
+    # Artifacts nobody reads here and a log of every statement take half the time of a run with nothing to do. Stdout is
+    # for data: dbt says nothing there, who called tells of errors.
+    arguments = ["--log-level=none", "--no-write-json", "--log-level-file=info", "run", *project_arguments(settings)]
+    selectors, only = _split_selection(database, sources, select)
+    arguments += ["--select", *selectors] if selectors else []
+    arguments += ["--full-refresh"] if full_refresh else []
+    invocation = ""
+
+    def remember(message: Any) -> None:
+        nonlocal invocation
+        invocation = message.info.invocation_id
+
+    variables = dbt_environment(database, settings, sources) | {
+        "LOADER_WIDEN": str(widen).lower(),
+        "LOADER_ALLOW_LOSS": str(allow_loss).lower(),
+        "LOADER_ONLY_TABLES": " ".join(only),
+    }
+    create_private_folders(settings)
+    with environment(variables), tidied():
+        result = dbtRunner(callbacks=[remember]).invoke(arguments)
+
+    if result.exception is not None:
+        raise TransformError(f"dbt could not start: {without_values(result.exception)}")
+    # A hook that failed is why the others did: dbt only says of them that they were skipped.
+    failed = [r for r in result.result.results if r.status == "error" and r.node.resource_type == "operation"]
+    if failed:
+        raise TransformError(f"The run failed at {failed[0].node.name}: {_explain(database, failed[0].message)}")
+    outcomes = {r.node.name: r for r in result.result.results if r.node.resource_type == "model"}
+    if not outcomes:
+        raise UsageError(_NO_TABLE.format(" ".join(select)))
+
+    with database.begin() as connection:
+        rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
+        waiting = connection.execute(text(WAITING_COLUMNS)).all()
+        refusals = connection.execute(text(_REFUSED), {"id": invocation}).all() if full_refresh else []
+        held = {(row.source, row.model): row.reason for row in connection.execute(text(_HELD))}
+    synced = {(row.source, row.model): row for row in rows}
+    refused = {(row.source, row.model): row.reason for row in refusals}
+    # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
+    found = outcomes.pop(_FOUND_COLLECTIONS, None)
+    named = {name.partition(".")[2] for name in only}
+    names = {(source, table) for source in sources for table in outcomes if table not in named}
+    names |= {(source, table) for source, _, table in (name.partition(".") for name in only)}
+    obstacles: dict[tuple[str, str], list[str]] = {}
+    for column in waiting:
+        obstacle = f"column {column.column} waits for type {column.wanted}. In the way: {column.in_the_way}."
+        obstacles.setdefault((column.source, column.table), []).append(f"{obstacle} {advise(column.in_the_way)}")
+    filled = [
+        TableFilled(*name, error=refused[name])
+        if name in refused
+        else replace(
+            _filled(database, *name, synced.get(name), outcomes.get(name[1])),
+            held=held.get(name, ""),
+            obstacles=tuple(obstacles.get(name, ())),
+        )
+        for name in sorted(names | synced.keys() | refused.keys() | held.keys())
+    ]
+    if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
+        filled.append(_filled(database, sources[0], _FOUND_COLLECTIONS, None, found))
+    return sorted(filled, key=lambda table: sources.index(table.source))
+
+
+def _split_selection(database: Database, sources: Sequence[str], select: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what dbt is to select, and the tables, as source.table, that a selection names more exactly than dbt can.
+
+    Raises:
+        UsageError: A source has no such table.
+    """
+    models = {path.stem for path in (bundled("dbt_project") / "models").rglob("*.sql")}
+    with database.begin() as connection:
+        seen = {f"{row.source}.{row.collection}" for row in connection.execute(text(_COLLECTIONS))}
+    selectors: list[str] = []
+    only: list[str] = []
+    for name in select:
+        source, _, table = name.rpartition(".")
+        tables = [f"{each}.{table}" for each in ([source] if source else sources)]
+        found = [each for each in tables if each in seen] if table not in models else []
+        if (source and source not in sources) or (not source and not found):
+            selectors.append(name)
+        elif table in models or found:
+            selectors.append(table if table in models else _FOUND_COLLECTIONS)
+            only += found or tables
+        else:
+            raise UsageError(_NO_TABLE.format(name))
+    return selectors, only
+
+
+def _filled(database: Database, source: str, table: str, row: Any, outcome: Any) -> TableFilled:
+    """Return what a run did to a table, from its row of raw.syncs and dbt's own result, where there are such."""
+    failed = row is None and outcome is not None and outcome.status in _FAILED
+    return TableFilled(
+        source=source,
+        table=table,
+        rows=row.table_rows if row else 0,
+        duplicates=row.duplicates if row else 0,
+        new_columns=tuple(row.new_columns) if row else (),
+        duration=row.duration if row else timedelta(0),
+        error=_explain(database, outcome.message or outcome.status) if failed else "",
+        note=(row.note or "") if row else "",
+    )
+
+
+def _explain(database: Database, message: object) -> str:
+    """Return an error of dbt without values of events, and with the session that holds the lock it may be about."""
+    if "due to lock timeout" in str(message):
+        return str(database.blocked("A statement waited too long"))
+    return without_values(message)
+
+
+def project_arguments(settings: Settings) -> list[str]:
+    """Return the arguments that tell dbt where the project is and where its own files may go."""
+    project = bundled("dbt_project")
+    artifacts = settings.home / "dbt"
+    return [
+        f"--project-dir={project}",
+        f"--profiles-dir={project}",
+        f"--target-path={artifacts / 'target'}",
+        f"--log-path={artifacts / 'logs'}",
+    ]
+
+
+def dbt_environment(database: Database, settings: Settings, sources: Sequence[str]) -> dict[str, str]:
+    """Return the environment variables the dbt project reads."""
+    schema = DEFAULT_SCHEMA if DEFAULT_SCHEMA in sources else sources[0]
+    return connection_environment(database.url) | {
+        "LOADER_SCHEMA": schema,
+        "LOADER_TABLES": str(settings.tables),
+        "LOADER_NEW_TABLES": str(settings.new_tables),
+        "LOADER_WIDEN_BYTES": str(settings.widen_bytes),
+        "LOADER_THREADS": str(settings.threads),
+    }
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a block, and put them back as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def create_private_folders(settings: Settings) -> None:
+    """Create the folders that dbt writes into, for their owner only: its log quotes rows that an error is about."""
+    for folder in (settings.home / "dbt", settings.home / "dbt" / "target", settings.home / "dbt" / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+
+
+def log_file(settings: Settings) -> Path:
+    """Return where dbt writes its log."""
+    return settings.home / "dbt" / "logs" / "dbt.log"
+
+
+@contextmanager
+def tidied() -> Iterator[None]:
+    """Take away what a run of dbt in this process leaves behind, so that the next one costs the same.
+
+    dbt leaves its log file open. And dbt-adapters (1.24) lists the switches of dbt-postgres once more with each run,
+    and looks through the whole stack for each one listed.
+    """
+    from dbt.adapters.base.impl import DEFAULT_BASE_BEHAVIOR_FLAGS  # noqa: PLC0415
+    from dbt_common.events.event_manager_client import get_event_manager  # noqa: PLC0415
+
+    listed = len(DEFAULT_BASE_BEHAVIOR_FLAGS)
+    try:
+        yield
+    finally:
+        del DEFAULT_BASE_BEHAVIOR_FLAGS[listed:]
+        for logger in get_event_manager().loggers:
+            for handler in getattr(getattr(logger, "_python_logger", None), "handlers", ()):
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
