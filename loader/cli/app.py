@@ -58,7 +58,7 @@ class Commands(click.Group):
             output.note(shown.getvalue().rstrip("\n"))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            output.note("Stopped. What is committed is kept; the same command goes on from there.")
+            output.note("Stopped. Committed work is kept; the same command goes on from there.")
             sys.exit(130)
 
 
