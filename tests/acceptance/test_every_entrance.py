@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -312,7 +314,25 @@ def as_csv(rows: list[bytes], bad: set[int]) -> bytes:
     return text.getvalue().encode()
 
 
-@pytest.mark.parametrize("form", ["tracking calls", "exported lines", "exported csv"])
+def as_parquet(rows: list[bytes], bad: set[int]) -> bytes:
+    """Return rows as a Parquet file, in which the bad ones have no user: by no value, or by an empty text."""
+    buffer = io.BytesIO()
+    records = [
+        {
+            "messageId": f"mark-{number}",
+            "email": [None, ""][number % 2] if number in bad else "u@example.com",
+            "createdAt": "2026-03-04 15:00:02 +00:00",
+        }
+        for number in range(len(rows))
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), buffer)
+    return buffer.getvalue()
+
+
+FILES = {"exported csv": as_csv, "exported parquet": as_parquet}
+
+
+@pytest.mark.parametrize("form", ["tracking calls", "exported lines", *FILES])
 def test_every_line_of_a_file_lands_or_can_be_retried(module_entrance: Entrance, tmp_path: Path, form: str) -> None:
     """Whatever its neighbours are."""
     connection = module_entrance.connection
@@ -325,7 +345,7 @@ def test_every_line_of_a_file_lands_or_can_be_retried(module_entrance: Entrance,
         connection.execute("truncate raw.loads")
         lines, good, bad = written([(True, 0), *mix], good_ways, bad_ways)
         path = tmp_path / "emailOpen.ndjson"
-        path.write_bytes(as_csv(lines, bad) if form == "exported csv" else b"\n".join(lines))
+        path.write_bytes(FILES[form](lines, bad) if form in FILES else b"\n".join(lines))
         load(module_entrance, path, *(() if form == "tracking calls" else ("--format", "iterable-export")))
         assert_each_where_it_belongs(connection, good, bad)
         assert_corrected(connection, good, bad, correction)
