@@ -138,12 +138,14 @@
     {%- if rebuild and not shape.created and lock_for_rows(table, source_name) -%}
         {{ return(0) }}
     {%- endif -%}
-    {%- if shape.created and not run.first_run -%}
+    {%- if run.first_run -%}
+        {#- No row can be lost: none came from an event. -#}
+    {%- elif shape.created -%}
         {#- Somebody has dropped the table, which has nothing to lose: it starts over, from the first event. -#}
         {%- set note = describe_loss(table, source_name, 'had been dropped and is made again.') -%}
-    {%- elif rebuild and not shape.created and not run.first_run and allows_loss() -%}
+    {%- elif rebuild and allows_loss() -%}
         {%- set note = describe_loss(table, source_name, 'was rebuilt, and rows were lost, as the command allowed.') -%}
-    {%- elif rebuild and not shape.created and not run.first_run and not may_rebuild(table, source_name) -%}
+    {%- elif rebuild and not may_rebuild(table, source_name) -%}
         {%- if full_refresh -%}
             {{ return(0) }}
         {%- endif -%}
@@ -197,7 +199,8 @@
 
 {#-
     Writes the rows of a run: empties the table for a rebuild, fills columns that came late, and adds the new events. Returns
-    how many rows were `added` and `removed`, and how many events were `skipped` by an object of another role. Where `refused_by` is set in the table, the caller takes all of it back.
+    how many rows were `added` and `removed`, and how many events were `skipped` by an object of another role. Where the
+    table's `refused_by` is set, the caller takes all of that back.
 -#}
 {% macro write_events(table, source_name, shape, run, columns, found, rebuild) %}
     {%- set rows = {'added': 0, 'removed': 0, 'skipped': 0} -%}
@@ -242,8 +245,8 @@
 
 
 {#-
-    Runs a statement that writes or reads rows of the table, and returns how many it wrote. Where an object of another role refuses them, the
-    table's `refused_by` says so. Nearly all tables have no such object.
+    Runs a statement that writes or reads rows of the table, and returns how many rows it wrote. Where an object of another
+    role refuses the rows, the table's `refused_by` names the object. Nearly all tables have no such object.
 -#}
 {% macro write_rows(table, statement) %}
     {%- if not table.may_refuse_rows -%}

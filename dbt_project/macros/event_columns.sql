@@ -56,7 +56,7 @@
     select
         events.*,
         {%- for column in read %}
-        {{ column.reading }} as {{ column.text.split('.')[1] }}{{ "," if not loop.last }}
+        {{ column.reading }} as {{ column.text_name }}{{ "," if not loop.last }}
         {%- endfor %}
     from (
     {%- endif %}
@@ -109,8 +109,9 @@
 
 {#-
     The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and where it comes from a property
-    or the context, `text`, the SQL of what is cast, and `reading`, how `new_events` reads that text. `others` adds, by
-    column, what else the events have for it; `fractions` are the paths that have had numbers which no bigint holds.
+    or the context, `text`, the SQL of the text that is cast. `new_events` reads that text as `text_name` by the SQL in
+    `reading`. `others` adds further places of a column's value; `fractions` are the paths that have had numbers which no
+    bigint holds.
 -#}
 {% macro declared_columns(declared, others={}, fractions={}) -%}
     {%- set columns = [] -%}
@@ -133,7 +134,10 @@
         {{ return({'name': name, 'data_type': data_type, 'text': text, 'reading': none, 'value': text}) }}
     {%- endif -%}
     {%- set text_column = 'events.' ~ text_name -%}
-    {{ return({'name': name, 'data_type': data_type, 'text': text_column, 'reading': text, 'value': cast_value(text_column, data_type)}) }}
+    {{ return({
+        'name': name, 'data_type': data_type, 'text': text_column, 'text_name': text_name, 'reading': text,
+        'value': cast_value(text_column, data_type)
+    }) }}
 {%- endmacro %}
 
 

@@ -72,22 +72,7 @@
                 where tables.model = cursors.model and tables.source = cursors.source and tables.held = 'fill'
             ) as is_held,
             cursors.xmin = pg_current_xact_id()::xid as first_run,
-            case
-                when exists (
-                    select from pg_class
-                    where
-                        relnamespace = to_regnamespace(format('%I', cursors.source))
-                        and relname = cursors.model
-                        and relkind in ('r', 'p')
-                        and pg_has_role(relowner, 'usage')
-                        and has_schema_privilege(relnamespace, 'usage')
-                        and has_table_privilege(pg_class.oid, 'select')
-                        and has_table_privilege(pg_class.oid, 'insert')
-                        and has_table_privilege(pg_class.oid, 'update')
-                        and has_table_privilege(pg_class.oid, 'delete')
-                ) then null
-                else raw.find_obstacle(cursors.source, cursors.model)
-            end as in_the_way,
+            raw.find_obstacle(cursors.source, cursors.model) as in_the_way,
             transforms.started_at::text as started_at,
             set_config('lock_timeout', '30s', true),
             set_config('loader.source', cursors.source, true),

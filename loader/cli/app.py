@@ -245,6 +245,3 @@ def migrate_command() -> None:
 main.add_command(quarantine.quarantine)
 
 complete_help(main)
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import psycopg
 
 from loader.postgres.connection import set_session
 from loader.postgres.database import Database, open_database
-from loader.postgres.lock_holders import name_blockers
+from loader.postgres.lock_holders import name_lock_holders
 from loader.settings import Settings, read_settings
 
 # Files were loaded, or messages retried, and some messages are in quarantine.
@@ -39,6 +39,6 @@ def autocommit(opened: Database) -> Iterator[psycopg.Connection]:
     Raises:
         DatabaseError: Another session holds a lock that the command needs.
     """
-    with opened.connect(autocommit=True) as connection, name_blockers(connection, "The command stopped"):
+    with opened.connect(autocommit=True) as connection, name_lock_holders(connection, "The command stopped"):
         set_session(connection)
         yield connection

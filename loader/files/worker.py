@@ -17,7 +17,7 @@ from loader.events.model import Event, Reason, Refused
 from loader.files.chunks import Chunk, read_chunk
 from loader.files.streams import printable
 from loader.postgres.connection import connect, set_session
-from loader.postgres.lock_holders import blocked
+from loader.postgres.lock_holders import lock_error
 from loader.raw import landing
 from loader.raw.catalog import Seen, Tracker
 from loader.raw.landing import Landed
@@ -93,7 +93,7 @@ def land_and_advance(
                     f"Another loader is loading {work.path}. Let it finish, or stop it and run this command again."
                 )
     except psycopg.errors.LockNotAvailable:
-        raise blocked(connection, f"Loading {work.path} stopped at byte {work.chunk.offset}") from None
+        raise lock_error(connection, f"Loading {work.path} stopped at byte {work.chunk.offset}") from None
     except psycopg.Error as error:
         raise landing.explain(error) from None
     return landed

@@ -1,7 +1,7 @@
 """Opens plain connections to PostgreSQL: the part of the database that a worker process needs, and nothing heavier."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Timer
 
@@ -23,19 +23,10 @@ NO_TIMEOUTS = """
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null
 """
 
-# The same for a session whose statements are transactions of their own. A value is set only where a role or a database
-# sets another one: behind a pooler the session serves others as well.
-_SESSION = """
-    select set_config(name, wanted, false)
-    from (
-        values
-        ('default_transaction_isolation', 'read committed'),
-        ('default_transaction_read_only', 'off'),
-        ('statement_timeout', '0'),
-        ('lock_timeout', %s),
-        ('idle_in_transaction_session_timeout', '0'),
-        ('transaction_timeout', '0')
-    ) as settings (name, wanted)
+# A setting that the server does not know is left out, and one that has its value already is not set again.
+_SET = """
+    select set_config(name, wanted, %s)
+    from unnest(%s::text[], %s::text[]) as settings (name, wanted)
     where current_setting(name, true) <> wanted
 """
 
@@ -71,7 +62,9 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
 
 
 def set_session(connection: psycopg.Connection) -> None:
-    """Set what a role or a database may set otherwise: time limits, isolation level, read-only transactions.
+    """Set what a role or a database may set otherwise, for statements that are transactions of their own.
+
+    Behind a pooler in transaction mode the settings stay with the server's session, which later clients use.
 
     Args:
         connection: A connection in autocommit.
@@ -79,7 +72,29 @@ def set_session(connection: psycopg.Connection) -> None:
     Raises:
         psycopg.Error: The database does not answer.
     """
-    connection.execute(_SESSION, [LOCK_WAIT])
+    wanted = {
+        "default_transaction_isolation": "read committed",
+        "default_transaction_read_only": "off",
+        "statement_timeout": "0",
+        "lock_timeout": LOCK_WAIT,
+        "idle_in_transaction_session_timeout": "0",
+        "transaction_timeout": "0",
+    }
+    apply_settings(connection, wanted)
+
+
+def apply_settings(connection: psycopg.Connection, wanted: Mapping[str, str], *, for_transaction: bool = False) -> None:
+    """Set settings of the server for a session.
+
+    Args:
+        connection: An open connection.
+        wanted: The values by name; a name that the server does not know is left out.
+        for_transaction: Set them for the present transaction only.
+
+    Raises:
+        psycopg.Error: The database does not answer.
+    """
+    connection.execute(_SET, [for_transaction, list(wanted), list(wanted.values())])
 
 
 def unreachable(url: str, error: object) -> DatabaseError:

@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
 from loader.postgres.connection import NO_TIMEOUTS, connect
 from loader.postgres.embedded import EmbeddedServer
-from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, LOCK_WAIT, blocked, name_blockers
+from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, LOCK_WAIT, lock_error, name_lock_holders
 from loader.settings import Settings
 
 # `pg_input_is_valid`, which every safe cast uses, came with 16.
@@ -72,17 +72,17 @@ class Database:
             yield
         except (psycopg.Error, DBAPIError) as error:
             if _is_about_lock(error):
-                raise self.blocked("Nothing was done") from None
+                raise self.lock_error("Nothing was done") from None
             raise
 
-    def blocked(self, outcome: str) -> DatabaseError:
+    def lock_error(self, outcome: str) -> DatabaseError:
         """Return an error that names the sessions that hold locks.
 
         Args:
             outcome: The consequence for the work, as the beginning of a sentence.
         """
         with self.connect(autocommit=True) as connection:
-            return blocked(connection, outcome)
+            return lock_error(connection, outcome)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -191,7 +191,7 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
         if attempt < _MIGRATION_TRIES:
             time.sleep(_MIGRATION_PAUSE_SECONDS)  # the server tells nobody of the end of somebody else's transaction
     with engine.connect() as connection:
-        raise blocked(_driver_connection(connection), "The raw schema is as it was")
+        raise lock_error(_driver_connection(connection), "The raw schema is as it was")
 
 
 def _driver_connection(connection: Connection) -> psycopg.Connection:
@@ -257,7 +257,7 @@ def check_database(connection: psycopg.Connection) -> None:
     if revision != head:
         state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
         raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
-    with name_blockers(connection, "Nothing was done"):
+    with name_lock_holders(connection, "Nothing was done"):
         connection.execute("select raw.adopt_cluster()")
 
 

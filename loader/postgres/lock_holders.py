@@ -40,7 +40,7 @@ _HOLDERS = """
 """
 
 
-def blocked(connection: psycopg.Connection, outcome: str) -> DatabaseError:
+def lock_error(connection: psycopg.Connection, outcome: str) -> DatabaseError:
     """Return an error that names the sessions that hold locks.
 
     Args:
@@ -55,7 +55,7 @@ def blocked(connection: psycopg.Connection, outcome: str) -> DatabaseError:
 
 
 @contextmanager
-def name_blockers(connection: psycopg.Connection, outcome: str) -> Iterator[None]:
+def name_lock_holders(connection: psycopg.Connection, outcome: str) -> Iterator[None]:
     """Turn an error about a lock that was waited for too long into one that names the sessions in the way.
 
     Args:
@@ -68,4 +68,4 @@ def name_blockers(connection: psycopg.Connection, outcome: str) -> Iterator[None
     try:
         yield
     except psycopg.errors.LockNotAvailable:
-        raise blocked(connection, outcome) from None
+        raise lock_error(connection, outcome) from None

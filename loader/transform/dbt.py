@@ -212,7 +212,7 @@ def _filled(database: Database, source: str, table: str, row: Any, outcome: Any)
 def _explain(database: Database, message: object) -> str:
     """Return an error of dbt without values of events, and with the session that holds the lock it may be about."""
     if "due to lock timeout" in str(message):
-        return str(database.blocked("A statement waited too long"))
+        return str(database.lock_error("A statement waited too long"))
     return without_values(message)
 
 

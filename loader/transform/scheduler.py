@@ -18,9 +18,9 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from loader.errors import LoaderError, UsageError, without_values
-from loader.postgres.connection import set_session
+from loader.postgres.connection import apply_settings, set_session
 from loader.postgres.database import open_database
-from loader.postgres.lock_holders import name_blockers
+from loader.postgres.lock_holders import name_lock_holders
 from loader.runtime.terminal import count, shorten
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled
@@ -37,18 +37,13 @@ FORGET_SECONDS = 3600.0
 LOCK = 7_226_010_002
 _TRY_LOCK = "select pg_try_advisory_xact_lock(%s)"
 # The transaction stays open on purpose, and a machine that vanished must not hold the lock for TCP's two hours.
-_LOCK_SETTINGS = """
-    select set_config(name, wanted, true)
-    from (
-        values
-        ('idle_in_transaction_session_timeout', '0'),
-        ('transaction_timeout', '0'),
-        ('tcp_keepalives_idle', '5'),
-        ('tcp_keepalives_interval', '2'),
-        ('tcp_keepalives_count', '3')
-    ) as settings (name, wanted)
-    inner join pg_settings using (name)
-"""
+_LOCK_SETTINGS = {
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
 _REPORT = """
     insert into raw.schedules (id, host, process_id, every, state, failures, last_error, next_run_at)
     values (
@@ -182,14 +177,14 @@ class Schedule:
             DatabaseError: Another session holds a lock that the scheduler needs.
         """
         set_session(connection)
-        with name_blockers(connection, "The scheduler stopped"):
+        with name_lock_holders(connection, "The scheduler stopped"):
             if self._take_lock(guard, connection):
                 self._lead(guard, connection)
         connection.execute(_LEAVE, [self._identity["id"]])
 
     def _take_lock(self, guard: psycopg.Connection, connection: psycopg.Connection) -> bool:
         """Wait until no other scheduler holds the lock; return False when told to stop before."""
-        guard.execute(_LOCK_SETTINGS)
+        apply_settings(guard, _LOCK_SETTINGS, for_transaction=True)
         while not self._stop.is_set():
             locked = guard.execute(_TRY_LOCK, [LOCK]).fetchone()
             if locked == (True,):
