@@ -43,7 +43,7 @@ bench: $(VENV)/.test ## Measure landing, splitting and collecting
 	$(PYTHON) -m tests.bench $(ARGS)
 
 soak: $(VENV)/.test ## Run the tests that take minutes
-	$(PYTHON) -m pytest -m soak $(ARGS)
+	$(PYTHON) -m pytest -m soak --timeout 0 $(ARGS)
 
 wheel: $(VENV)/.test ## Build the wheel and the source distribution into dist/
 	@$(PYTHON) -m hatchling build --clean

@@ -332,12 +332,17 @@ def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg
     """What is known lands at once; what is new waits until the scan is done."""
     tracker = Tracker()
     land_lines(connection, VARIED, tracker)
-    with database.connect() as other:
-        lock_sources(other, ["iterable"])
-        land_lines(connection, VARIED, tracker)
-        connection.execute("set lock_timeout = '50ms'")
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            land_lines(connection, [call("m9", {"new": 1})], tracker)
+    process = connection.info.backend_pid
+    with ThreadPoolExecutor(1) as beside:
+        with database.connect() as other:
+            lock_sources(other, ["iterable"])
+            land_lines(connection, VARIED, tracker)
+            landing = beside.submit(land_lines, connection, [call("m9", {"new": 1})], tracker)
+            waits = "select %s in (select pid from pg_locks where locktype = 'advisory' and not granted)"
+            wait_until(lambda: other.execute(waits, (process,)).fetchone() == (True,), "the landing to wait")
+            assert not landing.done()
+        landing.result(timeout=60)
+    assert (["properties", "new"],) in properties(connection, "path")
 
 
 def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.Connection) -> None:
