@@ -104,18 +104,6 @@
 {%- endmacro %}
 
 
-{#- A cheap test that lets every value pass which surely fits; what it catches is looked at with `cast_value`. -#}
-{% macro may_not_fit(text, data_type) -%}
-    {%- if data_type == 'boolean' -%}
-        lower({{ text }}) not in ('true', 'false')
-    {%- elif data_type == 'bigint' -%}
-        (pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain_number(text) }}) is false
-    {%- else -%}
-        {{ text }} is not null and {{ cast_value(text, data_type) }} is null
-    {%- endif -%}
-{%- endmacro %}
-
-
 {#-
     Whether a value that its column holds has digits there that are not kept: of a second, PostgreSQL keeps six; a type that
     somebody has given the column by hand may round numbers. Empty for types that keep all digits.

@@ -16,9 +16,9 @@
 {#-
     The same for any table: `columns` as `declared_columns` and `grow_table` return them. `first_of_id`: of several events
     with one id, only the first that landed. SQL around the macro cannot order rows by an event's place, so the macro
-    selects that event itself; a run asks for it where an id does repeat.
+    selects that event itself; a run asks for it where an id does repeat. `noting` is a condition for every row.
 -#}
-{% macro event_select(columns, collection, every_event, first_of_id=false) -%}
+{% macro event_select(columns, collection, every_event, first_of_id=false, noting='') -%}
     select
         {%- for column in columns %}
         {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
@@ -27,11 +27,15 @@
         {%- endfor %}
     from (
         {#- Not indented: a key of a property may hold a line break. #}
-        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns=columns) }}
+        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns, with_table_id=every_event and noting) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
     ) as times
+    {%- if noting %}
+    where
+        {{ noting }}
+    {%- endif %}
 {%- endmacro %}
 
 
@@ -47,24 +51,33 @@
 
 
 {#-
-    The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. A
-    value that is cast is looked at several times, so the text of each of the `columns` is read here, once.
+    The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. The
+    text of each of the `columns` is read once and cast once.
 -#}
-{% macro new_events(events, collection, every_event=false, first_of_id=false, first_among=none, columns=[]) -%}
+{% macro new_events(events, collection, every_event=false, first_of_id=false, columns=[], with_table_id=false) -%}
     {%- set read = columns | selectattr('reading') | list -%}
     {%- if read -%}
     select
         events.*,
         {%- for column in read %}
-        {{ column.reading }} as {{ column.text_name }}{{ "," if not loop.last }}
+        {{ column.cast }} as {{ column.value_name }}{{ "," if not loop.last }}
         {%- endfor %}
     from (
+        select
+            events.*,
+            {%- for column in read %}
+            {{ column.reading }} as {{ column.text_name }}{{ "," if not loop.last }}
+            {%- endfor %}
+        from (
     {%- endif %}
     select
         landed.seq,
         landed.message_id,
         landed.received_at,
         landed.collection,
+        {%- if with_table_id %}
+        landed.tableoid as table_id,
+        {%- endif %}
         call.*
     from {{ events }} as landed
     cross join lateral jsonb_to_record(landed.payload) as call (
@@ -86,7 +99,7 @@
         {%- if first_of_id %}
         and seq in (
             select min(seq)
-            from {{ first_among or events }}
+            from {{ events }}
             where
                 {{ event_filter(collection, every_event) | indent(8) }}
                 and {{ since_last_run() | indent(8) }}
@@ -95,6 +108,8 @@
         {%- endif %}
     offset 0
     {%- if read %}
+        ) as events
+        offset 0
     ) as events
     offset 0
     {%- endif %}
@@ -110,7 +125,7 @@
 {#-
     The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and where it comes from a property
     or the context, `text`, the SQL of the text that is cast. `new_events` reads that text as `text_name` by the SQL in
-    `reading`. `others` adds further places of a column's value; `fractions` are the paths that have had numbers which no
+    `reading`, and casts it as `value_name` by the SQL in `cast`. `others` adds further places of a column's value; `fractions` are the paths that have had numbers which no
     bigint holds.
 -#}
 {% macro declared_columns(declared, others={}, fractions={}) -%}
@@ -119,7 +134,7 @@
         {%- set origin = column_origin(column) -%}
         {%- if origin.property or origin.context -%}
             {%- set text = column_text(origin, others.get(column.name, []), fractions if column.data_type != 'text' else {}) -%}
-            {%- do columns.append(read_column(column.name, column.data_type, text, 'text_' ~ loop.index)) -%}
+            {%- do columns.append(read_column(column.name, column.data_type, text, loop.index)) -%}
         {%- else -%}
             {%- do columns.append({'name': column.name, 'data_type': column.data_type, 'text': none, 'reading': none, 'value': layout_value(column.name)}) -%}
         {%- endif -%}
@@ -128,16 +143,25 @@
 {%- endmacro %}
 
 
-{#- A column whose value is cast from a text; a column of texts has the text itself. -#}
-{% macro read_column(name, data_type, text, text_name) -%}
+{#- A column whose value is cast from a text; a column of texts has the text itself. `place` keeps names apart. -#}
+{% macro read_column(name, data_type, text, place) -%}
     {%- if data_type == 'text' -%}
         {{ return({'name': name, 'data_type': data_type, 'text': text, 'reading': none, 'value': text}) }}
     {%- endif -%}
-    {%- set text_column = 'events.' ~ text_name -%}
+    {%- set text_name = 'text_' ~ place -%}
+    {%- set value_name = 'value_' ~ place -%}
     {{ return({
-        'name': name, 'data_type': data_type, 'text': text_column, 'text_name': text_name, 'reading': text,
-        'value': cast_value(text_column, data_type)
+        'name': name, 'data_type': data_type,
+        'text': 'events.' ~ text_name, 'text_name': text_name, 'reading': text,
+        'value': 'events.' ~ value_name, 'value_name': value_name, 'cast': cast_value('events.' ~ text_name, data_type),
     }) }}
+{%- endmacro %}
+
+
+{#- An SQL condition: the column does not hold its text, or not with all digits. An empty string is no value. -#}
+{% macro loses_value(column) -%}
+    {%- set rounded = loses_digits(column.text, column.data_type) -%}
+    ({{ column.value }} is null and {{ column.text }} <> ''){{ " or (" ~ rounded ~ ")" if rounded }}
 {%- endmacro %}
 
 
@@ -213,27 +237,21 @@
 
 
 {#-
-    The times of a call that cannot be read, for the columns of them that a table has: a list of `name`, `text`, `may_be_lost`
-    and `is_lost`, SQL that is never null. A call from Segment's raw logs has the time that Segment computed.
+    The times of a call that cannot be read, for the columns of them that a table has: a list of `name`, `text` and
+    `is_lost`, an SQL condition. A call from Segment's raw logs has the time that Segment computed.
 -#}
 {% macro unread_times(columns) -%}
     {%- set texts = {'sent_at': 'events."sentAt"', 'timestamp': 'coalesce(events."originalTimestamp", events."timestamp")'} -%}
+    {%- set conditions = {
+        'sent_at': 'times.sent_at is null',
+        'timestamp': 'times.original is null and (times.corrected is not null and times.received_at = events.received_at) is not true',
+    } -%}
     {%- set times = [] -%}
     {%- for column in columns if column.text is none and column.name in texts -%}
         {%- set text = texts[column.name] -%}
-        {#- The common form is tested first, and without a cast: that test is all that nearly all events take. -#}
-        {%- set is_unusual = "(" ~ text ~ " like '____-__-__T%' and pg_input_is_valid(" ~ text ~ ", 'timestamptz')) is false" -%}
-        {%- set is_unread = is_unusual ~ " and " ~ read_time(text) ~ " is null" -%}
-        {%- set is_lost = is_unread ~ " and not " ~ was_corrected() if column.name == 'timestamp' else is_unread -%}
-        {%- do times.append({'name': column.name, 'text': text, 'may_be_lost': "(" ~ is_unread ~ ")", 'is_lost': is_lost}) -%}
+        {%- do times.append({'name': column.name, 'text': text, 'is_lost': "(" ~ conditions[column.name] ~ " and " ~ text ~ " <> '')"}) -%}
     {%- endfor -%}
     {{ return(times) }}
-{%- endmacro %}
-
-
-{#- Whether the time of the event is the one that Segment computed. -#}
-{% macro was_corrected() -%}
-    coalesce(events."originalTimestamp" is not null and {{ read_time('events."timestamp"') }} is not null and {{ read_time('events."receivedAt"') }} = events.received_at, false)
 {%- endmacro %}
 
 

@@ -123,7 +123,7 @@
     {%- set columns = [] -%}
     {%- for note in notes if not note.declared and not note.is_missing -%}
         {%- set text = column_text({}, note.paths, fractions if note.data_type != 'text' else {}) -%}
-        {%- do columns.append(read_column(note.column_name, note.data_type, text, 'found_text_' ~ loop.index)) -%}
+        {%- do columns.append(read_column(note.column_name, note.data_type, text, 'found_' ~ loop.index)) -%}
     {%- endfor -%}
     {{ return(columns) }}
 {% endmacro %}
@@ -315,7 +315,7 @@
             model = '{{ table.name }}' and source = '{{ source_name }}'
             and column_name in ({% for column in columns %}'{{ column.name }}'{{ ", " if not loop.last }}{% endfor %});
 
-        {%- for column in columns if from_snapshot and column.text and column.data_type != 'text' %}
+        {%- for column in columns if from_snapshot and column.reading %}
 
         insert into raw.mismatches (model, source, event_id, column_name, value)
         select '{{ table.name }}', '{{ source_name }}', events.message_id, '{{ column.name }}', {{ kept_value(column.text) }}
@@ -324,11 +324,7 @@
         ) as events
         inner join only {{ table.relation }} as served on served.id = events.message_id
         where
-            (
-                (({{ may_not_fit(column.text, column.data_type) }}) and {{ cast_value(column.text, column.data_type) }} is null)
-                {{ "or (" ~ loses_digits(column.text, column.data_type) ~ ")" if loses_digits(column.text, column.data_type) }}
-            )
-            and {{ column.text }} <> ''
+            ({{ loses_value(column) }})
             and {{ is_not_shown(table, 'events.message_id', from_snapshot) }};
         {%- endfor %}
 

@@ -43,7 +43,6 @@ def cast(connection: psycopg.Connection, server: str, home: Path) -> Cast:
         f"({{{{ cast_value('given.text', '{kind}') }}}}){'::text' if kind.startswith('time') else ''} as \"{kind}\""
         for kind in TYPES
     ]
-    columns += [f"{{{{ may_not_fit('given.text', '{kind}') }}}} as \"lost {kind}\"" for kind in TYPES]
     project = copied_project(settings)
     (project / "models" / "casts.sql").write_text(
         f"select {', '.join(columns)} from unnest(%s::text[]) with ordinality as given (text, place)"
@@ -80,7 +79,6 @@ def test_a13_a_prefix_or_an_underscore_is_no_number(cast: Cast, text: str) -> No
     [row] = cast([text])
     numbers = ("bigint", "numeric", "integer", "numeric(10,2)", "double precision")
     assert {kind: row[kind] for kind in numbers} == dict.fromkeys(numbers)
-    assert all(row[f"lost {kind}"] for kind in numbers)
 
 
 # What numbers are made of, what PostgreSQL takes besides, and what it never takes.
@@ -96,11 +94,9 @@ SHORT = TEXTS.filter(lambda text: len(text) < 60 and not re.search("[eE][+-]?[0-
 @given(st.lists(SHORT, min_size=1, max_size=30))
 @example(["0x41C3", "4_310_021", "0b11", "+5", " 12.0 ", "1e2", "1200e-2", ".5", "5.", "007", "-0", "1e", "NaN", ""])
 def test_a13_numbers_are_read_as_the_contract_says(cast: Cast, texts: list[str]) -> None:
-    """Whatever the text: sign, point and exponent, and nothing else; the cheap test passes over no loss."""
+    """Whatever the text: sign, point and exponent, and nothing else."""
     for text, row in zip(texts, cast(texts), strict=True):
         assert (row["bigint"], row["numeric"]) == (whole(text), number(text)), repr(text)
-        for kind in TYPES:
-            assert row[kind] is not None or row[f"lost {kind}"], (kind, text)
 
 
 JSON_NUMBERS = st.from_regex(r"-?(?:0|[1-9][0-9]{0,21})(?:\.[0-9]{1,5})?(?:[eE][+-]?[0-9]{1,2})?", fullmatch=True)
