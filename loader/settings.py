@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         description="Size of a table up to which a run gives a column a wider type, which rewrites the table while "
         "readers wait; `loader widen` does it at any size.",
     )
+    lock_wait: float = Field(
+        default=30.0,
+        ge=0.001,
+        le=86_400,
+        description="Seconds a run or another command waits for a lock that a session of somebody else holds.",
+    )
     processes: int = Field(
         default=1,
         ge=1,

@@ -290,7 +290,11 @@ def served_loader(served_settings: Settings) -> Loader:
 
 def loader_here(settings: Settings) -> Loader:
     """Return a function that runs `loader` with arguments in this process; a traceback fails the test."""
-    environment = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
+    environment = {
+        "DATABASE_URL": settings.database_url,
+        "LOADER_HOME": str(settings.home),
+        "LOADER_LOCK_WAIT": str(settings.lock_wait),
+    }
 
     def run(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
         read_settings.cache_clear()

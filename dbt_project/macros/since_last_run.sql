@@ -74,7 +74,7 @@
             cursors.xmin = pg_current_xact_id()::xid as first_run,
             raw.find_obstacle(cursors.source, cursors.model) as in_the_way,
             transforms.started_at::text as started_at,
-            set_config('lock_timeout', '30s', true),
+            set_config('lock_timeout', '{{ lock_wait() }}', true),
             set_config('loader.source', cursors.source, true),
             set_config('loader.started_at', transforms.started_at::text, true),
             set_config('loader.snapshot', latest.snapshot::text, true),

@@ -48,10 +48,16 @@
 {% macro transaction_settings() -%}
     set transaction isolation level read committed, read write;
     set local statement_timeout = 0;
-    set local lock_timeout = '30s';
+    set local lock_timeout = '{{ lock_wait() }}';
     set local idle_in_transaction_session_timeout = 0;
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null;
 {% endmacro %}
+
+
+{#- How long a statement waits for a lock of somebody else. -#}
+{% macro lock_wait() -%}
+    {{- return((env_var('LOADER_LOCK_WAIT', '30') | float * 1000) | round | int ~ "ms") -}}
+{%- endmacro %}
 
 
 {% macro finish_transform(results) %}

@@ -145,6 +145,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
                 connection,
                 schema,
                 workers=settings.workers,
+                lock_wait=settings.lock_wait,
                 entrances=entrances,
                 checked=not no_check,
                 report=progress,

@@ -40,5 +40,5 @@ def autocommit(opened: Database) -> Iterator[psycopg.Connection]:
         DatabaseError: Another session holds a lock that the command needs.
     """
     with opened.connect(autocommit=True) as connection, name_lock_holders(connection, "The command stopped"):
-        set_session(connection)
+        set_session(connection, opened.lock_wait)
         yield connection

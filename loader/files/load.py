@@ -123,6 +123,7 @@ class Load:
         connection: A connection to it, in autocommit.
         source: The schema name of the source.
         workers: Processes to parse and copy with.
+        lock_wait: Seconds a worker's statement waits for a lock of somebody else.
         entrances: By path, where the files come in that are no files of tracking calls.
         checked: Stop a file whose first lines hold no event, before any of them is in quarantine.
         report: Called after every committed chunk and every file.
@@ -135,6 +136,7 @@ class Load:
         source: str,
         *,
         workers: int,
+        lock_wait: float,
         entrances: Mapping[str, str] | None = None,
         checked: bool = True,
         report: Callable[[Progress], None] = lambda _: None,
@@ -143,6 +145,7 @@ class Load:
         self._connection = connection
         self._source = source
         self._count = workers
+        self._lock_wait = lock_wait
         self._entrances = entrances or {}
         self._checked = checked
         self._report = report
@@ -251,7 +254,7 @@ class Load:
                 yield land_and_advance(self._connection, work, self._tracker, lambda _: None)
             return
         if self._workers is None:
-            self._workers = Workers(self._url, self._count)
+            self._workers = Workers(self._url, self._count, self._lock_wait)
         unreadable: FileError | None = None
         rest = chain(first, chunks)
         following: Chunk | None

@@ -116,7 +116,8 @@ def main(descriptor: int) -> None:
     """Land chunks until the pipe closes.
 
     Args:
-        descriptor: This process's end of the pipe; the first thing in it is the database's connection URL.
+        descriptor: This process's end of the pipe; the first thing in it is the database's connection URL
+            and the seconds that a statement waits for a lock.
     """
     pipe = Connection(descriptor)
 
@@ -126,8 +127,9 @@ def main(descriptor: int) -> None:
 
     try:
         try:
-            with connect(pipe.recv(), autocommit=True) as connection:
-                set_session(connection)
+            url, lock_wait = pipe.recv()
+            with connect(url, autocommit=True) as connection:
+                set_session(connection, lock_wait)
                 tracker = Tracker()
                 while True:
                     pipe.send(land_and_advance(connection, pipe.recv(), tracker, may_commit))

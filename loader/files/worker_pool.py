@@ -31,14 +31,15 @@ class Workers:
     Args:
         url: The database's connection URL.
         count: How many.
+        lock_wait: Seconds a statement of theirs waits for a lock of somebody else.
     """
 
-    def __init__(self, url: str, count: int) -> None:
+    def __init__(self, url: str, count: int, lock_wait: float) -> None:
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
             try:
-                self._start(url)
+                self._start(url, lock_wait)
             except OSError as error:
                 self.close()
                 raise LoaderError(
@@ -47,7 +48,7 @@ class Workers:
         self._idle = deque(self._pipes)
         self._busy: deque[Connection] = deque()
 
-    def _start(self, url: str) -> None:
+    def _start(self, url: str, lock_wait: float) -> None:
         here, there = socket.socketpair()
         here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE_BYTES)
         pipe = Connection(here.detach())
@@ -61,7 +62,7 @@ class Workers:
                 process_group=0,
             )
         self._processes.append(process)
-        pipe.send(url)
+        pipe.send((url, lock_wait))
 
     def submit(self, work: Work) -> Landed | None:
         """Hand a chunk to a worker; when all are busy, wait for the oldest chunk to be committed first.

@@ -9,7 +9,6 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from loader.errors import DatabaseError
-from loader.postgres.lock_holders import LOCK_WAIT
 
 CONNECT_SECONDS = 10
 
@@ -61,13 +60,14 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
     return connection
 
 
-def set_session(connection: psycopg.Connection) -> None:
+def set_session(connection: psycopg.Connection, lock_wait: float) -> None:
     """Set what a role or a database may set otherwise, for statements that are transactions of their own.
 
     Behind a pooler in transaction mode the settings stay with the server's session, which later clients use.
 
     Args:
         connection: A connection in autocommit.
+        lock_wait: Seconds a statement waits for a lock of somebody else.
 
     Raises:
         psycopg.Error: The database does not answer.
@@ -76,7 +76,7 @@ def set_session(connection: psycopg.Connection) -> None:
         "default_transaction_isolation": "read committed",
         "default_transaction_read_only": "off",
         "statement_timeout": "0",
-        "lock_timeout": LOCK_WAIT,
+        "lock_timeout": f"{lock_wait * 1000:.0f}ms",
         "idle_in_transaction_session_timeout": "0",
         "transaction_timeout": "0",
     }

@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from loader.errors import DatabaseError, SchemaBehindError, UsageError
 from loader.postgres.connection import NO_TIMEOUTS, connect
 from loader.postgres.embedded import EmbeddedServer
-from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, LOCK_WAIT, lock_error, name_lock_holders
+from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, lock_error, name_lock_holders
 from loader.settings import Settings
 
 # `pg_input_is_valid`, which every safe cast uses, came with 16.
@@ -42,12 +42,14 @@ class Database:
         url: The connection URL, as any PostgreSQL client takes it.
         engine: SQLAlchemy's engine on it.
         embedded: The server behind it is the loader's own.
+        lock_wait: Seconds a statement waits for a lock of somebody else.
         is_reader: The role reads tables of sources and cannot use the raw schema.
     """
 
     url: str
     engine: Engine
     embedded: bool
+    lock_wait: float
     is_reader: bool = False
 
     def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
@@ -92,7 +94,7 @@ class Database:
             DatabaseError: Another session holds a lock that a statement of the block needs.
         """
         with self.name_lock_holders(), self.engine.begin() as connection:
-            connection.exec_driver_sql(f"set local lock_timeout = '{LOCK_WAIT}'")
+            connection.exec_driver_sql(f"set local lock_timeout = '{self.lock_wait * 1000:.0f}ms'")
             yield connection
 
 
@@ -112,7 +114,7 @@ def open_database(settings: Settings, *, migrate_behind: bool = False, for_reade
         UsageError: `DATABASE_URL` is no PostgreSQL URL.
     """
     if settings.database_url:
-        with _engine(libpq_url(settings.database_url), embedded=False) as database:
+        with _engine(libpq_url(settings.database_url), settings, embedded=False) as database:
             try:
                 _prepare(database, migrate_behind=migrate_behind)
             except psycopg.errors.InsufficientPrivilege as error:
@@ -124,7 +126,7 @@ def open_database(settings: Settings, *, migrate_behind: bool = False, for_reade
     server = EmbeddedServer(settings.home, port=settings.embedded_port, idle=settings.embedded_idle)
     url = server.acquire()
     try:
-        with _engine(url, embedded=True) as database:
+        with _engine(url, settings, embedded=True) as database:
             _prepare(database, migrate_behind=True)
             yield database
     finally:
@@ -290,10 +292,10 @@ def _refused(database: Database, error: psycopg.Error) -> DatabaseError:
 
 
 @contextmanager
-def _engine(url: str, *, embedded: bool) -> Iterator[Database]:
+def _engine(url: str, settings: Settings, *, embedded: bool) -> Iterator[Database]:
     engine = create_engine("postgresql+psycopg://", poolclass=NullPool, creator=lambda: connect(url))
     try:
-        yield Database(url=url, engine=engine, embedded=embedded)
+        yield Database(url=url, engine=engine, embedded=embedded, lock_wait=settings.lock_wait)
     finally:
         engine.dispose()
 

@@ -10,9 +10,6 @@ import psycopg
 
 from loader.errors import DatabaseError
 
-# Statements of the loader wait this long for a lock of somebody else.
-LOCK_WAIT = "30s"
-
 LOCK_NOT_AVAILABLE = "55P03"
 
 # The oldest transactions first: they are the most likely ones to be in the way.

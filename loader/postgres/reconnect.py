@@ -39,7 +39,7 @@ class Connector:
         connection = connect(self._url(), autocommit=True, seconds=self._settings.commit_seconds)
         try:
             with time_limit(connection, self._settings.commit_seconds):
-                set_session(connection)
+                set_session(connection, self._settings.lock_wait)
                 check_database(connection)
                 self._warehouse.look(connection)
         except BaseException:

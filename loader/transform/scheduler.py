@@ -176,7 +176,7 @@ class Schedule:
             psycopg.Error: It is not there any more.
             DatabaseError: Another session holds a lock that the scheduler needs.
         """
-        set_session(connection)
+        set_session(connection, self._settings.lock_wait)
         with name_lock_holders(connection, "The scheduler stopped"):
             if self._take_lock(guard, connection):
                 self._lead(guard, connection)

@@ -150,7 +150,8 @@ def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_pat
 
     def load(path: Path) -> None:
         with database.connect(autocommit=True) as connection:
-            outcomes.extend(f.outcome for f in Load(database.url, connection, "iterable", workers=3).run([str(path)]))
+            load = Load(database.url, connection, "iterable", workers=3, lock_wait=database.lock_wait)
+            outcomes.extend(f.outcome for f in load.run([str(path)]))
 
     threads = [threading.Thread(target=load, args=(path,), daemon=True) for path in files]
     for thread in threads:

@@ -70,7 +70,7 @@ def load(database: Database, connection: psycopg.Connection) -> Loads:
     """Load files into the source Iterable."""
 
     def run(*paths: Path, workers: int = 1, report: Callable[[Progress], None] = lambda _: None) -> list[FileLoaded]:
-        loads = Load(database.url, connection, "iterable", workers=workers, report=report)
+        loads = Load(database.url, connection, "iterable", workers=workers, lock_wait=database.lock_wait, report=report)
         return list(loads.run([str(path) for path in paths]))
 
     return run
@@ -162,7 +162,7 @@ def test_each_source_has_its_own_files(
 ) -> None:
     """What one source has loaded is new to another."""
     load(events)
-    other = Load(database.url, connection, "other", workers=1)
+    other = Load(database.url, connection, "other", workers=1, lock_wait=database.lock_wait)
     assert outcomes(list(other.run([str(events)]))) == ["loaded"]
     assert connection.execute("select source, count(*) from raw.events group by 1 order by 1").fetchall() == [
         ("iterable", 10),
@@ -560,7 +560,7 @@ def test_workers_that_wait_for_a_lock_can_be_stopped(
 ) -> None:
     """Stopping does not wait for a database that does not answer."""
     data = events.read_bytes()
-    workers = Workers(database.url, 1)
+    workers = Workers(database.url, 1, database.lock_wait)
     processes = list(workers._processes)
     with database.connect() as other:
         other.execute("lock table raw.events in access exclusive mode")
@@ -578,7 +578,7 @@ def test_workers_that_wait_for_a_lock_can_be_stopped(
 
 def test_workers_without_a_database_say_so(database: Database, events: Path) -> None:
     """A worker that cannot connect, as when there are too many connections, tells why."""
-    workers = Workers(f"{database.url}_missing", 1)
+    workers = Workers(f"{database.url}_missing", 1, database.lock_wait)
 
     def hand_over() -> None:
         workers.submit(Work(0, "iterable", "file", str(events), Chunk(b"", 0, 0, 0, b"")))

@@ -10,10 +10,8 @@ import psycopg
 import pytest
 import yaml
 
-import loader.postgres.connection
 import loader.postgres.database
 import loader.raw.rescan
-import loader.transform.dbt
 from loader.errors import TransformError
 from loader.postgres.database import Database, bundled, open_database
 from loader.settings import Settings
@@ -43,6 +41,12 @@ def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
     """A warehouse with few models."""
     with small.connect(autocommit=True) as connection:
         yield Warehouse(small, small_settings, connection)
+
+
+@pytest.fixture
+def impatient(small_settings: Settings) -> Settings:
+    """Settings of its database, for runs and commands that wait a second for a lock."""
+    return small_settings.model_copy(update={"lock_wait": 1.0})
 
 
 @contextmanager
@@ -198,13 +202,15 @@ def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: 
 @pytest.mark.parametrize(
     ("table", "mode"), [("raw.mismatches", "share"), ("raw.events_email_opened", "access exclusive")]
 )
-def test_b1_a_lock_in_the_raw_schema_loses_nothing(warehouse: Warehouse, table: str, mode: str) -> None:
+def test_b1_a_lock_in_the_raw_schema_loses_nothing(
+    warehouse: Warehouse, impatient: Settings, table: str, mode: str
+) -> None:
     """A run ends all the same, though it may fail; once the lock is free, the tables end as a rebuild makes them."""
     warehouse.land({"vip": True})
     warehouse.run()
     warehouse.land({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
     with lock(warehouse.database.url, table, mode), suppress(TransformError):
-        transform(warehouse.database, warehouse.settings, select=MODELS)
+        transform(warehouse.database, impatient, select=MODELS)
     warehouse.connection.execute(DUE)
     warehouse.run()
     assert law(warehouse.connection)["waiting"] == 0
@@ -226,17 +232,9 @@ RAW = {
 
 @pytest.mark.parametrize("first", [True, False], ids=["first run", "later run"])
 def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
-    first: bool, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+    first: bool, warehouse: Warehouse, impatient: Settings
 ) -> None:
     """The first run and a later one: neither waits for ever, and once the lock is free, nothing is missing."""
-    project = copied_project(warehouse.settings)
-    macros = project / "macros"
-    for macro in ("transforms.sql", "since_last_run.sql"):
-        text = (macros / macro).read_text(encoding="utf-8")
-        assert "'30s'" in text
-        (macros / macro).write_text(text.replace("'30s'", "'300ms'"), encoding="utf-8")
-    monkeypatch.setattr(loader.transform.dbt, "bundled", lambda _: project)
-    monkeypatch.setattr(loader.postgres.database, "LOCK_WAIT", "300ms")
     if first:
         warehouse.connection.execute("drop schema iterable cascade; delete from raw.cursors; delete from raw.syncs")
     else:
@@ -245,7 +243,7 @@ def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
     warehouse.land({"size": "large"}, {"size": 4, "campaignId": "x"})
     for table, mode in RAW.items():
         with lock(warehouse.database.url, table, mode) as process:
-            done = loader_here(warehouse.settings)("transform")
+            done = loader_here(impatient)("transform")
         assert done.returncode == 1, table
         assert f"held by process {process} of user" in done.stderr, (table, done.stderr)
         assert table in done.stderr
@@ -258,19 +256,18 @@ def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_b1_a_load_ends_beside_every_lock_on_the_events(
-    warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    warehouse: Warehouse, impatient: Settings, tmp_path: Path, mode: str
 ) -> None:
     """It lands the file, or names the session in the way; the same command then lands every event once."""
-    monkeypatch.setattr(loader.postgres.connection, "LOCK_WAIT", "200ms")
     file = tmp_path / "events.ndjson"
     file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
     _, stops_rows = MODES[mode]
     with lock(warehouse.database.url, "raw.events", mode) as process:
-        done = loader_here(warehouse.settings)("load", str(file))
+        done = loader_here(impatient)("load", str(file))
         assert done.returncode == int(stops_rows), done.stderr
         if stops_rows:
             assert f"held by process {process} of user" in done.stderr
-    assert loader_here(warehouse.settings)("load", str(file)).returncode == 0
+    assert loader_here(impatient)("load", str(file)).returncode == 0
     assert warehouse.rows("select message_id from raw.events") == [("a",)]
 
 
@@ -288,25 +285,22 @@ def test_b1_a_load_ends_beside_every_lock_on_the_events(
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
 def test_b1_a_command_names_the_session_in_the_way(
-    warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, arguments: list[str]
+    warehouse: Warehouse, impatient: Settings, tmp_path: Path, table: str, arguments: list[str]
 ) -> None:
     """No command waits for ever for a table that somebody holds."""
-    monkeypatch.setattr(loader.postgres.connection, "LOCK_WAIT", "200ms")
-    monkeypatch.setattr(loader.postgres.database, "LOCK_WAIT", "200ms")
     file = tmp_path / "events.ndjson"
     file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
     with lock(warehouse.database.url, table, "access exclusive") as process:
-        done = loader_here(warehouse.settings)(*(argument.format(file=file) for argument in arguments))
+        done = loader_here(impatient)(*(argument.format(file=file) for argument in arguments))
     assert done.returncode == 1, done.stdout
     assert f"held by process {process} of user" in done.stderr
 
 
 def test_b1_the_scheduler_names_the_session_that_locks_the_events(
-    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    warehouse: Warehouse, impatient: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It looks again until the lock is free."""
-    monkeypatch.setattr(loader.postgres.connection, "LOCK_WAIT", "200ms")
-    with scheduled(warehouse.settings):
+    with scheduled(impatient):
         await_state(warehouse.connection, "idle")
         with lock(warehouse.database.url, "raw.events", "access exclusive") as process:
             wait_until(lambda: f"held by process {process} of user" in caplog.text, "the scheduler's report")
