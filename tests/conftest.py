@@ -65,6 +65,10 @@ def shared_home() -> Iterator[Path]:
     folder.mkdir(mode=0o755, exist_ok=True)
     descriptor = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
+    # dbt takes seconds to import, which a test without a database should not wait for.
+    from tests.quick_dbt import quicken  # noqa: PLC0415
+
+    quicken(folder)
     yield folder
     # Closed and opened again: a lock that is turned into another one would be given up in between as well.
     os.close(descriptor)
