@@ -15,7 +15,7 @@ from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from loader.transform.dbt import transform
 from tests.conftest import Loader, drop_database, loader_here, open_settings, own_database
-from tests.warehouse import run_dbt
+from tests.warehouse import parse_once, run_dbt
 
 ROOT = Path(__file__).parents[2]
 Dbt = Callable[..., tuple[int, str]]
@@ -75,9 +75,16 @@ def small_project(small_package: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def small_home(small_template: Settings, small_project: Path) -> Path:
+    """A folder for databases that use the small project."""
+    return small_template.home
+
+
+@pytest.fixture
 def small_settings(server: str, small_template: Settings, small_project: Path) -> Iterator[Settings]:
     """Settings that name a database of the test's own, in which those tables are there and empty."""
     with own_database(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
+        parse_once(opened)
         yield opened
 
 
@@ -85,6 +92,22 @@ def small_settings(server: str, small_template: Settings, small_project: Path) -
 def small(small_settings: Settings) -> Iterator[Database]:
     """That database, open."""
     with open_database(small_settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def unfilled_settings(
+    server: str, raw_template: str, small_template: Settings, small_project: Path
+) -> Iterator[Settings]:
+    """Settings that name a database in which no run has been."""
+    with own_database(server, small_template.home, raw_template) as opened:
+        yield opened
+
+
+@pytest.fixture
+def unfilled(unfilled_settings: Settings) -> Iterator[Database]:
+    """That database, open."""
+    with open_database(unfilled_settings) as opened:
         yield opened
 
 

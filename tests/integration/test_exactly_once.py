@@ -10,7 +10,7 @@ from loader.postgres.database import Database
 from loader.settings import Settings
 from loader.transform.dbt import transform
 
-MODELS = ("email_opened", "push_opened", "tracks")
+MODELS = ("email_opened", "email_delivered", "tracks")
 
 INSERT = "insert into raw.events (source, collection, message_id, payload) values ('iterable', %s, %s, %s)"
 
@@ -28,43 +28,43 @@ def run(database: Database, settings_: Settings, *, full_refresh: bool = False) 
 
 
 @pytest.fixture
-def writers(served_settings: Settings) -> Iterator[list[psycopg.Connection]]:
+def writers(small_settings: Settings) -> Iterator[list[psycopg.Connection]]:
     """Three connections, each with a transaction of its own."""
-    connections = [psycopg.connect(served_settings.database_url) for _ in range(3)]
+    connections = [psycopg.connect(small_settings.database_url) for _ in range(3)]
     yield connections
     for connection in connections:
         connection.close()
 
 
 def test_a_transaction_that_commits_after_a_run_is_not_lost(
-    served: Database, served_settings: Settings, writers: list[psycopg.Connection]
+    small: Database, small_settings: Settings, writers: list[psycopg.Connection]
 ) -> None:
     """An older transaction that commits after a run that saw younger ones is in the next run, once."""
     older, younger, reader = writers
     insert(older, "email_opened", "a", 1)
     insert(younger, "email_opened", "b", 2)
     younger.commit()
-    run(served, served_settings)
+    run(small, small_settings)
     assert reader.execute("select id from iterable.email_opened").fetchall() == [("b",)]
     reader.commit()
     older.commit()
-    run(served, served_settings)
-    run(served, served_settings)
+    run(small, small_settings)
+    run(small, small_settings)
     assert reader.execute("select id from iterable.email_opened order by id").fetchall() == [("a",), ("b",)]
     counted = reader.execute("select model, read_rows, table_rows from raw.cursors where read_rows > 0 order by model")
     assert counted.fetchall() == [("email_opened", 2, 2), ("tracks", 2, 2)]
 
 
 def test_a_rolled_back_transaction_leaves_nothing(
-    served: Database, served_settings: Settings, writers: list[psycopg.Connection]
+    small: Database, small_settings: Settings, writers: list[psycopg.Connection]
 ) -> None:
     """What never committed is in no table, before and after a rebuild."""
     writer, other, reader = writers
     insert(writer, "email_opened", "a", 1)
     insert(other, "email_opened", "b", 2)
     other.commit()
-    run(served, served_settings)
+    run(small, small_settings)
     writer.rollback()
-    run(served, served_settings)
-    run(served, served_settings, full_refresh=True)
+    run(small, small_settings)
+    run(small, small_settings, full_refresh=True)
     assert reader.execute("select id from iterable.email_opened").fetchall() == [("b",)]

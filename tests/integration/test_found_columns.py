@@ -74,10 +74,10 @@ class Warehouse:
 
 
 @pytest.fixture
-def warehouse(served: Database, served_settings: Settings) -> Iterator[Warehouse]:
+def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
     """A warehouse whose tables exist, all of them empty."""
-    with served.connect(autocommit=True) as connection:
-        yield Warehouse(served, served_settings, connection)
+    with small.connect(autocommit=True) as connection:
+        yield Warehouse(small, small_settings, connection)
 
 
 def test_a_new_property_becomes_a_column_once(warehouse: Warehouse, shared_home: Path) -> None:

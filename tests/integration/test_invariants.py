@@ -14,13 +14,13 @@ from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from tests.conftest import loader_here, restored
 from tests.warehouse import (
-    PROJECT,
     assert_union,
     contents,
     everything,
     land,
     law,
     parsed,
+    project_in_use,
     run,
     start_dbt,
     started,
@@ -44,9 +44,9 @@ def writers(database: Database, number: int) -> Iterator[list[psycopg.Connection
 
 
 @pytest.fixture
-def reader(served: Database) -> Iterator[psycopg.Connection]:
+def reader(small: Database) -> Iterator[psycopg.Connection]:
     """A connection on which every statement is on its own."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         yield connection
 
 
@@ -95,7 +95,7 @@ class Gate:
 def start_transform(settings: Settings, **variables: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Start `loader transform`."""
     variables |= {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(parsed(settings).parent)}
-    return started([sys.executable, "-m", "loader", "transform"], variables, PROJECT.parent)
+    return started([sys.executable, "-m", "loader", "transform"], variables, project_in_use().parent)
 
 
 def land_many(connection: psycopg.Connection, number: int, prefix: str = "e") -> None:
@@ -105,8 +105,7 @@ def land_many(connection: psycopg.Connection, number: int, prefix: str = "e") ->
         insert into raw.events (source, collection, message_id, payload)
         select
             'iterable',
-            (array['email_delivered', 'email_opened', 'push_opened', 'sms_clicked', 'web_push_clicked', 'order_placed'])
-                [1 + i %% 6],
+            (array['email_delivered', 'email_opened', 'order_placed'])[1 + i %% 3],
             %(prefix)s || i - case when i %% 50 = 0 then 6 else 0 end,
             jsonb_build_object('userId', 'u' || i, 'properties', jsonb_build_object('campaignId', i))
         from generate_series(1, %(number)s) as i
@@ -143,74 +142,72 @@ def began_last(first: psycopg.Connection, second: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize("history", [began_first, began_last])
 def test_the_first_landed_wins_however_late_it_commits(
-    served: Database,
-    served_settings: Settings,
+    small: Database,
+    small_settings: Settings,
     reader: psycopg.Connection,
     history: Callable[[psycopg.Connection, psycopg.Connection], None],
 ) -> None:
     """An event takes its id back from one that landed after it and was served before it, mismatches included."""
-    with writers(served, 2) as (first, second):
+    with writers(small, 2) as (first, second):
         history(first, second)
         second.commit()
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         assert marks(reader, "email_opened") == {"a": "second"}
         assert reader.execute("select value from raw.mismatches").fetchall() == [("y",)]
         first.commit()
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
     increments = everything(reader)
     assert marks(reader, "email_opened") == marks(reader, "tracks") == {"a": "first"}
     assert increments["mismatches"] == []
     assert law(reader)["duplicates"] == 1
-    run(served, served_settings, *MODELS, full_refresh=True)
+    run(small, small_settings, *MODELS, full_refresh=True)
     assert everything(reader) == increments
 
 
-def test_a_later_event_never_takes_an_id(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
-) -> None:
+def test_a_later_event_never_takes_an_id(small: Database, small_settings: Settings, reader: psycopg.Connection) -> None:
     """A duplicate that landed later changes nothing, though its transaction began first and its values do not fit."""
-    with writers(served, 2) as (late, early):
+    with writers(small, 2) as (late, early):
         late.execute("select pg_current_xact_id()")
         land(late, "email_opened", "z", mark="late")
         land(early, "email_opened", "a", mark="early", campaign=None)
         land(late, "email_opened", "a", mark="late", campaign="x")
         early.commit()
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         late.commit()
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
     increments = everything(reader)
     assert marks(reader, "email_opened") == {"a": "early", "z": "late"}
     assert increments["mismatches"] == []
-    run(served, served_settings, *MODELS, full_refresh=True)
+    run(small, small_settings, *MODELS, full_refresh=True)
     assert everything(reader) == increments
 
 
 def test_an_id_changes_hands_more_than_once(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
+    small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """Three events with one id that become visible last to first end with the first, in tracks across collections."""
-    with writers(served, 3) as (first, second, third):
-        land(first, "push_opened", "a", mark="first")
+    with writers(small, 3) as (first, second, third):
+        land(first, "email_delivered", "a", mark="first")
         land(second, "order_placed", "a", mark="second")
         land(third, "email_opened", "a", mark="third")
         for writer, mark in ((third, "third"), (second, "second"), (first, "first")):
             writer.commit()
-            run(served, served_settings, "push_opened", *MODELS)
+            run(small, small_settings, "email_delivered", *MODELS)
             assert marks(reader, "tracks") == {"a": mark}
     assert marks(reader, "email_opened") == {"a": "third"}
-    assert marks(reader, "push_opened") == {"a": "first"}
+    assert marks(reader, "email_delivered") == {"a": "first"}
     numbers = law(reader)
     assert (numbers["in_collections"], numbers["in_tracks_only"], numbers["duplicates"]) == (2, 0, 1)
 
 
 def test_a_source_is_filled_whole_or_not_at_all(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
+    small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """A run whose rows of one source are refused leaves that table and its cursor alone, and fills the others."""
     reader.execute("insert into raw.sources (name, schema_name) values ('App', 'app'), ('Web', 'web')")
-    run(served, served_settings, *MODELS)
+    run(small, small_settings, *MODELS)
     reader.execute("alter table app.email_opened add constraint refuse check (user_id <> 'bad')")
-    with writers(served, 1) as (writer,):
+    with writers(small, 1) as (writer,):
         land(writer, "email_opened", "a", source="iterable", mark="iterable")
         land(writer, "email_opened", "b", source="app", mark="app")
         land(writer, "email_opened", "c", source="app", mark="bad")
@@ -220,7 +217,7 @@ def test_a_source_is_filled_whole_or_not_at_all(
         "select snapshot::text, read_rows, table_rows from raw.cursors where model = 'email_opened' and source = 'app'"
     )
     before = reader.execute(query).fetchall()
-    filled = run(served, served_settings, *MODELS)
+    filled = run(small, small_settings, *MODELS)
     assert [(table.source, table.table) for table in filled if 'constraint "refuse"' in table.held] == [
         ("app", "email_opened")
     ]
@@ -231,7 +228,7 @@ def test_a_source_is_filled_whole_or_not_at_all(
 
     reader.execute("alter table app.email_opened drop constraint refuse")
     reader.execute("update raw.held_tables set next_try_at = clock_timestamp()")
-    run(served, served_settings, *MODELS)
+    run(small, small_settings, *MODELS)
     for source, mark in (("iterable", "iterable"), ("app", "app"), ("web", "web")):
         rows = reader.execute(f"select id, user_id from {source}.email_opened").fetchall()
         assert rows == reader.execute(f"select id, user_id from {source}.tracks").fetchall()
@@ -242,11 +239,9 @@ def test_a_source_is_filled_whole_or_not_at_all(
 # Runs side by side, and readers beside them.
 
 
-def test_first_runs_side_by_side_double_and_miss_nothing(
-    database: Database, settings: Settings, served_template: str
-) -> None:
+def test_first_runs_side_by_side_double_and_miss_nothing(unfilled: Database, unfilled_settings: Settings) -> None:
     """Of dbt and of the loader, each with a snapshot of its own: both succeed, and together serve every event once."""
-    with database.connect(autocommit=True) as connection, ExitStack() as stack:
+    with unfilled.connect(autocommit=True) as connection, ExitStack() as stack:
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
         gate = Gate(connection, "raw.cursors")
         processes = []
@@ -254,7 +249,7 @@ def test_first_runs_side_by_side_double_and_miss_nothing(
         def begun() -> bool:
             return connection.execute("select count(*) from raw.transforms").fetchone() == (len(processes),)
 
-        runs = (start_dbt(settings, "run", **STOP_AT_GATE), start_transform(settings, **STOP_AT_GATE))
+        runs = (start_dbt(unfilled_settings, "run", **STOP_AT_GATE), start_transform(unfilled_settings, **STOP_AT_GATE))
         for number, start in enumerate(runs):
             land_many(connection, 1000, f"{number}-")
             land(connection, "email_opened", str(number), source="app")
@@ -267,22 +262,22 @@ def test_first_runs_side_by_side_double_and_miss_nothing(
         statuses = connection.execute("select status, count(distinct snapshot::text) from raw.transforms group by 1")
         assert statuses.fetchall() == [("success", 2)]
         assert law(connection)["waiting"] == 1000
-        run(database, settings)
+        run(unfilled, unfilled_settings)
         assert law(connection)["accepted"] == 3000
         assert law(connection, "app")["in_collections"] == 2
-    assert_equals_rebuild(database, settings)
+    assert_equals_rebuild(unfilled, unfilled_settings)
 
 
 def test_a_rebuild_that_comes_late_never_goes_back_in_time(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
+    small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added meanwhile."""
     land(reader, "email_opened", "a")
     gate = Gate(reader, "raw.cursors")
-    with start_dbt(served_settings, *REBUILD, **STOP_AT_GATE) as rebuild:
+    with start_dbt(small_settings, *REBUILD, **STOP_AT_GATE) as rebuild:
         wait_until(lambda: gate.stopped() == 1, "the rebuild to have its snapshot")
         land(reader, "email_opened", "b")
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         assert set(marks(reader, "email_opened")) == {"a", "b"}
         gate.open()
         succeed(rebuild)
@@ -295,18 +290,18 @@ def test_a_rebuild_that_comes_late_never_goes_back_in_time(
 
 
 def test_readers_go_on_reading_while_a_table_is_rebuilt(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
+    small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """An open cursor keeps its rows, and new queries see all rows, while a rebuild stands before its commit."""
     land_many(reader, 3000)
-    run(served, served_settings, *MODELS)
+    run(small, small_settings, *MODELS)
     reader.execute("set lock_timeout = '5s'")
     before = contents(reader, "iterable.email_opened", without=())
     gate = Gate(reader, "raw.syncs")
     with (
-        served.connect() as analyst,
+        small.connect() as analyst,
         analyst.cursor("open") as cursor,
-        start_dbt(served_settings, *REBUILD, **STOP_AT_GATE) as rebuild,
+        start_dbt(small_settings, *REBUILD, **STOP_AT_GATE) as rebuild,
     ):
         cursor.execute("select * from iterable.email_opened order by id")
         read = cursor.fetchmany(10)
@@ -326,29 +321,29 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
 
 
 def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
-    served: Database,
-    served_settings: Settings,
+    small: Database,
+    small_settings: Settings,
     reader: psycopg.Connection,
     server: str,
     other_server: str,
 ) -> None:
     """With models at different points and a latecomer waiting, a dump gives the same tables elsewhere and back here."""
-    with writers(served, 1) as (late,):
+    with writers(small, 1) as (late,):
         land(late, "email_opened", "late", mark="first")
         land_many(reader, 600, "a")
         land(reader, "email_opened", "late", mark="second")
-        run(served, served_settings)
+        run(small, small_settings)
         land_many(reader, 600, "b")
-        run(served, served_settings, "email_opened", "push_opened")
+        run(small, small_settings, "email_opened", "email_delivered")
         land_many(reader, 600, "c")
-        run(served, served_settings, "tracks")
+        run(small, small_settings, "tracks")
         land_many(reader, 600, "d")
         late.commit()
     accepted = law(reader)["accepted"]
 
-    home = served_settings.home.parent
-    with restored(served.url, other_server, home) as settings:
-        run(served, served_settings)
+    home = small_settings.home.parent
+    with restored(small.url, other_server, home) as settings:
+        run(small, small_settings)
         here = everything(reader)
         assert marks(reader, "email_opened")["late"] == "first"
         with open_database(settings) as database, database.connect(autocommit=True) as connection:
@@ -356,7 +351,7 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
             run(database, settings)
             assert everything(connection) == here
             land_many(connection, 600, "e")
-            run(database, settings, "sms_clicked", "tracks")
+            run(database, settings, "email_delivered", "tracks")
             land_many(connection, 600, "f")
             with restored(database.url, server, home) as back:
                 run(database, settings)
@@ -368,19 +363,19 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
 
 
 def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
+    small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """An event is new also when its transaction had its id before the cluster was adopted, and landed it after."""
     land(reader, "email_opened", "a")
-    run(served, served_settings, *MODELS)
-    with writers(served, 1) as (early,):
+    run(small, small_settings, *MODELS)
+    with writers(small, 1) as (early,):
         early.execute("select pg_current_xact_id()")
         reader.execute("update raw.cluster set system_identifier = system_identifier + 1")
         assert reader.execute("select raw.adopt_cluster()").fetchall() == [(True,)]
         assert reader.execute("select raw.adopt_cluster()").fetchall() == [(False,)]
         land(early, "email_opened", "b")
         early.commit()
-    run(served, served_settings, *MODELS)
+    run(small, small_settings, *MODELS)
     assert set(marks(reader, "email_opened")) == set(marks(reader, "tracks")) == {"a", "b"}
     assert law(reader)["duplicates"] == 0
 
@@ -389,7 +384,7 @@ def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
 
 
 def test_every_message_is_accounted_for(
-    served: Database, served_settings: Settings, reader: psycopg.Connection, tmp_path: Path
+    small: Database, small_settings: Settings, reader: psycopg.Connection, tmp_path: Path
 ) -> None:
     """Rows, tracks-only events, duplicates, other calls, refused and waiting messages are counted exactly."""
     lines = [
@@ -406,26 +401,26 @@ def test_every_message_is_accounted_for(
     path = tmp_path / "events.ndjson"
     calls = [json.dumps({"type": "track", "userId": "u"} | line) for line in lines]
     path.write_text("\n".join([*calls, "{broken"]) + "\n", encoding="utf-8")
-    assert loader_here(served_settings)("load", str(path)).returncode == 3
+    assert loader_here(small_settings)("load", str(path)).returncode == 3
     names = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "waiting")
 
     def numbers() -> tuple[int, ...]:
         told = law(reader)
         return tuple(told[name] for name in names)
 
-    models = (*MODELS, "push_opened", "found_collections")
+    models = (*MODELS, "email_delivered", "found_collections")
     assert numbers() == (10, 0, 0, 2, 0, 2, 6)
-    run(served, served_settings, *models)
+    run(small, small_settings, *models)
     assert numbers() == (10, 3, 1, 2, 2, 2, 0)
     # An id that another collection has is a row there too, and none more in tracks.
-    land(reader, "push_opened", "a")
+    land(reader, "email_delivered", "a")
     land(reader, "order_placed", "b")
     assert numbers() == (12, 3, 1, 2, 2, 2, 2)
-    run(served, served_settings, "push_opened")
+    run(small, small_settings, "email_delivered")
     assert numbers() == (12, 4, 1, 2, 2, 2, 1)
-    run(served, served_settings, *models)
+    run(small, small_settings, *models)
     assert numbers() == (12, 5, 1, 2, 2, 2, 0)
-    run(served, served_settings, *models, full_refresh=True)
+    run(small, small_settings, *models, full_refresh=True)
     assert numbers() == (12, 5, 1, 2, 2, 2, 0)
     # A source that nobody registered is no hiding place.
     land(reader, "email_opened", "z", source="unknown")
@@ -433,12 +428,12 @@ def test_every_message_is_accounted_for(
 
 
 def test_the_law_tells_when_a_row_is_lost_or_appears(
-    served: Database, served_settings: Settings, reader: psycopg.Connection
+    small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """Rows that somebody removed or added, in a collection or in tracks, are missing there and nowhere else."""
     land(reader, "email_opened", "a")
     land(reader, "order_placed", "b")
-    run(served, served_settings, *MODELS)
+    run(small, small_settings, *MODELS)
     for damage, missing in (
         ("delete from iterable.email_opened", (1, 0)),
         ("drop table iterable.email_opened", (1, 0)),
@@ -447,7 +442,7 @@ def test_the_law_tells_when_a_row_is_lost_or_appears(
         ("delete from iterable.tracks where id = 'b'", (0, 1)),
         ("insert into iterable.tracks (id) values ('x')", (0, -1)),
     ):
-        with served.connect() as connection:
+        with small.connect() as connection:
             connection.execute(damage)
             told = connection.execute("select missing_in_collections, missing_in_tracks from raw.conservation")
             assert told.fetchall() == [missing], damage

@@ -17,7 +17,7 @@ from tests.conftest import dumped, open_settings, restore, restored
 from tests.integration.test_restore import EVENT, ids, land
 from tests.warehouse import assert_union, everything, law, run
 
-MODELS = ("email_opened", "push_opened", "found_collections", "tracks")
+MODELS = ("email_opened", "email_delivered", "found_collections", "tracks")
 ADOPT = "select raw.adopt_cluster()"
 STAMPS = "select seq, load_xid::text from raw.events order by seq"
 
@@ -112,29 +112,29 @@ def advance(url: str, home: Path) -> None:
     land(url, "email_opened", "d")
 
 
-def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, home: Path) -> None:
+def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, small_home: Path) -> None:
     """The copy has the same system_identifier and other transaction ids: an event that lands there is new."""
     with own_cluster(folder / "first") as url:
-        begin(url, home)
+        begin(url, small_home)
     copy(folder / "first", folder / "second")
     with own_cluster(folder / "first") as url:
-        advance(url, home)
+        advance(url, small_home)
         dump = dumped(url)
     with own_cluster(folder / "second") as url:
         drop_all(url)
         restore(dump, url)
         # Nothing has opened the database yet: a collector whose connection outlived the restore lands an event.
         land(url, "email_opened", "early")
-        go_on(url, home, seen={"a", "b", "c"}, waiting={"d", "early"})
+        go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d", "early"})
 
 
-def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, home: Path) -> None:
+def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, small_home: Path) -> None:
     """A cluster set back to an earlier state gives out again the ids that the dump speaks of."""
     with own_cluster(folder / "first") as url:
-        begin(url, home)
+        begin(url, small_home)
     copy(folder / "first", folder / "backup")
     with own_cluster(folder / "first") as url:
-        advance(url, home)
+        advance(url, small_home)
         dump = dumped(url)
     copy(folder / "backup", folder / "first")
     with own_cluster(folder / "first") as url:
@@ -142,13 +142,13 @@ def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, home: Path) -> 
         restore(dump, url)
         # Ids pass those of the dump before any command looks.
         burn(url, 500)
-        go_on(url, home, seen={"a", "b", "c"}, waiting={"d"})
+        go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d"})
 
 
-def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, home: Path) -> None:
+def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, small_home: Path) -> None:
     """Its files agree with its transaction ids: nothing is stamped again, in the copy or after a rewind."""
     with own_cluster(folder / "first") as url:
-        begin(url, home)
+        begin(url, small_home)
         land(url, "email_opened", "c")
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("vacuum (freeze, full) raw.restore_mark")
@@ -159,28 +159,28 @@ def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, home: Path) -> None:
             with psycopg.connect(url, autocommit=True) as connection:
                 assert connection.execute(ADOPT).fetchone() == (False,)
                 assert connection.execute(STAMPS).fetchall() == stamps
-            go_on(url, home, seen={"a", "b"}, waiting={"c"})
+            go_on(url, small_home, seen={"a", "b"}, waiting={"c"})
 
 
-def test_a4_a_dump_restored_beside_its_original(served_settings: Settings, server: str, home: Path) -> None:
+def test_a4_a_dump_restored_beside_its_original(small_settings: Settings, server: str, small_home: Path) -> None:
     """In another database of the same cluster nothing is lost or doubled, and the original goes on."""
-    url = served_settings.database_url
-    begin(url, home)
+    url = small_settings.database_url
+    begin(url, small_home)
     land(url, "email_opened", "c")
-    with restored(url, server, home) as settings:
-        go_on(settings.database_url, home, seen={"a", "b"}, waiting={"c"})
-    go_on(url, home, seen={"a", "b"}, waiting={"c"})
+    with restored(url, server, small_home) as settings:
+        go_on(settings.database_url, small_home, seen={"a", "b"}, waiting={"c"})
+    go_on(url, small_home, seen={"a", "b"}, waiting={"c"})
 
 
 def test_a4_an_older_dump_under_events_that_go_on_landing(
-    served_settings: Settings, other_server: str, server: str, home: Path
+    small_settings: Settings, other_server: str, server: str, small_home: Path
 ) -> None:
     """What lands between a restore and the first command is new, whatever the restored snapshots say."""
-    url = served_settings.database_url
-    begin(url, home)
-    with restored(url, other_server, home) as elsewhere:
+    url = small_settings.database_url
+    begin(url, small_home)
+    with restored(url, other_server, small_home) as elsewhere:
         burn(elsewhere.database_url, 3000)
-        advance(elsewhere.database_url, home)
+        advance(elsewhere.database_url, small_home)
         dump = dumped(elsewhere.database_url)
     drop_all(url)
     restore(dump, url)
@@ -188,35 +188,37 @@ def test_a4_an_older_dump_under_events_that_go_on_landing(
     with psycopg.connect(url, autocommit=True) as connection, connection.transaction():
         connection.execute("savepoint one")
         connection.execute(EVENT, ("email_opened", "saved", "saved"))
-    go_on(url, home, seen={"a", "b", "c"}, waiting={"d", "early", "saved"})
+    go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d", "early", "saved"})
 
 
-def test_a4_readers_that_differ_start_over_in_nothing(served_settings: Settings, other_server: str, home: Path) -> None:
+def test_a4_readers_that_differ_start_over_in_nothing(
+    small_settings: Settings, other_server: str, small_home: Path
+) -> None:
     """A table ahead of tracks and one behind it keep their rows' history: only what each lacks is read."""
-    url = served_settings.database_url
-    begin(url, home)
-    with opened(url, home) as (database, settings, _):
+    url = small_settings.database_url
+    begin(url, small_home)
+    with opened(url, small_home) as (database, settings, _):
         land(url, "email_opened", "c")
         run(database, settings, "email_opened")
-        land(url, "push_opened", "p")
+        land(url, "email_delivered", "p")
         run(database, settings, "tracks")
         land(url, "email_opened", "d")
         run(database, settings, "email_opened")
     with (
-        restored(url, other_server, home) as copied,
-        opened(copied.database_url, home) as (database, settings, connection),
+        restored(url, other_server, small_home) as copied,
+        opened(copied.database_url, small_home) as (database, settings, connection),
     ):
         stamped = dict(connection.execute("select message_id, load_xid::text from raw.events").fetchall())
         assert stamped == {"a": "1", "b": "1", "order": "1", "c": "1", "p": "2", "d": "3"}
         read = {table.table: table.rows for table in run(database, settings, *MODELS) if table.rows}
-        assert read == {"push_opened": 1, "tracks": 1}
+        assert read == {"email_delivered": 1, "tracks": 1}
         assert connection.execute("select from raw.cursors where snapshot is null").fetchall() == []
         assert law(connection)["duplicates"] == 1
 
 
-def test_a4_to_look_costs_a_few_rows(served_settings: Settings, served: Database) -> None:
+def test_a4_to_look_costs_a_few_rows(small_settings: Settings, small: Database) -> None:
     """With nothing to do the look scans no events, locks no table against writers and writes nothing."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         connection.execute(
             "insert into raw.events (source, collection, message_id, payload)"
             " select 'iterable', 'email_opened', n::text, '{}' from generate_series(1, 20000) as n"
@@ -241,27 +243,27 @@ def test_a4_to_look_costs_a_few_rows(served_settings: Settings, served: Database
 
 
 @pytest.mark.parametrize("damage", ["snapshot", "load_xid"])
-def test_a4_ids_beyond_the_present_are_stamped_again(served_settings: Settings, served: Database, damage: str) -> None:
+def test_a4_ids_beyond_the_present_are_stamped_again(small_settings: Settings, small: Database, damage: str) -> None:
     """They come from a later time of the cluster, before it was set back, by whatever way."""
-    url = served_settings.database_url
+    url = small_settings.database_url
     land(url, "email_opened", "a")
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         if damage == "snapshot":
-            run(served, served_settings, *MODELS)
+            run(small, small_settings, *MODELS)
             connection.execute("update raw.cursors set snapshot = '4000000:4000000:' where model = 'email_opened'")
         else:
             connection.execute("update raw.events set load_xid = '4000000'")
         assert connection.execute(ADOPT).fetchone() == (True,)
         assert connection.execute(ADOPT).fetchone() == (False,)
         land(url, "email_opened", "b")
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         assert ids(url, "email_opened") == ids(url, "tracks") == ["a", "b"]
         assert law(connection)["waiting"] == 0
 
 
-def test_a4_an_adoption_inside_a_savepoint_is_refused(served: Database) -> None:
+def test_a4_an_adoption_inside_a_savepoint_is_refused(small: Database) -> None:
     """The mark would name the outer transaction and be taken for restored for ever."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         connection.execute("update raw.cluster set system_identifier = system_identifier + 1")
         with (
             connection.transaction(),
@@ -272,12 +274,12 @@ def test_a4_an_adoption_inside_a_savepoint_is_refused(served: Database) -> None:
         assert connection.execute(ADOPT).fetchone() == (True,)
 
 
-def test_a4_columns_that_wait_for_values_are_filled_from_the_start(served_settings: Settings, served: Database) -> None:
+def test_a4_columns_that_wait_for_values_are_filled_from_the_start(small_settings: Settings, small: Database) -> None:
     """The snapshot that says which rows lack a value means nothing any more, so all rows are looked at."""
-    url = served_settings.database_url
+    url = small_settings.database_url
     land(url, "email_opened", "a")
-    run(served, served_settings, *MODELS)
-    with served.connect(autocommit=True) as connection:
+    run(small, small_settings, *MODELS)
+    with small.connect(autocommit=True) as connection:
         connection.execute(
             "update raw.columns set fill_from = pg_current_snapshot()"
             " where model = 'email_opened' and column_name in ('user_id', 'campaign_id')"
@@ -286,6 +288,6 @@ def test_a4_columns_that_wait_for_values_are_filled_from_the_start(served_settin
         assert connection.execute(ADOPT).fetchone() == (True,)
         waiting = connection.execute("select distinct fill_from::text from raw.columns where fill_from is not null")
         assert waiting.fetchall() == [("1:1:",)]
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         assert connection.execute("select from raw.columns where fill_from is not null").fetchall() == []
         assert law(connection)["waiting"] == 0

@@ -32,19 +32,21 @@ def ids(url: str, table: str) -> list[str]:
 
 
 @pytest.mark.parametrize("behind", ["everything", "one table"])
-def test_a_restored_database_goes_on(served_settings: Settings, other_server: str, home: Path, behind: str) -> None:
+def test_a_restored_database_goes_on(
+    small_settings: Settings, other_server: str, small_home: Path, behind: str
+) -> None:
     """Events that waited at the time of the dump are transformed once, nobody's row is doubled, new events follow."""
-    url = served_settings.database_url
+    url = small_settings.database_url
     land(url, "email_opened", "a", "b")
     land(url, "order_placed", "c")
-    with open_database(served_settings) as database:
-        run(database, served_settings, *MODELS)
+    with open_database(small_settings) as database:
+        run(database, small_settings, *MODELS)
         land(url, "email_opened", "d", "a")
         if behind == "one table":
-            run(database, served_settings, "email_opened")
+            run(database, small_settings, "email_opened")
             land(url, "email_opened", "e")
 
-    with restored(url, other_server, home) as settings:
+    with restored(url, other_server, small_home) as settings:
         copy = settings.database_url
         with open_database(settings) as database:
             with database.begin() as connection:
@@ -64,14 +66,14 @@ def test_a_restored_database_goes_on(served_settings: Settings, other_server: st
     assert (law.in_collections, law.in_tracks_only, law.duplicates, law.waiting) == (len(opened), 1, 1, 0)
 
 
-def test_dbt_alone_notices_the_restore(served_settings: Settings, other_server: str, home: Path) -> None:
+def test_dbt_alone_notices_the_restore(small_settings: Settings, other_server: str, small_home: Path) -> None:
     """The first thing after a restore may be a dbt run by hand."""
-    url = served_settings.database_url
+    url = small_settings.database_url
     land(url, "email_opened", "a")
-    with open_database(served_settings) as database:
-        run(database, served_settings, *MODELS)
+    with open_database(small_settings) as database:
+        run(database, small_settings, *MODELS)
     land(url, "email_opened", "b")
-    with restored(url, other_server, home) as settings:
+    with restored(url, other_server, small_home) as settings:
         copy = settings.database_url
         code, output = run_dbt(copy, copied_project(settings), "run", "--select", *MODELS)
         assert code == 0, output

@@ -20,7 +20,7 @@ from loader.settings import Settings
 from loader.transform.scheduler import Schedule, forget_old_runs
 from loader.transform.status import read_status
 from tests.conftest import open_settings
-from tests.warehouse import AS_PARSED, land, parsed, run, started, succeed, wait_until
+from tests.warehouse import AS_PARSED, land, parse_once, parsed, run, started, succeed, wait_until
 
 DBT = "select count(*) from pg_stat_activity where application_name = 'dbt' and datname = current_database()"
 
@@ -300,9 +300,10 @@ def test_it_outlives_a_restart_of_the_database(
         Path(folder).chmod(0o755)
         server = EmbeddedServer(Path(folder), idle=60)
         try:
-            settings = open_settings(server.acquire(), small_template.home)
+            settings = open_settings(server.acquire(), small_template.home / "restarted")
             with open_database(settings, migrate_behind=True) as database, database.connect(autocommit=True) as opened:
                 opened.execute("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')")
+            parse_once(settings)
             with scheduled(settings):
                 with psycopg.connect(settings.database_url, autocommit=True) as opened:
                     await_state(opened, "idle")

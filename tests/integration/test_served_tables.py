@@ -11,12 +11,12 @@ from loader.settings import Settings
 from loader.transform.dbt import transform
 from tests.warehouse import copied_project, run, run_dbt, start_dbt, succeed, wait_until
 
-MODELS = ("email_opened", "email_delivered", "push_opened", "tracks")
+MODELS = ("email_opened", "email_delivered", "tracks")
 MANY = """
     insert into raw.events (source, collection, message_id, payload)
     select
         'iterable',
-        (array['email_opened', 'email_delivered', 'push_opened', 'order_placed'])[1 + mod(n, 4)],
+        (array['email_opened', 'email_delivered', 'order_shipped', 'order_placed'])[1 + mod(n, 4)],
         'm' || n,
         jsonb_build_object('type', 'track', 'userId', 'u', 'properties', jsonb_build_object('campaignId', n))
     from generate_series(%s::int, %s::int) as n
@@ -32,7 +32,7 @@ def land(url: str, first: int, last: int) -> None:
 def assert_complete(url: str, last: int) -> None:
     """Every event from 1 to a number is in its table and in tracks once, and the books agree."""
     with psycopg.connect(url) as connection:
-        for table, rest in (("email_opened", 0), ("email_delivered", 1), ("push_opened", 2)):
+        for table, rest in (("email_opened", 0), ("email_delivered", 1)):
             numbers = connection.execute(f"select campaign_id from iterable.{table} order by 1").fetchall()
             assert [row[0] for row in numbers] == [n for n in range(1, last + 1) if n % 4 == rest]
         assert connection.execute("select count(*), count(distinct id) from iterable.tracks").fetchone() == (last, last)
@@ -43,16 +43,16 @@ def assert_complete(url: str, last: int) -> None:
         assert law.fetchone() == (last, last, 0, 0, 0)
 
 
-def test_runs_side_by_side_neither_double_nor_miss(served: Database, served_settings: Settings) -> None:
+def test_runs_side_by_side_neither_double_nor_miss(small: Database, small_settings: Settings) -> None:
     """Two runs of dbt by hand and one of the loader, all at once while events land, leave each event once."""
-    land(served.url, 1, 4000)
-    with start_dbt(served_settings, "run") as one, start_dbt(served_settings, "run") as other:
-        land(served.url, 4001, 5000)
-        run(served, served_settings)
+    land(small.url, 1, 4000)
+    with start_dbt(small_settings, "run") as one, start_dbt(small_settings, "run") as other:
+        land(small.url, 4001, 5000)
+        run(small, small_settings)
         succeed(one)
         succeed(other)
-    run(served, served_settings)
-    assert_complete(served.url, 5000)
+    run(small, small_settings)
+    assert_complete(small.url, 5000)
 
 
 def filling(watcher: psycopg.Connection, tables: int) -> bool:
@@ -67,12 +67,12 @@ def filling(watcher: psycopg.Connection, tables: int) -> bool:
     return inserts[0] > 0 or filled[0] >= tables
 
 
-def test_a_killed_run_is_continued(served: Database, served_settings: Settings) -> None:
+def test_a_killed_run_is_continued(small: Database, small_settings: Settings) -> None:
     """Whenever dbt is killed, the next run leaves each event once, and the killed one is known as interrupted."""
-    land(served.url, 1, 30_000)
-    with psycopg.connect(served.url, autocommit=True) as watcher:
+    land(small.url, 1, 30_000)
+    with psycopg.connect(small.url, autocommit=True) as watcher:
         for tables in (1, 3):
-            with start_dbt(served_settings, "run", "--threads", "1") as process:
+            with start_dbt(small_settings, "run", "--threads", "1") as process:
                 # Killed when it has just begun to fill its n-th table.
                 wait_until(partial(filling, watcher, tables), "the run to fill tables")
                 process.send_signal(signal.SIGKILL)
@@ -80,19 +80,17 @@ def test_a_killed_run_is_continued(served: Database, served_settings: Settings) 
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
                 " where datname = current_database() and application_name = 'dbt'"
             )
-        run(served, served_settings)
+        run(small, small_settings)
         states = watcher.execute("select status, count(*) from raw.transforms group by 1").fetchall()
     assert dict(states) == {"success": 2, "interrupted": 2}
-    assert_complete(served.url, 30_000)
+    assert_complete(small.url, 30_000)
 
 
-def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
-    served: Database, served_settings: Settings
-) -> None:
+def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(small: Database, small_settings: Settings) -> None:
     """A new column and a full refresh change rows and columns in place; what depends on the table stays as it was."""
-    land(served.url, 1, 400)
-    run(served, served_settings, *MODELS)
-    project = copied_project(served_settings)
+    land(small.url, 1, 400)
+    run(small, small_settings, *MODELS)
+    project = copied_project(small_settings)
     model = project / "models" / "iterable" / "email_opened.yml"
     described = yaml.safe_load(model.read_text(encoding="utf-8"))
     described["models"][0]["columns"].append(
@@ -104,7 +102,7 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
         }
     )
     model.write_text(yaml.safe_dump(described), encoding="utf-8")
-    with psycopg.connect(served.url, autocommit=True) as owner, psycopg.connect(served.url) as reader:
+    with psycopg.connect(small.url, autocommit=True) as owner, psycopg.connect(small.url) as reader:
         owner.execute("drop role if exists analyst")
         owner.execute("create role analyst")
         owner.execute("grant select on iterable.email_opened to analyst")
@@ -120,13 +118,13 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
             cursor.execute("select id from iterable.email_delivered order by id")
             assert len(cursor.fetchmany(10)) == 10
             # The reader's transaction is still open: a rebuild of what it has read must not wait for it.
-            assert not any(t.error for t in transform(served, served_settings, full_refresh=True))
+            assert not any(t.error for t in transform(small, small_settings, full_refresh=True))
             assert reader.execute("select id, uuid_ts from iterable.email_opened order by id").fetchall() == before
             assert len(cursor.fetchall()) == 90
         reader.commit()
 
         for arguments in (["--select", "email_opened"], ["--full-refresh"]):
-            code, output = run_dbt(served.url, project, "run", *arguments)
+            code, output = run_dbt(small.url, project, "run", *arguments)
             assert code == 0, output
         assert owner.execute("select 'iterable.email_opened'::regclass::oid").fetchone() == table
         assert owner.execute("select count(*), sum(opens) from public.campaigns").fetchone() == (100, 100)
@@ -140,36 +138,36 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(
         assert described == ("numeric", "What was bought.")
         owner.execute("drop owned by analyst")
         owner.execute("drop role analyst")
-    assert_complete(served.url, 400)
+    assert_complete(small.url, 400)
 
 
-def test_a_table_with_rows_of_somebody_else_is_left_alone(server: str, settings: Settings, database: Database) -> None:
+def test_a_table_with_rows_of_somebody_else_is_left_alone(unfilled: Database, unfilled_settings: Settings) -> None:
     """Rows that never came through raw.events are not replaced without being asked to; other tables are filled."""
-    with database.connect(autocommit=True) as connection:
+    with unfilled.connect(autocommit=True) as connection:
         connection.execute("create schema iterable")
         connection.execute("create table iterable.email_opened (id varchar(1024) primary key, note text)")
         connection.execute("insert into iterable.email_opened values ('theirs', 'kept')")
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
         for _ in range(2):
-            filled = {(table.source, table.table): table for table in transform(database, settings)}
+            filled = {(table.source, table.table): table for table in transform(unfilled, unfilled_settings)}
             assert "did not come from raw.events" in filled["iterable", "email_opened"].held
             assert not any(table.error for table in filled.values())
             assert [name for name, table in filled.items() if table.held] == [("iterable", "email_opened")]
             assert connection.execute("select * from iterable.email_opened").fetchall() == [("theirs", "kept")]
         assert connection.execute("select raw.count_rows('app', 'email_opened')").fetchone() == (0,)
-        run(database, settings, "email_opened", full_refresh=True)
+        run(unfilled, unfilled_settings, "email_opened", full_refresh=True)
         assert connection.execute("select * from raw.held_tables").fetchall() == []
 
 
-def test_a_dropped_table_comes_back_whole(served: Database, served_settings: Settings) -> None:
+def test_a_dropped_table_comes_back_whole(small: Database, small_settings: Settings) -> None:
     """A table somebody dropped is made again from all that has landed."""
-    land(served.url, 1, 40)
-    run(served, served_settings, *MODELS)
-    with served.connect(autocommit=True) as connection:
+    land(small.url, 1, 40)
+    run(small, small_settings, *MODELS)
+    with small.connect(autocommit=True) as connection:
         connection.execute("drop table iterable.email_opened")
-    land(served.url, 41, 44)
-    run(served, served_settings, *MODELS)
-    assert_complete(served.url, 44)
+    land(small.url, 41, 44)
+    run(small, small_settings, *MODELS)
+    assert_complete(small.url, 44)
 
 
 def test_every_source_has_its_own_tables(served: Database, served_settings: Settings) -> None:
@@ -203,16 +201,16 @@ HOSTILE = [
 ]
 
 
-def test_no_value_breaks_a_run(served: Database, served_settings: Settings) -> None:
+def test_no_value_breaks_a_run(small: Database, small_settings: Settings) -> None:
     """Whatever stands in an event, its row is there; what has no place in it is NULL and reported, but for nothing."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         for number, payload in enumerate(HOSTILE):
             connection.execute(
                 "insert into raw.events (source, collection, message_id, payload)"
                 " values ('iterable', 'email_opened', %s, %s)",
                 (str(number), payload),
             )
-        filled = transform(served, served_settings, select=["email_opened", "tracks"])
+        filled = transform(small, small_settings, select=["email_opened", "tracks"])
         assert [table.error for table in filled if table.error] == []
         rows = connection.execute(
             'select campaign_id, is_bot, "timestamp" <= now() from iterable.email_opened'
