@@ -11,7 +11,7 @@ from loader.settings import Settings
 from tests.warehouse import Landed, expected, land, law, run
 
 SOURCES = ("iterable", "app")
-MODELS = ("email_opened", "email_delivered", "tracks")
+MODELS = ("email_opened", "push_opened", "tracks")
 NUMBERS = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "waiting")
 
 
@@ -21,7 +21,7 @@ ACTION = st.one_of(
         st.just("insert"),
         WRITER,
         st.sampled_from(["iterable", "iterable", "app"]),
-        st.sampled_from(["email_opened", "email_opened", "email_opened", "email_delivered", "order_placed", None]),
+        st.sampled_from(["email_opened", "email_opened", "email_opened", "push_opened", "order_placed", None]),
         st.sampled_from(["a", "b", "ab", "cab", "aa"]),
         st.sampled_from([7, "8", "x", None, ""]),
         st.sampled_from(["none", "none", "kept", "undone"]),
@@ -193,15 +193,15 @@ class CutMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(small: Database, small_settings: Settings) -> type[CutMachine]:
+def machine(served: Database, served_settings: Settings) -> type[CutMachine]:
     """The machine, on a database with the tables of two sources."""
-    with small.connect(autocommit=True) as connection:
+    with served.connect(autocommit=True) as connection:
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
-    run(small, small_settings, *MODELS)
+    run(served, served_settings, *MODELS)
 
     class Bound(CutMachine):
-        database = small
-        run_settings = small_settings
+        database = served
+        run_settings = served_settings
 
     return Bound
 
