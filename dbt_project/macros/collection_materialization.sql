@@ -477,9 +477,8 @@
 
 {#-
     An SQL condition that is always true. It lists the values of a row to come that are NULL in the table, or not there with
-    all their digits, and times of the call that cannot be read. An empty string is no value. The insert itself lists them:
-    reading the events a second time took a fifth of a first run. A text is tested only after its cast, and for nearly all
-    events that is all. `tracks` lists only events without a documented collection: any other event has its note at its own
+    all their digits, and times of the call that cannot be read. An empty string is no value. The insert itself lists them,
+    so a run reads and unpacks every event once. The cast comes first: a value that is not NULL needs no further test. `tracks` lists only events without a documented collection: any other event has its note at its own
     table. An event whose id is in the table makes no row and no note; in a rebuild there is none.
 -#}
 {% macro note_mismatches(table, source_name, columns, rebuild) %}
