@@ -58,9 +58,9 @@
     {%- set read = columns | selectattr('reading') | list -%}
     {%- if read -%}
     select
-        events.*,
-        {%- for column in read %}
-        {{ column.cast }} as {{ column.value_name }}{{ "," if not loop.last }}
+        events.*
+        {%- for column in read if column.value_name %},
+        {{ column.cast }} as {{ column.value_name }}
         {%- endfor %}
     from (
         select
@@ -155,6 +155,18 @@
         'text': 'events.' ~ text_name, 'text_name': text_name, 'reading': text,
         'value': 'events.' ~ value_name, 'value_name': value_name, 'cast': cast_value('events.' ~ text_name, data_type),
     }) }}
+{%- endmacro %}
+
+
+{#-
+    Has the values of a very wide table cast where they are used. A text and its value would be two entries of a target
+    list, and PostgreSQL takes 1,664 of them.
+-#}
+{% macro cast_in_place(columns) -%}
+    {%- set read = columns | selectattr('reading') | list -%}
+    {%- for column in read if read | length > 400 -%}
+        {%- do column.update({'value': column.cast, 'value_name': none}) -%}
+    {%- endfor -%}
 {%- endmacro %}
 
 

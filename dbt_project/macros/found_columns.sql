@@ -88,6 +88,7 @@
     {%- do columns.extend(found_columns(notes, places.fractions)) -%}
     {%- set missing = notes | selectattr('is_missing', 'defined') | map(attribute='column_name') | list -%}
     {%- set columns = columns | rejectattr('name', 'in', missing) | list -%}
+    {%- do cast_in_place(columns) -%}
 
     {%- do record_columns(table, source_name, notes) if has_notes -%}
     {%- do record_collisions(table, source_name, places.unplaced) if places.unplaced -%}
@@ -271,6 +272,7 @@
     A row whose event it shows, and whose id came again, had no such value. What does not fit is listed, as in a rebuild.
 -#}
 {% macro refill_columns(table, source_name, run, columns, from_snapshot='') %}
+    {%- do cast_in_place(columns) -%}
     {%- do run_query(
         "select set_config('loader.snapshot', '" ~ run.cursor_snapshot ~ "', true), set_config('loader.previous_snapshot', '" ~ from_snapshot ~ "', true), set_config('enable_seqscan', 'on', true)"
     ) -%}
