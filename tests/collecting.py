@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import psycopg
 
-from loader.collector.server import running
+from loader.collector.server import serve_in_thread
 from loader.postgres.database import open_database
 from loader.raw.sources import add_key, add_source
 from loader.settings import Settings
@@ -190,5 +190,5 @@ def opened_entrance(settings: Settings) -> Iterator[Entrance]:
 @contextmanager
 def collecting(settings: Settings) -> Iterator[Collecting]:
     """Run a collector until the end of the block; every request under way is answered before it ends."""
-    with running(settings) as url:
+    with serve_in_thread(settings) as url:
         yield Collecting(int(url.rsplit(":", 1)[1]))

@@ -64,7 +64,7 @@ DEADLINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Landed:
+class LandingResult:
     """One row of raw.events; `mark` tells it from every other row, and `campaign` is what its campaignId says."""
 
     seq: int
@@ -83,7 +83,7 @@ def land(
     source: str = "iterable",
     campaign: object = 1,
     mark: str = "u",
-) -> Landed:
+) -> LandingResult:
     """Insert one event in the connection's transaction, as any program with access to the table may."""
     payload = {"type": "track", "event": collection, "userId": mark, "properties": {"campaignId": campaign}}
     row = connection.execute(
@@ -91,7 +91,7 @@ def land(
         (source, collection, message_id, json.dumps(payload)),
     ).fetchone()
     assert row is not None
-    return Landed(row[0], source, collection, message_id, mark, campaign)
+    return LandingResult(row[0], source, collection, message_id, mark, campaign)
 
 
 def land_payload(connection: psycopg.Connection, message_id: str, payload: Mapping[str, Any], **columns: Any) -> None:
@@ -182,9 +182,9 @@ def run_dbt(url: str, project: Path, *arguments: str, parsed_as: Mapping[str, st
     return done.exit_code, done.output
 
 
-def expected(events: Iterable[Landed], source: str, table: str) -> dict[str, Landed]:
+def expected(events: Iterable[LandingResult], source: str, table: str) -> dict[str, LandingResult]:
     """Work out what a table must hold: of the events with one id, the first one landed."""
-    rows: dict[str, Landed] = {}
+    rows: dict[str, LandingResult] = {}
     for event in sorted(events, key=lambda e: e.seq):
         belongs = event.collection is not None if table == "tracks" else event.collection == table
         if belongs and event.source == source:

@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from loader.postgres.connection import cut
 
-# What the statement is called that a wire has prepared.
+# What the statement is called that a connection has prepared.
 _PREPARED = b"land"
 _BINARY = 1
 _UNKNOWN_STATEMENT = b"26000"
@@ -24,7 +24,7 @@ _UNKNOWN_STATEMENT = b"26000"
 _Done = Callable[[Exception | None], None]
 
 
-class Wire:
+class AsyncConnection:
     """One statement at a time; for the event loop's thread.
 
     Args:
@@ -75,7 +75,7 @@ class Wire:
         self._begin(data, done, lambda: self._pgconn.send_query(statement))
 
     def execute(self, arguments: Sequence[bytes], done: _Done) -> None:
-        """Run the wire's statement, which the server prepares when it is first asked for.
+        """Run the connection's statement, which the server prepares when it is first asked for.
 
         Not before: a table that somebody has locked would keep the connection from being of any use.
 

@@ -1,9 +1,9 @@
 """Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
 
-No timer sets the pace. While one batch is on its way to the database the next one gathers, and leaves when the first is
-back: alone, a delivery waits for nobody; under load, hundreds share one commit. The event loop sends it itself, over
-one of two wires: once it has become as large as the batch ahead of it, it need not wait for that. What takes more than
-one statement is done in a thread, and so is whatever goes wrong.
+No timer sets the pace. While one batch is on its way to the database, the next one gathers, and leaves when the first
+is committed. A single delivery waits for nothing; under load, hundreds share one commit. The event loop sends a batch
+over one of two asynchronous connections. A batch as large as the one ahead of it does not wait for that one. A thread
+takes the batches that need more than one statement, and those that failed.
 
 When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
 been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
@@ -18,24 +18,24 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
-from loader.buffer.async_connection import Wire
+from loader.buffer.async_connection import AsyncConnection
 from loader.buffer.backlog import Backlog, Done, Waiting
-from loader.buffer.connection_pool import Wires
+from loader.buffer.connection_pool import ConnectionPool
 from loader.buffer.spool import Spool
-from loader.buffer.spool_replay import AWAY, BATCH_BYTES, Draining, count_landed, describe
+from loader.buffer.spool_replay import AWAY, BATCH_BYTES, SpoolReplay, count_landed, describe
 from loader.buffer.tasks import Task, Tasks
 from loader.errors import SpoolError, UnavailableError
 from loader.events.model import Delivery, Event, Refused
 from loader.postgres.connection import cut
 from loader.postgres.warehouse import Warehouse
-from loader.raw.batches import Unchecked, land_deliveries, look_again, usual_rows
-from loader.raw.catalog import Tracker
+from loader.raw.batches import UncheckedBatch, known_rows, land_deliveries, recheck
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.copy_format import COPY, FEW
-from loader.raw.landing import Landed
+from loader.raw.landing import LandingResult
 from loader.runtime import metrics
 
 # A larger batch is not worth a place in the event loop.
-WIRE_BYTES = 1_000_000
+ASYNC_BYTES = 1_000_000
 
 # How long a small batch waits for the one ahead of it: for longer than the database usually takes, and no more.
 _HOLD_SECONDS = 0.05
@@ -49,7 +49,7 @@ _JOIN_SECONDS = 60.0
 log = structlog.get_logger("loader")
 
 
-class Writer:
+class BatchWriter:
     """Writes deliveries; its methods are for the event loop's thread.
 
     Args:
@@ -76,7 +76,7 @@ class Writer:
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
         self._sending = False
-        # How many deliveries the last batch had that left by wire, and how long a smaller one waits for it.
+        # How many deliveries the last batch had that left by the pool, and how long a smaller one waits for it.
         self._ahead = 0
         self._held = 0.0
         self._holding: asyncio.TimerHandle | None = None
@@ -85,19 +85,19 @@ class Writer:
         self._tasks = Tasks()
         self._connection: psycopg.Connection | None = None
         self._deadline = float("inf")
-        self._tracker = Tracker()
-        # What has landed by wire since the thread was last asked to make sure that it held nothing new.
-        self._unchecked: list[Unchecked] = []
+        self._registry = SchemaRegistry()
+        # What has landed by the pool since the thread was last asked to make sure that it held nothing new.
+        self._unchecked: list[UncheckedBatch] = []
         self._unchecked_bytes = 0  # with what the thread has not made sure of yet
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
         self._spooling = True
-        self._draining = self._new_draining()
+        self._replay = self._new_replay()
         self._threads: list[threading.Thread] = []
         self._stopping = False
         # There are these once it has started.
         self._loop: asyncio.AbstractEventLoop
-        self._wires: Wires
+        self._pool: ConnectionPool
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -108,13 +108,13 @@ class Writer:
     async def start(self) -> None:
         """Begin; what an earlier process has left in the spool is drained before anything new lands."""
         self._loop = asyncio.get_running_loop()
-        self._wires = Wires(
+        self._pool = ConnectionPool(
             self._connect, self._loop, self._commit_seconds, lambda: not self._spooling and not self._stopping
         )
         if self._spool.adopt(self._warehouse.id):
             log.info("an earlier process has left events in the spool", bytes=self._spool.size)
         self._start_thread(self._write)
-        self._start_thread(self._draining.run)
+        self._start_thread(self._replay.run)
         self._watching = self._loop.create_task(self._watch())
 
     async def reached_database(self, seconds: float) -> bool:
@@ -127,22 +127,22 @@ class Writer:
     async def stop(self) -> None:
         """End when everything that was submitted is written; what is in the spool stays there."""
         self._stopping = True
-        while self._backlog or self._threaded or self._wires.are_busy:
+        while self._backlog or self._threaded or self._pool.are_busy:
             await asyncio.sleep(0.01)
-        # What has landed by wire last is checked, too: nobody could do that later.
+        # What has landed by the pool last is checked, too: nobody could do that later.
         self._leave_to_thread([])
         while self._threaded:
             await asyncio.sleep(0.01)
         self._tasks.put(None)
-        self._draining.stop()
+        self._replay.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _JOIN_SECONDS)
         if self._watching:
             self._watching.cancel()
-        await self._wires.close()
+        await self._pool.close()
         self._disconnect()
         self._spool.close()
-        metrics.settle()
+        metrics.flush()
 
     def delivery(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Delivery:
         """Return messages as a delivery received now, by the database's clock as far as its offset is known."""
@@ -192,18 +192,23 @@ class Writer:
         self._sending = False
         while self._backlog:
             # Nothing more lands unchecked when the thread does not get to checking.
-            by_wire = not self._spooling and self._unchecked_bytes <= self._queue_bytes
-            wire = self._wires.free() if by_wire else None
-            if wire and self._wires.are_busy and len(self._backlog) < self._ahead and self._loop.time() < self._held:
+            is_asynchronous = not self._spooling and self._unchecked_bytes <= self._queue_bytes
+            connection = self._pool.free() if is_asynchronous else None
+            if (
+                connection
+                and self._pool.are_busy
+                and len(self._backlog) < self._ahead
+                and self._loop.time() < self._held
+            ):
                 # Each batch costs the database the same once more: it had better be as large as the one ahead.
                 if self._holding is None:
                     self._holding = self._loop.call_at(self._held, self._release)
                 return
-            if wire:
-                batch = self._backlog.take(WIRE_BYTES)
-                if not self._write_by(wire, batch):
+            if connection:
+                batch = self._backlog.take(ASYNC_BYTES)
+                if not self._send_by(connection, batch):
                     self._leave_to_thread(batch)
-            elif (by_wire and self._wires) or self._threaded:
+            elif (is_asynchronous and self._pool) or self._threaded:
                 # It gathers until one of those under way is back.
                 return
             else:
@@ -213,36 +218,38 @@ class Writer:
         self._holding = None
         self._send()
 
-    def _write_by(self, wire: Wire, batch: list[Waiting]) -> bool:
-        """Send a batch over a wire, unless there is more to do for it; say whether it is on its way."""
+    def _send_by(self, connection: AsyncConnection, batch: list[Waiting]) -> bool:
+        """Send a batch over a connection, unless there is more to do for it; say whether it is on its way."""
         started = time.monotonic()
         deliveries = [delivery for delivery, _, _ in batch]
         # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
-        unchecked = Unchecked(self._tracker.generation, deliveries, sum(size for _, size, _ in batch))
+        unchecked = UncheckedBatch(self._registry.generation, deliveries, sum(size for _, size, _ in batch))
         try:
-            rows = usual_rows(self._tracker, deliveries, few=FEW if wire.can_execute else 0)
+            rows = known_rows(self._registry, deliveries, few=FEW if connection.can_execute else 0)
         except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
             rows = None
         if rows is None:
             return False
 
         def done(error: Exception | None) -> None:
-            self._wires.released(wire)
+            self._pool.released(connection)
             if error is not None:
                 # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
                 self._leave_to_thread(batch, late=time.monotonic() - started >= self._commit_seconds)
                 return
             self._unchecked.append(unchecked)
             self._unchecked_bytes += unchecked.size
-            count_landed(Landed(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started)
+            count_landed(
+                LandingResult(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started
+            )
             self._answer(batch, None)
 
         self._ahead = len(batch)
         self._held = self._loop.time() + _HOLD_SECONDS
         if isinstance(rows, bytes):
-            wire.copy(COPY, rows, done)
+            connection.copy(COPY, rows, done)
         else:
-            wire.execute(rows, done)
+            connection.execute(rows, done)
         return True
 
     def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:
@@ -263,18 +270,18 @@ class Writer:
         self._send_soon()
 
     def _turn_to_spool(self) -> None:
-        self._wires.retire()
+        self._pool.retire()
         if not self._stopping:
-            self._draining = self._new_draining()
-            self._start_thread(self._draining.run)
+            self._replay = self._new_replay()
+            self._start_thread(self._replay.run)
 
     async def _watch(self) -> None:
-        """See to what nobody else would: a database that never answers, broken wires, what landed unchecked."""
+        """See to what nobody else would: a database that never answers, broken connections, what landed unchecked."""
         while True:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
-            metrics.settle()
-            self._wires.mend()
-            late = self._wires.cut_late()
+            metrics.flush()
+            self._pool.mend()
+            late = self._pool.cut_late()
             connection = self._connection
             if time.monotonic() > self._deadline and connection and not connection.closed:
                 self._deadline = float("inf")
@@ -332,11 +339,11 @@ class Writer:
         self._deadline = started + self._commit_seconds
         try:
             if task.unchecked:
-                look_again(connection, self._tracker, task.unchecked)
+                recheck(connection, self._registry, task.unchecked)
                 task.checked = sum(unchecked.size for unchecked in task.unchecked)
                 task.unchecked = []
             if any(delivery.events or delivery.refused for delivery in deliveries):
-                landed = land_deliveries(connection, self._tracker, deliveries)
+                landed = land_deliveries(connection, self._registry, deliveries)
                 count_landed(landed, time.monotonic() - started)
             elif deliveries:
                 # A probe: only a server that can write gives out a transaction id.
@@ -374,8 +381,8 @@ class Writer:
 
     # From here on: the draining thread.
 
-    def _new_draining(self) -> Draining:
-        return Draining(
+    def _new_replay(self) -> SpoolReplay:
+        return SpoolReplay(
             self._connect,
             self._spool,
             self._warehouse,
@@ -384,10 +391,10 @@ class Writer:
             emptied=self._end_spooling,
         )
 
-    def _end_spooling(self, connection: psycopg.Connection, tracker: Tracker) -> None:
-        """Let deliveries go to the database again; by the thread, until there are wires."""
+    def _end_spooling(self, connection: psycopg.Connection, registry: SchemaRegistry) -> None:
+        """Let deliveries go to the database again; by the thread, until there are connections."""
         self._connection = connection
-        self._tracker = tracker
+        self._registry = registry
         self._spooling = False
         metrics.database_up.set(1)
-        self._loop.call_soon_threadsafe(self._wires.mend)
+        self._loop.call_soon_threadsafe(self._pool.mend)

@@ -1,7 +1,7 @@
-"""The wires there are: opened while the database is there, given up when it is not, and never waited for.
+"""The asynchronous connections of a process: opened while the database answers, closed when it does not.
 
-Nothing depends on them: what finds no wire goes by the writing thread. So they are opened beside everything else, and a
-database that grants no more connections, or breaks one, costs time and no event.
+No event depends on them: a batch that finds no free connection goes to the writing thread. So a thread opens them in
+the background. A database that grants no more connections, or breaks one, costs time and no event.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
-from loader.buffer.async_connection import Wire
+from loader.buffer.async_connection import AsyncConnection
 from loader.buffer.spool_replay import describe
 from loader.raw.copy_format import INSERT
 
-WIRES = 2
+CONNECTIONS = 2
 
 # Until the next attempt, when one could not be opened.
 _AGAIN_SECONDS = 2.0
@@ -27,8 +27,8 @@ _JOIN_SECONDS = 60.0
 log = structlog.get_logger("loader")
 
 
-class Wires:
-    """Wires to one database; for the event loop's thread.
+class ConnectionPool:
+    """ConnectionPool to one database; for the event loop's thread.
 
     Args:
         connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
@@ -48,50 +48,50 @@ class Wires:
         self._loop = loop
         self._seconds = seconds
         self._wanted = wanted
-        self._wires: list[Wire] = []
+        self._connections: list[AsyncConnection] = []
         # No longer used, but still busy.
-        self._retired: list[Wire] = []
+        self._retired: list[AsyncConnection] = []
         self._opening: threading.Thread | None = None
         self._open_again = 0.0
 
     def __len__(self) -> int:
         """Return how many there are."""
-        return len(self._wires)
+        return len(self._connections)
 
     @property
     def are_busy(self) -> bool:
         """Whether anything is under way."""
-        return any(wire.is_busy for wire in (*self._wires, *self._retired))
+        return any(connection.is_busy for connection in (*self._connections, *self._retired))
 
-    def free(self) -> Wire | None:
+    def free(self) -> AsyncConnection | None:
         """Return one that is not busy, if there is one."""
-        return next((wire for wire in self._wires if not wire.is_busy), None)
+        return next((connection for connection in self._connections if not connection.is_busy), None)
 
-    def released(self, wire: Wire) -> None:
-        """Take note that a wire is done."""
-        if wire in self._retired:
-            self._retired.remove(wire)
-            wire.close()
+    def released(self, connection: AsyncConnection) -> None:
+        """Take note that a connection is done."""
+        if connection in self._retired:
+            self._retired.remove(connection)
+            connection.close()
 
     def retire(self) -> None:
         """Use none of them any more; one that is busy is closed when it is done."""
-        self._retire(self._wires)
+        self._retire(self._connections)
 
     def mend(self) -> None:
         """Find out which are broken, replace them, and open those that are missing, one after the other."""
-        for wire in (*self._wires, *self._retired):
-            wire.notice()
-        self._retire([wire for wire in self._wires if not wire.is_whole()])
-        missing = len(self._wires) < WIRES and not self._opening and self._wanted()
+        for connection in (*self._connections, *self._retired):
+            connection.notice()
+        self._retire([connection for connection in self._connections if not connection.is_whole()])
+        missing = len(self._connections) < CONNECTIONS and not self._opening and self._wanted()
         if missing and time.monotonic() >= self._open_again:
-            self._opening = threading.Thread(target=self._open, name="loader-wire", daemon=True)
+            self._opening = threading.Thread(target=self._open, name="loader-pool", daemon=True)
             self._opening.start()
 
     def cut_late(self) -> bool:
         """Cut those whose database takes too long, retired or not; say whether there were any."""
-        late = [wire for wire in (*self._wires, *self._retired) if wire.is_late()]
-        for wire in late:
-            wire.cut()
+        late = [connection for connection in (*self._connections, *self._retired) if connection.is_late()]
+        for connection in late:
+            connection.cut()
         return bool(late)
 
     async def close(self) -> None:
@@ -100,13 +100,13 @@ class Wires:
             await asyncio.to_thread(self._opening.join, _JOIN_SECONDS)
         self.retire()
 
-    def _retire(self, wires: list[Wire]) -> None:
-        self._wires = [wire for wire in self._wires if wire not in wires]
-        for wire in wires:
-            if wire.is_busy:
-                self._retired.append(wire)
+    def _retire(self, connections: list[AsyncConnection]) -> None:
+        self._connections = [connection for connection in self._connections if connection not in connections]
+        for connection in connections:
+            if connection.is_busy:
+                self._retired.append(connection)
             else:
-                wire.close()
+                connection.close()
 
     def _open(self) -> None:
         """Open a connection, in a thread: the database may take its time."""
@@ -122,7 +122,7 @@ class Wires:
         if connection is None:
             self._open_again = time.monotonic() + _AGAIN_SECONDS
         elif self._wanted():
-            self._wires.append(Wire(connection, self._loop, self._seconds, INSERT))
+            self._connections.append(AsyncConnection(connection, self._loop, self._seconds, INSERT))
             self.mend()
         else:
             connection.close()

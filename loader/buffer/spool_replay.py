@@ -20,8 +20,8 @@ from loader.errors import LoaderError, without_values
 from loader.postgres.connection import cut, time_limit
 from loader.postgres.warehouse import Warehouse
 from loader.raw.batches import land_parts
-from loader.raw.catalog import Tracker
-from loader.raw.landing import Landed
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import LandingResult
 from loader.runtime import metrics
 
 # What one transaction takes at most: beyond this, a larger one is not faster.
@@ -49,7 +49,7 @@ AWAY = (psycopg.Error, LoaderError, OSError)
 log = structlog.get_logger("loader")
 
 
-class Draining:
+class SpoolReplay:
     """Drains a spool until it is empty.
 
     Args:
@@ -69,7 +69,7 @@ class Draining:
         *,
         mode: threading.RLock,
         seconds: float,
-        emptied: Callable[[psycopg.Connection, Tracker], None],
+        emptied: Callable[[psycopg.Connection, SchemaRegistry], None],
     ) -> None:
         self._connect = connect
         self._spool = spool
@@ -122,12 +122,12 @@ class Draining:
         with time_limit(connection, self._seconds):
             connection.execute(_FORGET)
             positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
-            here = self._warehouse.look(connection)
+            here = self._warehouse.identify(connection)
         with self._mode:
             self._spool.adopt(here)
             # Also for what this process has drained itself: it may not know whether its last part has landed.
             self._spool.resume(positions)
-        tracker = Tracker()
+        registry = SchemaRegistry()
         drained = 0
         proven = False
         while not self._stopping.is_set():
@@ -136,24 +136,24 @@ class Draining:
                 if part and part.last and proven:
                     # More may come while it lands, and under load that would never end. The database has just shown
                     # that it takes parts, so the writing thread can wait for this one.
-                    drained += self._land(connection, tracker, part, self._seconds)
+                    drained += self._land(connection, registry, part, self._seconds)
                     part = self._spool.next_part(BATCH_BYTES)
                 if part is None:
-                    self._emptied(connection, tracker)
+                    self._emptied(connection, registry)
                     # It is the other's now.
                     self._connection = None
                     metrics.spool_bytes.set(0)
                     log.info("events go to the database", drained=drained)
                     return True
-            drained += self._land(connection, tracker, part, _PART_SECONDS)
+            drained += self._land(connection, registry, part, _PART_SECONDS)
             proven = True
         return False
 
-    def _land(self, connection: psycopg.Connection, tracker: Tracker, part: Part, seconds: float) -> int:
+    def _land(self, connection: psycopg.Connection, registry: SchemaRegistry, part: Part, seconds: float) -> int:
         """Land a part of the spool and remember that, in one transaction; return how many events it had."""
         started = time.monotonic()
         with time_limit(connection, seconds):
-            landed = _land_part(connection, tracker, part, self._warehouse)
+            landed = _land_part(connection, registry, part, self._warehouse)
         count_landed(landed, time.monotonic() - started)
         with self._mode:
             self._spool.drained(part)
@@ -161,7 +161,7 @@ class Draining:
         return landed.rows
 
 
-def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Landed:
+def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> LandingResult:
     """Land one segment of a spool, whatever warehouse it belongs to, and delete it.
 
     Args:
@@ -174,10 +174,10 @@ def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Lan
         LoaderError: It holds events of a source that this database does not have; what came before them has landed.
     """
     warehouse = Warehouse()
-    warehouse.look(connection)
+    warehouse.identify(connection)
     spool = Spool(folder, 0)
-    tracker = Tracker()
-    total = Landed()
+    registry = SchemaRegistry()
+    total = LandingResult()
     try:
         spool.take(name)
         spool.resume(dict(connection.execute(_SPOOLS).fetchall()))
@@ -188,21 +188,23 @@ def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Lan
                     f"Segment {name} holds events of a source with the schema {min(missing)}, which this database does "
                     f"not have. Run `loader source add NAME --schema {min(missing)}`, then this command again."
                 )
-            total.add(_land_part(connection, tracker, part, warehouse))
+            total.add(_land_part(connection, registry, part, warehouse))
             spool.drained(part)
     finally:
         spool.close()
     return total
 
 
-def _land_part(connection: psycopg.Connection, tracker: Tracker, part: Part, warehouse: Warehouse) -> Landed:
+def _land_part(
+    connection: psycopg.Connection, registry: SchemaRegistry, part: Part, warehouse: Warehouse
+) -> LandingResult:
     """Land a part of a spool and remember that, in one transaction."""
     deliveries = [
         each if each.is_corrected else msgspec.structs.replace(each, received_at=warehouse.correct(each.received_at))
         for each in part.deliveries
     ]
-    with tracker.transaction(connection) as seen:
-        landed = land_parts(connection, deliveries, seen)
+    with registry.transaction(connection) as changes:
+        landed = land_parts(connection, deliveries, changes)
         moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
         if moved.rowcount != 1:
             raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
@@ -217,7 +219,7 @@ def describe(error: BaseException) -> str:
     return without_values(error)
 
 
-def count_landed(landed: Landed, seconds: float) -> None:
+def count_landed(landed: LandingResult, seconds: float) -> None:
     """Count what a transaction has landed, for the metrics."""
     metrics.landed_events.inc(landed.rows)
     metrics.batch_events.observe(landed.rows)

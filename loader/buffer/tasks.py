@@ -5,7 +5,7 @@ from queue import SimpleQueue
 
 from loader.buffer.backlog import Waiting
 from loader.buffer.spool_replay import BATCH_BYTES
-from loader.raw.batches import Unchecked
+from loader.raw.batches import UncheckedBatch
 
 
 @dataclass
@@ -14,14 +14,14 @@ class Task:
 
     Attributes:
         batch: Deliveries to write.
-        unchecked: What has landed by wire, to be checked; empty once it is.
+        unchecked: What has landed by the pool, to be checked; empty once it is.
         number: How many tasks it was made of.
         checked: Bytes of what was in `unchecked`.
-        late: The database has not answered a wire that took it there.
+        late: The database has not answered a connection that took it there.
     """
 
     batch: list[Waiting]
-    unchecked: list[Unchecked] = field(default_factory=list)
+    unchecked: list[UncheckedBatch] = field(default_factory=list)
     number: int = 1
     checked: int = 0
     late: bool = False

@@ -123,7 +123,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     from loader.files.exports import export_naming, find_entrances  # noqa: PLC0415
     from loader.files.load import Load  # noqa: PLC0415
     from loader.files.streams import CALLS, find_files, first_names  # noqa: PLC0415
-    from loader.raw.landing import Landed  # noqa: PLC0415
+    from loader.raw.landing import LandingResult  # noqa: PLC0415
     from loader.raw.sources import find_source  # noqa: PLC0415
 
     if kind and file_format == "segment":
@@ -138,7 +138,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
         with database.begin() as transaction:
             schema = find_source(transaction, source)
         progress = output.ProgressDisplay()
-        total, outcomes, discards = Landed(), [], []
+        total, outcomes, discards = LandingResult(), [], []
         try:
             loading = Load(
                 database.url,

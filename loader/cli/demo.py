@@ -98,7 +98,7 @@ def _send(database: Database, settings: Settings) -> None:
     # Not needed by any other command, and slow to import.
     from segment.analytics.client import Client  # noqa: PLC0415
 
-    from loader.collector.server import running  # noqa: PLC0415
+    from loader.collector.server import serve_in_thread  # noqa: PLC0415
 
     with database.begin() as transaction:
         if transaction.execute(text("select exists (select from raw.events)")).scalar_one():
@@ -107,7 +107,7 @@ def _send(database: Database, settings: Settings) -> None:
         key = add_key(transaction, "Iterable", label="demo")
     failed: list[Exception] = []
     sent = 0
-    with running(settings) as url:
+    with serve_in_thread(settings) as url:
         client = Client(key, host=url, gzip=True, on_error=lambda error, _: failed.append(error))
         for event in sample_events():
             client.track(

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from loader.files.load import Progress
-from loader.raw.landing import Landed
+from loader.raw.landing import LandingResult
 from loader.runtime.terminal import count, escape_controls, escape_json_controls, shorten
 from loader.transform.columns import Column
 from loader.transform.dbt import TableFilled
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def landed_lines(landed: Landed) -> list[str]:
+def landed_lines(landed: LandingResult) -> list[str]:
     """Return what became of messages, a line each."""
     lines = [f"{count(landed.rows, 'event')} landed"]
     lines += [f"{count(number, 'message')} in quarantine: {reason}" for reason, number in landed.reasons.most_common()]

@@ -19,7 +19,7 @@ EXIT_QUARANTINED = 3
 def _opened() -> Iterator[tuple[psycopg.Connection, Settings, str]]:
     """Open the database for a command; yields the id of the warehouse as well."""
     with context.database() as (database, settings), context.autocommit(database) as connection:
-        yield connection, settings, Warehouse().look(connection)
+        yield connection, settings, Warehouse().identify(connection)
 
 
 @click.group()
@@ -52,11 +52,11 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
     from loader.buffer.spool import list_segments, spool_folder  # noqa: PLC0415
     from loader.buffer.spool_replay import land_segment  # noqa: PLC0415
     from loader.errors import LoaderError, UsageError  # noqa: PLC0415
-    from loader.raw.landing import Landed  # noqa: PLC0415
+    from loader.raw.landing import LandingResult  # noqa: PLC0415
 
     if bool(names) == every:
         raise UsageError("Say which segments: their names in `loader spool list`, or --all.")
-    total, failed = Landed(), 0
+    total, failed = LandingResult(), 0
     with _opened() as (connection, settings, here):
         chosen = list(names) or [each.segment for each in list_segments(spool_folder(settings), here) if each.foreign]
         for name in chosen:

@@ -12,23 +12,23 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from loader.buffer.batch_writer import Writer
+from loader.buffer.batch_writer import BatchWriter
 from loader.collector.auth import basic_key, client_address, is_signed, shown_keys, trusted_networks
-from loader.collector.fast_path import Shortcut
+from loader.collector.fast_path import FastPath
 from loader.collector.http import (
     SUCCESS,
-    Answer,
     DisconnectedError,
+    HttpError,
     Receive,
-    RefusedError,
+    Response,
     Scope,
     Send,
     header,
     read_body,
-    send_answer,
+    send_response,
     unavailable,
 )
-from loader.collector.warehouse_metrics import Observation
+from loader.collector.warehouse_metrics import WarehouseMetrics
 from loader.collector.write_keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
 from loader.errors import UnavailableError
 from loader.events.formats import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, call_entrance, parse_message
@@ -72,7 +72,7 @@ REPORT_SECONDS = 5.0
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
 
-_Handler = Callable[[Scope, Receive], Awaitable[Answer]]
+_Handler = Callable[[Scope, Receive], Awaitable[Response]]
 
 log = structlog.get_logger("loader")
 
@@ -87,7 +87,7 @@ class Collector:
         observation: Looks at the database for the metrics.
     """
 
-    def __init__(self, settings: Settings, writer: Writer, keys: WriteKeys, observation: Observation) -> None:
+    def __init__(self, settings: Settings, writer: BatchWriter, keys: WriteKeys, observation: WarehouseMetrics) -> None:
         self._settings = settings
         self.request_seconds = settings.request_seconds
         self._writer = writer
@@ -95,7 +95,7 @@ class Collector:
         self._observation = observation
         self._limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
         self._trusted = trusted_networks(settings.trusted_proxies)
-        self.shortcut = Shortcut(writer, keys, self._limits)
+        self.fast_path = FastPath(writer, keys, self._limits)
         self._asking: asyncio.Task[None] | None = None
         self._posts: dict[str, tuple[str, _Handler]] = {}
         for short, kind in CALLS.items():
@@ -127,37 +127,35 @@ class Collector:
                 answer = await route[1](scope, receive)
             else:
                 answer = await self._other(path, method)
-        except RefusedError as error:
-            answer = error.answer
+        except HttpError as error:
+            answer = error.response
         except UnavailableError as error:
-            answer = unavailable(str(error)).answer
+            answer = unavailable(str(error)).response
         except DisconnectedError:
             return
         except asyncio.CancelledError:
-            answer = unavailable("The collector is stopping. Try again.").answer
+            answer = unavailable("The collector is stopping. Try again.").response
         except Exception:
             log.exception("a request could not be answered", route=name)
-            answer = RefusedError(
-                500, "internal_error", "The collector has failed; its log says how. Try again."
-            ).answer
+            answer = HttpError(500, "internal_error", "The collector has failed; its log says how. Try again.").response
         metrics.count_request(name, answer.status)
         # The tracking API is also for browsers, on pages of any origin.
-        await send_answer(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
+        await send_response(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
 
-    async def _other(self, path: str, method: str) -> Answer:
+    async def _other(self, path: str, method: str) -> Response:
         if path in self._posts and method == "OPTIONS":
-            return Answer(200, b"", _PREFLIGHT)
+            return Response(200, b"", _PREFLIGHT)
         if path in self._documents and method in {"GET", "HEAD"}:
             return await self._documents[path]()
         if methods := self.routes.get(path):
             allow = ((b"allow", ", ".join(methods).encode()),)
-            raise RefusedError(405, "method_not_allowed", f"{path} takes {methods[0]}.", allow)
-        raise RefusedError(404, "not_found", f"There is no {path} here; /openapi.json lists what there is.")
+            raise HttpError(405, "method_not_allowed", f"{path} takes {methods[0]}.", allow)
+        raise HttpError(404, "not_found", f"There is no {path} here; /openapi.json lists what there is.")
 
     # Routes
 
     def _call(self, kind: str) -> _Handler:
-        async def handle(scope: Scope, receive: Receive) -> Answer:
+        async def handle(scope: Scope, receive: Receive) -> Response:
             body = await self._read(scope, receive, self._limits.batch_bytes)
             key = basic_key(scope)
             try:
@@ -171,7 +169,7 @@ class Collector:
 
         return handle
 
-    async def _batch(self, scope: Scope, receive: Receive) -> Answer:
+    async def _batch(self, scope: Scope, receive: Receive) -> Response:
         body = await self._read(scope, receive, self._limits.batch_bytes)
         key = basic_key(scope)
         try:
@@ -184,11 +182,11 @@ class Collector:
         for call in calls:
             by_key.setdefault(key or call.write_key, []).append(call)
         deliveries = []
-        unknown: RefusedError | None = None
+        unknown: HttpError | None = None
         for each, theirs in by_key.items():
             try:
                 source = await self._source(each)
-            except RefusedError as error:
+            except HttpError as error:
                 unknown = error
                 continue
             if source is not None:
@@ -199,43 +197,43 @@ class Collector:
             raise unknown
         return SUCCESS
 
-    async def _iterable(self, scope: Scope, receive: Receive) -> Answer:
+    async def _iterable(self, scope: Scope, receive: Receive) -> Response:
         source = await self._webhook_source(scope)
         body = await self._read(scope, receive, self._settings.webhook_bytes)
         if source is None:
             return SUCCESS
         return await self._take(source, ITERABLE_WEBHOOK, *_sorted_out(parse_message(ITERABLE_WEBHOOK, body, 1)))
 
-    async def _segment(self, scope: Scope, receive: Receive) -> Answer:
+    async def _segment(self, scope: Scope, receive: Receive) -> Response:
         source = await self._webhook_source(scope)
         body = await self._read(scope, receive, self._settings.webhook_bytes)
         secret = self._settings.segment_secret.get_secret_value()
         if secret and not is_signed(body, header(scope, b"x-signature"), secret):
-            raise RefusedError(401, "bad_signature", "X-Signature is not that of the body under LOADER_SEGMENT_SECRET.")
+            raise HttpError(401, "bad_signature", "X-Signature is not that of the body under LOADER_SEGMENT_SECRET.")
         if source is None:
             return SUCCESS
         return await self._take(source, SEGMENT_WEBHOOK, *_sorted_out(parse_message(SEGMENT_WEBHOOK, body, 1)))
 
-    async def _ignore(self, scope: Scope, receive: Receive) -> Answer:
+    async def _ignore(self, scope: Scope, receive: Receive) -> Response:
         """Take what analytics.js says of itself, which is nobody's event."""
         await self._read(scope, receive, self._limits.batch_bytes)
         return SUCCESS
 
-    async def _health(self) -> Answer:
-        return Answer(200, b'{"status":"ok"}')
+    async def _health(self) -> Response:
+        return Response(200, b'{"status":"ok"}')
 
-    async def _ready(self) -> Answer:
+    async def _ready(self) -> Response:
         """Try to make something durable, on the way events go."""
         await self._writer.write(self._writer.delivery("", "", [], []))
         into = "spool" if self._writer.spooling else "database"
-        return Answer(200, msgspec.json.encode({"status": "ready", "writing_to": into}))
+        return Response(200, msgspec.json.encode({"status": "ready", "writing_to": into}))
 
-    async def _metrics(self) -> Answer:
+    async def _metrics(self) -> Response:
         await asyncio.to_thread(self._observation.refresh)
-        return Answer(200, metrics.render(), content_type=metrics.CONTENT_TYPE.encode())
+        return Response(200, metrics.render(), content_type=metrics.CONTENT_TYPE.encode())
 
-    async def _openapi(self) -> Answer:
-        return Answer(200, _OPENAPI.read_bytes())
+    async def _openapi(self) -> Response:
+        return Response(200, _OPENAPI.read_bytes())
 
     # Steps
 
@@ -249,19 +247,19 @@ class Collector:
         address = client_address(scope, self._trusted)
         return [with_address(call, address, client_side=client_side) for call in calls] if address else calls
 
-    async def _take(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Answer:
+    async def _take(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Response:
         """Store what one request has brought, and say what is wrong when none of it is an event."""
         if not events and not refused:
-            raise RefusedError(400, "bad_request", "The body holds no event.")
+            raise HttpError(400, "bad_request", "The body holds no event.")
         await self._store(source, entrance, events, refused)
         if not events and not (self._settings.segment_answers and refused[0].reason not in _ALWAYS_TOLD):
-            raise RefusedError(400, refused[0].reason, refused[0].detail)
+            raise HttpError(400, refused[0].reason, refused[0].detail)
         return SUCCESS
 
     async def _store(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> None:
         await self._writer.write(self._writer.delivery(source, entrance, events, refused))
 
-    async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> RefusedError:
+    async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> HttpError:
         """Put a body nobody can read in quarantine, when it is known whose it is."""
         key = key or find_write_key(body)
         source = await self._source(key) if key else None
@@ -269,13 +267,13 @@ class Collector:
             # The key may be written in a way that is no JSON at all.
             kept = blank_write_keys(body).replace(key.encode(), b"")
             await self._store(source, entrance, [], [Refused(kept, 1, error.code, error.message)])
-        return RefusedError(400, error.code, error.message)
+        return HttpError(400, error.code, error.message)
 
     async def _source(self, key: str) -> str | None:
         """Return the source of a write key; None when its events are to be dropped without a word.
 
         Raises:
-            RefusedError: The key is not known.
+            HttpError: The key is not known.
         """
         if key:
             source = self._keys.find(key)
@@ -290,7 +288,7 @@ class Collector:
         if self._settings.segment_answers and key:
             metrics.dropped.inc()
             return None
-        raise RefusedError(
+        raise HttpError(
             401,
             "invalid_write_key",
             "An invalid write key was provided. `loader key add` makes one; with several sources, name the source.",

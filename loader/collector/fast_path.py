@@ -1,4 +1,4 @@
-"""The shortcut most requests take: a small body for the tracking API with nothing odd about it.
+"""The fast path most requests take: a small body for the tracking API with nothing odd about it.
 
 Such a request needs no task of its own, and nobody who awaits anything: it is parsed when its last byte is there, and
 answered from where its commit is noticed. Whatever is not as usual is left to the collector, which takes its time.
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from loader.buffer.batch_writer import Writer
+from loader.buffer.batch_writer import BatchWriter
 from loader.collector.auth import basic_key
-from loader.collector.http import SUCCESS, Answer, Scope, unavailable
+from loader.collector.http import SUCCESS, Response, Scope, unavailable
 from loader.collector.write_keys import WriteKeys
 from loader.errors import UnavailableError
 from loader.events.formats import TRACKING
@@ -31,7 +31,7 @@ _KINDS |= {f"/v1/{name}": "" for name in BATCHES}
 _KINDS |= {f"{path}/": kind for path, kind in _KINDS.items()}
 
 
-class Way(msgspec.Struct, frozen=True, gc=False):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """What the head of a request says of how to take it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Way(msgspec.Struct, frozen=True, gc=False):
     key: str
 
 
-class Shortcut:
+class FastPath:
     """Takes requests; for the event loop's thread.
 
     Args:
@@ -54,13 +54,13 @@ class Shortcut:
         limits: How much a request may hold.
     """
 
-    def __init__(self, writer: Writer, keys: WriteKeys, limits: Limits) -> None:
+    def __init__(self, writer: BatchWriter, keys: WriteKeys, limits: Limits) -> None:
         self._writer = writer
         self._keys = keys
         self._limits = limits
         self._bytes = min(_BYTES, limits.batch_bytes)
 
-    def find(self, scope: Scope) -> Way | None:
+    def find(self, scope: Scope) -> Route | None:
         """Say how a request may be taken, if it may.
 
         Args:
@@ -76,32 +76,32 @@ class Shortcut:
                 length = int(value)
             elif name == b"content-length" or name in _ODD_HEADERS:
                 return None
-        return Way(f"/v1/{kind or 'batch'}", kind, basic_key(scope)) if 0 <= length <= self._bytes else None
+        return Route(f"/v1/{kind or 'batch'}", kind, basic_key(scope)) if 0 <= length <= self._bytes else None
 
-    def take(self, way: Way, body: bytes, answer: Callable[[Answer], None]) -> bool:
+    def take(self, route: Route, body: bytes, answer: Callable[[Response], None]) -> bool:
         """Take a request, if there is nothing wrong with it.
 
         Args:
-            way: What its head says.
+            route: What its head says.
             body: Its body.
             answer: Called with the answer, now or later, if it was taken.
 
         Returns:
             Whether it was taken; otherwise nothing was done.
         """
-        source = self._keys.find(way.key)
+        source = self._keys.find(route.key)
         if source is None or len(body) > self._bytes:
             return False
         try:
-            events, refused = self._read(body, way.kind)
+            events, refused = self._read(body, route.kind)
         except Exception:  # noqa: BLE001 - the long way says what it is, and tells nobody that it is no HTTP
             return False
-        if not events or (refused and way.kind):
+        if not events or (refused and route.kind):
             return False
 
         def done(error: UnavailableError | None) -> None:
-            answered = SUCCESS if error is None else unavailable(str(error)).answer
-            metrics.count_request(way.route, answered.status)
+            answered = SUCCESS if error is None else unavailable(str(error)).response
+            metrics.count_request(route.route, answered.status)
             answer(answered)
 
         try:

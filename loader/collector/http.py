@@ -30,7 +30,7 @@ _READ_OVER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What a request is answered with."""
 
     status: int
@@ -41,10 +41,10 @@ class Answer:
 
 _CLOSE = ((b"connection", b"close"),)
 
-SUCCESS = Answer(200, b'{"success": true}')
+SUCCESS = Response(200, b'{"success": true}')
 
 
-class RefusedError(Exception):
+class HttpError(Exception):
     """A request that is answered with an error.
 
     Args:
@@ -57,16 +57,16 @@ class RefusedError(Exception):
     def __init__(self, status: int, code: str, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         super().__init__(message)
         body = msgspec.json.encode({"success": False, "code": code, "message": message})
-        self.answer = Answer(status, body, headers)
+        self.response = Response(status, body, headers)
 
 
 class DisconnectedError(Exception):
     """The client has gone before its request was whole."""
 
 
-def unavailable(message: str) -> RefusedError:
+def unavailable(message: str) -> HttpError:
     """Return the error for what may pass in a moment."""
-    return RefusedError(503, "unavailable", message, ((b"retry-after", b"1"),))
+    return HttpError(503, "unavailable", message, ((b"retry-after", b"1"),))
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -84,7 +84,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         limit: Bytes it may have, decompressed.
 
     Raises:
-        RefusedError: It is too large, or compressed in a way that cannot be read.
+        HttpError: It is too large, or compressed in a way that cannot be read.
         DisconnectedError: The client has gone.
     """
     headers = dict(scope["headers"])
@@ -96,7 +96,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if encoding == b"identity" or not encoding:
         return body
     if encoding not in {b"gzip", b"x-gzip"}:
-        raise RefusedError(400, "bad_request", "Content-Encoding must be gzip or none.")
+        raise HttpError(400, "bad_request", "Content-Encoding must be gzip or none.")
     return _decompress(body, limit)
 
 
@@ -141,7 +141,7 @@ def _decompress(body: bytes, limit: int) -> bytes:
         while body:
             members += 1
             if members > _GZIP_MEMBERS:
-                raise RefusedError(400, "bad_request", f"The gzip data has more than {_GZIP_MEMBERS} members.")
+                raise HttpError(400, "bad_request", f"The gzip data has more than {_GZIP_MEMBERS} members.")
             member = zlib.decompressobj(_GZIP_WINDOW)
             part = member.decompress(body, room)
             parts.append(part)
@@ -149,20 +149,20 @@ def _decompress(body: bytes, limit: int) -> bytes:
             if room <= 0:
                 raise _too_large(limit)
             if not member.eof:
-                raise RefusedError(400, "bad_request", "The gzip data is cut short.")
+                raise HttpError(400, "bad_request", "The gzip data is cut short.")
             body = member.unused_data
     except zlib.error as error:
-        raise RefusedError(400, "bad_request", f"The body is no gzip data: {error}.") from None
+        raise HttpError(400, "bad_request", f"The body is no gzip data: {error}.") from None
     return b"".join(parts)
 
 
-def _too_large(limit: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> RefusedError:
-    return RefusedError(
+def _too_large(limit: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> HttpError:
+    return HttpError(
         400, "payload_too_large", f"Exceed payload limit: a request may have {limit:,} bytes, decompressed.", headers
     )
 
 
-async def send_answer(send: Send, answer: Answer, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+async def send_response(send: Send, answer: Response, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     """Send an answer.
 
     Args:

@@ -1,6 +1,6 @@
-"""One client's connection: uvicorn's, with limits on what comes before a request is known, and a shortcut for most.
+"""One client's connection: uvicorn's, with limits on what comes before a request is known, and a fast path for most.
 
-The shortcut is for requests that are small, whole and in no way odd, which nearly all of a collector's are: they are
+The fast path is for requests that are small, whole and in no route odd, which nearly all of a collector's are: they are
 handed to the application as soon as their last byte is there, and answered with one write when their events are
 durable, without the task, the messages and the awaiting that ASGI has for everything else. Of those, the ones that
 begin as one before them on the connection are not even parsed, but recognised.
@@ -15,9 +15,9 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from loader.collector.fast_path import Way
+from loader.collector.fast_path import Route
 from loader.collector.heads import Head, head_of
-from loader.collector.http import SUCCESS, Answer, RefusedError
+from loader.collector.http import SUCCESS, HttpError, Response
 from loader.runtime import metrics
 
 # How long a connection may stay open with nothing on it: longer than a load balancer's 60 s, so that it closes first.
@@ -29,11 +29,11 @@ HEAD_BYTES = 65_536
 # How long a client may take to read why it was refused.
 _LINGER_SECONDS = 2.0
 
-# What an answer of the shortcut has before its body.
+# What an answer of the fast path has before its body.
 _HEAD = b"content-type: application/json\r\naccess-control-allow-origin: *\r\ncontent-length: %d\r\n\r\n"
 
 
-class Connection(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """One client's connection: uvicorn's, with limits on what comes before a request is known.
 
     What is refused here is refused in its turn: requests that came before it on the connection get their answers first.
@@ -46,11 +46,11 @@ class Connection(HttpToolsProtocol):
     _refusal: bytes | None = None
     # The request that has a task of its own.
     _answering: RequestResponseCycle | None = None
-    # The request under way that may take the shortcut when it is whole.
-    _short: tuple[RequestResponseCycle, Way] | None = None
-    # The head, the cycle and the way of a request that took it: they serve for those after it that begin as it did.
-    _known: tuple[Head, RequestResponseCycle, Way] | None = None
-    # When the shortcut last answered, as the event loop counts time.
+    # The request under way that may take the fast path when it is whole.
+    _short: tuple[RequestResponseCycle, Route] | None = None
+    # The head, the cycle and the route of a request that took it: they serve for those after it that begin as it did.
+    _known: tuple[Head, RequestResponseCycle, Route] | None = None
+    # When the fast path last answered, as the event loop counts time.
     _answered = float("-inf")
     # What is being read, if a request begins with it.
     _from_start = b""
@@ -134,33 +134,33 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Begin with a request, of which only the head may be there; a short one is taken when it is whole."""
         self._short = None
-        shortcut = self.config.app.shortcut  # type: ignore[union-attr]
-        # A client that does not read its answers waits for them to leave, which the shortcut does not.
-        way = shortcut.find(cycle.scope) if shortcut and not self.flow.write_paused else None
-        if way is None:
+        fast_path = self.config.app.fast_path  # type: ignore[union-attr]
+        # A client that does not read its answers waits for them to leave, which the fast path does not.
+        route = fast_path.find(cycle.scope) if fast_path and not self.flow.write_paused else None
+        if route is None:
             self._start_task(cycle, app)
         elif cycle.more_body:
-            self._short = cycle, way
+            self._short = cycle, route
         else:
-            self._take(cycle, way)
+            self._take(cycle, route)
 
     def _start_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _take(self, cycle: RequestResponseCycle, way: Way) -> None:
+    def _take(self, cycle: RequestResponseCycle, route: Route) -> None:
         """Have a request answered without a task of its own, unless there is something odd about it."""
         self._short = None
         body = bytes(cycle.body)
-        if not self.config.app.shortcut.take(way, body, partial(self._send, cycle)):  # type: ignore[union-attr]
+        if not self.config.app.fast_path.take(route, body, partial(self._send, cycle)):  # type: ignore[union-attr]
             self._start_task(cycle, self.app)
             return
         # It may be kept for long.
         cycle.body.clear()
         if cycle.keep_alive and (head := head_of(self._from_start, body)):
-            self._known = head, cycle, way
+            self._known = head, cycle, route
 
-    def _recognise(self, data: bytes, head: Head, cycle: RequestResponseCycle, way: Way) -> bool:
+    def _recognise(self, data: bytes, head: Head, cycle: RequestResponseCycle, route: Route) -> bool:
         """Take a request that begins as one before it, if nothing else is under way; say whether it is taken."""
         last = self.cycle
         between = last.response_complete and not (last.more_body or self._reading_head or self._timer)
@@ -172,14 +172,14 @@ class Connection(HttpToolsProtocol):
         # First, for what is taken may be answered at once.
         self.cycle = cycle
         cycle.response_started = cycle.response_complete = False
-        if self.config.app.shortcut.take(way, body, partial(self._send, cycle)):  # type: ignore[union-attr]
+        if self.config.app.fast_path.take(route, body, partial(self._send, cycle)):  # type: ignore[union-attr]
             return True
         self.cycle = last
         cycle.response_started = cycle.response_complete = True
         return False
 
-    def _send(self, cycle: RequestResponseCycle, answer: Answer) -> None:
-        """Answer a request that took the shortcut."""
+    def _send(self, cycle: RequestResponseCycle, answer: Response) -> None:
+        """Answer a request that took the fast path."""
         if cycle.response_complete or self.transport.is_closing():
             return
         if answer is SUCCESS and cycle.keep_alive:
@@ -197,13 +197,13 @@ class Connection(HttpToolsProtocol):
         self._answered = self.loop.time()
 
     def _success_answer(self) -> bytes:
-        headers, answer = Connection._success
+        headers, answer = HttpProtocol._success
         if headers is not self.server_state.default_headers:
             headers, answer = self.server_state.default_headers, self._whole_answer(SUCCESS, keep_alive=True)
-            Connection._success = headers, answer
+            HttpProtocol._success = headers, answer
         return answer
 
-    def _whole_answer(self, answer: Answer, *, keep_alive: bool) -> bytes:
+    def _whole_answer(self, answer: Response, *, keep_alive: bool) -> bytes:
         pieces = [STATUS_LINE[answer.status]]
         for name, value in (*self.server_state.default_headers, *answer.headers):
             pieces += (name, b": ", value, b"\r\n")
@@ -269,7 +269,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer what is no request, once those before it have their answers, and close."""
         self._stop_timer()
-        body = RefusedError(status, code, message).answer.body
+        body = HttpError(status, code, message).response.body
         self._refusal = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
             STATUS_LINE[status],
             len(body),

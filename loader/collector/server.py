@@ -21,11 +21,11 @@ import structlog
 import uvicorn
 import uvloop
 
-from loader.buffer.batch_writer import Writer
+from loader.buffer.batch_writer import BatchWriter
 from loader.buffer.spool import Spool, count_foreign, spool_folder
 from loader.collector.app import Collector
-from loader.collector.protocol import IDLE_SECONDS, Connection
-from loader.collector.warehouse_metrics import Observation
+from loader.collector.protocol import IDLE_SECONDS, HttpProtocol
+from loader.collector.warehouse_metrics import WarehouseMetrics
 from loader.collector.write_keys import WriteKeys
 from loader.errors import SchemaBehindError, UsageError, without_values
 from loader.postgres.reconnect import Connector
@@ -122,7 +122,7 @@ def run_server(
 
 
 @contextmanager
-def running(settings: Settings, port: int = 0) -> Iterator[str]:
+def serve_in_thread(settings: Settings, port: int = 0) -> Iterator[str]:
     """Run a collector on this machine, in a thread of this process, for the length of a block.
 
     Args:
@@ -165,7 +165,7 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
     connector = Connector(settings, warehouse)
     folder = spool_folder(settings)
     keys = WriteKeys(connector, folder / "write_keys.json", warehouse)
-    writer = Writer(
+    writer = BatchWriter(
         connector,
         Spool(folder, settings.spool_bytes // settings.processes, warehouse),
         warehouse,
@@ -176,14 +176,14 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
     await asyncio.to_thread(keys.refresh)
     await writer.start()
     await writer.reached_database(_START_SECONDS)
-    observation = Observation(connector, lambda: count_foreign(folder, warehouse.id))
+    observation = WarehouseMetrics(connector, lambda: count_foreign(folder, warehouse.id))
     collector = Collector(settings, writer, keys, observation)
     refreshing = asyncio.create_task(collector.keep_keys_fresh())
     reporting = asyncio.create_task(collector.report_refusals())
     server = _Server(
         uvicorn.Config(
             collector,
-            http=Connection,
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             access_log=False,

@@ -23,7 +23,7 @@ _AGAIN_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 
 
-class Observation:
+class WarehouseMetrics:
     """Looks at the database for the metrics; may be called from any thread.
 
     Args:

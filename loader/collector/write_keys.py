@@ -101,7 +101,7 @@ class WriteKeys:
                 if self._connection is None or self._connection.closed:
                     self._connection = self._connect()
                 with time_limit(self._connection, _ANSWER_SECONDS):
-                    read_from = self._warehouse.look(self._connection)
+                    read_from = self._warehouse.identify(self._connection)
                     rows = self._connection.execute(_KEYS).fetchall()
                     self._tell(self._connection)
             except (psycopg.Error, LoaderError, OSError):

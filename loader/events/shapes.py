@@ -54,7 +54,7 @@ _DECODED_FIELDS = 500
 _DECODED_DEPTH = 20
 
 
-class Novel(msgspec.MsgspecError):
+class UnknownField(msgspec.MsgspecError):
     """Raised in place of a decoder's error where there is no decoder."""
 
 
@@ -127,7 +127,7 @@ class Shape:
 
     Attributes:
         decode: Takes an event's payload when there is nothing new in it, otherwise raises a `MsgspecError` (or a
-            `RecursionError`): then `novelties` says what is new, if anything.
+            `RecursionError`): then `unknown_fields` says what is new, if anything.
         tracked: How many paths are recorded.
         untracked: Recorded as having had more properties than are tracked.
         remembered: How many keys are known, those that only ever had null included.
@@ -163,7 +163,7 @@ class Shape:
             node = node.children.get(key) if node and node.children else None
         return bool(node and node.types)
 
-    def novelties(self, payload: bytes) -> Iterator[tuple[Path, str]]:
+    def unknown_fields(self, payload: bytes) -> Iterator[tuple[Path, str]]:
         """Take an event apart and yield each path and type that is not known, in the order of its keys.
 
         Objects are followed to any depth, arrays are values. An empty object and null are no values.
@@ -239,7 +239,7 @@ def _decode(payload: bytes) -> _Call:
 
 
 def _refuse(payload: bytes) -> object:  # noqa: ARG001
-    raise Novel
+    raise UnknownField
 
 
 def _compile(root: _Node) -> Callable[[bytes], object]:

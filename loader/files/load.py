@@ -28,8 +28,8 @@ from loader.files.unknown_files import describe_lines
 from loader.files.worker import Work, land_and_advance
 from loader.files.worker_pool import Workers
 from loader.postgres.connection import NO_TIMEOUTS, connect
-from loader.raw.catalog import Tracker
-from loader.raw.landing import Landed
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import LandingResult
 
 logger = logging.getLogger("loader")
 
@@ -55,7 +55,7 @@ class FileLoaded:
 
     path: str
     outcome: Outcome
-    landed: Landed = field(default_factory=Landed)
+    landed: LandingResult = field(default_factory=LandingResult)
     error: str = ""
     number: int | None = None
 
@@ -73,7 +73,7 @@ class Progress:
 
     bytes_total: int
     bytes_read: int = 0
-    landed: Landed = field(default_factory=Landed)
+    landed: LandingResult = field(default_factory=LandingResult)
     started: float = field(default_factory=time.monotonic)
 
     def rate(self) -> float:
@@ -149,7 +149,7 @@ class Load:
         self._entrances = entrances or {}
         self._checked = checked
         self._report = report
-        self._tracker = Tracker()
+        self._registry = SchemaRegistry()
         self._workers: Workers | None = None
         self._guard: psycopg.Connection | None = None
         self._progress = Progress(0)
@@ -220,7 +220,7 @@ class Load:
                 number = self._start(path, head, position, digest)
             loaded.number = number
 
-            def committed(landed: Landed | None) -> None:
+            def committed(landed: LandingResult | None) -> None:
                 if landed:
                     loaded.landed.add(landed)
                     self._progress.landed.add(landed)
@@ -244,14 +244,14 @@ class Load:
             self._connection.execute(_FINISH, (reader.size, reader.content_digest, number))
         return loaded
 
-    def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[Landed | None]:
+    def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[LandingResult | None]:
         """Land a file's chunks; a single one does not bother the workers, so small files start no processes."""
         first = list(islice(chunks, 2))
         small = len(first) < 2 or first[1].content_digest is not None
         if small or self._count == 1:
             for chunk in chain(first, chunks):
                 work = Work(load, self._source, self._entrance(path), path, chunk)
-                yield land_and_advance(self._connection, work, self._tracker, lambda _: None)
+                yield land_and_advance(self._connection, work, self._registry, lambda _: None)
             return
         if self._workers is None:
             self._workers = Workers(self._url, self._count, self._lock_wait)
@@ -267,7 +267,7 @@ class Load:
             if following is None:
                 break
             yield self._workers.submit(Work(load, self._source, self._entrance(path), path, following))
-        while landed := self._workers.settle():
+        while landed := self._workers.commit_oldest():
             yield landed
         if unreadable:
             raise unreadable

@@ -19,8 +19,8 @@ from loader.files.streams import printable
 from loader.postgres.connection import connect, set_session
 from loader.postgres.lock_holders import lock_error
 from loader.raw import landing
-from loader.raw.catalog import Seen, Tracker
-from loader.raw.landing import Landed
+from loader.raw.catalog import PendingChanges, SchemaRegistry
+from loader.raw.landing import LandingResult
 
 _ADVANCE = """
     update raw.loads
@@ -57,14 +57,14 @@ class Work:
 
 
 def land_and_advance(
-    connection: psycopg.Connection, work: Work, tracker: Tracker, may_commit: Callable[[Landed], None]
-) -> Landed:
+    connection: psycopg.Connection, work: Work, registry: SchemaRegistry, may_commit: Callable[[LandingResult], None]
+) -> LandingResult:
     """Land a chunk and move its file's offset, in one transaction.
 
     Args:
         connection: A connection with no transaction open.
         work: The chunk.
-        tracker: What is known of the events so far.
+        registry: What is known of the events so far.
         may_commit: Called when the rows are copied; returns once everything before them is committed.
 
     Raises:
@@ -72,8 +72,8 @@ def land_and_advance(
     """
     try:
         # It records what is new at the end, when nobody has to wait for this transaction but for an instant.
-        with tracker.transaction(connection) as seen:
-            landed = _land_chunk(connection, work, seen)
+        with registry.transaction(connection) as changes:
+            landed = _land_chunk(connection, work, changes)
             may_commit(landed)
             advanced = connection.execute(
                 _ADVANCE,
@@ -99,7 +99,7 @@ def land_and_advance(
     return landed
 
 
-def _land_chunk(connection: psycopg.Connection, work: Work, seen: Seen) -> Landed:
+def _land_chunk(connection: psycopg.Connection, work: Work, changes: PendingChanges) -> LandingResult:
     """Land the lines of a chunk in the connection's transaction."""
     data = read_chunk(work.path, work.chunk)
     messages: Iterable[Event | Refused]
@@ -109,7 +109,7 @@ def _land_chunk(connection: psycopg.Connection, work: Work, seen: Seen) -> Lande
         messages = [Refused(data, work.chunk.offset, Reason.LINE_TOO_LONG, detail)]
     else:
         messages = parse_chunk(work.entrance, data, work.chunk.offset)
-    return landing.land(connection, work.source, work.entrance, messages, seen, path=printable(work.path))
+    return landing.land(connection, work.source, work.entrance, messages, changes, path=printable(work.path))
 
 
 def main(descriptor: int) -> None:
@@ -121,7 +121,7 @@ def main(descriptor: int) -> None:
     """
     pipe = Connection(descriptor)
 
-    def may_commit(landed: Landed) -> None:
+    def may_commit(landed: LandingResult) -> None:
         pipe.send(landed)
         pipe.recv()
 
@@ -130,9 +130,9 @@ def main(descriptor: int) -> None:
             url, lock_wait = pipe.recv()
             with connect(url, autocommit=True) as connection:
                 set_session(connection, lock_wait)
-                tracker = Tracker()
+                registry = SchemaRegistry()
                 while True:
-                    pipe.send(land_and_advance(connection, pipe.recv(), tracker, may_commit))
+                    pipe.send(land_and_advance(connection, pipe.recv(), registry, may_commit))
         except LoaderError as error:
             pipe.send(error)
         except (EOFError, OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loader.errors import LoaderError
 from loader.files.worker import Work
-from loader.raw.landing import Landed
+from loader.raw.landing import LandingResult
 
 # Starts a worker without importing the command line again, as multiprocessing would, and without looking for modules in
 # the folder the person happens to be in.
@@ -64,7 +64,7 @@ class Workers:
         self._processes.append(process)
         pipe.send((url, lock_wait))
 
-    def submit(self, work: Work) -> Landed | None:
+    def submit(self, work: Work) -> LandingResult | None:
         """Hand a chunk to a worker; when all are busy, wait for the oldest chunk to be committed first.
 
         Returns:
@@ -73,7 +73,7 @@ class Workers:
         Raises:
             LoaderError: That chunk could not be landed.
         """
-        committed = None if self._idle else self.settle()
+        committed = None if self._idle else self.commit_oldest()
         pipe = self._idle.popleft()
         try:
             pipe.send(work)
@@ -84,7 +84,7 @@ class Workers:
         self._busy.append(pipe)
         return committed
 
-    def settle(self) -> Landed | None:
+    def commit_oldest(self) -> LandingResult | None:
         """Wait for the oldest chunk to be committed.
 
         Returns:
@@ -115,14 +115,14 @@ class Workers:
             process.wait()
 
     @staticmethod
-    def _receive(pipe: Connection) -> Landed:
+    def _receive(pipe: Connection) -> LandingResult:
         try:
             message = pipe.recv()
         except (EOFError, OSError):
             raise _died() from None
         if isinstance(message, LoaderError):
             raise message
-        if not isinstance(message, Landed):
+        if not isinstance(message, LandingResult):
             raise LoaderError(f"A worker process failed: {message}. Run the command again: it goes on from there.")
         return message
 

@@ -41,7 +41,7 @@ class Connector:
             with time_limit(connection, self._settings.commit_seconds):
                 set_session(connection, self._settings.lock_wait)
                 check_database(connection)
-                self._warehouse.look(connection)
+                self._warehouse.identify(connection)
         except BaseException:
             connection.close()
             raise

@@ -39,7 +39,7 @@ class Warehouse:
         self._offset = timedelta()
         self._warned_offset = 0.0
 
-    def look(self, connection: psycopg.Connection) -> str:
+    def identify(self, connection: psycopg.Connection) -> str:
         """Read the warehouse's id and its clock over a connection.
 
         Args:

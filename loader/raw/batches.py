@@ -1,7 +1,7 @@
 """Lands what a collector's senders have sent: many deliveries in one transaction.
 
 Nearly always there is nothing to do for them but to write their events, since events like them have landed before and
-all that they are made of is recorded. Then one statement is the whole transaction: `usual_rows` says when, and makes
+all that they are made of is recorded. Then one statement is the whole transaction: `known_rows` says when, and makes
 its rows. Everything else, refused messages and new properties among it, takes a transaction of several steps.
 """
 
@@ -12,17 +12,17 @@ import psycopg
 from msgspec.structs import replace
 
 from loader.events.model import Delivery, Event, Refused
-from loader.raw.catalog import Generation, Seen, Tracker
+from loader.raw.catalog import Generation, PendingChanges, SchemaRegistry
 from loader.raw.copy_format import END, HEADER, arrays_of, partition, rows_of
-from loader.raw.landing import Landed, land
+from loader.raw.landing import LandingResult, land
 
 
 @dataclass(frozen=True)
-class Unchecked:
+class UncheckedBatch:
     """Deliveries that have landed by one statement alone, to be checked against a record made anew meanwhile.
 
     Attributes:
-        generation: What the tracker knew as the record's generation before it found nothing new in them.
+        generation: What the registry knew as the record's generation before it found nothing new in them.
         deliveries: The deliveries.
         size: Their bytes.
     """
@@ -32,11 +32,11 @@ class Unchecked:
     size: int
 
 
-def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery], *, few: int = 0) -> bytes | list[bytes] | None:
+def known_rows(registry: SchemaRegistry, deliveries: Sequence[Delivery], *, few: int = 0) -> bytes | list[bytes] | None:
     """Make the rows of deliveries with nothing new about them, without asking the database.
 
     Args:
-        tracker: What is known of the events so far.
+        registry: What is known of the events so far.
         deliveries: The deliveries.
         few: How many events are to be made the arguments of `INSERT`.
 
@@ -55,7 +55,7 @@ def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery], *, few: int = 0
         return None
     for source, events in by_source.items():
         events.sort(key=partition)
-        if not tracker.is_usual(source, events):
+        if not registry.knows_all(source, events):
             return None
     now = deliveries[-1].received_at
     if sum(map(len, by_source.values())) <= few:
@@ -63,28 +63,32 @@ def usual_rows(tracker: Tracker, deliveries: Sequence[Delivery], *, few: int = 0
     return b"".join([HEADER, *(rows_of(source, events, now) for source, events in by_source.items()), END])
 
 
-def land_deliveries(connection: psycopg.Connection, tracker: Tracker, deliveries: Sequence[Delivery]) -> Landed:
+def land_deliveries(
+    connection: psycopg.Connection, registry: SchemaRegistry, deliveries: Sequence[Delivery]
+) -> LandingResult:
     """Land deliveries in a transaction of their own, whatever there is to do for them.
 
     Args:
         connection: A connection in autocommit.
-        tracker: What is known of the events so far.
+        registry: What is known of the events so far.
         deliveries: The deliveries.
 
     Raises:
         psycopg.Error: The database cannot take anything at the moment, or nobody knows whether it has.
     """
-    with tracker.transaction(connection) as seen:
-        return land_parts(connection, deliveries, seen)
+    with registry.transaction(connection) as changes:
+        return land_parts(connection, deliveries, changes)
 
 
-def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], seen: Seen) -> Landed:
+def land_parts(
+    connection: psycopg.Connection, deliveries: Iterable[Delivery], changes: PendingChanges
+) -> LandingResult:
     """Land deliveries in the connection's transaction.
 
     Args:
         connection: An open connection; the caller commits.
         deliveries: The deliveries.
-        seen: Takes note of what the events that land are made of.
+        changes: Records the properties of landed events.
 
     Raises:
         psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
@@ -103,29 +107,29 @@ def land_parts(connection: psycopg.Connection, deliveries: Iterable[Delivery], s
             number = numbers.setdefault((index, refused.offset), len(numbers))
             times[number] = received_at
             part.append(replace(refused, offset=number))
-    total = Landed()
+    total = LandingResult()
     for (source, entrance), messages in parts.items():
-        total.add(land(connection, source, entrance, messages, seen, times=times))
+        total.add(land(connection, source, entrance, messages, changes, times=times))
     return total
 
 
-def look_again(connection: psycopg.Connection, tracker: Tracker, batches: Iterable[Unchecked]) -> None:
+def recheck(connection: psycopg.Connection, registry: SchemaRegistry, batches: Iterable[UncheckedBatch]) -> None:
     """Make sure that what deliveries are made of is recorded, after they landed by one statement.
 
-    That they held nothing new was so by the record the tracker knew then. Should it have been made again since
+    That they held nothing new was so by the record the registry knew then. Should it have been made again since
     (`loader rescan`), they are looked at once more, whoever has learnt of that first. A rescan that commits later has
     found them itself, for they are committed by now.
 
     Args:
         connection: A connection in autocommit.
-        tracker: What is known of the events so far.
+        registry: What is known of the events so far.
         batches: Deliveries that are committed.
 
     Raises:
         psycopg.Error: The database cannot say.
     """
-    with tracker.transaction(connection) as seen:
+    with registry.transaction(connection) as changes:
         for unchecked in batches:
-            if unchecked.generation != tracker.generation:
+            if unchecked.generation != registry.generation:
                 for delivery in unchecked.deliveries:
-                    seen.look(delivery.source, sorted(delivery.events, key=partition))
+                    changes.record_fields(delivery.source, sorted(delivery.events, key=partition))

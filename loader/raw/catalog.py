@@ -116,8 +116,8 @@ class Collection:
     offset: int
 
 
-class Tracker:
-    """What a process knows to be recorded, so that an event like those before it costs no query.
+class SchemaRegistry:
+    """The recorded collections and properties that a process knows, so that an event with known fields costs no query.
 
     Attributes:
         generation: The record this was learnt of; None while nothing is known.
@@ -129,25 +129,25 @@ class Tracker:
         self.generation: Generation | None = None
 
     @contextmanager
-    def transaction(self, connection: psycopg.Connection) -> Iterator["Seen"]:
-        """Open a transaction whose events are taken note of; what is new is recorded as it commits.
+    def transaction(self, connection: psycopg.Connection) -> Iterator["PendingChanges"]:
+        """Open a transaction that records the new fields of its events as it commits.
 
         Args:
             connection: A connection with no transaction open.
 
         Yields:
-            What takes note of the events.
+            The changes that the transaction's events bring.
         """
-        seen = Seen(self, connection)
+        changes = PendingChanges(self, connection)
         recorded = False
         with connection.transaction():
             self._forget_outdated(connection)
-            yield seen
-            seen.record()
+            yield changes
+            changes.record()
             recorded = True
         # Only now: a rollback, also one the caller asked for, must not leave anything known that is not recorded.
         if recorded:
-            seen.learn()
+            changes.mark_recorded()
 
     def _forget_outdated(self, connection: psycopg.Connection) -> None:
         """Forget everything when the record is another one, since what we know of it may not be in this one."""
@@ -163,7 +163,7 @@ class Tracker:
         self.shapes.clear()
         self.collections.clear()
 
-    def is_usual(self, source: str, events: Iterable[Event]) -> bool:
+    def knows_all(self, source: str, events: Iterable[Event]) -> bool:
         """Say whether events hold nothing that is not known to be recorded, without asking the database.
 
         Args:
@@ -196,13 +196,13 @@ class Tracker:
         self.collections.update((source, name) for name in untracked)
 
 
-class Seen:
-    """What the events of one transaction are made of, as far as it is not recorded yet.
+class PendingChanges:
+    """The collections, properties and types of one transaction's events that are not recorded yet.
 
     Args:
-        tracker: What is known.
+        registry: What is known.
         connection: An open connection.
-        reserved: By collection, paths that have their place whatever else is seen.
+        reserved: By collection, the paths that are kept whatever other paths the events have.
 
     Attributes:
         collections: Those not recorded.
@@ -211,9 +211,12 @@ class Seen:
     """
 
     def __init__(
-        self, tracker: Tracker, connection: psycopg.Connection, reserved: dict[Key, frozenset[Path]] | None = None
+        self,
+        registry: SchemaRegistry,
+        connection: psycopg.Connection,
+        reserved: dict[Key, frozenset[Path]] | None = None,
     ) -> None:
-        self._tracker = tracker
+        self._registry = registry
         self._connection = connection
         self._reserved = reserved or {}
         self._room: dict[Key, int] = {}
@@ -226,11 +229,11 @@ class Seen:
     def prepare(self, source: str, events: Iterable[Event]) -> None:
         """Read what is recorded of events' collections; nothing can be read while they are being copied."""
         names = set(map(_collection, events)) - {None}
-        if any((source, name) not in self._tracker.shapes for name in names):
-            self._tracker.load(self._connection, source, names)
+        if any((source, name) not in self._registry.shapes for name in names):
+            self._registry.load(self._connection, source, names)
 
-    def unusual(self, source: str, events: Iterable[Event]) -> list[Event]:
-        """Return the events that `look` would take apart.
+    def unknown_events(self, source: str, events: Iterable[Event]) -> list[Event]:
+        """Return the events that `record_fields` would take apart.
 
         Args:
             source: The schema name of their source.
@@ -239,11 +242,11 @@ class Seen:
         found: list[Event] = []
         for collection, group in groupby(events, key=_collection):
             if collection is not None:
-                found.extend(_refused(self._tracker.shapes[source, collection], list(group)))
+                found.extend(_refused(self._registry.shapes[source, collection], list(group)))
         return found
 
-    def look(self, source: str, events: Sequence[Event]) -> None:
-        """Take note of events that have landed.
+    def record_fields(self, source: str, events: Sequence[Event]) -> None:
+        """Record the new fields of landed events.
 
         Args:
             source: The schema name of their source.
@@ -252,24 +255,24 @@ class Seen:
         self.prepare(source, events)
         for collection, group in groupby(events, key=_collection):
             if collection is not None:
-                shape = self._tracker.shapes[source, collection]
+                shape = self._registry.shapes[source, collection]
                 for event in _refused(shape, list(group)):
-                    self._look_closer((source, collection), shape, event)
+                    self._record_unknown((source, collection), shape, event)
 
-    def _look_closer(self, key: Key, shape: Shape, event: Event) -> None:
+    def _record_unknown(self, key: Key, shape: Shape, event: Event) -> None:
         """Take an event apart."""
         try:
-            if key not in self._tracker.collections and key not in self.collections:
+            if key not in self._registry.collections and key not in self.collections:
                 self.collections[key] = Collection(*key, event_name(event.payload), event.message_id, event.offset)
             shape.missed()
             properties = self.properties.setdefault(key, {})
-            for path, kind in shape.novelties(event.payload):
+            for path, kind in shape.unknown_fields(event.payload):
                 known = properties.get(path) or self._add(key, shape, path, event)
                 if known and not covers(known.types, kind):
                     known.types.add(kind)
                     self._unlearned.append((key, path, kind))
         except RecursionError:
-            self._leave_out(key, shape)
+            self._mark_untracked(key, shape)
 
     def _add(self, key: Key, shape: Shape, path: Path, event: Event) -> Property | None:
         """Make room for a property; None when the collection has no room left."""
@@ -278,14 +281,14 @@ class Seen:
             room = self._room.setdefault(key, TRACKED_PROPERTIES - max(shape.tracked, len(reserved)))
             if path not in reserved:
                 if not room:
-                    self._leave_out(key, shape)
+                    self._mark_untracked(key, shape)
                     return None
                 self._room[key] = room - 1
         added = Property(*key, path, event.message_id, event.offset)
         self.properties[key][path] = added
         return added
 
-    def _leave_out(self, key: Key, shape: Shape) -> None:
+    def _mark_untracked(self, key: Key, shape: Shape) -> None:
         if not shape.untracked:
             self.untracked.add(key)
 
@@ -297,13 +300,13 @@ class Seen:
             return
         lock_sources(self._connection, sources)
         for source in sources:
-            self._give_way(source)
+            self._respect_limit(source)
         found = [each for properties in self.properties.values() for each in properties.values()]
         with self._connection.cursor() as cursor:
             insert(cursor, self.collections.values(), found)
             mark_untracked(cursor, self.untracked)
 
-    def _give_way(self, source: str) -> None:
+    def _respect_limit(self, source: str) -> None:
         """Keep to the limit although others have recorded properties of the same collections since we looked."""
         names = [name for of, name in self.properties if of == source]
         counts = self._connection.execute(_COUNT_PROPERTIES, (source, names)).fetchall()
@@ -319,10 +322,10 @@ class Seen:
                 self.untracked.add((source, name))
                 self._outdated.add((source, name))
 
-    def learn(self) -> None:
-        """Tell the tracker that all this is recorded."""
-        shapes = self._tracker.shapes
-        self._tracker.collections.update(self.collections)
+    def mark_recorded(self) -> None:
+        """Tell the registry that all this is recorded."""
+        shapes = self._registry.shapes
+        self._registry.collections.update(self.collections)
         for key, path, kind in self._unlearned:
             if key in shapes and path in self.properties[key]:
                 shapes[key].learn(path, (kind,))

@@ -15,7 +15,7 @@ import psycopg
 
 from loader.errors import DatabaseError, without_values
 from loader.events.model import Event, Reason, Refused
-from loader.raw.catalog import Seen
+from loader.raw.catalog import PendingChanges
 from loader.raw.copy_format import END, HEADER, copy_statement, partition, rows_of
 from loader.runtime.terminal import shorten
 
@@ -48,7 +48,7 @@ _INVALID = """
 
 
 @dataclass
-class Landed:
+class LandingResult:
     """What became of some messages.
 
     Attributes:
@@ -66,7 +66,7 @@ class Landed:
         """Messages put in quarantine."""
         return self.reasons.total()
 
-    def add(self, other: "Landed") -> None:
+    def add(self, other: "LandingResult") -> None:
         """Add what became of others."""
         self.rows += other.rows
         self.reasons.update(other.reasons)
@@ -78,11 +78,11 @@ def land(
     source: str,
     entrance: str,
     messages: Iterable[Event | Refused],
-    seen: Seen | None,
+    changes: PendingChanges | None,
     *,
     path: str | None = None,
     times: Mapping[int, datetime] | None = None,
-) -> Landed:
+) -> LandingResult:
     """Land messages in the connection's transaction.
 
     Args:
@@ -90,7 +90,7 @@ def land(
         source: The schema name of the source.
         entrance: Where they came in, for the quarantine.
         messages: Events for raw.events, refusals for raw.quarantine.
-        seen: Takes note of what the events that land are made of; None when nobody is to know.
+        changes: Records the properties of landed events; None disables recording.
         path: The file they came from, for the quarantine, as text that PostgreSQL takes.
         times: When they were received, by their offsets, for the quarantine; those not in it are received now.
 
@@ -115,22 +115,24 @@ def land(
         elif any(event.received_at for event in events):
             row = cursor.execute("select now()").fetchone()
             now = row[0] if row else None
-        unusual: list[Event] = []
-        if seen:
-            seen.prepare(source, events)
+        unknown: list[Event] = []
+        if changes:
+            changes.prepare(source, events)
             _copy(
                 cursor,
                 source,
                 events,
                 now,
                 culprits,
-                meanwhile=lambda block: unusual.extend(seen.unusual(source, block)),
+                meanwhile=lambda block: unknown.extend(changes.unknown_events(source, block)),
             )
             blamed = {culprit.offset for culprit in culprits}
-            seen.look(source, [event for event in events if event.offset not in blamed] if blamed else unusual)
+            changes.record_fields(
+                source, [event for event in events if event.offset not in blamed] if blamed else unknown
+            )
         else:
             _copy(cursor, source, events, now, culprits)
-        refused = _settle(refused, culprits)
+        refused = _merge_refusals(refused, culprits)
         if refused:
             cursor.executemany(
                 _QUARANTINE,
@@ -149,14 +151,14 @@ def land(
                     for r in refused
                 ],
             )
-    return Landed(
+    return LandingResult(
         rows=len(events) - len(culprits),
         reasons=Counter(r.reason.value for r in refused),
         repaired=sum(r.repaired for r in refused),
     )
 
 
-def _settle(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
+def _merge_refusals(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
     """Add what the database refused to what was refused before; nothing is repaired that did not land after all."""
     if not culprits:
         return refused

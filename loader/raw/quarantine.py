@@ -12,7 +12,7 @@ from loader.errors import UsageError
 from loader.events.formats import parse_message
 from loader.events.json_text import strip_body
 from loader.events.model import Event, Refused
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import explain, land
 
 
@@ -132,13 +132,13 @@ def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: b
     """
     chosen = list(dict.fromkeys(numbers))
     _refuse_landed(connection, chosen)
-    tracker = Tracker()
-    outcomes = [_retry(connection, tracker, find_message(connection, number), replacement) for number in chosen]
+    registry = SchemaRegistry()
+    outcomes = [_retry(connection, registry, find_message(connection, number), replacement) for number in chosen]
     return [outcome for outcome in outcomes if outcome]
 
 
 def _retry(
-    connection: psycopg.Connection, tracker: Tracker, message: Message, replacement: bytes | None
+    connection: psycopg.Connection, registry: SchemaRegistry, message: Message, replacement: bytes | None
 ) -> Retried | None:
     """Try to land one message; None when somebody else has landed it meanwhile."""
     payload = message.payload.rstrip(b"\n") if replacement is None else strip_body(replacement)
@@ -159,14 +159,14 @@ def _retry(
     if len(refused) == len(parsed):
         return Retried(message.id, 0, len(refused), why)
     try:
-        with tracker.transaction(connection) as seen:
+        with registry.transaction(connection) as changes:
             resolved = connection.execute(
                 "update raw.quarantine set resolved_at = now(), resolution = %s where id = %s and resolved_at is null",
                 ("retried" if replacement is None else "replaced", message.id),
             )
             if not resolved.rowcount:
                 return None
-            landed = land(connection, message.source, message.entrance, parsed, seen, path=message.path, times=times)
+            landed = land(connection, message.source, message.entrance, parsed, changes, path=message.path, times=times)
             if not landed.rows:
                 raise psycopg.Rollback
     except psycopg.errors.LockNotAvailable:

@@ -16,7 +16,16 @@ from loader.events.model import Event
 from loader.events.shapes import Path, Shape, covers
 from loader.postgres.connection import NO_TIMEOUTS
 from loader.postgres.file_locks import POLL_SECONDS
-from loader.raw.catalog import Key, Property, Seen, Tracker, digest, insert, lock_sources, mark_untracked
+from loader.raw.catalog import (
+    Key,
+    PendingChanges,
+    Property,
+    SchemaRegistry,
+    digest,
+    insert,
+    lock_sources,
+    mark_untracked,
+)
 from loader.raw.landing import explain
 
 _BATCH = 1000
@@ -88,7 +97,7 @@ Types = dict[Key, dict[Path, set[str]]]
 
 
 @dataclass
-class Rescanned:
+class RescanResult:
     """What a scan found.
 
     Attributes:
@@ -106,7 +115,7 @@ class Rescanned:
     held: list[str]
 
 
-def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescanned:
+def rescan(connection: psycopg.Connection, source: str | None = None) -> RescanResult:
     """Make what is recorded of the events again, in one transaction, and look after what landed meanwhile.
 
     What was recorded before keeps its place, its first event and its time, unless no event has it any more. Landing
@@ -132,11 +141,13 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
             # Nothing new is recorded from here on, so the events of all that is recorded are there to be read.
             lock_sources(connection, sources)
             recorded = _recorded(connection, sources)
-            seen = Seen(_Unknowing(), connection, {key: frozenset(types) for key, types in recorded.items()})
+            changes = PendingChanges(
+                _EmptyRegistry(), connection, {key: frozenset(types) for key, types in recorded.items()}
+            )
             (snapshot,) = connection.execute("select pg_current_snapshot()::text").fetchall()[0]
-            events = _look(connection, seen, sources, _EVENTS, (sources,))
-            found = [each for properties in seen.properties.values() for each in properties.values()]
-            _replace_collections(connection, sources, seen)
+            events = _look(connection, changes, sources, _EVENTS, (sources,))
+            found = [each for properties in changes.properties.values() for each in properties.values()]
+            _replace_collections(connection, sources, changes)
             _replace_properties(connection, found, recorded)
             new = [each for each in found if _is_new(each, recorded)]
             held = _make_again(connection, new)
@@ -144,7 +155,7 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
         _await_landing(connection)
         with connection.transaction():
             connection.execute(NO_TIMEOUTS)
-            late = Seen(Tracker(), connection)
+            late = PendingChanges(SchemaRegistry(), connection)
             _look(connection, late, sources, _LATE_EVENTS, {"sources": sources, "snapshot": snapshot})
             late.record()
             held += _make_again(
@@ -154,11 +165,11 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> Rescann
         raise  # the command names the session that holds the lock
     except psycopg.Error as error:
         raise explain(error) from None
-    return Rescanned(events, len(seen.collections), len(found), len(new), sorted(set(held)))
+    return RescanResult(events, len(changes.collections), len(found), len(new), sorted(set(held)))
 
 
-class _Unknowing(Tracker):
-    """A tracker to which nothing is recorded, so that everything is found."""
+class _EmptyRegistry(SchemaRegistry):
+    """A registry to which nothing is recorded, so that everything is found."""
 
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:  # noqa: ARG002
         """Begin with nothing."""
@@ -167,7 +178,11 @@ class _Unknowing(Tracker):
 
 
 def _look(
-    connection: psycopg.Connection, seen: Seen, sources: Sequence[str], query: LiteralString, values: Values
+    connection: psycopg.Connection,
+    changes: PendingChanges,
+    sources: Sequence[str],
+    query: LiteralString,
+    values: Values,
 ) -> int:
     """Read events in the order they landed, and return how many there are."""
     events = 0
@@ -176,7 +191,7 @@ def _look(
         while rows := cursor.fetchmany(_BATCH):
             events += len(rows)
             for source in sources:
-                seen.look(
+                changes.record_fields(
                     source,
                     [
                         Event(payload.encode(), seq, message_id, collection, None)
@@ -184,7 +199,7 @@ def _look(
                         if of == source
                     ],
                 )
-            seen.learn()
+            changes.mark_recorded()
     return events
 
 
@@ -216,13 +231,13 @@ def _recorded(connection: psycopg.Connection, sources: Sequence[str]) -> Types:
     return recorded
 
 
-def _replace_collections(connection: psycopg.Connection, sources: Sequence[str], seen: Seen) -> None:
+def _replace_collections(connection: psycopg.Connection, sources: Sequence[str], changes: PendingChanges) -> None:
     recorded = set(connection.execute(_RECORDED_COLLECTIONS, (list(sources),)).fetchall())
     with connection.cursor() as cursor:
-        cursor.executemany(_FORGET_COLLECTION, sorted(recorded - seen.collections.keys()))
+        cursor.executemany(_FORGET_COLLECTION, sorted(recorded - changes.collections.keys()))
         cursor.execute(_FORGET_UNTRACKED, (list(sources),))
-        insert(cursor, [each for key, each in seen.collections.items() if key not in recorded], [])
-        mark_untracked(cursor, seen.untracked)
+        insert(cursor, [each for key, each in changes.collections.items() if key not in recorded], [])
+        mark_untracked(cursor, changes.untracked)
 
 
 def _replace_properties(connection: psycopg.Connection, found: Sequence[Property], recorded: Types) -> None:

@@ -97,7 +97,7 @@ last_transform_timestamp_seconds = Gauge(
 
 def render() -> bytes:
     """Return all metrics in Prometheus' text format, those of the processes on the same port included."""
-    settle()
+    flush()
     if SHARED_FOLDER not in os.environ:
         return generate_latest(registry)
     together = CollectorRegistry()
@@ -138,11 +138,11 @@ _answered: dict[tuple[str, int], int] = {}
 
 
 def count_request(route: str, status: int) -> None:
-    """Count a request; `settle` makes it known."""
+    """Count a request; `flush` makes it known."""
     _answered[route, status] = _answered.get((route, status), 0) + 1
 
 
-def settle() -> None:
+def flush() -> None:
     """Make known what was counted: once in a while, since a lock for each request would be felt."""
     while _answered:
         (route, status), number = _answered.popitem()

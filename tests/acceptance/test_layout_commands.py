@@ -103,7 +103,10 @@ def test_a_scaffolded_model_takes_the_table_over(
 
 @pytest.mark.parametrize(
     ("event", "said"),
-    [("Never Seen", "No event named Never Seen has landed"), ("Email Opened", "has a model already")],
+    [
+        ("Never Seen", "No event named Never Seen has landed"),
+        ("Email Opened", "has a model already"),
+    ],
 )
 def test_a_model_is_written_only_for_an_event_without_one(
     served_loader: Loader, tmp_path: Path, event: str, said: str

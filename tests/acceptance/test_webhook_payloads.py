@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from loader.events.formats import FILE, ITERABLE_WEBHOOK, parse_message
 from loader.events.model import Event
 from loader.postgres.database import open_database
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.transform.dbt import transform
 from tests.conftest import DATA, own_database
@@ -50,7 +50,7 @@ def connection(server: str, home: Path, served_template: str) -> Iterator[psycop
     ):
         for entrance, form in ((ITERABLE_WEBHOOK, "webhook"), (FILE, "track")):
             events = [accepted(entrance, example[form], place) for place, example in enumerate(CASES.values())]
-            with Tracker().transaction(opened) as seen:
+            with SchemaRegistry().transaction(opened) as seen:
                 assert land(opened, "iterable", entrance, events, seen).rows == len(CASES)
         with open_database(settings) as database:
             assert not [table for table in transform(database, settings) if table.error]

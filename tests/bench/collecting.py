@@ -32,7 +32,7 @@ _ENDURANCE_SECONDS = 600
 # The same server, protocol and event loop, with an application that reads the body and answers.
 _NOTHING = """
 import asyncio, sys, uvicorn, uvloop
-from loader.collector.protocol import Connection
+from loader.collector.protocol import HttpProtocol
 from loader.collector.server import bind
 
 BODY = b'{"success": true}'
@@ -40,7 +40,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"17")]
 
 class Application:
     request_seconds = 30
-    shortcut = None
+    fast_path = None
 
     async def __call__(self, scope, receive, send):
         await receive()
@@ -48,7 +48,7 @@ class Application:
         await send({"type": "http.response.body", "body": BODY})
 
 config = uvicorn.Config(
-    Application(), http=Connection, ws="none", lifespan="off", access_log=False, log_config=None,
+    Application(), http=HttpProtocol, ws="none", lifespan="off", access_log=False, log_config=None,
     server_header=False, proxy_headers=False,
 )
 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -9,7 +9,7 @@ import psutil
 from loader.events.segment import parse_lines
 from loader.files.chunks import LineReader
 from loader.postgres.connection import connect
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from tests.bench.ground import Ground, median_ratio, report, seconds
 
@@ -70,11 +70,11 @@ def tracking(ground: Ground) -> None:
     ground.run_loader(url, "migrate")
     with path.open("rb") as file:
         chunks = [chunk.data or b"" for chunk in LineReader(file, str(path), with_data=True).chunks()]
-    tracker = Tracker()
+    registry = SchemaRegistry()
     pairs = []
     with connect(url, autocommit=True) as connection:
 
-        def land_all(known: Tracker | None) -> tuple[float, float]:
+        def land_all(known: SchemaRegistry | None) -> tuple[float, float]:
             """Return the seconds it took, and those of them in which this process worked."""
             connection.execute("truncate raw.events")
             connection.execute("checkpoint")
@@ -91,9 +91,9 @@ def tracking(ground: Ground) -> None:
         for round_ in range(_TRACKING_ROUNDS + 1):
             # Each first in every other round: what comes second finds the server's files warm.
             if round_ % 2:
-                with_, without = land_all(tracker), land_all(None)
+                with_, without = land_all(registry), land_all(None)
             else:
-                without, with_ = land_all(None), land_all(tracker)
+                without, with_ = land_all(None), land_all(registry)
             if round_:
                 pairs.append((with_, without))
     wall = statistics.median(with_[0] / without[0] for with_, without in pairs)

@@ -73,7 +73,7 @@ def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
 def test_events_land_once_and_nobody_takes_the_database_for_away(
     pooled: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wires and threads meet each other's prepared statements, or none: that costs no event and no spooling."""
+    """Asynchronous connections and threads meet each other's prepared statements, or none. No event is spooled."""
     with database.begin() as connection:
         key = add_key(connection, "Iterable")
     with collecting(pooled) as collector, load(collector.port, key) as sent:

@@ -10,7 +10,7 @@ import pytest
 from loader.events.model import Event
 from loader.events.timestamps import read_moment
 from loader.postgres.database import Database
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
 from tests.warehouse import everything, run
@@ -82,7 +82,7 @@ def send(connection: psycopg.Connection, number: int, *, collection: str = "emai
     """Land an event with some fields of its call."""
     payload = {"type": "track", "event": "Email Opened", "userId": "u", "properties": {"campaignId": 1}} | fields
     event = Event(json.dumps(payload).encode(), 0, f"e{number:02}", collection, RECEIVED)
-    with Tracker().transaction(connection) as seen:
+    with SchemaRegistry().transaction(connection) as seen:
         land(connection, "iterable", "file", [event], seen)
 
 

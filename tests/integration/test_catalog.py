@@ -14,8 +14,8 @@ from loader.events.segment import parse_lines
 from loader.events.shapes import TRACKED_PROPERTIES, type_of
 from loader.files.load import Load
 from loader.postgres.database import Database
-from loader.raw.catalog import Tracker, lock_sources
-from loader.raw.landing import Landed, land
+from loader.raw.catalog import SchemaRegistry, lock_sources
+from loader.raw.landing import LandingResult, land
 from loader.raw.quarantine import open_messages, retry
 from loader.raw.rescan import rescan
 from tests.conftest import Loader
@@ -40,10 +40,12 @@ def connection(database: Database) -> Iterator[psycopg.Connection]:
         yield opened
 
 
-def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], tracker: Tracker | None = None) -> Landed:
-    """Land lines in a transaction of their own, by a process that knows what the tracker knows."""
-    with (tracker or Tracker()).transaction(connection) as seen:
-        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen, path="file")
+def land_lines(
+    connection: psycopg.Connection, lines: Iterable[bytes], registry: SchemaRegistry | None = None
+) -> LandingResult:
+    """Land lines in a transaction of their own, by a process that knows what the registry knows."""
+    with (registry or SchemaRegistry()).transaction(connection) as changes:
+        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), changes, path="file")
 
 
 def properties(connection: psycopg.Connection, columns: str = "collection, path, types") -> Rows:
@@ -61,9 +63,9 @@ def test_more_collections_than_are_remembered_can_land(
 ) -> None:
     """What is forgotten to make room is read again for those that land, also where only some of them are new."""
     monkeypatch.setattr("loader.raw.catalog._REMEMBERED", 2)
-    tracker = Tracker()
+    registry = SchemaRegistry()
     for round_, names in enumerate(["ab", "bc", "abc", "c"]):
-        landed = land_lines(connection, [call(f"{name}{round_}", {"a": 1}, event=name) for name in names], tracker)
+        landed = land_lines(connection, [call(f"{name}{round_}", {"a": 1}, event=name) for name in names], registry)
         assert landed.rows == len(names)
     assert [row[0] for row in collections(connection, "collection")] == ["a", "b", "c"]
 
@@ -96,13 +98,13 @@ def test_landing_records_what_events_are_made_of(connection: psycopg.Connection)
 
 def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection) -> None:
     """A process that knows, and one that finds it recorded, write nothing; a new type is added to the old ones."""
-    tracker = Tracker()
-    land_lines(connection, [call("m1", {"a": 1, "b": "x"})], tracker)
+    registry = SchemaRegistry()
+    land_lines(connection, [call("m1", {"a": 1, "b": "x"})], registry)
     before = properties(connection, "xmin, number, digest")
-    for each in (tracker, Tracker()):
+    for each in (registry, SchemaRegistry()):
         land_lines(connection, [call(f"m{i}", {"a": i, "b": "y"}) for i in range(100)], each)
         assert properties(connection, "xmin, number, digest") == before
-    land_lines(connection, [call("m2", {"a": True})], tracker)
+    land_lines(connection, [call("m2", {"a": True})], registry)
     assert properties(connection, "path[2], types, first_event_id") == [
         ("a", ["bigint", "boolean"], "m1"),
         ("b", ["text"], "m1"),
@@ -111,15 +113,15 @@ def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection
 
 def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None:
     """What was not committed is recorded by the next event that has it, also by the same process."""
-    tracker = Tracker()
-    with suppress(ZeroDivisionError), tracker.transaction(connection) as seen:
-        land(connection, "iterable", "file", parse_lines(call("m1", {"a": 1}), 0), seen)
+    registry = SchemaRegistry()
+    with suppress(ZeroDivisionError), registry.transaction(connection) as changes:
+        land(connection, "iterable", "file", parse_lines(call("m1", {"a": 1}), 0), changes)
         raise ZeroDivisionError
-    with tracker.transaction(connection) as seen:
-        land(connection, "iterable", "file", parse_lines(call("m2", {"a": 1}), 0), seen)
+    with registry.transaction(connection) as changes:
+        land(connection, "iterable", "file", parse_lines(call("m2", {"a": 1}), 0), changes)
         raise psycopg.Rollback
     assert (collections(connection), properties(connection)) == ([], [])
-    land_lines(connection, [call("m3", {"a": 1})], tracker)
+    land_lines(connection, [call("m3", {"a": 1})], registry)
     assert collections(connection, "first_event_id") == [("m3",)]
     assert properties(connection, "path, first_event_id") == [(["properties", "a"], "m3")]
 
@@ -166,7 +168,7 @@ def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_pat
 
 def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.Connection) -> None:
     """The limit is kept whoever lands; the collection is marked, and new types of what is tracked still count."""
-    first, second = Tracker(), Tracker()
+    first, second = SchemaRegistry(), SchemaRegistry()
     land_lines(connection, [call("m0", {"key0": 1})], second)
     land_lines(connection, [call(f"m{i}", {f"key{i}": 1}) for i in range(TRACKED_PROPERTIES - 2)], first)
     assert collections(connection, "untracked") == [(False,)]
@@ -174,8 +176,8 @@ def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.C
         connection, [call("x", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES - 4, TRACKED_PROPERTIES + 1)})], second
     )
     assert collections(connection, "untracked") == [(True,)]
-    for tracker in (first, second, Tracker()):
-        land_lines(connection, [call("y", {"yet another": 1, f"key{TRACKED_PROPERTIES - 1}": 1})], tracker)
+    for registry in (first, second, SchemaRegistry()):
+        land_lines(connection, [call("y", {"yet another": 1, f"key{TRACKED_PROPERTIES - 1}": 1})], registry)
     land_lines(connection, [call("z", {f"key{TRACKED_PROPERTIES - 5}": "x"})], second)
     rows = properties(connection, "path[2], types")
     assert [row[0] for row in rows] == [f"key{i}" for i in range(TRACKED_PROPERTIES)]
@@ -184,13 +186,13 @@ def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.C
 
 def test_thousands_of_shapes_are_all_recorded(connection: psycopg.Connection) -> None:
     """Events of which no two are alike, in thousands of collections, lose none of their properties."""
-    tracker = Tracker()
+    registry = SchemaRegistry()
     for start in range(0, 2000, 500):
         lines = [
             call(f"m{i}", {f"key{i}": 1, f"key{i // 2}": 2}, event="Order Placed") for i in range(start, start + 500)
         ]
         lines += [call(f"n{i}", {"a": 1}, event=f"event {i}") for i in range(start, start + 500)]
-        land_lines(connection, lines, tracker)
+        land_lines(connection, lines, registry)
     rows = properties(connection, "collection, path[2]")
     assert sorted(rows) == sorted(
         [("order_placed", f"key{i}") for i in range(2000)] + [(f"event_{i}", "a") for i in range(2000)]
@@ -220,9 +222,9 @@ HOSTILE = [
 
 def test_keys_of_any_name_are_recorded_as_they_are(connection: psycopg.Connection) -> None:
     """Quotes, backslashes, control characters, no character at all: each is a path of its own."""
-    tracker = Tracker()
+    registry = SchemaRegistry()
     for i in range(3):
-        land_lines(connection, [call(f"m{i}-{j}", {key: {key: 1}}) for j, key in enumerate(HOSTILE * 20)], tracker)
+        land_lines(connection, [call(f"m{i}-{j}", {key: {key: 1}}) for j, key in enumerate(HOSTILE * 20)], registry)
     assert properties(connection, "path") == [(["properties", key, key],) for key in HOSTILE]
     assert connection.execute("select count(distinct digest) from raw.properties").fetchone() == (len(HOSTILE),)
 
@@ -331,14 +333,14 @@ def test_a_rescan_keeps_what_is_tracked_of_a_collection_that_has_more(connection
 
 def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg.Connection) -> None:
     """What is known lands at once; what is new waits until the scan is done."""
-    tracker = Tracker()
-    land_lines(connection, VARIED, tracker)
+    registry = SchemaRegistry()
+    land_lines(connection, VARIED, registry)
     process = connection.info.backend_pid
     with ThreadPoolExecutor(1) as beside:
         with database.connect() as other:
             lock_sources(other, ["iterable"])
-            land_lines(connection, VARIED, tracker)
-            landing = beside.submit(land_lines, connection, [call("m9", {"new": 1})], tracker)
+            land_lines(connection, VARIED, registry)
+            landing = beside.submit(land_lines, connection, [call("m9", {"new": 1})], registry)
             waits = "select %s in (select pid from pg_locks where locktype = 'advisory' and not granted)"
             wait_until(lambda: other.execute(waits, (process,)).fetchone() == (True,), "the landing to wait")
             assert not landing.done()
@@ -348,20 +350,20 @@ def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg
 
 def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.Connection) -> None:
     """What it remembers holds until somebody makes the record again, and no longer."""
-    tracker = Tracker()
-    land_lines(connection, VARIED, tracker)
+    registry = SchemaRegistry()
+    land_lines(connection, VARIED, registry)
     before = everything(connection)
     connection.execute("delete from raw.events")
     rescan(connection)
     assert everything(connection) == ([], [])
-    land_lines(connection, VARIED, tracker)
+    land_lines(connection, VARIED, registry)
     assert everything(connection) == before
 
 
 def test_what_lands_during_a_rescan_stays_recorded(database: Database, connection: psycopg.Connection) -> None:
     """A transaction that began before a rescan and commits after it records nothing, and still loses nothing."""
-    tracker = Tracker()
-    land_lines(connection, VARIED, tracker)
+    registry = SchemaRegistry()
+    land_lines(connection, VARIED, registry)
     before = everything(connection)
     connection.execute("delete from raw.events")
 
@@ -373,8 +375,8 @@ def test_what_lands_during_a_rescan_stays_recorded(database: Database, connectio
         database.connect(autocommit=True) as reader,
         ThreadPoolExecutor(1) as beside,
     ):
-        with tracker.transaction(connection) as seen:
-            land(connection, "iterable", "file", parse_lines(b"\n".join(VARIED), 0), seen)
+        with registry.transaction(connection) as changes:
+            land(connection, "iterable", "file", parse_lines(b"\n".join(VARIED), 0), changes)
             rescanning = beside.submit(rescan, scanner)
             wait_until(made_again, "the record to be made again, of no events")
             # Long enough for a rescan that would not wait for us.

@@ -185,12 +185,12 @@ def test_a11_clocks_that_agree_are_left_alone(connection: psycopg.Connection, mo
     """A measurement is only as exact as its round trip; an offset within it does not move."""
     warehouse = Warehouse()
     for _ in range(20):
-        warehouse.look(connection)
+        warehouse.identify(connection)
         assert warehouse.is_measured
         assert warehouse.correct(datetime(2026, 3, 4, tzinfo=UTC)) == datetime(2026, 3, 4, tzinfo=UTC)
     with monkeypatch.context() as patched:
         patched.setattr(loader.postgres.warehouse, "wall_clock", lambda: datetime.now(UTC) - YEAR)
-        warehouse.look(connection)
+        warehouse.identify(connection)
         assert abs(warehouse.now() - database_time(connection)) < EXACT
-    warehouse.look(connection)
+    warehouse.identify(connection)
     assert abs(warehouse.now() - database_time(connection)) < EXACT

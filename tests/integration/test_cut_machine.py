@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from loader.postgres.database import Database
 from loader.settings import Settings
-from tests.warehouse import Landed, expected, land, law, run
+from tests.warehouse import LandingResult, expected, land, law, run
 
 SOURCES = ("iterable", "app")
 MODELS = ("email_opened", "push_opened", "tracks")
@@ -36,9 +36,9 @@ class Writer:
 
     def __init__(self, url: str) -> None:
         self.connection = psycopg.connect(url)
-        self.events: list[Landed] = []
+        self.events: list[LandingResult] = []
 
-    def end(self, *, commit: bool) -> list[Landed]:
+    def end(self, *, commit: bool) -> list[LandingResult]:
         """Commit or roll back, and return what it leaves."""
         if commit:
             self.connection.commit()
@@ -62,8 +62,8 @@ class CutMachine(RuleBasedStateMachine):
             + ";".join(f"truncate {source}.{model}" for source in SOURCES for model in MODELS)
         )
         self.writers: dict[int, Writer] = {}
-        self.committed: list[Landed] = []
-        self.seen: dict[str, list[Landed]] = {model: [] for model in MODELS}
+        self.committed: list[LandingResult] = []
+        self.seen: dict[str, list[LandingResult]] = {model: [] for model in MODELS}
         self.adopted = False
         self.number = 0
 

@@ -14,7 +14,7 @@ import pytest
 from loader.events.segment import parse_lines
 from loader.postgres.database import Database
 from loader.postgres.embedded import EmbeddedServer
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled, transform
@@ -51,7 +51,7 @@ class Warehouse:
             self._landed += 1
             call = {"type": "track", "event": event, "userId": "u", "messageId": f"e{self._landed}", "properties": each}
             lines.append(json.dumps(call | ({} if context is None else {"context": context})).encode())
-        with Tracker().transaction(self.connection) as seen:
+        with SchemaRegistry().transaction(self.connection) as seen:
             land(self.connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen)
 
     def run(self, **options: Any) -> dict[str, TableFilled]:
@@ -296,7 +296,7 @@ def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> N
     def load(loader: int) -> int:
         chance = random.Random(loader)
         with warehouse.database.connect(autocommit=True) as connection:
-            tracker = Tracker()
+            registry = SchemaRegistry()
             for batch in range(40):
                 if batch == 20:
                     halfway.wait(timeout=60)
@@ -311,7 +311,7 @@ def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> N
                         "context": {"app": {f"c{chance.randrange(5)}": chance.choice(values)}},
                     }
                     lines.append(json.dumps(call).encode())
-                with tracker.transaction(connection) as seen:
+                with registry.transaction(connection) as seen:
                     land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen)
         return 400
 

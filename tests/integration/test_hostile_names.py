@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 
 from loader.events.segment import parse_lines
 from loader.postgres.database import Database, open_database
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
 from tests.conftest import own_database
@@ -204,7 +204,7 @@ class Warehouse:
         """Land events in one transaction, run, and compare."""
         new = list(events)
         lines = b"\n".join(json.dumps(each).encode() for each in new)
-        with Tracker().transaction(self.connection) as seen:
+        with SchemaRegistry().transaction(self.connection) as seen:
             landed = land(self.connection, "iterable", "file", parse_lines(lines, 0), seen, path="file")
         assert (landed.rows, landed.quarantined) == (len(new), 0)
         self.events += new

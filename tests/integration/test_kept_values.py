@@ -8,7 +8,7 @@ import pytest
 
 from loader.events.segment import parse_lines
 from loader.postgres.database import Database
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.raw.rescan import rescan
 from loader.settings import Settings
@@ -31,7 +31,7 @@ def send(connection: psycopg.Connection, *parts: str) -> None:
     for part in parts:
         message_id, fields = part.split(" ", 1)
         lines.append(f'{{"type":"track","event":"Email Opened","userId":"u","messageId":"{message_id}",{fields}}}')
-    with Tracker().transaction(connection) as seen:
+    with SchemaRegistry().transaction(connection) as seen:
         land(connection, "iterable", "file", parse_lines("\n".join(lines).encode(), 0), seen)
 
 

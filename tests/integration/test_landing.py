@@ -13,7 +13,7 @@ from loader.events.model import Event, Reason, Refused
 from loader.events.segment import parse_lines
 from loader.files.streams import printable
 from loader.postgres.database import Database
-from loader.raw.landing import Landed, blames_row, explain, land
+from loader.raw.landing import LandingResult, blames_row, explain, land
 
 # A number PostgreSQL has no room for, in JSON without a flaw.
 TOO_LARGE = b"1e200000"
@@ -32,7 +32,7 @@ def connection(database: Database) -> Iterator[psycopg.Connection]:
         yield opened
 
 
-def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], path: str | None = "file") -> Landed:
+def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], path: str | None = "file") -> LandingResult:
     """Land lines in a transaction of their own."""
     with connection.transaction():
         return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), None, path=path)
@@ -351,10 +351,10 @@ def test_landing_commits_nothing(database: Database, connection: psycopg.Connect
 
 def test_what_became_of_messages_adds_up() -> None:
     """Counts of several landings are their sum."""
-    total = Landed(1)
-    total.add(Landed(2))
+    total = LandingResult(1)
+    total.add(LandingResult(2))
     refused = Refused(b"{", 0, Reason.INVALID_JSON, "")
-    other = Landed(3)
+    other = LandingResult(3)
     other.reasons[refused.reason.value] += 2
     other.repaired = 1
     total.add(other)
@@ -365,4 +365,4 @@ def test_what_became_of_messages_adds_up() -> None:
 def test_nothing_is_landed_of_nothing(connection: psycopg.Connection) -> None:
     """An empty chunk is no mistake."""
     messages: list[Event | Refused] = []
-    assert land(connection, "iterable", "file", messages, None) == Landed()
+    assert land(connection, "iterable", "file", messages, None) == LandingResult()

@@ -582,7 +582,7 @@ def test_workers_without_a_database_say_so(database: Database, events: Path) -> 
 
     def hand_over() -> None:
         workers.submit(Work(0, "iterable", "file", str(events), Chunk(b"", 0, 0, 0, b"")))
-        workers.settle()
+        workers.commit_oldest()
 
     try:
         with pytest.raises(LoaderError, match=r'Cannot connect to the database at .*"test_\w+_missing" does not exist'):

@@ -9,7 +9,7 @@ import pytest
 from loader.events.model import Reason, Refused
 from loader.events.segment import parse_lines
 from loader.postgres.database import Database
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
 from tests.warehouse import everything, run
@@ -28,7 +28,7 @@ def send(connection: psycopg.Connection, *properties: str) -> None:
         f'{{"type":"track","event":"Email Opened","userId":"u","messageId":"e{number}","properties":{text}}}'
         for number, text in enumerate(properties)
     ]
-    with Tracker().transaction(connection) as seen:
+    with SchemaRegistry().transaction(connection) as seen:
         land(connection, "iterable", "file", parse_lines("\n".join(lines).encode(), 0), seen)
 
 
@@ -79,6 +79,6 @@ def test_c10_a_text_column_keeps_every_digit(
 def test_c10_a_detail_in_quarantine_is_bounded(connection: psycopg.Connection) -> None:
     """The message is kept whole; why it was refused is told in a thousand characters."""
     refused = Refused(b"{}", 0, Reason.BAD_REQUEST, "x" * 5000)
-    with Tracker().transaction(connection) as seen:
+    with SchemaRegistry().transaction(connection) as seen:
         land(connection, "iterable", "file", [refused], seen)
     assert connection.execute("select detail from raw.quarantine").fetchall() == [("x" * 999 + "…",)]

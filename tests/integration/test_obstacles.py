@@ -11,7 +11,7 @@ import pytest
 from loader.events.segment import parse_lines
 from loader.postgres.connection import NO_TIMEOUTS
 from loader.postgres.database import Database, bundled
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
 from tests.collecting import assert_taken, opened_entrance
@@ -32,7 +32,7 @@ def send(connection: psycopg.Connection, *names: str, source: str = "iterable") 
     lines = [
         json.dumps({"type": "track", "event": name, "userId": "u", "messageId": f"{source}-{name}"}) for name in names
     ]
-    with Tracker().transaction(connection) as seen:
+    with SchemaRegistry().transaction(connection) as seen:
         land(connection, source, "file", parse_lines("\n".join(lines).encode(), 0), seen)
 
 

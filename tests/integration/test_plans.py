@@ -12,7 +12,7 @@ import pytest
 from loader.events.segment import parse_lines
 from loader.postgres.database import Database
 from loader.postgres.embedded import EmbeddedServer
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
 from loader.transform.dbt import transform
@@ -158,7 +158,7 @@ def test_a_found_column_costs_no_further_scan(history: Database, served_settings
     log = shared_home / "embedded" / "postgres.log"
 
     def statements_of_a_run(number: int, properties: dict[str, object]) -> list[str]:
-        with history.connect(autocommit=True) as connection, Tracker().transaction(connection) as seen:
+        with history.connect(autocommit=True) as connection, SchemaRegistry().transaction(connection) as seen:
             call = {"type": "track", "event": "Email Opened", "userId": "u", "messageId": f"s{number}"}
             line = json.dumps(call | {"properties": properties})
             land(connection, "iterable", "file", parse_lines(line.encode(), 0), seen)

@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.buffer.connection_pool import WIRES
+from loader.buffer.connection_pool import CONNECTIONS
 from loader.postgres.database import open_database
 from loader.raw.sources import add_key
 from loader.settings import Settings
@@ -56,7 +56,9 @@ def replace_database(settings: Settings, server: str, proxy: Proxy, file: Path) 
     proxy.start()
     with psycopg.connect(server, autocommit=True) as connection:
         opened = "select from pg_stat_activity where datname = %s and application_name = 'loader'"
-        wait_until(lambda: len(connection.execute(opened, (name,)).fetchall()) >= WIRES, "wires to be opened again")
+        wait_until(
+            lambda: len(connection.execute(opened, (name,)).fetchall()) >= CONNECTIONS, "wires to be opened again"
+        )
 
 
 def restore_in_place(settings: Settings, server: str, proxy: Proxy, file: Path) -> None:

@@ -83,7 +83,7 @@ def ids(settings: Settings) -> list[str]:
 def id_of(settings: Settings) -> str:
     """Return the id of a warehouse."""
     with psycopg.connect(settings.database_url, autocommit=True) as connection:
-        return Warehouse().look(connection)
+        return Warehouse().identify(connection)
 
 
 def spool_events(settings: Settings, key: str, *message_ids: str) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from loader.events.segment import parse_lines
 from loader.postgres.database import Database
-from loader.raw.catalog import Tracker
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land as land_events
 from loader.settings import Settings
 from tests.warehouse import contents, copied_project, run_dbt
@@ -77,7 +77,7 @@ class Team:
                 f'{{"type":"track","event":"Order Placed","messageId":"{message_id}","userId":"{user}",'
                 f'"properties":{properties}}}'
             )
-        with Tracker().transaction(self.connection) as seen:
+        with SchemaRegistry().transaction(self.connection) as seen:
             land_events(self.connection, "iterable", "file", parse_lines("\n".join(lines).encode(), 0), seen)
 
     def run(self, *arguments: str) -> tuple[int, str]:

@@ -24,7 +24,7 @@ def payload(properties: object, context: object = None) -> bytes:
 
 def found(whole: bytes, shape: Shape | None = None) -> list[tuple[Path, str]]:
     """Return what is new in a call, to a shape or to one that knows nothing."""
-    return list((shape or Shape()).novelties(whole))
+    return list((shape or Shape()).unknown_fields(whole))
 
 
 def takes(shape: Shape, whole: bytes) -> bool:
@@ -219,7 +219,7 @@ def test_the_decoder_takes_what_is_like_the_events_before() -> None:
     first = payload(
         {"id": 1, "price": 1.5, "at": "2019-07-08T18:33:25Z", "s": "x", "o": {}, "n": None, "d": {"e": True}}
     )
-    for path, kind in shape.novelties(first):
+    for path, kind in shape.unknown_fields(first):
         shape.learn(path, [kind])
     compile_now(shape)
     for known in (
@@ -279,7 +279,7 @@ def test_the_decoder_never_misses_anything(history: list[tuple[bytes, bool, bool
     for whole, learn, compiled in history:
         if takes(shape, whole):
             assert found(whole, shape) == []
-        for path, kind in list(shape.novelties(whole)):
+        for path, kind in list(shape.unknown_fields(whole)):
             if learn:
                 shape.learn(path, [kind])
         if learn:
@@ -330,7 +330,7 @@ def test_ever_new_properties_do_not_mean_ever_new_decoders() -> None:
     for i in range(2000):
         whole = payload({f"key{i}": 1})
         if not takes(shape, whole):
-            for path, kind in list(shape.novelties(whole)):
+            for path, kind in list(shape.unknown_fields(whole)):
                 shape.learn(path, [kind])
             shape.missed()
         decoders.add(shape.decode)

@@ -14,9 +14,9 @@ import pytest
 import uvloop
 
 import loader.buffer.batch_writer
-from loader.buffer.async_connection import Wire
-from loader.buffer.batch_writer import Writer
-from loader.buffer.connection_pool import WIRES
+from loader.buffer.async_connection import AsyncConnection
+from loader.buffer.batch_writer import BatchWriter
+from loader.buffer.connection_pool import CONNECTIONS
 from loader.buffer.spool import Spool
 from loader.errors import DatabaseError, UnavailableError
 from loader.events.model import Delivery, Event
@@ -24,8 +24,8 @@ from loader.events.segment import parse_lines
 from loader.postgres.connection import connect
 from loader.postgres.database import Database
 from loader.postgres.warehouse import Warehouse
-from loader.raw.batches import Unchecked, land_deliveries, look_again, usual_rows
-from loader.raw.catalog import Tracker
+from loader.raw.batches import UncheckedBatch, known_rows, land_deliveries, recheck
+from loader.raw.catalog import SchemaRegistry
 from loader.raw.copy_format import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
 from loader.raw.rescan import rescan
 from loader.runtime import metrics
@@ -78,30 +78,30 @@ def paths(connection: psycopg.Connection) -> list[str]:
     return [each for (each,) in connection.execute("select array_to_string(path, '.') from raw.properties order by 1")]
 
 
-async def copied(wire: Wire, data: bytes) -> Exception | None:
+async def copied(wire: AsyncConnection, data: bytes) -> Exception | None:
     """Copy data, and return what went wrong."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     wire.copy(COPY, data, future.set_result)
     return await asyncio.wait_for(future, SECONDS)
 
 
-async def inserted(wire: Wire, *sent: Event) -> Exception | None:
+async def inserted(wire: AsyncConnection, *sent: Event) -> Exception | None:
     """Insert events, and return what went wrong."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     wire.execute(arrays_of({"iterable": sent}, NOW), future.set_result)
     return await asyncio.wait_for(future, SECONDS)
 
 
-async def written(wire: Wire, way: str, *sent: Event) -> Exception | None:
+async def written(wire: AsyncConnection, way: str, *sent: Event) -> Exception | None:
     """Write events in one of two ways, and return what went wrong."""
     return await (copied(wire, rows(*sent)) if way == "copy" else inserted(wire, *sent))
 
 
-def on_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
+def on_connection(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
     """Run something with a wire that is looked at now and then, as the writer does."""
 
     async def run() -> None:
-        wire = Wire(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+        wire = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
 
         async def look() -> None:
             while True:
@@ -118,12 +118,12 @@ def on_wire(url: str, work: Callable[[Wire], Awaitable[None]]) -> None:
     uvloop.run(run())
 
 
-def knowing(connection: psycopg.Connection, *more: Delivery) -> Tracker:
-    """Land enough alike events for a tracker to find others like them usual."""
-    tracker = Tracker()
+def knowing(connection: psycopg.Connection, *more: Delivery) -> SchemaRegistry:
+    """Land enough alike events for a registry to find others like them usual."""
+    registry = SchemaRegistry()
     for number in range(3):
-        land_deliveries(connection, tracker, [delivery(*(f"{number}-{each}" for each in range(20)), n=1), *more])
-    return tracker
+        land_deliveries(connection, registry, [delivery(*(f"{number}-{each}" for each in range(20)), n=1), *more])
+    return registry
 
 
 # Rows
@@ -141,10 +141,10 @@ def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.C
         Event(b'{"b": 12345678901234567890123}', 1, "two", None, own),
     ]
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         assert await written(wire, way, *sent) is None
 
-    on_wire(settings.database_url, work)
+    on_connection(settings.database_url, work)
     query = "select source, collection, message_id, payload::text, received_at from raw.events order by seq"
     assert connection.execute(query).fetchall() == [
         ("iterable", "email_opened", "ä-☃", '{"a": "ü", "n": 1.10}', NOW),
@@ -155,12 +155,12 @@ def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.C
 @pytest.mark.parametrize("few", [0, FEW])
 def test_one_statement_takes_several_sources(settings: Settings, connection: psycopg.Connection, few: int) -> None:
     """Each event lands under its own, in one transaction."""
-    tracker = knowing(connection, delivery(*(f"s{each}" for each in range(20)), source="second", n=1))
+    registry = knowing(connection, delivery(*(f"s{each}" for each in range(20)), source="second", n=1))
     connection.execute("truncate raw.events")
     batch = [delivery("a", n=1), delivery("b", source="second", n=2), delivery("c", n=3)]
-    data = usual_rows(tracker, batch, few=few)
+    data = known_rows(registry, batch, few=few)
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         if isinstance(data, bytes):
             wire.copy(COPY, data, future.set_result)
@@ -169,7 +169,7 @@ def test_one_statement_takes_several_sources(settings: Settings, connection: psy
             wire.execute(data, future.set_result)
         assert await asyncio.wait_for(future, SECONDS) is None
 
-    on_wire(settings.database_url, work)
+    on_connection(settings.database_url, work)
     query = "select source, message_id from raw.events order by 2"
     assert connection.execute(query).fetchall() == [("iterable", "a"), ("second", "b"), ("iterable", "c")]
     assert connection.execute("select count(distinct load_xid) from raw.events").fetchone() == (1,)
@@ -177,22 +177,22 @@ def test_one_statement_takes_several_sources(settings: Settings, connection: psy
 
 def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) -> None:
     """A new property, type or collection, and a refused message, are more than a COPY."""
-    tracker = knowing(connection)
-    assert usual_rows(tracker, [delivery("a", n=1)])
-    assert usual_rows(tracker, [delivery("a", n=1), delivery("b", other=1)]) is None
-    assert usual_rows(tracker, [delivery("a", n="text")]) is None
-    assert usual_rows(tracker, [delivery("a", source="second", n=1)]) is None
-    assert usual_rows(tracker, [delivery()]) is None
+    registry = knowing(connection)
+    assert known_rows(registry, [delivery("a", n=1)])
+    assert known_rows(registry, [delivery("a", n=1), delivery("b", other=1)]) is None
+    assert known_rows(registry, [delivery("a", n="text")]) is None
+    assert known_rows(registry, [delivery("a", source="second", n=1)]) is None
+    assert known_rows(registry, [delivery()]) is None
 
 
 def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.Connection) -> None:
     """However many events of a transaction that fails have been taken apart by then."""
-    tracker = Tracker()
-    with tracker.transaction(connection) as seen:
+    registry = SchemaRegistry()
+    with registry.transaction(connection) as seen:
         for number in range(5):
-            seen.look("iterable", events(*(f"{number}-{each}" for each in range(20))))
+            seen.record_fields("iterable", events(*(f"{number}-{each}" for each in range(20))))
         raise psycopg.Rollback
-    assert usual_rows(tracker, [delivery("a")]) is None
+    assert known_rows(registry, [delivery("a")]) is None
 
 
 # A wire
@@ -204,7 +204,7 @@ def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg
     many = events(*map(str, range(2000)), text="x" * 2000)
     bad = Event(b'{"n": 1e200000}', 0, "bad", None, None)
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         for place in (0, 1, 1000, 2000):
             assert isinstance(await written(wire, way, *many[:place], bad, *many[place:]), psycopg.DatabaseError)
             assert not wire.is_busy
@@ -212,7 +212,7 @@ def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg
         assert wire.can_execute
         assert await written(wire, way, *events("good")) is None
 
-    on_wire(settings.database_url, work)
+    on_connection(settings.database_url, work)
     assert ids(connection) == ["good"]
 
 
@@ -225,11 +225,11 @@ def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connectio
     """)
     connection.execute("create trigger tell before insert on raw.events for each row execute function public.tell()")
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         for each in "ab":
             assert await written(wire, way, *events(each)) is None
 
-    on_wire(settings.database_url, work)
+    on_connection(settings.database_url, work)
     assert ids(connection) == ["a", "b"]
 
 
@@ -238,14 +238,14 @@ def test_a_statement_the_server_has_forgotten_is_not_asked_for_again(
 ) -> None:
     """As behind a pooler: that batch has not landed, and the wire goes on without."""
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         assert await inserted(wire, *events("before")) is None
         wire._connection.pgconn.exec_(b"discard all")
         assert isinstance(await inserted(wire, *events("after")), psycopg.DatabaseError)
         assert not wire.can_execute
         assert await copied(wire, rows(*events("copied"))) is None
 
-    on_wire(settings.database_url, work)
+    on_connection(settings.database_url, work)
     assert ids(connection) == ["before", "copied"]
 
 
@@ -255,7 +255,7 @@ def test_a_connection_that_ends_while_idle_fails_the_next_batch(
 ) -> None:
     """Whoever ends it: that batch has not landed, and the wire is known to be broken."""
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         if used:
             assert await copied(wire, rows(*events("before"))) is None
         connection.execute("""
@@ -266,17 +266,17 @@ def test_a_connection_that_ends_while_idle_fails_the_next_batch(
         assert not wire.is_whole()
         assert not wire.is_busy
 
-    on_wire(settings.database_url, work)
+    on_connection(settings.database_url, work)
     assert "after" not in ids(connection)
 
 
-@pytest.mark.parametrize("end", [Wire.cut, Wire.close])
-def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[Wire], None]) -> None:
+@pytest.mark.parametrize("end", [AsyncConnection.cut, AsyncConnection.close])
+def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[AsyncConnection], None]) -> None:
     """A COPY the server never answers ends when the wire does, also one too large for the network to hold."""
 
-    async def work(wire: Wire) -> None:
+    async def work(wire: AsyncConnection) -> None:
         for size in (10, 20_000_000):
-            other = Wire(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+            other = AsyncConnection(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
             proxy.deafen()
             copying = asyncio.create_task(copied(other, rows(*events("a", text="x" * size))))
             await asyncio.sleep(0.05)
@@ -287,22 +287,22 @@ def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[Wi
             proxy.hear()
         assert await copied(wire, rows(*events("b"))) is None
 
-    on_wire(proxy.url, work)
+    on_connection(proxy.url, work)
 
 
 # The record of what events are made of
 
 
 def test_what_landed_unchecked_is_looked_at_whoever_learnt_of_a_rescan_first(connection: psycopg.Connection) -> None:
-    """A transaction of its own in between, or a new tracker, makes nobody believe that it was looked at."""
-    tracker = knowing(connection)
-    batch = Unchecked(tracker.generation, [delivery("a", n=1)], 1)
+    """A transaction of its own in between, or a new registry, makes nobody believe that it was looked at."""
+    registry = knowing(connection)
+    batch = UncheckedBatch(registry.generation, [delivery("a", n=1)], 1)
     connection.execute("delete from raw.events")
     rescan(connection)
     assert paths(connection) == []
-    with tracker.transaction(connection):
+    with registry.transaction(connection):
         pass
-    look_again(connection, tracker, [batch])
+    recheck(connection, registry, [batch])
     assert paths(connection) == ["properties.n"]
 
 
@@ -349,7 +349,7 @@ class Connecting:
 def writing(
     connecting: Connecting,
     folder: Path,
-    work: Callable[[Writer], Awaitable[None]],
+    work: Callable[[BatchWriter], Awaitable[None]],
     *,
     commit_seconds: float = SECONDS,
     spool_bytes: int = 10**9,
@@ -358,7 +358,7 @@ def writing(
 
     async def run() -> None:
         warehouse = Warehouse()
-        writer = Writer(
+        writer = BatchWriter(
             connecting,
             Spool(folder, spool_bytes, warehouse),
             warehouse,
@@ -381,11 +381,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def warm_up(writer: Writer, connecting: Connecting) -> None:
+async def warm_up(writer: BatchWriter, connecting: Connecting) -> None:
     """Write until events are usual and every wire is there."""
     for number in range(3):
         await writer.write(delivery(*(f"warm-{number}-{each}" for each in range(20)), n=1))
-    await until(lambda: len(writer._wires) == WIRES)
+    await until(lambda: len(writer._pool) == CONNECTIONS)
 
 
 def since(connection: psycopg.Connection, connecting: Connecting, moment: datetime) -> list[str]:
@@ -402,7 +402,7 @@ def test_usual_events_take_one_statement_and_one_transaction(
     """What arrives together leaves together, by a statement that is all its connection was ever asked for it."""
     connecting = Connecting(settings.database_url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         (moment,) = connection.execute("select clock_timestamp()").fetchall()[0]
         await asyncio.gather(*(writer.write(delivery(f"u{number}", n=number)) for number in range(count)))
@@ -428,7 +428,7 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
     async def waited_for(count: int) -> None:
         await until(lambda: waiting(connection) == count)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         answers: list[UnavailableError | None] = []
 
@@ -463,13 +463,13 @@ def test_a_locked_table_makes_nobody_open_connections(
     """Each would wait for the lock, on the server, also when its client has given up."""
     connecting = Connecting(settings.database_url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         with connection.transaction():
             connection.execute("lock table raw.events in access exclusive mode")
-            await until(lambda: len(writer._wires) == WIRES)
+            await until(lambda: len(writer._pool) == CONNECTIONS)
             # Longer than the database may take.
             await asyncio.sleep(0.5)
-            assert len(connecting.opened) == 1 + WIRES
+            assert len(connecting.opened) == 1 + CONNECTIONS
             assert waiting(connection) == 0
         await warm_up(writer, connecting)
 
@@ -482,7 +482,7 @@ def test_events_land_once_when_a_pooler_forgets(
     """What every wire has prepared; nobody is told of it."""
     connecting = Connecting(settings.database_url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         for opened in connecting.opened[1:]:
             opened.pgconn.exec_(b"discard all")
@@ -494,14 +494,14 @@ def test_events_land_once_when_a_pooler_forgets(
     assert [each for each in ids(connection) if each.startswith("u")] == [f"u{number}" for number in range(6)]
 
 
-def test_without_wires_events_go_by_the_thread(
+def test_without_connections_events_go_by_the_thread(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """A database that grants one connection is there all the same: nothing is spooled, nothing lands twice."""
     connecting = Connecting(settings.database_url)
     connecting.most = 1
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         for number in range(20):
             await writer.write(delivery(str(number), n=1))
             assert not writer.spooling
@@ -510,18 +510,18 @@ def test_without_wires_events_go_by_the_thread(
     assert ids(connection) == [str(number) for number in range(20)]
 
 
-def test_broken_wires_cost_no_event_and_are_replaced(
+def test_broken_connections_cost_no_event_and_are_replaced(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """A pooler that ends idle connections makes nobody spool."""
     connecting = Connecting(settings.database_url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         for broken in connecting.opened[1:]:
             connection.execute("select pg_terminate_backend(%s, 10000)", (broken.info.backend_pid,))
         await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(5)))
-        await until(lambda: len(connecting.opened) > 2 * WIRES)
+        await until(lambda: len(connecting.opened) > 2 * CONNECTIONS)
         assert not writer.spooling
 
     writing(connecting, tmp_path, work)
@@ -535,7 +535,7 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
     """Of both at once libuv tells but the first; what is under way or comes next is answered nevertheless."""
     connecting = Connecting(proxy.url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         proxy.resetting = True
         with connection.transaction():
@@ -543,8 +543,8 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
                 connection.execute("lock table raw.events in exclusive mode")
             under_way = [asyncio.create_task(writer.write(delivery("under way", n=1)))] if busy else []
             await until(lambda: waiting(connection) == len(under_way))
-            wires = [wire for wire in writer._wires._wires if wire.is_busy == busy]
-            assert len(wires) == (1 if busy else WIRES)
+            wires = [wire for wire in writer._pool._pool if wire.is_busy == busy]
+            assert len(wires) == (1 if busy else CONNECTIONS)
             for wire in wires:
                 # From here to the reset, the event loop has no say.
                 connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
@@ -552,7 +552,7 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
                 ended.register(wire._socket, 0)
                 assert ended.poll(SECONDS * 1000)
         await asyncio.gather(*under_way, *(writer.write(delivery(f"next {each}", n=1)) for each in range(5)))
-        await until(lambda: len(writer._wires) == WIRES)
+        await until(lambda: len(writer._pool) == CONNECTIONS)
 
     writing(connecting, tmp_path, work)
     landed = ids(connection)
@@ -565,7 +565,7 @@ def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
     """Of a database that has gone deaf: a wire that nobody uses any more is cut in its time, too."""
     connecting = Connecting(proxy.url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         proxy.deafen()
         unusual = asyncio.create_task(writer.write(delivery("unusual", other=1)))
@@ -587,7 +587,7 @@ def test_nobody_waits_twice_for_a_database_that_does_not_answer(
     """What a wire has waited for in vain goes to the spool, and is not tried once more first."""
     connecting = Connecting(proxy.url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         # Leaves the thread with nothing to check, so that the wire is the first to notice.
         await writer.write(delivery("unusual", other=1))
@@ -606,7 +606,7 @@ def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
     """Those behind in the same batch get theirs, and what it held counts no longer as waiting."""
     connecting = Connecting(settings.database_url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         answers: list[UnavailableError | None] = []
 
@@ -630,7 +630,7 @@ def test_unusual_events_that_wait_for_each_other_share_a_commit(
     """A flood of them takes as few transactions as the thread gets to begin."""
     connecting = Connecting(settings.database_url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         with connection.transaction():
             connection.execute("lock table raw.generation in access exclusive mode")
@@ -647,13 +647,13 @@ def test_unusual_events_that_wait_for_each_other_share_a_commit(
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_a_rescan_that_races_with_wires_loses_no_property(
+def test_a_rescan_that_races_with_connections_loses_no_property(
     proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, away: bool
 ) -> None:
     """Events that were usual by a record that is gone are recorded again, also by who stops or was cut off at once."""
     connecting = Connecting(proxy.url)
 
-    async def work(writer: Writer) -> None:
+    async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         await asyncio.to_thread(connection.execute, "delete from raw.events")
         await asyncio.to_thread(rescan, connection)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.collector.http import DisconnectedError, RefusedError, header, read_body, unavailable
+from loader.collector.http import DisconnectedError, HttpError, header, read_body, unavailable
 
 LIMIT = 1000
 
@@ -46,11 +46,11 @@ def scope(**headers: str) -> dict[str, Any]:
     return {"headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]}
 
 
-def refusal(*parts: bytes, **options: Any) -> RefusedError:
+def refusal(*parts: bytes, **options: Any) -> HttpError:
     """Return why a request is refused."""
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(HttpError) as refused:
         read(*parts, **options)
-    answer = json.loads(refused.value.answer.body)
+    answer = json.loads(refused.value.response.body)
     assert answer["success"] is False
     assert answer["code"]
     assert answer["message"]
@@ -59,7 +59,7 @@ def refusal(*parts: bytes, **options: Any) -> RefusedError:
 
 def code(*parts: bytes, **options: Any) -> str:
     """Return the code with which a request is refused."""
-    return str(json.loads(refusal(*parts, **options).answer.body)["code"])
+    return str(json.loads(refusal(*parts, **options).response.body)["code"])
 
 
 @given(
@@ -123,10 +123,10 @@ def test_thousands_of_empty_members_are_refused() -> None:
     ],
 )
 def test_what_cannot_be_decompressed_is_refused(data: bytes, encoding: str) -> None:
-    """Cut short, with something after it, damaged, not compressed, or compressed in another way."""
+    """Cut short, with something after it, damaged, not compressed, or compressed in another route."""
     refused = refusal(data, content_encoding=encoding)
-    assert refused.answer.status == 400
-    assert json.loads(refused.answer.body)["code"] == "bad_request"
+    assert refused.response.status == 400
+    assert json.loads(refused.response.body)["code"] == "bad_request"
 
 
 def test_an_empty_body_is_empty() -> None:
@@ -136,14 +136,14 @@ def test_an_empty_body_is_empty() -> None:
 
 def test_a_large_body_is_read_to_its_end_and_thrown_away() -> None:
     """Most clients read the answer only when they have sent everything, so the connection can go on."""
-    answer = refusal(*[b"x" * 600] * 5).answer
+    answer = refusal(*[b"x" * 600] * 5).response
     assert answer.status == 400
     assert answer.headers == ()
 
 
 def test_a_body_without_end_is_not_read_to_its_end() -> None:
     """What is beyond all measure costs the connection."""
-    answer = refusal(*[bytes(10_000_000)] * 11, whole=False).answer
+    answer = refusal(*[bytes(10_000_000)] * 11, whole=False).response
     assert (answer.status, answer.headers) == (400, ((b"connection", b"close"),))
 
 
@@ -175,5 +175,5 @@ def test_a_header_sent_several_times_is_one_list() -> None:
 
 def test_what_may_pass_in_a_moment_says_when() -> None:
     """Clients wait that long before they try again."""
-    answer = unavailable("Try again.").answer
+    answer = unavailable("Try again.").response
     assert (answer.status, answer.headers) == (503, ((b"retry-after", b"1"),))

@@ -499,11 +499,11 @@ def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
 def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
     """`kill -9` frees the lock and takes nothing with it."""
     program = (
-        "import os, signal, sys; from pathlib import Path; from tests.unit.test_spool import Spool, delivery;"
+        "import os, signal, sys; from pathlib import Path; from tests.unit.buffer.test_spool import Spool, delivery;"
         "spool = Spool(Path(sys.argv[1]), 10**6); [spool.append([delivery(name)]) for name in 'abc'];"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
     assert done.returncode < 0
     assert contents(tmp_path) == ["a", "b", "c"]

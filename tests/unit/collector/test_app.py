@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import loader
-from loader.buffer.batch_writer import Writer
+from loader.buffer.batch_writer import BatchWriter
 from loader.buffer.spool import Spool
 from loader.collector.app import Collector
-from loader.collector.warehouse_metrics import Observation
+from loader.collector.warehouse_metrics import WarehouseMetrics
 from loader.collector.write_keys import WriteKeys
 from loader.postgres.warehouse import Warehouse
 from loader.settings import Settings
@@ -29,9 +29,9 @@ def unreachable() -> Any:
 def collector(tmp_path: Path) -> Collector:
     """A collector whose writer was never started."""
     warehouse = Warehouse()
-    writer = Writer(unreachable, Spool(tmp_path, 0), warehouse, queue_bytes=1, commit_seconds=1)
+    writer = BatchWriter(unreachable, Spool(tmp_path, 0), warehouse, queue_bytes=1, commit_seconds=1)
     keys = WriteKeys(unreachable, None, warehouse)
-    return Collector(Settings.model_construct(), writer, keys, Observation(unreachable, list))
+    return Collector(Settings.model_construct(), writer, keys, WarehouseMetrics(unreachable, list))
 
 
 def resolved(item: dict[str, Any]) -> dict[str, Any]:

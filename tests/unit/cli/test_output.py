@@ -10,7 +10,7 @@ import pytest
 from loader.cli.output import ProgressDisplay, duration, grid, landed_lines, show_rows, table, to_json
 from loader.files.load import Progress
 from loader.postgres.connection import unreachable
-from loader.raw.landing import Landed
+from loader.raw.landing import LandingResult
 from loader.runtime.terminal import count, shorten
 
 
@@ -101,12 +101,12 @@ def test_rows_are_shown_for_people_or_for_scripts(capsys: pytest.CaptureFixture[
 
 def test_what_landed_is_told_with_each_reason() -> None:
     """The most frequent reason comes first, and what landed repaired is told apart."""
-    landed = Landed(1204, Counter(invalid_json=2, nul_character=3), repaired=3)
+    landed = LandingResult(1204, Counter(invalid_json=2, nul_character=3), repaired=3)
     lines = landed_lines(landed)
     assert lines[0].startswith("1,204 events landed")
     assert lines[1:3] == ["3 messages in quarantine: nul_character", "2 messages in quarantine: invalid_json"]
     assert lines[3].startswith("3 of these landed all the same")
-    assert len(landed_lines(Landed(1))) == 1
+    assert len(landed_lines(LandingResult(1))) == 1
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(
@@ -135,7 +135,7 @@ def test_d3_progress_counts_what_is_refused(
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     show, progress = ProgressDisplay(), Progress(2000, started=100.0)
-    progress.bytes_read, progress.landed = 1000, Landed(48, Counter(invalid_json=4_400_000))
+    progress.bytes_read, progress.landed = 1000, LandingResult(48, Counter(invalid_json=4_400_000))
     clock[0] = 110.0
     show(progress)
     assert capsys.readouterr().err == "48 events landed, 4,400,000 in quarantine, 5 events/s, 50%, 10 s left\n"
