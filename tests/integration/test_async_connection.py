@@ -543,7 +543,7 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
                 connection.execute("lock table raw.events in exclusive mode")
             under_way = [asyncio.create_task(writer.write(delivery("under way", n=1)))] if busy else []
             await until(lambda: waiting(connection) == len(under_way))
-            wires = [wire for wire in writer._pool._pool if wire.is_busy == busy]
+            wires = [wire for wire in writer._pool._connections if wire.is_busy == busy]
             assert len(wires) == (1 if busy else CONNECTIONS)
             for wire in wires:
                 # From here to the reset, the event loop has no say.
