@@ -182,7 +182,7 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, mo
 
     def left() -> int:
         gc.collect()
-        return sum(isinstance(each, loader.collector.protocol.Connection) for each in gc.get_objects())
+        return sum(isinstance(each, loader.collector.protocol.HttpProtocol) for each in gc.get_objects())
 
     with entrance.with_settings() as other:
         before = left()
