@@ -6,14 +6,13 @@ is told: a client that gets a 400 gives up, and what it sent would be gone.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from loader.buffer.batch_writer import BatchWriter
-from loader.collector.auth import basic_key, client_address, is_signed, shown_keys, trusted_networks
 from loader.collector.fast_path import FastPath
 from loader.collector.http import (
     SUCCESS,
@@ -23,32 +22,20 @@ from loader.collector.http import (
     Response,
     Scope,
     Send,
-    header,
     read_body,
     send_response,
     unavailable,
 )
+from loader.collector.routes import ANY_ORIGIN, Part, Route, event_routes
 from loader.collector.warehouse_metrics import WarehouseMetrics
 from loader.collector.write_keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
 from loader.errors import UnavailableError
-from loader.events.formats import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, call_entrance, parse_message
-from loader.events.model import Event, Reason, Refused
-from loader.events.tracking_api import (
-    BATCHES,
-    CALLS,
-    BadRequestError,
-    Call,
-    Limits,
-    parse_calls,
-    read_batch,
-    read_call,
-    with_address,
-)
+from loader.events.model import Reason, Refused
+from loader.events.tracking_api import BadRequestError
 from loader.events.written_keys import blank_write_keys, find_write_key
 from loader.runtime import metrics
 from loader.settings import Settings
 
-_ANY_ORIGIN = ((b"access-control-allow-origin", b"*"),)
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"POST, OPTIONS"),
     (b"access-control-allow-headers", b"authorization, content-type, content-encoding"),
@@ -72,8 +59,6 @@ REPORT_SECONDS = 5.0
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
 
-_Handler = Callable[[Scope, Receive], Awaitable[Response]]
-
 log = structlog.get_logger("loader")
 
 
@@ -93,19 +78,11 @@ class Collector:
         self._writer = writer
         self._keys = keys
         self._observation = observation
-        self._limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
-        self._trusted = trusted_networks(settings.trusted_proxies)
-        self.fast_path = FastPath(writer, keys, self._limits)
+        self._routes = event_routes(settings)
+        self.fast_path = FastPath(writer, keys, self._routes)
         self._asking: asyncio.Task[None] | None = None
-        self._posts: dict[str, tuple[str, _Handler]] = {}
-        for short, kind in CALLS.items():
-            self._posts[f"/v1/{short}"] = self._posts[f"/v1/{kind}"] = (f"/v1/{kind}", self._call(kind))
-        for name in BATCHES:
-            self._posts[f"/v1/{name}"] = ("/v1/batch", self._batch)
-        self._posts["/v1/m"] = ("/v1/m", self._ignore)
-        self._posts["/webhooks/iterable"] = ("/webhooks/iterable", self._iterable)
-        self._posts["/webhooks/segment"] = ("/webhooks/segment", self._segment)
-        self._posts |= {f"{path}/": route for path, route in self._posts.items()}
+        # analytics.js reports metrics of its own there, which are no events.
+        self._posts = {*self._routes, "/v1/m", "/v1/m/"}
         self._documents = {
             "/health": self._health,
             "/ready": self._ready,
@@ -120,13 +97,16 @@ class Collector:
             raise RuntimeError(f"unexpected {scope['type']}")
         path = scope["path"]
         method = scope["method"]
-        route = self._posts.get(path)
-        name = route[0] if route else path if path in self._documents else "other"
+        route = self._routes.get(path)
+        if route:
+            name = route.name
+        else:
+            name = path.rstrip("/") if path in self._posts else path if path in self._documents else "other"
         try:
             if route and method == "POST":
-                answer = await route[1](scope, receive)
+                answer = await self._take(route, scope, receive)
             else:
-                answer = await self._other(path, method)
+                answer = await self._other(path, method, scope, receive)
         except HttpError as error:
             answer = error.response
         except UnavailableError as error:
@@ -139,12 +119,14 @@ class Collector:
             log.exception("a request could not be answered", route=name)
             answer = HttpError(500, "internal_error", "The collector has failed; its log says how. Try again.").response
         metrics.count_request(name, answer.status)
-        # The tracking API is also for browsers, on pages of any origin.
-        await send_response(send, answer, _ANY_ORIGIN if path.startswith("/v1/") else ())
+        await send_response(send, answer, ANY_ORIGIN if path.startswith("/v1/") else ())
 
-    async def _other(self, path: str, method: str) -> Response:
+    async def _other(self, path: str, method: str, scope: Scope, receive: Receive) -> Response:
         if path in self._posts and method == "OPTIONS":
             return Response(200, b"", _PREFLIGHT)
+        if path in self._posts and method == "POST":
+            await read_body(scope, receive, self._settings.batch_bytes)
+            return SUCCESS
         if path in self._documents and method in {"GET", "HEAD"}:
             return await self._documents[path]()
         if methods := self.routes.get(path):
@@ -152,71 +134,38 @@ class Collector:
             raise HttpError(405, "method_not_allowed", f"{path} takes {methods[0]}.", allow)
         raise HttpError(404, "not_found", f"There is no {path} here; /openapi.json lists what there is.")
 
-    # Routes
-
-    def _call(self, kind: str) -> _Handler:
-        async def handle(scope: Scope, receive: Receive) -> Response:
-            body = await self._read(scope, receive, self._limits.batch_bytes)
-            key = basic_key(scope)
-            try:
-                call = read_call(body, kind, self._limits)
-            except BadRequestError as error:
-                raise await self._keep_unreadable(body, error, key, call_entrance(kind)) from None
-            source = await self._source(key or call.write_key)
-            if source is None:
-                return SUCCESS
-            return await self._take(source, TRACKING, *parse_calls(self._with_addresses(scope, [call]), 1))
-
-        return handle
-
-    async def _batch(self, scope: Scope, receive: Receive) -> Response:
-        body = await self._read(scope, receive, self._limits.batch_bytes)
-        key = basic_key(scope)
+    async def _take(self, route: Route, scope: Scope, receive: Receive) -> Response:
+        """Read, parse and store the messages of one request."""
+        keys = route.find_keys(scope)
+        key = keys[0] if keys else ""
+        source = None
+        if not route.has_key_in_body:
+            key = await self._first_known(keys)
+            source = await self._source(key)
+        body = await read_body(scope, receive, route.limit)
         try:
-            own_key, calls = read_batch(body, self._limits)
+            parts = route.parse(scope, body, key)
         except BadRequestError as error:
-            raise await self._keep_unreadable(body, error, key, TRACKING) from None
-        calls = self._with_addresses(scope, calls)
-        key = key or own_key
-        by_key: dict[str, list[Call]] = {}
-        for call in calls:
-            by_key.setdefault(key or call.write_key, []).append(call)
+            raise await self._keep_unreadable(route, body, error, key) from None
+        if not route.has_key_in_body:
+            return SUCCESS if source is None else await self._store_only_part(route, source, parts[0])
+        if not route.is_batch:
+            source = await self._source(key or parts[0].key)
+            return SUCCESS if source is None else await self._store_only_part(route, source, parts[0])
         deliveries = []
         unknown: HttpError | None = None
-        for each, theirs in by_key.items():
+        for part in parts:
             try:
-                source = await self._source(each)
+                source = await self._source(key or part.key)
             except HttpError as error:
                 unknown = error
                 continue
             if source is not None:
-                deliveries.append(self._store(source, TRACKING, *parse_calls(theirs, 1)))
+                deliveries.append(self._store(route, source, part))
         await asyncio.gather(*deliveries)
-        # Those whose key is known are safe all the same.
+        # The calls whose key is known are stored all the same.
         if unknown:
             raise unknown
-        return SUCCESS
-
-    async def _iterable(self, scope: Scope, receive: Receive) -> Response:
-        source = await self._webhook_source(scope)
-        body = await self._read(scope, receive, self._settings.webhook_bytes)
-        if source is None:
-            return SUCCESS
-        return await self._take(source, ITERABLE_WEBHOOK, *_sorted_out(parse_message(ITERABLE_WEBHOOK, body, 1)))
-
-    async def _segment(self, scope: Scope, receive: Receive) -> Response:
-        source = await self._webhook_source(scope)
-        body = await self._read(scope, receive, self._settings.webhook_bytes)
-        secret = self._settings.segment_secret.get_secret_value()
-        if secret and not is_signed(body, header(scope, b"x-signature"), secret):
-            raise HttpError(401, "bad_signature", "X-Signature is not that of the body under LOADER_SEGMENT_SECRET.")
-        if source is None:
-            return SUCCESS
-        return await self._take(source, SEGMENT_WEBHOOK, *_sorted_out(parse_message(SEGMENT_WEBHOOK, body, 1)))
-
-    async def _ignore(self, scope: Scope, receive: Receive) -> Response:
-        """Take what analytics.js says of itself, which is nobody's event."""
-        await self._read(scope, receive, self._limits.batch_bytes)
         return SUCCESS
 
     async def _health(self) -> Response:
@@ -237,36 +186,27 @@ class Collector:
 
     # Steps
 
-    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes:
-        return await read_body(scope, receive, limit)
-
-    def _with_addresses(self, scope: Scope, calls: list[Call]) -> list[Call]:
-        client_side = any(name == b"origin" for name, _ in scope["headers"])
-        if not client_side and not any(b'"direct"' in call.line for call in calls):
-            return calls
-        address = client_address(scope, self._trusted)
-        return [with_address(call, address, client_side=client_side) for call in calls] if address else calls
-
-    async def _take(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Response:
-        """Store what one request has brought, and say what is wrong when none of it is an event."""
-        if not events and not refused:
+    async def _store_only_part(self, route: Route, source: str, part: Part) -> Response:
+        """Store the messages of a request, and tell its sender what is wrong when none of them is an event."""
+        if not part.events and not part.refused:
             raise HttpError(400, "bad_request", "The body holds no event.")
-        await self._store(source, entrance, events, refused)
-        if not events and not (self._settings.segment_answers and refused[0].reason not in _ALWAYS_TOLD):
-            raise HttpError(400, refused[0].reason, refused[0].detail)
+        await self._store(route, source, part)
+        if not part.events and not (self._settings.segment_answers and part.refused[0].reason not in _ALWAYS_TOLD):
+            raise HttpError(400, part.refused[0].reason, part.refused[0].detail)
         return SUCCESS
 
-    async def _store(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> None:
-        await self._writer.write(self._writer.delivery(source, entrance, events, refused))
+    async def _store(self, route: Route, source: str, part: Part) -> None:
+        await self._writer.write(self._writer.delivery(source, route.entrance, part.events, part.refused))
 
-    async def _keep_unreadable(self, body: bytes, error: BadRequestError, key: str, entrance: str) -> HttpError:
-        """Put a body nobody can read in quarantine, when it is known whose it is."""
+    async def _keep_unreadable(self, route: Route, body: bytes, error: BadRequestError, key: str) -> HttpError:
+        """Put a body that cannot be read in quarantine, when its source is known."""
         key = key or find_write_key(body)
         source = await self._source(key) if key else None
         if source is not None and body.strip():
             # The key may be written in a way that is no JSON at all.
             kept = blank_write_keys(body).replace(key.encode(), b"")
-            await self._store(source, entrance, [], [Refused(kept, 1, error.code, error.message)])
+            refused = [Refused(kept, 1, error.code, error.message)]
+            await self._writer.write(self._writer.delivery(source, route.body_entrance, [], refused))
         return HttpError(400, error.code, error.message)
 
     async def _source(self, key: str) -> str | None:
@@ -294,17 +234,13 @@ class Collector:
             "An invalid write key was provided. `loader key add` makes one; with several sources, name the source.",
         )
 
-    async def _webhook_source(self, scope: Scope) -> str | None:
-        shown = list(shown_keys(scope, self._settings.webhook_header))
-        for key in shown:
-            if source := self._keys.find(key):
-                return source
-        return await self._source(shown[0] if len(shown) == 1 else await self._first_known(shown))
-
-    async def _first_known(self, shown: list[str]) -> str:
-        if shown:
+    async def _first_known(self, keys: Sequence[str]) -> str:
+        """Return the first key that belongs to a source, else the first one, else the empty string."""
+        known = next((key for key in keys if self._keys.find(key)), None)
+        if known is None and len(keys) > 1:
             await self._ask()
-        return next((key for key in shown if self._keys.find(key)), shown[0] if shown else "")
+            known = next((key for key in keys if self._keys.find(key)), None)
+        return known or (keys[0] if keys else "")
 
     async def _ask(self) -> None:
         """Read the write keys again: once for everybody who waits, and no more often than once a second."""
@@ -333,10 +269,3 @@ class Collector:
         while True:
             await asyncio.to_thread(self._keys.refresh)
             await asyncio.sleep(REFRESH_SECONDS)
-
-
-def _sorted_out(messages: list[Event | Refused]) -> tuple[list[Event], list[Refused]]:
-    return (
-        [message for message in messages if isinstance(message, Event)],
-        [message for message in messages if isinstance(message, Refused)],
-    )

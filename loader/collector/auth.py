@@ -42,28 +42,32 @@ def _basic_user(value: bytes) -> str:
     return _decoded(token.strip()).partition(b":")[0].decode(errors="replace")
 
 
-def shown_keys(scope: Scope, custom_header: str) -> Iterator[str]:
-    """Yield everything in a webhook's request that may be meant as its write key, the likeliest first.
+def shown_keys(scope: Scope, custom_header: str) -> tuple[str, ...]:
+    """Return everything in a webhook's request that may be meant as its write key, the likeliest first.
 
     Args:
         scope: The request.
         custom_header: A header of the receiver's own choice that holds the key.
     """
     own = header(scope, custom_header.lower().encode())
-    if own:
-        yield own.decode(errors="replace")
-    value = header(scope, b"authorization").strip()
-    if value:
-        yield value.decode(errors="replace")
-        scheme, _, token = value.partition(b" ")
+    return _keys_of(own, header(scope, b"authorization").strip(), scope["query_string"])
+
+
+@lru_cache(maxsize=1024)
+def _keys_of(own: bytes, authorization: bytes, query: bytes) -> tuple[str, ...]:
+    keys = [own] if own else []
+    if authorization:
+        keys.append(authorization)
+        scheme, _, token = authorization.partition(b" ")
         token = token.strip()
         if scheme.lower() in _SCHEMES and token:
-            yield token.decode(errors="replace")
+            keys.append(token)
             if scheme.lower() == b"basic":
                 # The key may stand for the user, the password or both.
                 user, _, password = _decoded(token).partition(b":")
-                yield from (part.decode(errors="replace") for part in (user, password) if part)
-    yield from parse_qs(scope["query_string"].decode(errors="replace")).get("writeKey", ())
+                keys += [part for part in (user, password) if part]
+    shown = [key.decode(errors="replace") for key in keys]
+    return (*shown, *parse_qs(query.decode(errors="replace")).get("writeKey", ()))
 
 
 def _decoded(value: bytes) -> bytes:

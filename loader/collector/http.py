@@ -91,9 +91,27 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if b"expect" in headers and _announces_more(headers.get(b"content-length", b""), limit):
         # It asks before it sends: not to be told to go on is what it waits for.
         raise _too_large(limit, _CLOSE)
-    body = await _read_whole(receive, limit)
-    encoding = headers.get(b"content-encoding", b"identity").lower()
-    if encoding == b"identity" or not encoding:
+    return decode_body(scope, await _read_whole(receive, limit), limit)
+
+
+def decode_body(scope: Scope, body: bytes, limit: int) -> bytes:
+    """Return a body decompressed, as the head of its request says.
+
+    Args:
+        scope: The request.
+        body: The body, as it came.
+        limit: Bytes it may have, decompressed.
+
+    Raises:
+        HttpError: It is too large, or compressed in a way that cannot be read.
+    """
+    encoding = b""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding":
+            encoding = value.lower()
+    if not encoding or encoding == b"identity":
+        if len(body) > limit:
+            raise _too_large(limit)
         return body
     if encoding not in {b"gzip", b"x-gzip"}:
         raise HttpError(400, "bad_request", "Content-Encoding must be gzip or none.")

@@ -1,9 +1,8 @@
-"""One client's connection: uvicorn's, with limits on what comes before a request is known, and a fast path for most.
+"""One client's connection: uvicorn's protocol with limits on a request's head, and the fast path of small requests.
 
-The fast path is for requests that are small, whole and in no route odd, which nearly all of a collector's are: they are
-handed to the application as soon as their last byte is there, and answered with one write when their events are
-durable, without the task, the messages and the awaiting that ASGI has for everything else. Of those, the ones that
-begin as one before them on the connection are not even parsed, but recognised.
+The fast path takes a request as soon as its last byte is there. One write answers the request when its events are
+durable. The request needs no task, no ASGI messages and no await. uvicorn has no public hook for this, so the method
+`_start_asgi_task` is overridden; pyproject.toml bounds uvicorn to the versions that were tested.
 """
 
 import asyncio
@@ -15,9 +14,8 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from loader.collector.fast_path import Route
-from loader.collector.heads import Head, head_of
 from loader.collector.http import SUCCESS, HttpError, Response
+from loader.collector.routes import Route
 from loader.runtime import metrics
 
 # How long a connection may stay open with nothing on it: longer than a load balancer's 60 s, so that it closes first.
@@ -29,8 +27,8 @@ HEAD_BYTES = 65_536
 # How long a client may take to read why it was refused.
 _LINGER_SECONDS = 2.0
 
-# What an answer of the fast path has before its body.
-_HEAD = b"content-type: application/json\r\naccess-control-allow-origin: *\r\ncontent-length: %d\r\n\r\n"
+# The end of a head that the fast path writes.
+_HEAD_END = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -48,14 +46,11 @@ class HttpProtocol(HttpToolsProtocol):
     _answering: RequestResponseCycle | None = None
     # The request under way that may take the fast path when it is whole.
     _short: tuple[RequestResponseCycle, Route] | None = None
-    # The head, the cycle and the route of a request that took it: they serve for those after it that begin as it did.
-    _known: tuple[Head, RequestResponseCycle, Route] | None = None
     # When the fast path last answered, as the event loop counts time.
     _answered = float("-inf")
-    # What is being read, if a request begins with it.
-    _from_start = b""
-    # What the answer to a success is, as long as the server's default headers are those.
-    _success: ClassVar[tuple[object, bytes]] = (None, b"")
+    # The answers to a success by the headers of their routes, and the server's default headers that they have.
+    _success: ClassVar[dict[object, bytes]] = {}
+    _success_of: ClassVar[object] = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; the kernel finds out whether a silent client is still there."""
@@ -87,14 +82,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; a request's head must come within its time and size."""
-        if self._known and self._recognise(data, *self._known):
-            return
         if self._refusal:
             return
         self._head_began = False
         self._unset_keepalive_if_required()
-        in_request = self._reading_head or (self.cycle is not None and self.cycle.more_body)
-        self._from_start = b"" if in_request else data
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -102,8 +93,6 @@ class HttpProtocol(HttpToolsProtocol):
             return
         except httptools.HttpParserError:
             self._refuse(400, "bad_request", "What was sent is no HTTP request.")
-        finally:
-            self._from_start = b""
         if not self._refusal:
             self._expect_rest(len(data))
 
@@ -152,64 +141,39 @@ class HttpProtocol(HttpToolsProtocol):
         """Have a request answered without a task of its own, unless there is something odd about it."""
         self._short = None
         body = bytes(cycle.body)
-        if not self.config.app.fast_path.take(route, body, partial(self._send, cycle)):  # type: ignore[union-attr]
+        respond = partial(self._send, cycle, route)
+        if not self.config.app.fast_path.take(route, cycle.scope, body, respond):  # type: ignore[union-attr]
             self._start_task(cycle, self.app)
-            return
-        # It may be kept for long.
-        cycle.body.clear()
-        if cycle.keep_alive and (head := head_of(self._from_start, body)):
-            self._known = head, cycle, route
 
-    def _recognise(self, data: bytes, head: Head, cycle: RequestResponseCycle, route: Route) -> bool:
-        """Take a request that begins as one before it, if nothing else is under way; say whether it is taken."""
-        last = self.cycle
-        between = last.response_complete and not (last.more_body or self._reading_head or self._timer)
-        if not between or self._refusal or self.flow.write_paused or self.transport.is_closing():
-            return False
-        body = head.body_of(data)
-        if body is None:
-            return False
-        # First, for what is taken may be answered at once.
-        self.cycle = cycle
-        cycle.response_started = cycle.response_complete = False
-        if self.config.app.fast_path.take(route, body, partial(self._send, cycle)):  # type: ignore[union-attr]
-            return True
-        self.cycle = last
-        cycle.response_started = cycle.response_complete = True
-        return False
-
-    def _send(self, cycle: RequestResponseCycle, answer: Response) -> None:
+    def _send(self, cycle: RequestResponseCycle, route: Route, response: Response) -> None:
         """Answer a request that took the fast path."""
         if cycle.response_complete or self.transport.is_closing():
             return
-        if answer is SUCCESS and cycle.keep_alive:
-            self.transport.write(self._success_answer())
+        if response is SUCCESS and cycle.keep_alive:
+            self.transport.write(self._success_answer(route))
         else:
-            self.transport.write(self._whole_answer(answer, keep_alive=cycle.keep_alive))
+            self.transport.write(self._whole_answer(response, route, keep_alive=cycle.keep_alive))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
-        if self.pipeline or self._refusal or self.timeout_keep_alive_task is None:
-            self.on_response_complete()
-        else:
-            # The timer that runs will find out how long nothing has come.
-            self.server_state.total_requests += 1
+        self.on_response_complete()
         self._answered = self.loop.time()
 
-    def _success_answer(self) -> bytes:
-        headers, answer = HttpProtocol._success
-        if headers is not self.server_state.default_headers:
-            headers, answer = self.server_state.default_headers, self._whole_answer(SUCCESS, keep_alive=True)
-            HttpProtocol._success = headers, answer
+    def _success_answer(self, route: Route) -> bytes:
+        if HttpProtocol._success_of is not self.server_state.default_headers:
+            HttpProtocol._success, HttpProtocol._success_of = {}, self.server_state.default_headers
+        answer = HttpProtocol._success.get(route.headers)
+        if answer is None:
+            answer = HttpProtocol._success[route.headers] = self._whole_answer(SUCCESS, route, keep_alive=True)
         return answer
 
-    def _whole_answer(self, answer: Response, *, keep_alive: bool) -> bytes:
-        pieces = [STATUS_LINE[answer.status]]
-        for name, value in (*self.server_state.default_headers, *answer.headers):
+    def _whole_answer(self, response: Response, route: Route, *, keep_alive: bool) -> bytes:
+        pieces = [STATUS_LINE[response.status]]
+        for name, value in (*self.server_state.default_headers, *response.headers, *route.headers):
             pieces += (name, b": ", value, b"\r\n")
         if not keep_alive:
             pieces.append(b"connection: close\r\n")
-        return b"".join([*pieces, _HEAD % len(answer.body), answer.body])
+        return b"".join([*pieces, _HEAD_END % len(response.body), response.body])
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection on which nothing has come for long."""

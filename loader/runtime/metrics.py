@@ -16,6 +16,7 @@ SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 registry = CollectorRegistry()
 
 requests = Counter("loader_requests", "Requests, by route and status code.", ["route", "code"], registry=registry)
+_fast_requests = Counter("loader_fast_requests", "Requests that took the fast path.", registry=registry)
 landed_events = Counter("loader_landed_events", "Events written to the database.", registry=registry)
 spooled_events = Counter("loader_spooled_events", "Events written to the spool.", registry=registry)
 quarantined = Counter(
@@ -135,6 +136,8 @@ class Refusals:
 refusals = Refusals()
 
 _answered: dict[tuple[str, int], int] = {}
+# Requests that took the fast path since the last `flush`.
+fast_requests = 0
 
 
 def count_request(route: str, status: int) -> None:
@@ -144,6 +147,9 @@ def count_request(route: str, status: int) -> None:
 
 def flush() -> None:
     """Make known what was counted: once in a while, since a lock for each request would be felt."""
+    global fast_requests
     while _answered:
         (route, status), number = _answered.popitem()
         requests.labels(route, str(status)).inc(number)
+    number, fast_requests = fast_requests, 0
+    _fast_requests.inc(number)

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "idle": splitting.idle,
     "increment": splitting.increment,
     "single": collecting.single,
+    "webhooks": collecting.webhooks,
     "batches": collecting.batches,
     "freshness": collecting.freshness,
     "endurance": collecting.endurance,

@@ -25,6 +25,7 @@ _SECONDS = 8
 # Short ones, and many: a machine that is not ours alone is now faster and now slower, for seconds.
 _SINGLE_ROUNDS = 15
 _SINGLE_SECONDS = 2
+_WEBHOOK_ROUNDS = 5
 _EVENTS = 20_000
 _LOADED = 300_000
 _ENDURANCE_SECONDS = 600
@@ -74,6 +75,27 @@ def single(ground: Ground) -> None:
         "collecting one by one",
         f"{ratio:.2f} of the rate of a server that does nothing: {ours_rate:,.0f} against {nothing_rate:,.0f} "
         f"requests/s; p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms, {later * 1e3:.1f} ms later than nothing's",
+    )
+
+
+def webhooks(ground: Ground) -> None:
+    """Compare Iterable's webhooks with single calls, and both with `GET /health`, over 64 connections, in turn."""
+    events = ground.events_file(_EVENTS)
+    rounds = []
+    with _collector(ground) as (port, _, key):
+        for round_ in range(_WEBHOOK_ROUNDS + 1):
+            rates = [
+                _load(port, events, key, batch=1, duration=_SINGLE_SECONDS, kind=kind)["rate"]
+                for kind in ("webhook", "track", "health")
+            ]
+            if round_:  # the first makes the tables' files
+                rounds.append(rates)
+    webhook, call, health = (statistics.median(rates[i] for rates in rounds) for i in range(3))
+    to_call, to_health = (statistics.median(rates[i] / rates[i + 1] for rates in rounds) for i in range(2))
+    report(
+        "webhooks",
+        f"{to_call:.2f} of the rate of single calls, which is {to_health:.2f} of that of GET /health: {webhook:,.0f}, "
+        f"{call:,.0f} and {health:,.0f} requests/s",
     )
 
 
@@ -147,8 +169,10 @@ def freshness(ground: Ground) -> None:
     )
 
 
-def _load(port: int, events: Path, key: str, *, batch: int, duration: float, connections: int = 64) -> dict[str, float]:
-    arguments = [f"--port={port}", f"--events={events}", f"--key={key}", f"--batch={batch}"]
+def _load(
+    port: int, events: Path, key: str, *, batch: int, duration: float, connections: int = 64, kind: str = "track"
+) -> dict[str, float]:
+    arguments = [f"--port={port}", f"--events={events}", f"--key={key}", f"--batch={batch}", f"--kind={kind}"]
     arguments += [f"--seconds={duration}", f"--connections={connections}"]
     done = subprocess.run([sys.executable, "-m", "tests.bench.load", *arguments], stdout=subprocess.PIPE, check=True)
     return dict(json.loads(done.stdout))

@@ -5,6 +5,7 @@ Run as a process of its own (`python -m tests.bench.load`), so that it does not 
 
 import argparse
 import asyncio
+import gzip
 import json
 import time
 from base64 import b64encode
@@ -15,7 +16,11 @@ from typing import cast
 
 import uvloop
 
+from loader.events.iterable_types import SEGMENT_EVENTS
+
 _HEAD_END = b"\r\n\r\n"
+
+_REQUEST_ID = b"X-Request-Id: %016x\r\n"
 
 # The end of an event: what its id ends with.
 _ID = b'%016x"}'
@@ -74,30 +79,63 @@ class Client(asyncio.Protocol):
         self._transport.write(next(self._requests))
 
 
-def requests_of(events: Path, key: str, batch: int) -> Iterator[bytes]:
-    """Yield requests with events of a file, each with ids of its own, without end.
+def requests_of(events: Path, key: str, batch: int, kind: str = "track") -> Iterator[bytes]:
+    """Yield requests with events of a file, each with ids and a request id of its own, without end.
 
     What can be made ahead is: the cores this takes its time from are those of what is measured.
+
+    Args:
+        events: Tracking calls, a line each; of a webhook, what Iterable sent for each.
+        key: A write key.
+        batch: Events in a request.
+        kind: `track` for the tracking API, plain or `gzip`; `webhook` for Iterable's; `health` for `GET /health`.
     """
-    path = b"/v1/track" if batch == 1 else b"/v1/batch"
-    head = b"POST %b HTTP/1.1\r\nHost: bench\r\nAuthorization: Basic %b\r\nContent-Type: application/json\r\n" % (
+    path = {"webhook": b"/webhooks/iterable", "health": b"/health"}.get(
+        kind, b"/v1/track" if batch == 1 else b"/v1/batch"
+    )
+    # As behind a proxy: no two heads are the same.
+    head = b"%b %b HTTP/1.1\r\nHost: bench\r\nAuthorization: Basic %b\r\nContent-Type: application/json\r\n%b" % (
+        b"GET" if kind == "health" else b"POST",
         path,
         b64encode(f"{key}:".encode()),
+        b"Content-Encoding: gzip\r\n" if kind == "gzip" else b"",
     )
     number = time.time_ns()
+    if kind == "health":
+        while True:
+            number += 1
+            yield head + _REQUEST_ID % number + b"\r\n"
+    if kind == "webhook":
+        bodies = [_webhook_of(line) for line in events.read_bytes().splitlines()]
+        for before, after in cycle(bodies):
+            number += 1
+            length = len(before) + 16 + len(after)
+            yield head + _REQUEST_ID % number + b"Content-Length: %d\r\n\r\n%b%016x%b" % (length, before, number, after)
     # The last of two fields of one name counts.
     lines = [line[:-1] + b',"messageId":"bench-' for line in events.read_bytes().splitlines()]
     if batch == 1:
-        begun = [head + b"Content-Length: %d\r\n\r\n%b" % (len(line) + _ID_BYTES, line) for line in lines]
+        begun = [b"Content-Length: %d\r\n\r\n%b" % (len(line) + _ID_BYTES, line) for line in lines]
         for request in cycle(begun):
             number += 1
-            yield request + _ID % number
+            yield b"%b%b%b%b" % (head, _REQUEST_ID % number, request, _ID % number)
     rest = cycle(lines)
     while True:
         items = [line + _ID % (number + index) for index, line in enumerate(islice(rest, batch))]
         number += batch
         body = b'{"batch":[' + b",".join(items) + b"]}"
-        yield head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        if kind == "gzip":
+            body = gzip.compress(body, 1)
+        yield head + _REQUEST_ID % number + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def _webhook_of(line: bytes) -> tuple[bytes, bytes]:
+    """Return the body that Iterable sent for a call, in two parts, with its message id between them."""
+    call = json.loads(line)
+    kind = next((kind for kind, event in SEGMENT_EVENTS.items() if event == call["event"]), call["event"])
+    fields = call["properties"] | {"messageId": "<id>", "createdAt": "2026-03-04 05:06:07 +00:00"}
+    body = json.dumps({"email": "a@example.com", "userId": call.get("userId"), "eventName": kind, "dataFields": fields})
+    before, after = body.split("<id>")
+    return before.encode(), after.encode()
 
 
 async def run(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> dict[str, float]:
@@ -133,9 +171,10 @@ def main() -> None:
     parser.add_argument("--key", default="none")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--kind", choices=["track", "gzip", "webhook", "health"], default="track")
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
-    requests = requests_of(options.events, options.key, options.batch)
+    requests = requests_of(options.events, options.key, options.batch, options.kind)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(run(options.port, requests, options.connections, options.seconds))
     print(json.dumps(result))  # noqa: T201 - its output
