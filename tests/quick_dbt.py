@@ -1,4 +1,4 @@
-"""Takes work from dbt, in the tests' own processes, whose result is known or that nobody looks at.
+"""Saves dbt work in the tests' own processes: a second parse of the same project, and messages that no logger takes.
 
 Parsing the project takes several times as long as a run. dbt does it again for each connection, though only the name of
 the database differs in the result. And dbt builds a message for each event of its debug level, which no logger takes.
@@ -36,7 +36,7 @@ def quicken(folder: Path) -> None:
     """Put the quick parts in place of dbt's own.
 
     Args:
-        folder: What one process has parsed is here for the others.
+        folder: The processes of a test run share the parsed project here.
     """
     for module in (agate.data_types.date, agate.data_types.date_time):
         module.parsedatetime = _Parsers()
@@ -48,7 +48,7 @@ def quicken(folder: Path) -> None:
 
 
 def _shared(loader: ManifestLoader, folder: Path) -> Path:
-    """Return the file with what was parsed of a project with the same models, in the same environment."""
+    """Return the file of the parsed project, for the same models in the same environment."""
     state = loader.manifest.state_check
     models = sorted(path.name for path in Path(loader.root_project.project_root, "models").rglob("*.*"))
     of = [*models, state.vars_hash.checksum, state.project_env_vars_hash.checksum, os.environ.get("LOADER_SCHEMA")]
@@ -56,7 +56,7 @@ def _shared(loader: ManifestLoader, folder: Path) -> Path:
 
 
 def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
-    """Read what this connection has parsed before, or else what another one has."""
+    """Read the parsed project of this connection, or else the shared one."""
     own = _read(loader)
     shared = _shared(loader, folder)
     if own is not None or not get_flags().PARTIAL_PARSE or not shared.exists():
@@ -78,7 +78,7 @@ def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
 
 
 def _write_shared(loader: ManifestLoader, folder: Path) -> None:
-    """Write what was parsed to where dbt looks for it, and to where other connections do."""
+    """Write the parsed project to the file of dbt, and to the shared one."""
     _write(loader)
     shared = _shared(loader, folder)
     if not shared.exists():

@@ -476,10 +476,11 @@
 
 
 {#-
-    An SQL condition that is always true. It lists the values of a row to come that are NULL in the table, or not there with
-    all their digits, and times of the call that cannot be read. An empty string is no value. The insert itself lists them,
-    so a run reads and unpacks every event once. The cast comes first: a value that is not NULL needs no further test. `tracks` lists only events without a documented collection: any other event has its note at its own
-    table. An event whose id is in the table makes no row and no note; in a rebuild there is none.
+    An SQL condition that is always true. As a side effect it lists the values that the new row does not hold, or not with
+    all their digits, and the times of the call that cannot be read. An empty string is no value. The condition is a part
+    of the insert, so a run reads and unpacks every event once. `tracks` lists only events without a documented collection:
+    any other event has its note at its own table. An event whose id is in the table makes no row and no note. A rebuild
+    need not look for such a row, since the table is empty.
 -#}
 {% macro note_mismatches(table, source_name, columns, rebuild) %}
     {%- set values = unread_times(columns) -%}

@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from loader.postgres.connection import cut
 
-# What the statement is called that a connection has prepared.
+# The name of the prepared statement of a connection.
 _PREPARED = b"land"
 _BINARY = 1
 _UNKNOWN_STATEMENT = b"26000"

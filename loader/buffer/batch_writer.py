@@ -76,7 +76,7 @@ class BatchWriter:
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
         self._sending = False
-        # How many deliveries the last batch had that left by the pool, and how long a smaller one waits for it.
+        # The number of deliveries in the last batch of the pool, and how long a smaller batch waits for that one.
         self._ahead = 0
         self._held = 0.0
         self._holding: asyncio.TimerHandle | None = None
@@ -86,7 +86,7 @@ class BatchWriter:
         self._connection: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._registry = SchemaRegistry()
-        # What has landed by the pool since the thread was last asked to make sure that it held nothing new.
+        # Batches that a connection of the pool has landed, and the thread has not been asked to recheck.
         self._unchecked: list[UncheckedBatch] = []
         self._unchecked_bytes = 0  # with what the thread has not made sure of yet
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
@@ -129,7 +129,7 @@ class BatchWriter:
         self._stopping = True
         while self._backlog or self._threaded or self._pool.are_busy:
             await asyncio.sleep(0.01)
-        # What has landed by the pool last is checked, too: nobody could do that later.
+        # The thread rechecks the last batches of the pool, too; a later process cannot.
         self._leave_to_thread([])
         while self._threaded:
             await asyncio.sleep(0.01)
@@ -192,8 +192,8 @@ class BatchWriter:
         self._sending = False
         while self._backlog:
             # Nothing more lands unchecked when the thread does not get to checking.
-            is_asynchronous = not self._spooling and self._unchecked_bytes <= self._queue_bytes
-            connection = self._pool.free() if is_asynchronous else None
+            may_use_pool = not self._spooling and self._unchecked_bytes <= self._queue_bytes
+            connection = self._pool.free() if may_use_pool else None
             if (
                 connection
                 and self._pool.are_busy
@@ -208,7 +208,7 @@ class BatchWriter:
                 batch = self._backlog.take(ASYNC_BYTES)
                 if not self._send_by(connection, batch):
                     self._leave_to_thread(batch)
-            elif (is_asynchronous and self._pool) or self._threaded:
+            elif (may_use_pool and self._pool) or self._threaded:
                 # It gathers until one of those under way is back.
                 return
             else:
@@ -276,7 +276,7 @@ class BatchWriter:
             self._start_thread(self._replay.run)
 
     async def _watch(self) -> None:
-        """See to what nobody else would: a database that never answers, broken connections, what landed unchecked."""
+        """Watch for a database that never answers, for broken connections, and for batches to recheck."""
         while True:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
             metrics.flush()

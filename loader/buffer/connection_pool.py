@@ -28,7 +28,7 @@ log = structlog.get_logger("loader")
 
 
 class ConnectionPool:
-    """ConnectionPool to one database; for the event loop's thread.
+    """The asynchronous connections to one database; for the event loop's thread.
 
     Args:
         connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.

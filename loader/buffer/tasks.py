@@ -14,10 +14,10 @@ class Task:
 
     Attributes:
         batch: Deliveries to write.
-        unchecked: What has landed by the pool, to be checked; empty once it is.
+        unchecked: Batches that the pool has landed, to be rechecked; empty once they are.
         number: How many tasks it was made of.
         checked: Bytes of what was in `unchecked`.
-        late: The database has not answered a connection that took it there.
+        late: The database has not answered the connection that sent the batch.
     """
 
     batch: list[Waiting]

@@ -147,11 +147,11 @@ class Collector:
             parts = route.parse(scope, body, key)
         except BadRequestError as error:
             raise await self._keep_unreadable(route, body, error, key) from None
-        if not route.has_key_in_body:
-            return SUCCESS if source is None else await self._store_only_part(route, source, parts[0])
         if not route.is_batch:
-            source = await self._source(key or parts[0].key)
-            return SUCCESS if source is None else await self._store_only_part(route, source, parts[0])
+            [part] = parts
+            if route.has_key_in_body:
+                source = await self._source(key or part.key)
+            return SUCCESS if source is None else await self._store_part(route, source, part)
         deliveries = []
         unknown: HttpError | None = None
         for part in parts:
@@ -186,8 +186,8 @@ class Collector:
 
     # Steps
 
-    async def _store_only_part(self, route: Route, source: str, part: Part) -> Response:
-        """Store the messages of a request, and tell its sender what is wrong when none of them is an event."""
+    async def _store_part(self, route: Route, source: str, part: Part) -> Response:
+        """Store the messages of a request; refuse the request when none of them is an event."""
         if not part.events and not part.refused:
             raise HttpError(400, "bad_request", "The body holds no event.")
         await self._store(route, source, part)

@@ -46,8 +46,6 @@ class HttpProtocol(HttpToolsProtocol):
     _answering: RequestResponseCycle | None = None
     # The request under way that may take the fast path when it is whole.
     _short: tuple[RequestResponseCycle, Route] | None = None
-    # When the fast path last answered, as the event loop counts time.
-    _answered = float("-inf")
     # The answers to a success by the headers of their routes, and the server's default headers that they have.
     _success: ClassVar[dict[object, bytes]] = {}
     _success_of: ClassVar[object] = None
@@ -138,7 +136,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _take(self, cycle: RequestResponseCycle, route: Route) -> None:
-        """Have a request answered without a task of its own, unless there is something odd about it."""
+        """Take a whole request by the fast path, or else start its task."""
         self._short = None
         body = bytes(cycle.body)
         respond = partial(self._send, cycle, route)
@@ -157,7 +155,6 @@ class HttpProtocol(HttpToolsProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
-        self._answered = self.loop.time()
 
     def _success_answer(self, route: Route) -> bytes:
         if HttpProtocol._success_of is not self.server_state.default_headers:
@@ -174,17 +171,6 @@ class HttpProtocol(HttpToolsProtocol):
         if not keep_alive:
             pieces.append(b"connection: close\r\n")
         return b"".join([*pieces, _HEAD_END % len(response.body), response.body])
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close a connection on which nothing has come for long."""
-        cycle = self.cycle
-        idle = self.loop.time() - self._answered
-        if not self.transport.is_closing() and cycle and (not cycle.response_complete or idle < IDLE_SECONDS):
-            # Since it was set, requests have come which did not touch it.
-            again = IDLE_SECONDS - idle if cycle.response_complete else IDLE_SECONDS
-            self.timeout_keep_alive_task = self.loop.call_later(again, self.timeout_keep_alive_handler)
-            return
-        super().timeout_keep_alive_handler()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or with what is to be said of it."""

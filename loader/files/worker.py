@@ -64,7 +64,7 @@ def land_and_advance(
     Args:
         connection: A connection with no transaction open.
         work: The chunk.
-        registry: What is known of the events so far.
+        registry: The recorded collections and properties that the process knows.
         may_commit: Called when the rows are copied; returns once everything before them is committed.
 
     Raises:

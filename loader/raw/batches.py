@@ -22,7 +22,7 @@ class UncheckedBatch:
     """Deliveries that have landed by one statement alone, to be checked against a record made anew meanwhile.
 
     Attributes:
-        generation: What the registry knew as the record's generation before it found nothing new in them.
+        generation: The generation of the record that the registry compared the deliveries with.
         deliveries: The deliveries.
         size: Their bytes.
     """
@@ -36,7 +36,7 @@ def known_rows(registry: SchemaRegistry, deliveries: Sequence[Delivery], *, few:
     """Make the rows of deliveries with nothing new about them, without asking the database.
 
     Args:
-        registry: What is known of the events so far.
+        registry: The recorded collections and properties that the process knows.
         deliveries: The deliveries.
         few: How many events are to be made the arguments of `INSERT`.
 
@@ -70,7 +70,7 @@ def land_deliveries(
 
     Args:
         connection: A connection in autocommit.
-        registry: What is known of the events so far.
+        registry: The recorded collections and properties that the process knows.
         deliveries: The deliveries.
 
     Raises:
@@ -122,7 +122,7 @@ def recheck(connection: psycopg.Connection, registry: SchemaRegistry, batches: I
 
     Args:
         connection: A connection in autocommit.
-        registry: What is known of the events so far.
+        registry: The recorded collections and properties that the process knows.
         batches: Deliveries that are committed.
 
     Raises:

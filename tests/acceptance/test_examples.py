@@ -67,7 +67,7 @@ def variables(settings: Settings, folder: Path) -> dict[str, str]:
 def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) -> None:
     """Each ends with 0, or with 3 where messages are refused on purpose.
 
-    What needs a shell gets one. The others run in this process, which need not start Python and import everything.
+    An example with the signs of a shell runs in a shell. The others run in this process, without a start of Python.
     """
     run_here = loader_here(served_module)
     for path, examples in EXAMPLES.items():
