@@ -82,10 +82,10 @@ class Client(asyncio.Protocol):
 def requests_of(events: Path, key: str, batch: int, kind: str = "track") -> Iterator[bytes]:
     """Yield requests with events of a file, each with ids and a request id of its own, without end.
 
-    What can be made ahead is: the cores this takes its time from are those of what is measured.
+    Parts of the requests are made ahead, since the load generator shares the cores with the server.
 
     Args:
-        events: Tracking calls, a line each; of a webhook, what Iterable sent for each.
+        events: A file of tracking calls, a line each; a webhook has Iterable's body for the same event.
         key: A write key.
         batch: Events in a request.
         kind: `track` for the tracking API, plain or `gzip`; `webhook` for Iterable's; `health` for `GET /health`.
