@@ -39,7 +39,7 @@ _COUNTS = """
     order by model = 'tracks', model
 """
 _FIRST_ROWS = """\
-select email, campaign_name, email_subject
+select email, campaign_name, template_name
 from iterable.email_delivered
 order by original_timestamp, id
 limit 5"""
