@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,8 @@ def test_a_found_column_costs_no_further_scan(history: Database, served_settings
         start = log.stat().st_size
         transform(history, served_settings, select=["email_opened"])
         text = log.read_bytes()[start:].decode()
-        statements = text.split(" LOG:  statement: ")[1:]
+        # A statement ends where the next entry begins, which may be one of another database of the same server.
+        statements = [re.split(r"\n\d{4}-\d\d-\d\d ", each)[0] for each in text.split(" LOG:  statement: ")[1:]]
         return [each for each in statements if ".email_opened" in each and '"raw"."events"' in each]
 
     with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as connection:
