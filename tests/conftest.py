@@ -26,8 +26,6 @@ from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
 
-DATA = Path(__file__).parent / "data"
-
 # dbt makes and forgets a million objects in each run; looking through all of them so often takes a tenth of the time.
 gc.set_threshold(50_000, 50, 50)
 
@@ -66,7 +64,7 @@ def shared_home() -> Iterator[Path]:
     descriptor = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     # dbt takes seconds to import, which a test without a database should not wait for.
-    from tests.quick_dbt import quicken  # noqa: PLC0415
+    from tests.support.quick_dbt import quicken  # noqa: PLC0415
 
     quicken(folder)
     yield folder
@@ -331,4 +329,4 @@ def loader_command(settings: Settings) -> Loader:
     return run
 
 
-__all__ = ["DATA", "create_database", "drop_database", "loader_command", "loader_here", "open_settings"]
+__all__ = ["create_database", "drop_database", "loader_command", "loader_here", "open_settings"]

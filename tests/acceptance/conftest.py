@@ -9,8 +9,8 @@ import pytest
 import loader.collector.app
 import loader.collector.write_keys
 from loader.settings import Settings
-from tests.collecting import Entrance, opened_entrance
 from tests.conftest import Loader, loader_here, own_database
+from tests.support.collector_thread import Entrance, opened_entrance
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import psutil
 import psycopg
 
 from tests.bench.ground import Ground, report, seconds
-from tests.serving import free_port
+from tests.support.collector_process import free_port
 
 _ROUNDS = 3
 _SECONDS = 8

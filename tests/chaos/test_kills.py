@@ -13,9 +13,11 @@ from loader.postgres.database import open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.raw.sources import add_key
 from loader.settings import Settings
-from tests.sending import assert_landed, load, wait_until_drained
-from tests.serving import serving
-from tests.warehouse import law, run, wait_until
+from tests.support.collector_process import serving
+from tests.support.dbt_runs import run
+from tests.support.load import assert_landed, load, wait_until_drained
+from tests.support.served_tables import law
+from tests.support.waiting import wait_until
 
 # Answers between one kill and the next: at least so many, and a number more that is drawn.
 BETWEEN = 20

@@ -14,9 +14,11 @@ from segment.analytics.client import Client
 from loader.postgres.database import Database
 from loader.raw.sources import add_key
 from loader.settings import Settings
-from tests.collecting import Collecting, collecting
-from tests.proxy import Proxy, proxied
-from tests.warehouse import contents, run, wait_until
+from tests.support.collector_thread import Collecting, collecting
+from tests.support.dbt_runs import run
+from tests.support.served_tables import contents
+from tests.support.tcp_proxy import Proxy, proxied
+from tests.support.waiting import wait_until
 
 EVENTS = 40
 

@@ -14,10 +14,10 @@ from loader.postgres.database import Database, open_database
 from loader.raw.sources import add_key
 from loader.settings import Settings
 from loader.transform.dbt import transform
-from tests.collecting import collecting
-from tests.sending import assert_landed, load, track
-from tests.serving import free_port
-from tests.warehouse import wait_until
+from tests.support.collector_process import free_port
+from tests.support.collector_thread import collecting
+from tests.support.load import assert_landed, load, track
+from tests.support.waiting import wait_until
 
 SOME = 400
 NEW = 30

@@ -11,10 +11,10 @@ import pytest
 from loader.postgres.database import Database
 from loader.raw.sources import add_key
 from loader.settings import Settings
-from tests.proxy import proxied
-from tests.sending import assert_landed, load, wait_until_drained
-from tests.serving import serving
-from tests.warehouse import wait_until
+from tests.support.collector_process import serving
+from tests.support.load import assert_landed, load, wait_until_drained
+from tests.support.tcp_proxy import proxied
+from tests.support.waiting import wait_until
 
 SOME = 20
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from loader.events.shapes import Shape, type_of
 from tests.conftest import open_settings, own_database
-from tests.warehouse import copied_project, run_dbt
+from tests.support.dbt_runs import copied_project, run_dbt
 
 TYPES = ("bigint", "numeric", "boolean", "timestamp with time zone", "integer", "numeric(10,2)", "double precision")
 # A text's value in each type, and whether the cheap test of a run wants it looked at.

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from loader.postgres.database import Database, connection_environment
-from tests.warehouse import PROJECT, run_dbt, started, succeed
+from tests.support.dbt_runs import PROJECT, run_dbt, started, succeed
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from loader.transform.dbt import transform
 from tests.conftest import Loader, drop_database, loader_here, open_settings, own_database
-from tests.warehouse import parse_once, run_dbt
+from tests.support.dbt_runs import parse_once, run_dbt
+from tests.support.folders import ROOT
 
-ROOT = Path(__file__).parents[2]
 Dbt = Callable[..., tuple[int, str]]
 
 KEPT = ("email_delivered", "email_opened", "tracks")

@@ -16,8 +16,8 @@ from loader.cli.app import main
 from loader.events.model import Reason
 from loader.runtime.metrics import registry
 from loader.settings import describe
+from tests.support.folders import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODELS = sorted((ROOT / "dbt_project" / "models").rglob("*.sql"))

@@ -27,7 +27,7 @@ from loader.buffer.spool_segment import segment_files, warehouse_of
 from loader.errors import SpoolError
 from loader.events.model import Delivery, Event, Reason, Refused
 from loader.postgres.warehouse import Warehouse
-from tests.conftest import DATA
+from tests.support.folders import DATA, ROOT
 
 NOW = datetime(2026, 3, 4, 15, 0, tzinfo=UTC)
 ROOM = 100_000_000
@@ -503,8 +503,7 @@ def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
         "spool = Spool(Path(sys.argv[1]), 10**6); [spool.append([delivery(name)]) for name in 'abc'];"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=False)
     assert done.returncode < 0
     assert contents(tmp_path) == ["a", "b", "c"]
 

@@ -12,7 +12,7 @@ from loader.events.formats import ITERABLE_WEBHOOK, export_entrance, parse_chunk
 from loader.events.iterable import parse_export, parse_export_lines, parse_webhook
 from loader.events.iterable_types import KINDS, SEGMENT_EVENTS
 from loader.events.model import Event, Reason, Refused
-from tests.conftest import DATA
+from tests.support.folders import DATA
 
 WEBHOOKS = [
     json.loads(line)["webhook"]

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from loader.events.iterable_types import BOOLEANS, DOCUMENTS, KINDS, NUMBERS, SEGMENT_EVENTS, kind_of_file, known_kind
-from tests.conftest import DATA
+from tests.support.folders import DATA
 
 with (DATA / "native_event_map.csv").open(encoding="utf-8", newline="") as file:
     MAP = list(csv.DictReader(file))

@@ -16,7 +16,7 @@ from loader.events.naming import (
     snake_case,
     table_name,
 )
-from tests.conftest import DATA
+from tests.support.folders import DATA
 
 UPPER, LOWER, DIGIT = range(65, 91), range(97, 123), range(48, 58)
 

@@ -1,9 +1,7 @@
 """Lines of tracking calls: which become events, byte for byte, and which are refused, and why."""
 
-import json
 import re
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,16 +10,11 @@ from hypothesis import strategies as st
 from loader.events.model import Event, Reason, Refused
 from loader.events.naming import table_name
 from loader.events.segment import parse_line, parse_lines
+from tests.support.factories import call_line
 
 BASE = b'{"type":"track","event":"Email Opened","userId":"u1","messageId":"m1"}'
 # Behind another line, where nothing special happens to a file's first bytes.
 ANYWHERE = 1000
-
-
-def call(**fields: Any) -> bytes:
-    """Return a valid call as a line, with other fields; those given as None are left out."""
-    whole = {"type": "track", "event": "Email Opened", "userId": "u1", "messageId": "m1"} | fields
-    return json.dumps({name: value for name, value in whole.items() if value is not None}).encode()
 
 
 def with_value(value: bytes) -> bytes:
@@ -70,7 +63,7 @@ def test_an_event_is_kept_byte_for_byte() -> None:
 
 def test_offsets_count_bytes_from_the_given_one() -> None:
     """Each event knows where its line begins, in bytes and not in characters."""
-    lines = [call(userId="é" * 3), call(), call(userId="🎉")]
+    lines = [call_line(userId="é" * 3), call_line(), call_line(userId="🎉")]
     data = b"\n".join(lines)
     assert [message.offset for message in parse(data, 7)] == [7, 8 + len(lines[0]), 9 + len(lines[0]) + len(lines[1])]
 
@@ -78,36 +71,36 @@ def test_offsets_count_bytes_from_the_given_one() -> None:
 @pytest.mark.parametrize("kind", ["identify", "page", "screen", "group"])
 def test_calls_other_than_track_land_without_a_collection(kind: str) -> None:
     """Calls of the other types are kept, and belong to no table."""
-    event = accepted(call(type=kind, event=None))
+    event = accepted(call_line(type=kind, event=None))
     assert (event.collection, event.message_id) == (None, "m1")
 
 
 def test_an_alias_may_name_its_user_by_the_previous_id() -> None:
     """An alias call is about its previous id."""
-    assert accepted(call(type="alias", event=None, userId=None, previousId="before")).collection is None
+    assert accepted(call_line(type="alias", event=None, userId=None, previousId="before")).collection is None
 
 
 def test_a_call_without_a_type_that_names_an_event_is_a_track() -> None:
     """What a sender posts to /v1/track need not repeat its type."""
-    assert accepted(call(type=None)).collection == "email_opened"
+    assert accepted(call_line(type=None)).collection == "email_opened"
 
 
 @pytest.mark.parametrize("name", ["日本語", "", "🎉"])
 def test_an_event_whose_name_gives_no_table_lands_with_an_empty_collection(name: str) -> None:
     """Such an event is a track call all the same."""
-    assert accepted(call(event=name)).collection == ""
+    assert accepted(call_line(event=name)).collection == ""
 
 
 def test_very_long_event_names_have_tables() -> None:
     """A long name gets the table its rules give it, however often it is met."""
     name = "Very Long " * 100
-    assert {accepted(call(event=name)).collection for _ in range(2)} == {table_name(name)}
+    assert {accepted(call_line(event=name)).collection for _ in range(2)} == {table_name(name)}
 
 
 def test_an_anonymous_id_is_enough() -> None:
     """Iterable sends the email address as anonymousId when it knows no user id."""
-    assert accepted(call(userId=None, anonymousId="a@b.c")).message_id == "m1"
-    assert accepted(call(userId="", anonymousId="a@b.c")).message_id == "m1"
+    assert accepted(call_line(userId=None, anonymousId="a@b.c")).message_id == "m1"
+    assert accepted(call_line(userId="", anonymousId="a@b.c")).message_id == "m1"
 
 
 def test_white_space_around_a_line_is_no_part_of_it() -> None:
@@ -157,44 +150,44 @@ def test_a_moderately_nested_event_lands() -> None:
 
 def test_a_missing_message_id_is_made_from_the_line_and_its_place() -> None:
     """The same line at the same place gets the same id again; elsewhere in the file it is another event."""
-    line = call(messageId=None)
+    line = call_line(messageId=None)
     assert accepted(line, 5).message_id == accepted(line, 5).message_id
     assert accepted(line, 5).message_id != accepted(line, 6).message_id
-    assert accepted(line, 5).message_id != accepted(call(messageId=None, userId="u2"), 5).message_id
+    assert accepted(line, 5).message_id != accepted(call_line(messageId=None, userId="u2"), 5).message_id
     assert len(accepted(line, 5).message_id) <= 100
 
 
 @pytest.mark.parametrize("given", ["", 1.5, True, [], {}])
 def test_a_message_id_that_is_none_counts_as_missing(given: object) -> None:
     """Events whose id is empty or no id at all stay apart by their places."""
-    line = call(messageId=given)
+    line = call_line(messageId=given)
     assert accepted(line, 5).message_id != accepted(line, 6).message_id
     assert re.fullmatch(r"loader-[0-9a-f]{32}", accepted(line, 5).message_id)
 
 
 def test_a_message_id_of_a_hundred_characters_is_kept() -> None:
     """Segment's limit is ours; characters are counted, not bytes."""
-    assert accepted(call(messageId="é" * 100)).message_id == "é" * 100
+    assert accepted(call_line(messageId="é" * 100)).message_id == "é" * 100
 
 
 def test_a_longer_message_id_is_replaced_by_its_hash() -> None:
     """Two deliveries of one event keep one id, wherever they are; two events keep two."""
     first, second = "a" * 101, "a" * 100 + "b"
-    assert accepted(call(messageId=first), 5).message_id == accepted(call(messageId=first), 99).message_id
-    assert accepted(call(messageId=first)).message_id != accepted(call(messageId=second)).message_id
-    assert len(accepted(call(messageId=first)).message_id) <= 100
+    assert accepted(call_line(messageId=first), 5).message_id == accepted(call_line(messageId=first), 99).message_id
+    assert accepted(call_line(messageId=first)).message_id != accepted(call_line(messageId=second)).message_id
+    assert len(accepted(call_line(messageId=first)).message_id) <= 100
 
 
 @pytest.mark.parametrize("number", [0, 7, -7, 2**70, 10**99])
 def test_a_number_as_message_id_becomes_its_digits(number: int) -> None:
     """No digit of a numeric id is lost."""
-    assert accepted(call(messageId=number)).message_id == str(number)
+    assert accepted(call_line(messageId=number)).message_id == str(number)
 
 
 def test_a_huge_number_as_message_id_is_hashed() -> None:
     """A number of more than a hundred digits is as good an id as a text of that length."""
-    assert accepted(call(messageId=10**100), 5).message_id == accepted(call(messageId=10**100), 6).message_id
-    assert len(accepted(call(messageId=10**4000)).message_id) <= 100
+    assert accepted(call_line(messageId=10**100), 5).message_id == accepted(call_line(messageId=10**100), 6).message_id
+    assert len(accepted(call_line(messageId=10**4000)).message_id) <= 100
 
 
 # The time of receipt
@@ -215,7 +208,7 @@ def test_a_huge_number_as_message_id_is_hashed() -> None:
 )
 def test_the_time_of_receipt_is_kept_as_given(value: str, read: datetime) -> None:
     """Segment's raw logs say when Segment received an event; that is when it was received."""
-    assert accepted(call(receivedAt=value)).received_at == read
+    assert accepted(call_line(receivedAt=value)).received_at == read
 
 
 @pytest.mark.parametrize(
@@ -246,7 +239,7 @@ def test_the_time_of_receipt_is_kept_as_given(value: str, read: datetime) -> Non
 )
 def test_another_time_of_receipt_is_now(value: object) -> None:
     """A time that is none, or that the database may not read, never costs the event."""
-    assert accepted(call(receivedAt=value)).received_at is None
+    assert accepted(call_line(receivedAt=value)).received_at is None
 
 
 # Refusals
@@ -280,28 +273,28 @@ def test_another_time_of_receipt_is_now(value: object) -> None:
         (with_value(b"[" * 10_000 + b"]" * 10_000), Reason.TOO_DEEP),
         (with_value(b'{"a":' * 10_000 + b"1" + b"}" * 10_000), Reason.TOO_DEEP),
         (b"{}", Reason.BAD_REQUEST),
-        (call(type="delete"), Reason.BAD_REQUEST),
-        (call(type="Track"), Reason.BAD_REQUEST),
-        (call(type=7), Reason.BAD_REQUEST),
-        (call(type=None, event=None), Reason.BAD_REQUEST),
+        (call_line(type="delete"), Reason.BAD_REQUEST),
+        (call_line(type="Track"), Reason.BAD_REQUEST),
+        (call_line(type=7), Reason.BAD_REQUEST),
+        (call_line(type=None, event=None), Reason.BAD_REQUEST),
         (BASE[:-1] + b',"messageId":1e400}', Reason.BAD_REQUEST),
-        (call(userId=None), Reason.NO_USER_ANON_ID),
-        (call(userId="", anonymousId=""), Reason.NO_USER_ANON_ID),
-        (call(type="alias", event=None, userId=None), Reason.NO_USER_ANON_ID),
-        (call(userId=None, previousId="p"), Reason.NO_USER_ANON_ID),
-        (call(userId=7), Reason.ID_NOT_STRING),
-        (call(anonymousId={}), Reason.ID_NOT_STRING),
-        (call(event=None), Reason.EVENT_NOT_DEFINED),
+        (call_line(userId=None), Reason.NO_USER_ANON_ID),
+        (call_line(userId="", anonymousId=""), Reason.NO_USER_ANON_ID),
+        (call_line(type="alias", event=None, userId=None), Reason.NO_USER_ANON_ID),
+        (call_line(userId=None, previousId="p"), Reason.NO_USER_ANON_ID),
+        (call_line(userId=7), Reason.ID_NOT_STRING),
+        (call_line(anonymousId={}), Reason.ID_NOT_STRING),
+        (call_line(event=None), Reason.EVENT_NOT_DEFINED),
         (BASE[:-1] + b',"event":null}', Reason.EVENT_NOT_DEFINED),
-        (call(event=7), Reason.EVENT_NOT_STRING),
-        (call(event=["Email Opened"]), Reason.EVENT_NOT_STRING),
-        (call(properties=[]), Reason.PROPERTIES_NOT_OBJECT),
-        (call(properties="x"), Reason.PROPERTIES_NOT_OBJECT),
-        (call(properties=False), Reason.PROPERTIES_NOT_OBJECT),
-        (call(type="identify", traits=7), Reason.TRAITS_NOT_OBJECT),
-        (call(type="page", name=7), Reason.NAME_NOT_STRING),
-        (call(type="screen", name=""), Reason.NAME_NOT_STRING),
-        (call(type="page", category=[]), Reason.CATEGORY_NOT_STRING),
+        (call_line(event=7), Reason.EVENT_NOT_STRING),
+        (call_line(event=["Email Opened"]), Reason.EVENT_NOT_STRING),
+        (call_line(properties=[]), Reason.PROPERTIES_NOT_OBJECT),
+        (call_line(properties="x"), Reason.PROPERTIES_NOT_OBJECT),
+        (call_line(properties=False), Reason.PROPERTIES_NOT_OBJECT),
+        (call_line(type="identify", traits=7), Reason.TRAITS_NOT_OBJECT),
+        (call_line(type="page", name=7), Reason.NAME_NOT_STRING),
+        (call_line(type="screen", name=""), Reason.NAME_NOT_STRING),
+        (call_line(type="page", category=[]), Reason.CATEGORY_NOT_STRING),
     ],
     ids=lambda value: value.value if isinstance(value, Reason) else repr(value[:40]),
 )
@@ -336,7 +329,7 @@ def test_every_reason_of_this_module_is_tested() -> None:
 
 def test_an_object_on_two_lines_does_not_shift_its_neighbours() -> None:
     """Each event keeps its own id when a line is broken in two and two others are on one line."""
-    first, second, third = (call(messageId=name) for name in ("a", "b", "c"))
+    first, second, third = (call_line(messageId=name) for name in ("a", "b", "c"))
     head, tail = BASE[:-1] + b',"properties":', b'{"x":1}}'
     for odd in ([head, tail], [b""], [b" "]):
         lines = [*odd, first, second, BASE + BASE, third, *odd[:1]]
@@ -412,7 +405,7 @@ def test_a_bad_line_is_not_repaired_first() -> None:
 # Halves of surrogate pairs and NUL included.
 TEXT = st.text(alphabet=st.characters(), max_size=5)
 GOOD = st.builds(
-    call,
+    call_line,
     event=st.sampled_from(["Email Opened", "Open", "é", ""]),
     messageId=st.one_of(st.none(), TEXT, st.text(min_size=90, max_size=110), st.integers()),
     userId=TEXT.filter(bool),
@@ -434,7 +427,7 @@ LINES = st.lists(
 
 @settings(max_examples=300)
 @given(LINES, st.integers(min_value=1, max_value=10**9), st.booleans())
-@example([(b"", "blank"), (BASE, "good"), (BASE + BASE, "bad"), (call(messageId="m2"), "good")], 1, False)
+@example([(b"", "blank"), (BASE, "good"), (BASE + BASE, "bad"), (call_line(messageId="m2"), "good")], 1, False)
 def test_any_mix_of_lines_gives_each_its_due(lines: list[tuple[bytes, str]], offset: int, ends: bool) -> None:
     """Exactly the good lines are accepted, in their order and at their offsets, and exactly the bad ones refused."""
     data = b"\n".join(line for line, _ in lines) + (b"\n" if ends else b"")

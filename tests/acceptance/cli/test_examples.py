@@ -1,0 +1,123 @@
+"""The examples of the help, run as typed, in the order of the help."""
+
+import gzip
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from loader.cli.help import EXAMPLES
+from loader.settings import Settings
+from tests.conftest import loader_here, own_database
+from tests.support.dbt_runs import parse_once
+from tests.support.folders import ROOT
+from tests.support.waiting import wait_until
+
+STAYING = {"up": "collector is ready", "serve": "collector is ready", "schedule": "at work"}
+# A shell reads more in an example with one of these than words.
+OF_A_SHELL = set("$|<>;&*?~`#")
+# Tried by a test of its own, in a database of its own.
+ELSEWHERE = {"demo"}
+
+
+@pytest.fixture(scope="module")
+def served_module(server: str, home: Path, served_template: str) -> Iterator[Settings]:
+    """A database that the examples fill one after the other; its tables are there, and the project is parsed."""
+    with own_database(server, home, served_template) as opened:
+        parse_once(opened)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the examples name, and `loader` on the path of its shell."""
+    path = tmp_path_factory.mktemp("examples")
+    calls = [
+        {"type": "track", "event": event, "userId": "u", "messageId": event}
+        for event in ("Email Opened", "Order Placed")
+    ]
+    lines = "\n".join([*map(json.dumps, calls), "{broken", '{"type": "track"}']) + "\n"
+    (path / "events.ndjson").write_text(lines, encoding="utf-8")
+    (path / "events.ndjson.gz").write_bytes(gzip.compress(lines.encode()))
+    (path / "mended.json").write_text(json.dumps(calls[0] | {"messageId": "mended"}), encoding="utf-8")
+    (path / "exports").mkdir()
+    for name in ("exports/emailSend.csv", "part-1.csv"):
+        row = "2026-01-01 00:00:00 +00:00,ada@example.com,1,m\n"
+        (path / name).write_text(f"createdAt,email,campaignId,messageId\n{row}", encoding="utf-8")
+    (path / "bin").mkdir()
+    command = path / "bin" / "loader"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m loader "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    return path
+
+
+def variables(settings: Settings, folder: Path) -> dict[str, str]:
+    """Return the environment of a person in that folder."""
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    own = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home), "PATH": path}
+    return dict(os.environ) | own | {"PYTHONPATH": str(ROOT)}
+
+
+def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) -> None:
+    """Each ends with 0, or with 3 where messages are refused on purpose.
+
+    An example with the signs of a shell runs in a shell. The others run in this process, without a start of Python.
+    """
+    run_here = loader_here(served_module)
+    for path, examples in EXAMPLES.items():
+        if path in ELSEWHERE:
+            continue
+        for example in examples:
+            if path in STAYING:
+                run_until_ready(served_module, folder, example, STAYING[path])
+                continue
+            if OF_A_SHELL & set(example):
+                done = subprocess.run(
+                    ["sh", "-c", example],
+                    cwd=folder,
+                    env=variables(served_module, folder),
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=120,
+                )
+            else:
+                program, *arguments = shlex.split(example)
+                assert program == "loader"
+                with chdir(folder):
+                    done = run_here(*arguments)
+            allowed = {0, 3} if path in {"load", "quarantine retry"} else {0}
+            assert done.returncode in allowed, (example, done.stderr)
+            assert "Traceback" not in done.stderr
+
+
+def run_until_ready(settings: Settings, folder: Path, example: str, ready: str) -> None:
+    """Run a command that stays until it says that it is ready, and end it in order."""
+    if not is_free(8080) and "--port" not in example and "schedule" not in example:
+        example += " --port 0"
+    log = folder / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {example}"], cwd=folder, env=variables(settings, folder), stderr=stream
+        )
+    try:
+        wait_until(lambda: ready in log.read_text() or process.poll() is not None, example)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_free(port: int) -> bool:
+    """Say whether nobody on this machine listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -1,0 +1,105 @@
+"""Every example of a webhook's body becomes the row that its track call becomes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from loader.events.formats import FILE, ITERABLE_WEBHOOK, parse_message
+from loader.events.model import Event
+from loader.postgres.database import open_database
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import land
+from loader.transform.dbt import transform
+from tests.conftest import own_database
+from tests.support.folders import DATA
+
+EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()]
+CASES: dict[str, dict[str, Any]] = {}
+for example in EXAMPLES:
+    CASES.setdefault(example["case"], {}).update(example)
+
+# Ids and times of the delivery itself.
+DELIVERY = {"id", "received_at", "sent_at", "uuid_ts"}
+# What Segment leaves out of these events and Iterable's own body has: here it is kept.
+KEPT = {
+    event: {"platform_endpoint", "payload", "sound", "badge", "deeplink_ios", "deeplink_android"}
+    for event in ("Push Delivered", "Push Bounced", "Push Opened", "Mobile App Uninstalled")
+} | {
+    "Subscribed": {"public_id_string"},
+    # One example has a user agent and no system, another both; here it always goes with the user agent.
+    "Hosted Unsubscribe Click": {"context_os_name"},
+}
+
+
+@pytest.fixture(scope="module")
+def ids() -> dict[str, str]:
+    """By case, the id of its webhook's event."""
+    return {case: accepted(ITERABLE_WEBHOOK, example["webhook"]).message_id for case, example in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def connection(server: str, home: Path, served_template: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """A database with both forms of every example."""
+    with (
+        own_database(server, home, served_template) as settings,
+        psycopg.connect(settings.database_url, autocommit=True) as opened,
+    ):
+        for entrance, form in ((ITERABLE_WEBHOOK, "webhook"), (FILE, "track")):
+            events = [accepted(entrance, example[form], place) for place, example in enumerate(CASES.values())]
+            with SchemaRegistry().transaction(opened) as seen:
+                assert land(opened, "iterable", entrance, events, seen).rows == len(CASES)
+        with open_database(settings) as database:
+            assert not [table for table in transform(database, settings) if table.error]
+        opened.row_factory = dict_row  # type: ignore[assignment]
+        yield opened  # type: ignore[misc]
+
+
+def accepted(entrance: str, message: dict[str, Any], offset: int = 0) -> Event:
+    """The event that a message is."""
+    (event,) = parse_message(entrance, json.dumps(message).encode(), offset)
+    assert isinstance(event, Event)
+    return event
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_webhook_becomes_the_row_of_its_track_call(
+    connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str], case: str
+) -> None:
+    """Column by column, but for the delivery's own and what Segment leaves out."""
+    track = CASES[case]["track"]
+    table = track["event"].lower().replace(" ", "_")
+    rows = connection.execute(
+        f"select * from iterable.{table} where id = any(%s)", ([ids[case], track["messageId"]],)
+    ).fetchall()
+    by_id = {row["id"]: row for row in rows}
+    webhook, meant = by_id[ids[case]], by_id[track["messageId"]]
+    differing = {column for column in meant if webhook[column] != meant[column]} - DELIVERY
+    assert differing <= KEPT.get(track["event"], set())
+    assert [meant[column] for column in differing] == [None] * len(differing)
+
+
+def test_tracks_has_both(connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str]) -> None:
+    """Under the names of their tables."""
+    rows = connection.execute("select id, event, event_text from iterable.tracks").fetchall()
+    found = {row["id"]: (row["event"], row["event_text"]) for row in rows}
+    assert len(found) == 2 * len(CASES)
+    assert all(found[ids[case]] == found[example["track"]["messageId"]] for case, example in CASES.items())
+
+
+def test_every_value_has_its_column(connection: psycopg.Connection[dict[str, Any]]) -> None:
+    """Nothing was too much for a column, and nothing collided."""
+    assert connection.execute("select * from raw.mismatches").fetchall() == []
+    assert connection.execute("select * from raw.collisions").fetchall() == []
+
+
+def test_the_body_is_kept_beside_the_call(connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str]) -> None:
+    """As Iterable sent it."""
+    for case, example in CASES.items():
+        row = connection.execute("select payload from raw.events where message_id = %s", (ids[case],)).fetchone()
+        assert row is not None
+        assert row["payload"]["native"] == example["webhook"]

@@ -1,0 +1,121 @@
+"""Every example event goes in by the command line and comes out of its table with every property right."""
+
+import csv
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from loader.settings import Settings
+from tests.conftest import MakeOnce, loader_here
+from tests.support.folders import DATA
+
+EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()]
+TRACKS = {example["case"]: example["track"] for example in EXAMPLES if "track" in example}
+
+with (DATA / "property_catalog.csv").open(encoding="utf-8", newline="") as file:
+    # (event, path of the property) → column and type, as the facts have them.
+    CATALOG = {
+        (row["collection"], row["property_json_name"]): (row["column_name_snake"], row["type"])
+        for row in csv.DictReader(file)
+    }
+
+CONTEXT = {
+    "integration.name": "context_integration_name",
+    "integration.version": "context_integration_version",
+    "library.name": "context_library_name",
+    "library.version": "context_library_version",
+    "traits.email": "context_traits_email",
+    "ip": "context_ip",
+    "userAgent": "context_user_agent",
+    "os.name": "context_os_name",
+}
+
+
+@pytest.fixture(scope="module")
+def connection(
+    make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """A database into which all examples have gone, by `loader load` and `loader transform`."""
+    path = tmp_path_factory.mktemp("examples") / "examples.ndjson"
+    path.write_text("".join(f"{json.dumps(track)}\n" for track in TRACKS.values()), encoding="utf-8")
+
+    def fill(settings: Settings) -> None:
+        loader = loader_here(settings)
+        loaded = loader("load", str(path))
+        assert loaded.returncode == 0, loaded.stderr
+        transformed = loader("transform")
+        assert transformed.returncode == 0, transformed.stderr
+
+    settings = make_once("examples", served_template, fill)
+    with psycopg.connect(settings.database_url, row_factory=dict_row) as opened:
+        yield opened
+
+
+def leaves(value: dict[str, Any], event: str, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk an object down to what has a column: a declared property whole, anything else to its leaves."""
+    for name, inner in value.items():
+        place = f"{path}.{name}" if path else name
+        if isinstance(inner, dict) and (event, place) not in CATALOG:
+            yield from leaves(inner, event, place)
+        else:
+            yield place, inner
+
+
+@pytest.mark.parametrize("case", TRACKS)
+def test_every_property_is_right(connection: psycopg.Connection[dict[str, Any]], case: str) -> None:
+    """The event's row holds each property and context value in its own column, with its own type."""
+    track = TRACKS[case]
+    event = track["event"]
+    table = event.lower().replace(" ", "_")
+    row = connection.execute(f"select * from iterable.{table} where id = %s", (track["messageId"],)).fetchone()
+    assert row is not None
+
+    seen = {"id", "received_at", "uuid_ts"}
+    for path, value in leaves(track["properties"], event):
+        column, kind = CATALOG[event, path]
+        seen.add(column)
+        got = row[column]
+        if kind == "json" and not isinstance(value, str):
+            assert json.loads(got) == value, column
+        elif kind == "double":
+            assert got == Decimal(str(value)), column
+        else:
+            assert got == value, column
+            assert type(got) is type(value), column
+    for path, value in leaves(track["context"], event):
+        assert row[CONTEXT[path]] == value
+        seen.add(CONTEXT[path])
+
+    layout = {
+        "event": table,
+        "event_text": event,
+        "user_id": track.get("userId"),
+        "anonymous_id": track.get("anonymousId"),
+        "original_timestamp": track["originalTimestamp"],
+    }
+    assert {column: row[column] for column in layout} == layout
+    for column, name in (("timestamp", "timestamp"), ("sent_at", "sentAt"), ("received_at", "receivedAt")):
+        assert row[column].isoformat(timespec="milliseconds") == track[name].replace("Z", "+00:00")
+        seen.add(column)
+    others = {column: value for column, value in row.items() if column not in seen | set(layout)}
+    assert {column for column, value in others.items() if value is not None} == set()
+
+
+def test_tracks_has_them_all(connection: psycopg.Connection[dict[str, Any]]) -> None:
+    """`tracks` names the table of each, once."""
+    rows = connection.execute("select id, event, event_text from iterable.tracks").fetchall()
+    assert {row["id"]: row["event_text"] for row in rows} == {t["messageId"]: t["event"] for t in TRACKS.values()}
+    assert len(rows) == len(TRACKS)
+
+
+def test_nothing_was_lost(connection: psycopg.Connection[dict[str, Any]]) -> None:
+    """No value was too much for its column, and the conservation law holds."""
+    assert connection.execute("select * from raw.mismatches").fetchall() == []
+    law = connection.execute("select * from raw.conservation").fetchone()
+    assert law is not None
+    assert law["accepted"] == law["in_collections"] == len(TRACKS)

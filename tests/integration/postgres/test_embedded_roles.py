@@ -1,0 +1,272 @@
+"""The roles of the embedded PostgreSQL, and how a cluster of an older version, which has one role, gets them."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.postgres.database import open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.embedded_cluster import ENVIRONMENT, Cluster
+from tests.conftest import open_settings
+from tests.integration.postgres.test_embedded import AS_ROOT, is_alive, keepers, kill_hard, open_folder, postmaster
+from tests.support.waiting import wait_until
+
+PASSWORD = "known to a BI tool"
+
+# What people do in a warehouse, as the role that could do everything.
+USED = """
+    create role analyst login password 'secret';
+    create role "Odd ""name" login;
+    create schema iterable;
+    create type iterable.mood as enum ('good', 'bad');
+    create domain iterable.share as numeric check (value between 0 and 1);
+    create table iterable.events (
+        id bigint generated always as identity primary key, mood iterable.mood, part iterable.share
+    );
+    insert into iterable.events (mood, part) values ('good', 0.5), ('bad', 1);
+    create table iterable.split (id bigint, at date) partition by range (at);
+    create table iterable.split_2026 partition of iterable.split for values from ('2026-01-01') to ('2027-01-01');
+    create sequence iterable.numbers;
+    create view iterable.moods as select mood, count(*) as events from iterable.events group by mood;
+    create materialized view iterable.kept as select mood from iterable.events;
+    create function iterable.twice(bigint) returns bigint language sql as 'select 2 * $1';
+    create procedure iterable.nothing() language sql as 'select 1';
+    create aggregate iterable.total(numeric) (sfunc = numeric_add, stype = numeric);
+    create statistics iterable.related (dependencies) on id, mood from iterable.events;
+    create schema theirs authorization analyst;
+    create table theirs.notes as select 7 as note;
+    alter table theirs.notes owner to analyst;
+    grant usage on schema iterable to analyst, "Odd ""name";
+    grant select on iterable.events, iterable.moods to analyst with grant option;
+    grant select (mood) on iterable.events to "Odd ""name";
+    alter default privileges in schema iterable grant select on tables to analyst;
+    alter default privileges grant usage on schemas to analyst;
+    alter role loader in database warehouse set search_path = iterable, public;
+    comment on table iterable.events is 'of the readers';
+    select lo_from_bytea(4711, 'large');
+"""
+# What is left with the superuser, of all that a person has made.
+NOT_OURS = """
+    select pg_describe_object(classid, objid, 0)
+    from (
+        select 'pg_class'::regclass as classid, oid as objid, relowner as owner from pg_class
+        union all select 'pg_type'::regclass, oid, typowner from pg_type
+        union all select 'pg_proc'::regclass, oid, proowner from pg_proc
+        union all select 'pg_namespace'::regclass, oid, nspowner from pg_namespace
+        union all select 'pg_statistic_ext'::regclass, oid, stxowner from pg_statistic_ext
+        union all select 'pg_largeobject'::regclass, oid, lomowner from pg_largeobject_metadata
+    ) as owned
+    where owner = 10 and (objid >= 16384 or classid = 'pg_largeobject'::regclass)
+    union all
+    select datname from pg_database where datdba = 10 and datname not in ('postgres', 'template0', 'template1')
+"""
+GRANTED = """
+    select
+        (select relacl::text from pg_class where oid = 'iterable.events'::regclass),
+        (select relacl::text from pg_class where oid = 'iterable.moods'::regclass),
+        (select attacl::text from pg_attribute where attrelid = 'iterable.events'::regclass and attname = 'mood'),
+        (select nspacl::text from pg_namespace where nspname = 'iterable'),
+        obj_description('iterable.events'::regclass),
+        current_setting('search_path')
+"""
+
+
+def make_old_cluster(home: Path) -> EmbeddedServer:
+    """Make a cluster as the first version did: `loader` is the superuser that initdb creates."""
+    server = EmbeddedServer(home)
+    server.folder.create()
+    server.folder.write("password", PASSWORD)
+    cluster = Cluster(server.folder)
+    account = cluster._find_account()
+    programs = cluster._find_programs(account)
+    (home / "embedded/initdb").write_text(PASSWORD)
+    cluster.data.mkdir(mode=0o700)
+    if account:
+        os.chown(cluster.data, account.uid, account.gid)
+        os.chown(home / "embedded/initdb", account.uid, account.gid)
+    user = {"user": account.uid, "group": account.gid, "extra_groups": []} if AS_ROOT and account else {}
+    initdb = [programs / "initdb", f"--pgdata={cluster.data}", "--username=loader", f"--pwfile={home}/embedded/initdb"]
+    initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
+    initdb += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    subprocess.run(initdb, check=True, capture_output=True, cwd="/", env=ENVIRONMENT, **user)
+    single = [programs / "postgres", "--single", "-D", cluster.data, "postgres"]
+    create = b"create database warehouse;\ncreate database other;\n"
+    subprocess.run(single, check=True, capture_output=True, cwd="/", env=ENVIRONMENT, input=create, **user)
+    (home / "embedded/initdb").unlink()
+    return server
+
+
+def start_old_server(server: EmbeddedServer) -> str:
+    """Start that cluster's server without bringing it over, and return the URL that people were given."""
+    wanted = server.folder.read("keeper_password")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cluster, "_separate_roles", lambda *_: server.folder.write("keeper_password", "none"))
+        patch.setattr(EmbeddedServer, "_ask", lambda _: "ready")
+        url = server.acquire()
+    assert wanted == ""
+    (server.folder.path / "keeper_password").unlink()
+    server.release()
+    wait_until(lambda: can_connect(url), "the old server")
+    return url
+
+
+def can_connect(url: str) -> bool:
+    """Tell whether a server answers."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.fixture
+def old() -> Iterator[tuple[EmbeddedServer, str]]:
+    """A used cluster of the first version, with its server running, and the URL in use."""
+    with open_folder() as home:
+        server = make_old_cluster(home)
+        url = start_old_server(server)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(USED)
+        with psycopg.connect(url.replace("/warehouse", "/other"), autocommit=True) as connection:
+            connection.execute("create table mine as select 1 as one")
+        yield server, url
+        for keeper in keepers(home):
+            kill_hard(keeper.pid)
+
+
+def check_brought_over(url: str, before: tuple[object, ...]) -> None:
+    """Check that the URL in use is of a role that owns everything and is no superuser."""
+    with closing(psycopg.connect(url, autocommit=True)) as connection:
+        assert connection.execute(
+            "select rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication from pg_roles"
+            " where rolname = current_user"
+        ).fetchone() == (False, True, False, False, False)
+        assert connection.execute(NOT_OURS).fetchall() == []
+        assert connection.execute(GRANTED).fetchone() == before
+        assert connection.execute("select mood::text, part from events order by id").fetchall() == [
+            ("good", 0.5),
+            ("bad", 1),
+        ]
+        assert connection.execute("select note from theirs.notes").fetchone() == (7,)
+        assert connection.execute("select convert_from(lo_get(4711), 'UTF8')").fetchone() == ("large",)
+        connection.execute("insert into events (mood) values ('good')")
+        connection.execute("create table iterable.later (id text); create schema later; create role further")
+        connection.execute("refresh materialized view iterable.kept; alter table iterable.events add column more text")
+        assert connection.execute(
+            "select has_table_privilege('analyst', 'iterable.later', 'select'),"
+            " has_schema_privilege('analyst', 'later', 'usage')"
+        ).fetchone() == (True, True)
+        connection.execute("alter role analyst connection limit 3; drop role further")
+        for forbidden in (
+            "copy (select 1) to program 'true'",
+            "create role more superuser",
+            "select pg_read_file('x')",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden)
+    with psycopg.connect(url.replace("/warehouse", "/other"), autocommit=True) as connection:
+        assert connection.execute(NOT_OURS).fetchall() == []
+        connection.execute("insert into mine values (2)")
+
+
+def read_grants(url: str) -> tuple[object, ...]:
+    """Return the grants on what people have made."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute(GRANTED).fetchone()
+    assert row is not None
+    return row
+
+
+def test_c2_a_new_cluster_hands_out_no_superuser() -> None:
+    """The loader's role owns the database and may create roles, nothing more; the superuser's secret is kept."""
+    with open_folder() as home:
+        server = EmbeddedServer(home)
+        url = server.acquire()
+        with psycopg.connect(url, autocommit=True) as connection:
+            assert connection.execute(
+                "select rolsuper, rolcreaterole, rolcreatedb from pg_roles where rolname = current_user"
+            ).fetchone() == (False, True, False)
+            assert connection.execute(
+                "select pg_get_userbyid(datdba) from pg_database where datname = 'warehouse'"
+            ).fetchone() == ("loader",)
+            for forbidden in ("copy (select 1) to program 'true'", "alter role loader_keeper password 'x'"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(forbidden)
+        found = (home / "embedded/keeper_password").stat()
+        assert (found.st_mode & 0o777, found.st_uid) == (0o600, os.geteuid())
+        with server.connect("postgres", as_keeper=True) as connection:
+            assert connection.execute("show is_superuser").fetchone() == ("on",)
+        server.release()
+
+
+def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[EmbeddedServer, str]) -> None:
+    """The URL in use, data, views, grants and default privileges stay; the old keeper gives way to a new one."""
+    server, url = old
+    before = read_grants(url)
+    (first,) = keepers(server.home)
+    assert server.acquire() == url
+    check_brought_over(url, before)
+    assert not is_alive(first.pid)
+    assert len(keepers(server.home)) == 1
+    with open_database(open_settings("", server.home).model_copy(update={"embedded_idle": 600.0})) as database:
+        assert database.url == url
+    server.release()
+
+
+def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
+    old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill before, between and after any two steps, the next start does the rest."""
+    server, url = old
+    before = read_grants(url)
+    run_single = Cluster._run_single
+    done = 0
+
+    def run_or_die(cluster: Cluster, *arguments: object, **options: object) -> str:
+        nonlocal done
+        if done == limit:
+            raise KeyboardInterrupt
+        done += 1
+        return run_single(cluster, *arguments, **options)
+
+    monkeypatch.setattr(Cluster, "_run_single", run_or_die)
+    limit = 0
+    while True:
+        done = 0
+        try:
+            assert server.acquire() == url
+            break
+        except KeyboardInterrupt:
+            limit += 1
+    assert limit == 2 + len(("postgres", "template1", "warehouse", "other"))
+    check_brought_over(url, before)
+    server.release()
+
+
+def test_c2_an_older_cluster_in_the_place_of_a_newer_one_is_brought_over(old: tuple[EmbeddedServer, str]) -> None:
+    """A backup of an older version, put back under a folder that has the newer secret, is noticed by its superuser."""
+    server, url = old
+    before = read_grants(url)
+    server.stop()
+    server.folder.write("keeper_password", "of another cluster")
+    assert server.acquire() == url
+    check_brought_over(url, before)
+    server.release()
+
+
+def test_c2_a_lost_secret_of_the_superuser_is_replaced() -> None:
+    """The next start gives the superuser another password, and the keeper goes on."""
+    with open_folder() as home:
+        server = EmbeddedServer(home)
+        url = server.acquire()
+        pid = postmaster(home)
+        (home / "embedded/keeper_password").unlink()
+        assert server.acquire() == url
+        assert postmaster(home) != pid
+        server.connect("postgres", as_keeper=True).close()
+        server.release()

@@ -1,0 +1,412 @@
+"""What events are made of is recorded as they land: in their transaction, once, whoever else is landing."""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.events.segment import parse_lines
+from loader.events.shapes import TRACKED_PROPERTIES, type_of
+from loader.files.load import Load
+from loader.postgres.database import Database
+from loader.raw.catalog import SchemaRegistry, lock_sources
+from loader.raw.landing import LandingResult, land
+from loader.raw.quarantine import open_messages, retry
+from loader.raw.rescan import rescan
+from tests.conftest import Loader
+from tests.support.waiting import wait_until
+
+# A number PostgreSQL has no room for, in JSON without a flaw.
+TOO_LARGE = b"1e200000"
+
+Rows = list[tuple[object, ...]]
+
+
+def call(message_id: str, properties: object, *, event: str = "Email Opened", context: object = None) -> bytes:
+    """Return a track call as a line."""
+    whole = {"type": "track", "event": event, "userId": "u", "messageId": message_id, "properties": properties}
+    return json.dumps(whole | ({} if context is None else {"context": context})).encode()
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit, as the loader's workers have it."""
+    with database.connect(autocommit=True) as opened:
+        yield opened
+
+
+def land_lines(
+    connection: psycopg.Connection, lines: Iterable[bytes], registry: SchemaRegistry | None = None
+) -> LandingResult:
+    """Land lines in a transaction of their own, by a process that knows what the registry knows."""
+    with (registry or SchemaRegistry()).transaction(connection) as changes:
+        return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), changes, path="file")
+
+
+def properties(connection: psycopg.Connection, columns: str = "collection, path, types") -> Rows:
+    """Return what is recorded of the properties, in the order it was seen."""
+    return connection.execute(f"select {columns} from raw.properties order by number").fetchall()
+
+
+def collections(connection: psycopg.Connection, columns: str = "source, collection, event, first_event_id") -> Rows:
+    """Return what is recorded of the collections, in the order they were seen."""
+    return connection.execute(f"select {columns} from raw.collections order by number").fetchall()
+
+
+def test_more_collections_than_are_remembered_can_land(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten to make room is read again for those that land, also where only some of them are new."""
+    monkeypatch.setattr("loader.raw.catalog._REMEMBERED", 2)
+    registry = SchemaRegistry()
+    for round_, names in enumerate(["ab", "bc", "abc", "c"]):
+        landed = land_lines(connection, [call(f"{name}{round_}", {"a": 1}, event=name) for name in names], registry)
+        assert landed.rows == len(names)
+    assert [row[0] for row in collections(connection, "collection")] == ["a", "b", "c"]
+
+
+def test_landing_records_what_events_are_made_of(connection: psycopg.Connection) -> None:
+    """Each collection once, each value below properties and context once, in order, with its column and types."""
+    first = {"campaignId": 1, "email": "a@b.c", "dataFields": {"at": "2019-07-08T18:33:25Z", "tags": [1]}, "no": None}
+    land_lines(
+        connection,
+        [
+            call("m1", first, event="emailOpened", context={"traits": {"email": "a@b.c"}}),
+            call("m2", {"campaignId": 12.5, "opened": True, "empty": {}}, event="Email Opened"),
+            call("m3", {}, event="日本語"),
+            b'{"type":"identify","userId":"u","messageId":"m4","traits":{"a":1}}',
+        ],
+    )
+    assert collections(connection) == [
+        ("iterable", "email_opened", "emailOpened", "m1"),
+        ("iterable", "", "日本語", "m3"),
+    ]
+    assert properties(connection, "path, column_name, types, first_event_id") == [
+        (["properties", "campaignId"], "campaign_id", ["bigint", "numeric"], "m1"),
+        (["properties", "email"], "email", ["text"], "m1"),
+        (["properties", "dataFields", "at"], "data_fields_at", ["timestamp with time zone"], "m1"),
+        (["properties", "dataFields", "tags"], "data_fields_tags", ["text"], "m1"),
+        (["context", "traits", "email"], "context_traits_email", ["text"], "m1"),
+        (["properties", "opened"], "opened", ["boolean"], "m2"),
+    ]
+
+
+def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection) -> None:
+    """A process that knows, and one that finds it recorded, write nothing; a new type is added to the old ones."""
+    registry = SchemaRegistry()
+    land_lines(connection, [call("m1", {"a": 1, "b": "x"})], registry)
+    before = properties(connection, "xmin, number, digest")
+    for each in (registry, SchemaRegistry()):
+        land_lines(connection, [call(f"m{i}", {"a": i, "b": "y"}) for i in range(100)], each)
+        assert properties(connection, "xmin, number, digest") == before
+    land_lines(connection, [call("m2", {"a": True})], registry)
+    assert properties(connection, "path[2], types, first_event_id") == [
+        ("a", ["bigint", "boolean"], "m1"),
+        ("b", ["text"], "m1"),
+    ]
+
+
+def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None:
+    """What was not committed is recorded by the next event that has it, also by the same process."""
+    registry = SchemaRegistry()
+    with suppress(ZeroDivisionError), registry.transaction(connection) as changes:
+        land(connection, "iterable", "file", parse_lines(call("m1", {"a": 1}), 0), changes)
+        raise ZeroDivisionError
+    with registry.transaction(connection) as changes:
+        land(connection, "iterable", "file", parse_lines(call("m2", {"a": 1}), 0), changes)
+        raise psycopg.Rollback
+    assert (collections(connection), properties(connection)) == ([], [])
+    land_lines(connection, [call("m3", {"a": 1})], registry)
+    assert collections(connection, "first_event_id") == [("m3",)]
+    assert properties(connection, "path, first_event_id") == [(["properties", "a"], "m3")]
+
+
+def test_a_refused_event_is_made_of_nothing(connection: psycopg.Connection) -> None:
+    """What the database does not take is recorded only once it has landed, corrected, from the quarantine."""
+    bad = call("m1", {"lost": 0}).replace(b"0}", TOO_LARGE + b"}")
+    land_lines(connection, [bad, call("m2", {"kept": 1})])
+    assert properties(connection, "path[2]") == [("kept",)]
+    [outcome] = retry(connection, open_messages(connection), bad.replace(TOO_LARGE, b"1.5"))
+    assert (outcome.landed, outcome.refused) == (1, 0)
+    assert properties(connection, "path[2], types") == [("kept", ["bigint"]), ("lost", ["numeric"])]
+
+
+def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_path: Path) -> None:
+    """Two loads at once, each of several workers with the same new properties in every chunk, come to an end.
+
+    The first chunk takes longest, for what the database refuses, so the others are ready to commit before it.
+    """
+    files = []
+    for i in range(2):
+        files.append(tmp_path / f"{i}.ndjson")
+        lines = [call(f"{i}-{j}", {"same": 1, f"key{j % 50}": 0}) for j in range(20_000)]
+        lines[::500] = [line.replace(b"0}", TOO_LARGE + b"}") for line in lines[::500]]
+        lines += [call(f"{i}-{j}", {"same": "x", f"key{j % 50}": "x" * 4000}) for j in range(3000)]
+        files[i].write_bytes(b"\n".join(lines))
+    outcomes: list[str] = []
+
+    def load(path: Path) -> None:
+        with database.connect(autocommit=True) as connection:
+            load = Load(database.url, connection, "iterable", workers=3, lock_wait=database.lock_wait)
+            outcomes.extend(f.outcome for f in load.run([str(path)]))
+
+    threads = [threading.Thread(target=load, args=(path,), daemon=True) for path in files]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert outcomes == ["loaded", "loaded"]
+    with database.connect() as connection:
+        assert connection.execute("select count(*) from raw.events").fetchone() == (2 * (23_000 - 40),)
+        assert {row[0] for row in properties(connection, "path[2]")} == {"same", *(f"key{k}" for k in range(50))}
+
+
+def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.Connection) -> None:
+    """The limit is kept whoever lands; the collection is marked, and new types of what is tracked still count."""
+    first, second = SchemaRegistry(), SchemaRegistry()
+    land_lines(connection, [call("m0", {"key0": 1})], second)
+    land_lines(connection, [call(f"m{i}", {f"key{i}": 1}) for i in range(TRACKED_PROPERTIES - 2)], first)
+    assert collections(connection, "untracked") == [(False,)]
+    land_lines(
+        connection, [call("x", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES - 4, TRACKED_PROPERTIES + 1)})], second
+    )
+    assert collections(connection, "untracked") == [(True,)]
+    for registry in (first, second, SchemaRegistry()):
+        land_lines(connection, [call("y", {"yet another": 1, f"key{TRACKED_PROPERTIES - 1}": 1})], registry)
+    land_lines(connection, [call("z", {f"key{TRACKED_PROPERTIES - 5}": "x"})], second)
+    rows = properties(connection, "path[2], types")
+    assert [row[0] for row in rows] == [f"key{i}" for i in range(TRACKED_PROPERTIES)]
+    assert rows[TRACKED_PROPERTIES - 5][1] == ["bigint", "text"]
+
+
+def test_thousands_of_shapes_are_all_recorded(connection: psycopg.Connection) -> None:
+    """Events of which no two are alike, in thousands of collections, lose none of their properties."""
+    registry = SchemaRegistry()
+    for start in range(0, 2000, 500):
+        lines = [
+            call(f"m{i}", {f"key{i}": 1, f"key{i // 2}": 2}, event="Order Placed") for i in range(start, start + 500)
+        ]
+        lines += [call(f"n{i}", {"a": 1}, event=f"event {i}") for i in range(start, start + 500)]
+        land_lines(connection, lines, registry)
+    rows = properties(connection, "collection, path[2]")
+    assert sorted(rows) == sorted(
+        [("order_placed", f"key{i}") for i in range(2000)] + [(f"event_{i}", "a") for i in range(2000)]
+    )
+    assert len(collections(connection)) == 2001
+
+
+HOSTILE = [
+    "",
+    "__proto__",
+    '"',
+    "'",
+    "\\",
+    "a.b",
+    "a\nb",
+    "{}",
+    "{a,b}",
+    "NULL",
+    "%s",
+    "$1",
+    "🎉",
+    "é",
+    "x" * 10_000,
+    "\x01",
+]
+
+
+def test_keys_of_any_name_are_recorded_as_they_are(connection: psycopg.Connection) -> None:
+    """Quotes, backslashes, control characters, no character at all: each is a path of its own."""
+    registry = SchemaRegistry()
+    for i in range(3):
+        land_lines(connection, [call(f"m{i}-{j}", {key: {key: 1}}) for j, key in enumerate(HOSTILE * 20)], registry)
+    assert properties(connection, "path") == [(["properties", key, key],) for key in HOSTILE]
+    assert connection.execute("select count(distinct digest) from raw.properties").fetchone() == (len(HOSTILE),)
+
+
+def test_an_event_nested_deeper_than_can_be_followed_lands(connection: psycopg.Connection) -> None:
+    """Deep objects are one path; what is too deep for that marks the collection and costs nobody anything."""
+    lines = []
+    for depth in (500, 900, 950, 980, 1000, 1100, 3000):
+        nested = b'{"a":' * depth + b"1" + b"}" * depth
+        lines.append(call(f"m{depth}", 0).replace(b'"properties": 0', b'"properties":' + nested))
+    landed = land_lines(connection, [*lines, call("m1", {"b": 1})])
+    assert landed.rows + landed.quarantined == len(lines) + 1
+    assert {len(row[0]) for row in properties(connection, "path")} >= {501, 2}  # type: ignore[arg-type]
+
+
+VARIED = [
+    call("m1", {"a": 1, "b": "x", "c": {"d": 1.5, "e": None}}, context={"ip": "::1"}),
+    call("m2", {"b": "2019-07-08T18:33:25Z", "a": "text", "c": "leaf"}),
+    call("m3", {"a": True, "big": 2**70, "list": []}, event="Order Placed", context={"traits": {"email": "e"}}),
+    call("m4", {"": {"": 1}}, event="日本語"),
+    call("m5", {"whole": 12.0, "a": False}, event="Order Placed"),
+]
+
+
+def everything(connection: psycopg.Connection) -> tuple[Rows, Rows]:
+    """Return all that is recorded, whatever the order of the keys of one event."""
+    found = properties(connection, "source, collection, path, digest, column_name, types, first_event_id")
+    return collections(connection, "source, collection, event, first_event_id, untracked"), sorted(found)
+
+
+def test_a_rescan_of_what_landing_recorded_changes_nothing(connection: psycopg.Connection) -> None:
+    """Not a row is written again."""
+    land_lines(connection, VARIED * 3)
+    before = properties(connection, "*, xmin"), collections(connection, "*")
+    found = rescan(connection)
+    assert (properties(connection, "*, xmin"), collections(connection, "*")) == before
+    assert (found.events, found.collections, found.properties, found.new) == (15, 3, len(before[0]), 0)
+
+
+def test_a_rescan_finds_what_landing_records(connection: psycopg.Connection) -> None:
+    """Made from nothing but the events, the record is the one that landing keeps."""
+    land_lines(connection, VARIED * 3)
+    before = everything(connection)
+    connection.execute("truncate raw.collections, raw.properties")
+    assert rescan(connection).new == len(before[1])
+    after = everything(connection)
+    assert (sorted(after[0]), after[1]) == (sorted(before[0]), before[1])
+
+
+def test_a_rescan_mends_what_is_recorded(connection: psycopg.Connection) -> None:
+    """What is missing is added, what no event has is removed, what is there keeps its place and its time."""
+    land_lines(connection, VARIED)
+    before = everything(connection)
+    kept = properties(connection, "digest, number, first_seen_at")
+    connection.execute("delete from raw.properties where path[2] in ('big', 'ip')")
+    connection.execute("update raw.properties set types = '{bigint}' where path[2] = 'a'")
+    connection.execute(
+        """
+        insert into raw.collections (source, collection, event, first_event_id)
+        values ('iterable', 'gone', 'Gone', 'x');
+        insert into raw.properties (source, collection, path, digest, column_name, types, first_event_id)
+        values ('iterable', 'gone', '{properties,x}', sha256('["properties","x"]'), 'x', '{text}', 'x')
+        """
+    )
+    assert rescan(connection, "iterable").new == 4
+    assert everything(connection) == before
+    assert sum(row in kept for row in properties(connection, "digest, number, first_seen_at")) == len(kept) - 2
+    assert rescan(connection, "iterable").new == 0
+
+
+def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psycopg.Connection) -> None:
+    """Those of the collections with something new, and tracks only for what is in a context."""
+    land_lines(connection, VARIED)
+    connection.execute(
+        """
+        insert into raw.cursors (model, source, snapshot)
+        select model, source, pg_current_snapshot()
+        from
+            unnest(array['email_opened', 'order_placed', 'tracks']) as model,
+            unnest(array['iterable', 'app']) as source
+        """
+    )
+
+    def made_again() -> set[str]:
+        rescan(connection)
+        rows = connection.execute("select model, source from raw.cursors where rebuild_ordered").fetchall()
+        connection.execute("update raw.cursors set rebuild_ordered = false")
+        assert all(source == "iterable" for _, source in rows)
+        return {model for model, _ in rows}
+
+    assert made_again() == set()
+    connection.execute("delete from raw.properties where path[2] = 'big'")
+    assert made_again() == {"order_placed"}
+    connection.execute("delete from raw.properties where path[2] = 'ip'")
+    assert made_again() == {"email_opened", "tracks"}
+
+
+def test_a_rescan_keeps_what_is_tracked_of_a_collection_that_has_more(connection: psycopg.Connection) -> None:
+    """The properties that were seen first stay, although the keys of a stored event have another order."""
+    lines = [call("m1", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES + 50, 0, -1)}), call("m2", {"a": 1})]
+    land_lines(connection, lines)
+    before = everything(connection)
+    assert rescan(connection).new == 0
+    assert everything(connection) == before
+
+
+def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg.Connection) -> None:
+    """What is known lands at once; what is new waits until the scan is done."""
+    registry = SchemaRegistry()
+    land_lines(connection, VARIED, registry)
+    process = connection.info.backend_pid
+    with ThreadPoolExecutor(1) as beside:
+        with database.connect() as other:
+            lock_sources(other, ["iterable"])
+            land_lines(connection, VARIED, registry)
+            landing = beside.submit(land_lines, connection, [call("m9", {"new": 1})], registry)
+            waits = "select %s in (select pid from pg_locks where locktype = 'advisory' and not granted)"
+            wait_until(lambda: other.execute(waits, (process,)).fetchone() == (True,), "the landing to wait")
+            assert not landing.done()
+        landing.result(timeout=60)
+    assert (["properties", "new"],) in properties(connection, "path")
+
+
+def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.Connection) -> None:
+    """What it remembers holds until somebody makes the record again, and no longer."""
+    registry = SchemaRegistry()
+    land_lines(connection, VARIED, registry)
+    before = everything(connection)
+    connection.execute("delete from raw.events")
+    rescan(connection)
+    assert everything(connection) == ([], [])
+    land_lines(connection, VARIED, registry)
+    assert everything(connection) == before
+
+
+def test_what_lands_during_a_rescan_stays_recorded(database: Database, connection: psycopg.Connection) -> None:
+    """A transaction that began before a rescan and commits after it records nothing, and still loses nothing."""
+    registry = SchemaRegistry()
+    land_lines(connection, VARIED, registry)
+    before = everything(connection)
+    connection.execute("delete from raw.events")
+
+    def made_again() -> bool:
+        return collections(reader) == []
+
+    with (
+        database.connect(autocommit=True) as scanner,
+        database.connect(autocommit=True) as reader,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        with registry.transaction(connection) as changes:
+            land(connection, "iterable", "file", parse_lines(b"\n".join(VARIED), 0), changes)
+            rescanning = beside.submit(rescan, scanner)
+            wait_until(made_again, "the record to be made again, of no events")
+            # Long enough for a rescan that would not wait for us.
+            with pytest.raises(TimeoutError):
+                rescanning.result(timeout=0.3)
+        rescanning.result(timeout=60)
+    after = everything(connection)
+    assert (sorted(after[0]), after[1]) == (sorted(before[0]), before[1])
+
+
+def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> None:
+    """One line, and what is recorded is complete."""
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(b"\n".join(VARIED))
+    run_loader("load", str(path))
+    done = run_loader("rescan", "--source", "Iterable")
+    assert (done.returncode, done.stdout) == (0, "5 events read of 3 collections. Properties: 11, of which new: 0.\n")
+    assert run_loader("rescan", "--source", "nobody").returncode == 2
+
+
+def test_the_database_reads_every_time_that_is_taken_for_one(connection: psycopg.Connection) -> None:
+    """What is recorded as a time can be cast to one: each part at its limits, whatever the session's time zone."""
+    days = ["0001-01-01", "0004-02-29", "1582-10-10", "1999-12-31", "2000-02-29", "2024-02-29", "9999-12-31"]
+    clocks = ["00:00", "23:59", "00:00:00", "23:59:59", "23:59:59.9", "12:00:00.123456789012", "23:59:59.999999999999"]
+    offsets = ["", "Z", "+00", "-00:00", "+0530", "+15:59", "-15:59", "+15", "-1559"]
+    times = [f"{day}T{clock}{offset}" for day in days for clock in clocks for offset in offsets]
+    assert {type_of(time) for time in times} == {"timestamp with time zone"}
+    for zone in "UTC", "Asia/Kolkata", "America/New_York", "Pacific/Kiritimati":
+        connection.execute(f"set timezone = '{zone}'")
+        rows = connection.execute(
+            "select t from unnest(%s::text[]) as t where not pg_input_is_valid(t, 'timestamptz')", (times,)
+        )
+        assert rows.fetchall() == []

@@ -1,0 +1,366 @@
+"""Events and properties of any name and shape, against a model of the layout that knows no SQL."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from psycopg.rows import dict_row
+
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database, open_database
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import land
+from loader.settings import Settings
+from tests.conftest import own_database
+from tests.support.dbt_runs import run
+from tests.support.layout_model import Table, agrees, declared, expect, fits
+from tests.support.served_tables import TABLES, contents, law
+
+Event = dict[str, Any]
+
+# Those that any of the events are for.
+MODELS = ("email_opened", "found_collections", "tracks")
+
+# What {{ env_var('HOSTILE') }} is when somebody runs it; no event says so itself.
+LEAK = "leaked-7f3a"
+
+LONG = "long" * 2500
+NAMES = [
+    'it\'s "quoted"; drop table raw.events; --',
+    "'); drop table raw.events; --",
+    "{{ env_var('HOSTILE') }}",
+    "{% raw %}{{ env_var('HOSTILE') }}",
+    "{% endraw %}{{ run_query('drop table raw.events') }}",
+    "{# comment",
+    "back\\slash\\'; x",
+    "$$ dollar $q$ %s %(name)s {0} :name ?",
+    "emoji 😀 Party",
+    "line\nbreak\ttab",
+    "open",
+    "Select",
+    "101 Account Update",
+    "__proto__",
+    "constructor",
+    "null",
+    "None",
+    "true",
+    "1e3",
+    "a" * 62,
+    "a" * 63,
+    "a" * 64,
+    LONG,
+    LONG + "b",
+    "xmin",
+    "ctid",
+]
+EVENTS = [
+    *NAMES,
+    "Email Opened",
+    "email_opened",
+    "Order Placed",
+    "order placed",
+    "orderPlaced",
+    "tracks",
+    "Users",
+    "found collections",
+    "after_tracks",
+    "pg_class",
+    "raw events",
+    "日本語",
+    " ",
+    "😀",
+]
+KEYS = [
+    *NAMES,
+    "",
+    " ",
+    "日本語",
+    "id",
+    "ID",
+    "user_id",
+    "userId",
+    "event",
+    "received_at",
+    "timestamp",
+    "uuid_ts",
+    "_user",
+    "user",
+    "from",
+    "label",
+    "Label",
+    "LABEL",
+    "label_a",
+    "a",
+    "campaignId",
+    "campaign_id",
+    "CampaignID",
+    "isBot",
+    "email",
+    "emailSubject",
+    "labels",
+]
+TIMES = [
+    "2019-07-08T18:33:25.000Z",
+    "2020-02-29T23:59:59.123456+05:30",
+    "2019-07-08T18:33Z",
+    "2019-07-08T18:33:25",
+    "2019-07-08T18:33:25-0800",
+    "1999-12-31T00:00:00+14:00",
+]
+NEAR_TIMES = [
+    "2019-07-08 18:33:25 +00:00",
+    "2019-07-08",
+    "2019-02-29T00:00:00Z",
+    "2019-07-08T24:00:00Z",
+    "2019-07-08T18:33:60Z",
+    "2019-13-08T18:33:25Z",
+    "2019-04-31T18:33:25Z",
+    "1900-02-29T18:33:25Z",
+    "2019-07-08t18:33:25z",
+    "2019-07-08T18:33:25Z ",
+    "2019-07-08T18:33:25Z\n",
+    "2019-07-08T18:33:25 Z",
+    "2019-07-08T18:33:25Z; drop table raw.events",
+    "0000-01-01T00:00:00Z",
+    "２０１９-07-08T18:33:25Z",
+    "now",
+    "today",
+    "infinity",
+]
+INTEGERS = [0, 1, -7, 12, 2**53 + 1, 2**63 - 1, -(2**63), 12.0, -0.0]
+NUMBERS = [12.5, 2**63, 2**70, -(2**70), 1e20, 0.1, 1e-9]
+STRINGS = ["", "x", "8", "12.0", "true", "null", "NaN", "{}", "\\", "\u2028", "😀", "a" * 600, *NAMES[:9]]
+ARRAYS: list[Any] = [[], [1, 2], ["a", {"b": None}], [[]], ["{{ env_var('HOSTILE') }}"]]
+
+# No letters here that any reserved word is made of, and every kind of character that means something to somebody.
+ODD_TEXT = st.text(alphabet="bxzBXZ019 _-.$%\"';{}\\/\n\x01\x7fé日😀İſK\u202e", max_size=12)
+SHORT = 100
+KEY = st.one_of(st.sampled_from([key for key in KEYS if len(key) < SHORT]), ODD_TEXT)
+NAME = st.one_of(st.sampled_from([name for name in EVENTS if len(name) < SHORT]), ODD_TEXT)
+SCALAR = st.one_of(
+    *map(
+        st.sampled_from,
+        ([None], [True, False], INTEGERS, INTEGERS, NUMBERS, TIMES, TIMES, NEAR_TIMES, STRINGS, ARRAYS),
+    ),
+    ODD_TEXT,
+)
+
+
+def of_one_kind(keys: Sequence[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with some of a few keys, so that values of different types meet under one of them."""
+    key = st.sampled_from(keys)
+    inner = st.dictionaries(key, SCALAR, max_size=3)
+    deeper = st.dictionaries(key, st.one_of(SCALAR, inner), max_size=3)
+    return st.dictionaries(key, st.one_of(SCALAR, SCALAR, SCALAR, deeper), max_size=8)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[list[Event]]:
+    """Some runs' events, of a few names and a few properties; now and then with an id that was there before."""
+    names = draw(st.lists(NAME, min_size=4, max_size=6, unique=True))
+    keys = draw(st.lists(KEY, min_size=8, max_size=14, unique=True))
+    content = of_one_kind(keys)
+    runs: list[list[Event]] = []
+    used: dict[str, list[str]] = {}
+    for number in range(2):
+        runs.append([])
+        for place in range(draw(st.integers(25, 35))):
+            name = draw(st.sampled_from(["Email Opened", *names]))
+            again = used.setdefault(name, [])
+            message_id = draw(st.sampled_from(again)) if again and place % 9 == 8 else f"m{number}-{place}"
+            again.append(message_id)
+            context = draw(content) if place % 3 == 0 else {}
+            runs[-1].append(event(message_id, name, draw(content), context))
+    return runs
+
+
+def event(message_id: str, name: str, properties: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> Event:
+    """Return a track call."""
+    return {
+        "type": "track",
+        "userId": "u",
+        "messageId": message_id,
+        "event": name,
+        "properties": dict(properties),
+        "context": dict(context or {}),
+    }
+
+
+class Warehouse:
+    """A database, all that has landed in it, and what its tables must hold."""
+
+    def __init__(self, database: Database, opened: Settings, connection: psycopg.Connection) -> None:
+        self.database = database
+        self.settings = opened
+        self.connection = connection
+        self.events: list[Event] = []
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Land events in one transaction, run, and compare."""
+        new = list(events)
+        lines = b"\n".join(json.dumps(each).encode() for each in new)
+        with SchemaRegistry().transaction(self.connection) as seen:
+            landed = land(self.connection, "iterable", "file", parse_lines(lines, 0), seen, path="file")
+        assert (landed.rows, landed.quarantined) == (len(new), 0)
+        self.events += new
+        run(self.database, self.settings, *MODELS)
+        self.check()
+
+    def check(self) -> None:
+        """Compare everything with the model."""
+        expected = expect(self.events)
+        tables = self.rows(
+            "select relname from pg_class where relnamespace = 'iterable'::regnamespace and relkind = 'r'"
+        )
+        assert {row["relname"] for row in tables} == {*TABLES, *expected}
+        for name, table in expected.items():
+            self._check_table(name, table)
+        self._check_reports(expected)
+        numbers = law(self.connection)
+        assert numbers["accepted"] == len(self.events)
+        assert numbers["waiting"] == numbers["quarantined"] == 0
+        self._check_nothing_ran(expected)
+
+    def rebuild(self) -> None:
+        """Make the rows of every table again from all events; nothing may become different."""
+        names = sorted({*TABLES, *expect(self.events)})
+        before = {name: contents(self.connection, f"iterable.{name}") for name in names}
+        mismatches = "select model, event_id, column_name, value from raw.mismatches order by 1, 2, 3"
+        reported = self.rows(mismatches)
+        run(self.database, self.settings, *MODELS, full_refresh=True)
+        assert {name: contents(self.connection, f"iterable.{name}") for name in names} == before
+        assert self.rows(mismatches) == reported
+        self.check()
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query."""
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(query, values or None).fetchall()
+
+    def _check_table(self, name: str, table: Table) -> None:
+        types = self.rows(
+            "select attname, format_type(atttypid, atttypmod) as type from pg_attribute"
+            " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
+            f"iterable.{name}",
+        )
+        layout = {column.name: column.data_type for column in declared(name)}
+        assert {row["attname"]: row["type"] for row in types} == layout | {
+            column: known.data_type for column, known in table.columns.items()
+        }, name
+        rows = {row["id"]: row for row in self.rows(f"select * from iterable.{name}")}
+        assert rows.keys() == table.rows.keys(), name
+        for message_id, row in rows.items():
+            source = table.rows[message_id]
+            assert (row["user_id"], row["event_text"]) == ("u", source["event"])
+            assert name in {"tracks", row["event"]}
+            for column, known in table.columns.items():
+                value = known.value(source)
+                assert agrees(row[column], value, known.data_type), (name, message_id, column, row[column], value)
+
+    def _check_reports(self, expected: Mapping[str, Table]) -> None:
+        """Nothing is dropped in silence: what does not fit and what has no column is listed, and nothing else."""
+        unfit = {
+            (name, message_id, column)
+            for name, table in expected.items()
+            for message_id, source in table.rows.items()
+            for column, known in table.columns.items()
+            if (value := known.value(source)) is not None and fits(value, known.data_type) is None
+        }
+        listed = self.rows("select model, event_id, column_name from raw.mismatches")
+        assert {tuple(row.values()) for row in listed} == unfit
+        without = {(name, path) for name, table in expected.items() for path in table.without_column}
+        collided = self.rows("select model, path from raw.collisions")
+        assert {(row["model"], tuple(row["path"])) for row in collided} == without
+
+    def _check_nothing_ran(self, expected: Mapping[str, Table]) -> None:
+        """What looks like code in a name is a name."""
+        assert self.rows("select count(*) as rows from raw.events") == [{"rows": len(self.events)}]
+        served = [f"iterable.{name}" for name in expected]
+        for relation in (
+            *served,
+            "raw.collections",
+            "raw.properties",
+            "raw.columns",
+            "raw.collisions",
+            "pg_description",
+        ):
+            found = self.rows(f"select whole::text from {relation} as whole where whole::text like %s", f"%{LEAK}%")
+            assert found == [], relation
+
+
+@contextmanager
+def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
+    """A database of its own, in which every table of a model is there and empty."""
+    os.environ["HOSTILE"] = LEAK
+    try:
+        with (
+            own_database(server, home, template) as opened,
+            open_database(opened) as database,
+            database.connect(autocommit=True) as connection,
+        ):
+            connection.execute("set timezone = 'UTC'")
+            yield Warehouse(database, opened, connection)
+    finally:
+        del os.environ["HOSTILE"]
+
+
+@settings(
+    max_examples=2,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+)
+@given(histories())
+def test_any_history_gives_the_tables_the_layout_calls_for(
+    server: str, home: Path, served_template: str, runs: list[list[Event]]
+) -> None:
+    """Random names and shapes in several runs: every table is what the model says, and a rebuild is the same."""
+    with warehouse(server, home, served_template) as house:
+        for events in runs:
+            house.take(events)
+        house.rebuild()
+
+
+def test_every_horror_at_once(server: str, home: Path, served_template: str) -> None:
+    """Every name of an event, every key, every value, each in one run and then with other types."""
+    kinds: list[Callable[[int], Any]] = [
+        lambda n: INTEGERS[n % len(INTEGERS)],
+        lambda n: (
+            [*NUMBERS, *TIMES, *NEAR_TIMES][n % 31]
+            if n % 2
+            else {KEYS[n % len(KEYS)]: STRINGS[n % len(STRINGS)], "a": {"": n, "b": ARRAYS[n % len(ARRAYS)]}}
+        ),
+    ]
+    with warehouse(server, home, served_template) as house:
+        for number, kind in enumerate(kinds):
+            events = [
+                event(f"{number}-{place}", name, {KEYS[(3 * place + n) % len(KEYS)]: kind(place + n) for n in range(9)})
+                for place, name in enumerate(EVENTS)
+            ]
+            whole = {key: kind(place) for place, key in enumerate(KEYS)}
+            events.append(event(f"{number}-whole", "Order Placed", whole, whole))
+            events.append(event(f"{number}-declared", "Email Opened", whole, whole))
+            house.take(events)
+        house.rebuild()
+
+
+def test_a_table_with_the_name_of_another_ones_key(server: str, home: Path, served_template: str) -> None:
+    """The key of `foo` is called `foo_pkey`, and an event may be called that too, before or after it."""
+    with warehouse(server, home, served_template) as house:
+        for names in (["Foo", "Bar Pkey", "Email Opened Pkey"], ["Foo Pkey", "Bar"]):
+            house.take(event(name, name, {"a": 1}) for name in names)
+        house.rebuild()
+
+
+def test_names_that_differ_by_case_share_a_table(server: str, home: Path, served_template: str) -> None:
+    """Events of one table keep their own spelling, and their properties meet in one column."""
+    runs = [{"Foo": 1, "foo": 2, "Open": 1}, {"FOO": 1.5, "_open": 1.5, "OPEN!": "2019-07-08T18:33:25Z"}]
+    with warehouse(server, home, served_template) as house:
+        for values in runs:
+            house.take(event(name, name, {name: value}) for name, value in values.items())
+        house.rebuild()

@@ -1,0 +1,322 @@
+"""The transform in a process that stays: what it does by itself, and what becomes of it when things around it fail."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.postgres.database import Database, connection_environment, open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.settings import Settings
+from loader.transform.scheduler import Schedule, forget_old_runs
+from loader.transform.status import read_status
+from tests.conftest import open_settings
+from tests.support.dbt_runs import AS_PARSED, parse_once, parsed, run, started, succeed
+from tests.support.factories import insert_event
+from tests.support.waiting import wait_until
+
+DBT = "select count(*) from pg_stat_activity where application_name = 'dbt' and datname = current_database()"
+
+
+@contextmanager
+def scheduled(settings: Settings, every: float = 0.1) -> Iterator[None]:
+    """Run a scheduler in this process for the length of a block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=Schedule(settings, every).run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def start(settings: Settings) -> subprocess.Popen[str]:
+    """Start `loader schedule` as a service manager does."""
+    environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
+    # Not from this folder, whose package would come before the one in the path.
+    command = [sys.executable, "-P", "-m", "loader", "schedule", "--every", "0.1s"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def connection(small: Database) -> Iterator[psycopg.Connection]:
+    """A connection that looks on."""
+    with small.connect(autocommit=True) as opened:
+        yield opened
+
+
+def value(connection: psycopg.Connection, query: str) -> object:
+    """Return the first value a query gives."""
+    row = connection.execute(query).fetchone()
+    return row and row[0]
+
+
+def ids(connection: psycopg.Connection) -> list[str]:
+    """Return the ids of the served events of one kind."""
+    return [row[0] for row in connection.execute("select id from iterable.email_opened order by id").fetchall()]
+
+
+def runs(connection: psycopg.Connection) -> object:
+    """Return how many runs there were."""
+    return value(connection, "select count(*) from raw.transforms")
+
+
+def await_state(connection: psycopg.Connection, state: str, process: int | None = None) -> None:
+    """Wait until a scheduler is in a state."""
+    query = f"select exists (select from raw.schedules where state = '{state}'"
+    query += f" and process_id = {process})" if process else ")"
+    wait_until(lambda: value(connection, query) is True, f"a scheduler that is {state}")
+
+
+def await_looks(connection: psycopg.Connection, number: int) -> None:
+    """Wait until the scheduler has looked for news a few times: it reports each time."""
+    seen = set()
+    latest = "select max(last_seen_at) from raw.schedules"
+    wait_until(lambda: seen.add(value(connection, latest)) or len(seen) > number, "looks for news")
+
+
+def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
+    small_settings: Settings, connection: psycopg.Connection
+) -> None:
+    """It runs once when it starts, then for events and new sources only, and leaves no trace of itself."""
+    before = runs(connection)
+    assert isinstance(before, int)
+    with scheduled(small_settings):
+        await_state(connection, "idle")
+        assert runs(connection) == before + 1
+        insert_event(connection, "email_opened", "a")
+        wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+        await_state(connection, "idle")
+        counted = runs(connection)
+        await_looks(connection, 5)
+        assert runs(connection) == counted
+        connection.execute("insert into raw.sources (name, schema_name) values ('Other', 'other')")
+        wait_until(lambda: value(connection, "select to_regclass('other.tracks')") is not None, "the source's tables")
+    assert value(connection, "select count(*) from raw.schedules") == 0
+
+
+def test_dbt_from_cron_beside_a_scheduler_is_safe(
+    small_settings: Settings, connection: psycopg.Connection, small_project: Path
+) -> None:
+    """Plain `dbt run`, with nothing set but the connection, fills the same tables, and neither disturbs the other."""
+    folder = parsed(small_settings)
+    command = [sys.executable, "-m", "dbt.cli.main", "--quiet", "run", "--target-path", str(folder / "target")]
+    command += ["--log-path", str(folder / "logs")]
+    environment = AS_PARSED | connection_environment(small_settings.database_url)
+    with scheduled(small_settings):
+        await_state(connection, "idle")
+        before = runs(connection)
+        with started(command, environment, small_project) as built:
+            wait_until(lambda: runs(connection) != before, "the run from cron")
+            for number in range(3):
+                insert_event(connection, "email_opened", str(number))
+                wait_until(lambda: len(ids(connection)) > number, "the event in its table")  # noqa: B023
+            succeed(built)
+        law = "select in_collections, duplicates, missing_in_collections, missing_in_tracks from raw.conservation"
+        wait_until(lambda: connection.execute(law).fetchone() == (3, 0, 0, 0), "every event in both its tables")
+
+
+def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
+    small_settings: Settings, connection: psycopg.Connection
+) -> None:
+    """Never two runs at once; after kill -9 the next one goes on, and the dead one is seen to be dead.
+
+    SIGTERM lets a run finish.
+    """
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(start(small_settings)) for _ in range(2))
+        try:
+            await_state(connection, "standby")
+            await_state(connection, "idle")
+            working = value(connection, "select process_id from raw.schedules where state = 'idle'")
+            killed, left = (first, second) if working == first.pid else (second, first)
+            assert working == killed.pid
+            for number in range(3):
+                insert_event(connection, "email_opened", f"a{number}")
+                wait_until(lambda: len(ids(connection)) == number + 1, "the event in its table")  # noqa: B023
+            killed.kill()
+            await_state(connection, "idle", left.pid)
+            insert_event(connection, "email_opened", "b")
+            wait_until(lambda: ids(connection) == ["a0", "a1", "a2", "b"], "the event in its table")
+            connection.execute(
+                "update raw.schedules set last_seen_at = last_seen_at - interval '1 minute' where process_id = %s",
+                (killed.pid,),
+            )
+            with open_database(small_settings) as database, database.begin() as transaction:
+                alive = {row["process_id"]: row["alive"] for row in read_status(transaction).schedulers}
+            assert alive == {killed.pid: False, left.pid: True}
+            with held_event(connection, "c") as holder:
+                await_held_run(connection)
+                left.send_signal(signal.SIGTERM)
+                await_line(left, "stopping after the run under way")
+                holder.rollback()
+                assert left.wait(60) == 0
+            assert ids(connection) == ["a0", "a1", "a2", "b", "c"]
+        finally:
+            first.kill()
+            second.kill()
+    overlapping = """
+        select count(*)
+        from raw.transforms as one
+        inner join raw.transforms as other on one.id < other.id
+        where one.started_at < other.finished_at and other.started_at < one.finished_at
+    """
+    assert value(connection, overlapping) == 0
+
+
+def test_what_runs_noted_long_ago_is_removed_but_where_the_tables_stand(connection: psycopg.Connection) -> None:
+    """The last report of each table stays, its run, and the last run that filled every table, however old."""
+    latest = set(connection.execute("select model, transform_id from raw.syncs").fetchall())
+    [(whole,)] = connection.execute("select id from raw.transforms where whole").fetchall()
+    connection.execute("update raw.syncs set started_at = started_at - interval '91 days'")
+    connection.execute("update raw.transforms set started_at = started_at - interval '91 days'")
+    connection.execute("""
+        insert into raw.transforms (id, snapshot, started_at, finished_at, whole)
+        select name, pg_current_snapshot(), now() - age, now(), name = 'whole'
+        from (
+            values
+            ('whole', interval '200 days'), ('part', interval '100 days'), ('reported', interval '100 days'),
+            ('recent', interval '89 days')
+        ) as runs (name, age)
+    """)
+    connection.execute("""
+        insert into raw.syncs
+            (transform_id, model, source, full_refresh, read_rows, table_rows, last_seq, started_at, duration)
+        values
+            ('reported', 'tracks', 'iterable', false, 1, 1, 1, now() - interval '100 days', '1 s'),
+            ('recent', 'idle', 'iterable', false, 1, 1, 1, now() - interval '89 days', '1 s')
+    """)
+    forget_old_runs(connection)
+    left = set(connection.execute("select model, transform_id from raw.syncs").fetchall())
+    assert left == latest | {("idle", "recent")}
+    assert {row[0] for row in connection.execute("select id from raw.transforms").fetchall()} == {whole, "recent"}
+
+
+@contextmanager
+def held_event(connection: psycopg.Connection, message_id: str) -> Iterator[psycopg.Connection]:
+    """Land an event whose run has to wait; yields the connection that holds the lock."""
+    with psycopg.connect(connection.info.dsn, password=connection.info.password) as holder:
+        holder.execute("select from raw.cursors where model = 'email_opened' for update")
+        insert_event(connection, "email_opened", message_id)
+        yield holder
+
+
+def await_held_run(connection: psycopg.Connection) -> None:
+    """Wait for a run that waits for the lock."""
+    wait_until(lambda: value(connection, f"{DBT} and wait_event_type = 'Lock'") == 1, "a run that waits")
+
+
+@contextmanager
+def held_run(
+    connection: psycopg.Connection, settings: Settings
+) -> Iterator[tuple[subprocess.Popen[str], psycopg.Connection]]:
+    """Start a scheduler whose first run has an event to add, and waits for a lock that the connection holds."""
+    with held_event(connection, "a") as holder, start(settings) as process:
+        try:
+            await_held_run(connection)
+            yield process, holder
+        finally:
+            process.kill()
+
+
+def await_line(process: subprocess.Popen[str], part: str) -> None:
+    """Read what a process says until it says something certain."""
+    assert process.stderr is not None
+    assert any(part in line for line in process.stderr), f"it never said: {part}"
+
+
+def test_an_interrupt_lets_the_run_finish(small_settings: Settings, connection: psycopg.Connection) -> None:
+    """The run under way ends as if nothing had happened, and so does the process."""
+    with held_run(connection, small_settings) as (process, holder):
+        process.send_signal(signal.SIGINT)
+        await_line(process, "stopping after the run under way")
+        assert process.poll() is None
+        holder.rollback()
+        assert process.wait(60) == 0
+    assert ids(connection) == ["a"]
+    assert value(connection, "select status from raw.transforms order by started_at desc limit 1") == "success"
+    assert value(connection, "select count(*) from raw.schedules") == 0
+
+
+def test_a_second_signal_ends_it_at_once(
+    small: Database, small_settings: Settings, connection: psycopg.Connection
+) -> None:
+    """The exit code says so, dbt is gone, and nothing is half done."""
+    with held_run(connection, small_settings) as (process, holder):
+        process.send_signal(signal.SIGTERM)
+        await_line(process, "stopping after the run under way")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        holder.rollback()
+    wait_until(lambda: value(connection, DBT) == 0, "the run's connections to end")
+    assert ids(connection) == []
+    run(small, small_settings, "email_opened")
+    assert ids(connection) == ["a"]
+
+
+def test_a_failing_table_is_tried_again_ever_later_until_it_works(
+    small_settings: Settings, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Status and log say why and when it is tried again, once a failure, and when it works again."""
+    caplog.set_level(logging.INFO, "loader")
+    column = "alter table iterable.email_opened alter column campaign_id type {0} using null::{0}"
+    with scheduled(small_settings):
+        await_state(connection, "idle")
+        connection.execute(column.format("integer[]"))
+        insert_event(connection, "email_opened", "a")
+        wait_until(lambda: value(connection, "select max(failures) from raw.schedules") == 2, "a second failure")
+        await_state(connection, "backing off")
+        with open_database(small_settings) as database, database.begin() as transaction:
+            [shown] = read_status(transaction).schedulers
+        assert shown["failures"] == 2
+        assert shown["next_run_at"] is not None
+        assert "iterable.email_opened was not filled" in shown["last_error"]
+        connection.execute(column.format("bigint"))
+        wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+        await_state(connection, "idle")
+        assert value(connection, "select failures from raw.schedules") == 0
+    failures = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [message.split(",")[0] for message in failures] == [
+        f"failure {n + 1} in a row" for n in range(len(failures))
+    ]
+    assert all("next try in" in message for message in failures)
+    assert f"it works again; failed runs before: {len(failures)}" in caplog.messages
+
+
+def test_it_outlives_a_restart_of_the_database(
+    small_project: Path, small_template: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the database is away it goes on trying; when it is back, so is the work."""
+    caplog.set_level(logging.INFO, "loader")
+    with tempfile.TemporaryDirectory(prefix="loader-tests-") as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedServer(Path(folder), idle=60)
+        try:
+            settings = open_settings(server.acquire(), small_template.home / "restarted")
+            with open_database(settings, migrate_behind=True) as database, database.connect(autocommit=True) as opened:
+                opened.execute("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')")
+            parse_once(settings)
+            with scheduled(settings):
+                with psycopg.connect(settings.database_url, autocommit=True) as opened:
+                    await_state(opened, "idle")
+                server.stop()
+                wait_until(lambda: any("failure 2 in a row" in m for m in caplog.messages), "a second failure")
+                assert server.acquire() == settings.database_url
+                with psycopg.connect(settings.database_url, autocommit=True) as opened:
+                    insert_event(opened, "email_opened", "a")
+                    wait_until(lambda: ids(opened) == ["a"], "the event in its table")
+                    await_state(opened, "idle")
+        finally:
+            server.stop()
+    assert any(message.startswith("it works again") for message in caplog.messages)
+    assert not any("loader:" in message for message in caplog.messages), "a password"

@@ -1,0 +1,138 @@
+"""One id in two collections: both keep their row, tracks keeps the first landed, and the difference has a name."""
+
+import json
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from loader.postgres.database import Database
+from loader.settings import Settings
+from tests.conftest import loader_here
+from tests.support.dbt_runs import copied_project, run, run_dbt
+from tests.support.factories import insert_event
+from tests.support.served_tables import everything, law
+
+MODELS = ("email_delivered", "email_opened", "found_collections", "tracks")
+
+
+@pytest.fixture
+def reader(served: Database) -> Iterator[psycopg.Connection]:
+    """A connection on which every statement is on its own."""
+    with served.connect(autocommit=True) as connection:
+        yield connection
+
+
+def in_tracks(connection: psycopg.Connection) -> list[tuple[str, str]]:
+    """Return the ids of tracks, each with its event."""
+    return connection.execute("select id, event from iterable.tracks order by id").fetchall()
+
+
+def test_a7_an_id_counts_once_a_table(reader: psycopg.Connection, served: Database, served_settings: Settings) -> None:
+    """Rows that tracks lacks for this reason are counted as `shared_ids`; status shows them; the books balance."""
+    insert_event(reader, "email_opened", "a")
+    insert_event(reader, "email_delivered", "b")
+    insert_event(reader, "email_opened", "c")
+    run(served, served_settings, *MODELS)
+    assert law(reader)["shared_ids"] == 0
+    assert "tracks lacks" not in loader_here(served_settings)("status").stdout
+
+    insert_event(reader, "email_delivered", "a")
+    insert_event(reader, "email_opened", "a")
+    insert_event(reader, "email_opened", "b")
+    run(served, served_settings, *MODELS)
+    assert in_tracks(reader) == [("a", "email_opened"), ("b", "email_delivered"), ("c", "email_opened")]
+    assert reader.execute("select id from iterable.email_opened order by id").fetchall() == [("a",), ("b",), ("c",)]
+    assert reader.execute("select id from iterable.email_delivered order by id").fetchall() == [("a",), ("b",)]
+    numbers = law(reader)
+    assert (numbers["in_collections"], numbers["duplicates"], numbers["shared_ids"]) == (5, 1, 2)
+
+    loader = loader_here(served_settings)
+    shown = loader("status")
+    assert shown.returncode == 0
+    assert "tracks lacks 2 rows: the id has landed first with an event of another name." in shown.stdout
+    told = json.loads(loader("status", "--json").stdout)["conservation"][0]
+    assert (told["shared_ids"], told["holds"]) == (2, True)
+
+    before = everything(reader)
+    run(served, served_settings, *MODELS, full_refresh=True)
+    assert everything(reader) == before
+    assert law(reader)["shared_ids"] == 2
+
+
+def test_a7_shared_ids_are_exact_while_a_table_is_ahead_of_tracks(
+    reader: psycopg.Connection, served: Database, served_settings: Settings
+) -> None:
+    """Rows that only wait for tracks are no shared ids, even where the counts are equal."""
+    insert_event(reader, "email_opened", "a")
+    insert_event(reader, "email_delivered", "b")
+    run(served, served_settings, *MODELS)
+    insert_event(reader, "email_opened", "c")
+    insert_event(reader, "email_opened", "b")
+    run(served, served_settings, "email_opened")
+    assert law(reader)["shared_ids"] == 1
+    run(served, served_settings, "tracks")
+    assert law(reader)["shared_ids"] == 1
+    insert_event(reader, "email_delivered", "d")
+    run(served, served_settings, "tracks")
+    assert law(reader)["shared_ids"] == 1
+
+
+def test_a7_a_late_commit_of_another_collection_takes_the_row_of_tracks(
+    reader: psycopg.Connection, served: Database, served_settings: Settings
+) -> None:
+    """The first landed counts, also when its transaction commits after a run has taken the other."""
+    with served.connect() as late:
+        insert_event(late, "email_delivered", "a")
+        insert_event(reader, "email_opened", "a")
+        run(served, served_settings, *MODELS)
+        assert in_tracks(reader) == [("a", "email_opened")]
+        late.commit()
+    run(served, served_settings, *MODELS)
+    assert in_tracks(reader) == [("a", "email_delivered")]
+    assert law(reader)["shared_ids"] == 1
+
+
+def test_a7_an_event_without_a_table_may_share_an_id_too(
+    reader: psycopg.Connection, served: Database, served_settings: Settings
+) -> None:
+    """When it landed first, tracks has it and lacks the other; when it came second, it is a duplicate."""
+    insert_event(reader, "", "a")
+    insert_event(reader, "email_opened", "a")
+    insert_event(reader, "email_opened", "b")
+    insert_event(reader, "", "b")
+    run(served, served_settings, *MODELS)
+    assert reader.execute("select id, event from iterable.tracks order by id").fetchall() == [
+        ("a", None),
+        ("b", "email_opened"),
+    ]
+    numbers = law(reader)
+    assert (numbers["in_tracks_only"], numbers["shared_ids"], numbers["duplicates"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete from iterable.tracks where id = 'b'",
+        "delete from iterable.email_opened where id = 'a'",
+        "update iterable.tracks set event = 'email_delivered' where id = 'b'",
+    ],
+)
+def test_a7_the_union_test_lists_shared_ids_and_fails_on_anything_else(
+    reader: psycopg.Connection, served: Database, served_settings: Settings, damage: str
+) -> None:
+    """A shared id is a warning with its row; any other difference is an error."""
+    insert_event(reader, "email_opened", "a")
+    insert_event(reader, "email_delivered", "a")
+    insert_event(reader, "email_opened", "b")
+    run(served, served_settings)
+    project = copied_project(served_settings)
+    union = ("test", "--select", "tracks,test_name:union_of_collections")
+    code, output = run_dbt(served.url, project, *union)
+    assert (code, "WARN 1 union_of_collections" in output) == (0, True), output
+    compiled = next(project.glob("target/compiled/*/models/iterable/tracks.yml/union_of_collections*.sql"))
+    listed = reader.execute(compiled.read_text(encoding="utf-8")).fetchall()  # type: ignore[call-overload]
+    assert listed == [("a", "iterable.email_delivered", "shared id")]
+    reader.execute(damage)  # type: ignore[call-overload]
+    code, output = run_dbt(served.url, project, *union)
+    assert (code, "FAIL" in output) == (1, True), output

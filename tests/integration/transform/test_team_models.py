@@ -1,0 +1,186 @@
+"""Models of a team's own: SQL around the macro, and the key that says whether a run adds columns."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import yaml
+
+from loader.events.segment import parse_lines
+from loader.postgres.database import Database
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import land as land_events
+from loader.settings import Settings
+from tests.support.dbt_runs import copied_project, run_dbt
+from tests.support.folders import ROOT
+from tests.support.served_tables import contents
+
+COLUMNS: list[dict[str, object]] = [
+    {"name": "id", "data_type": "character varying(1024)", "description": ""},
+    {"name": "received_at", "data_type": "timestamp with time zone", "description": ""},
+    {"name": "uuid_ts", "data_type": "timestamp with time zone", "description": ""},
+    {"name": "user_id", "data_type": "text", "description": ""},
+    {"name": "event", "data_type": "text", "description": ""},
+    {"name": "total", "data_type": "bigint", "description": "", "config": {"meta": {"property": "total"}}},
+]
+WRAPPED = """
+with collected as (
+    {{ collection() }}
+)
+
+select id, received_at, uuid_ts, user_id, event, total * 100 as total
+from collected
+where total is not null
+"""
+NO_MACRO = """
+select
+    message_id as id,
+    received_at,
+    now() as uuid_ts,
+    payload ->> 'userId' as user_id,
+    collection as event,
+    7 as total
+from {{ source('raw', 'events') }}
+where {{ event_filter('order_placed') }} and {{ since_last_run() }}
+"""
+
+
+class Team:
+    """A copy of the dbt project with a model of the team's own for the event Order Placed."""
+
+    def __init__(self, settings: Settings, connection: psycopg.Connection) -> None:
+        self.url = settings.database_url
+        self.project = copied_project(settings)
+        self.connection = connection
+
+    def write(self, code: str, **meta: object) -> None:
+        """Write the model's SQL, and a yml with some keys in its `config.meta`."""
+        models = self.project / "models" / "iterable"
+        model: dict[str, object] = {"name": "order_placed", "description": "", "columns": COLUMNS}
+        if meta:
+            model["config"] = {"meta": meta}
+        (models / "order_placed.sql").write_text(code, encoding="utf-8")
+        (models / "order_placed.yml").write_text(yaml.safe_dump({"version": 2, "models": [model]}), encoding="utf-8")
+
+    def forget_the_projects_key(self) -> None:
+        """Take the key out of dbt_project.yml, as in a project from before there was one."""
+        path = self.project / "dbt_project.yml"
+        project = yaml.safe_load(path.read_text(encoding="utf-8"))
+        project["models"]["iterable_warehouse"]["iterable"].pop("+meta")
+        path.write_text(yaml.safe_dump(project), encoding="utf-8")
+
+    def land(self, *calls: str) -> None:
+        """Land orders, each given as the id, the user and the properties."""
+        lines = []
+        for call in calls:
+            message_id, user, properties = call.split(" ", 2)
+            lines.append(
+                f'{{"type":"track","event":"Order Placed","messageId":"{message_id}","userId":"{user}",'
+                f'"properties":{properties}}}'
+            )
+        with SchemaRegistry().transaction(self.connection) as seen:
+            land_events(self.connection, "iterable", "file", parse_lines("\n".join(lines).encode(), 0), seen)
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run the model and tracks."""
+        return run_dbt(self.url, self.project, "run", "--select", "order_placed", "tracks", *arguments)
+
+    def rows(self, columns: str) -> list[tuple[object, ...]]:
+        """Return some columns of the table."""
+        return self.connection.execute(f"select {columns} from iterable.order_placed order by id").fetchall()  # type: ignore[arg-type]
+
+    def columns(self) -> set[str]:
+        """Return the names of the table's columns."""
+        found = self.connection.execute(
+            "select attname from pg_attribute where attrelid = 'iterable.order_placed'::regclass and attnum > 0"
+        )
+        return {name for (name,) in found}
+
+
+@pytest.fixture
+def team(served: Database, served_settings: Settings) -> Iterator[Team]:
+    """A team's own project, with its connection."""
+    with served.connect(autocommit=True) as connection:
+        yield Team(served_settings, connection)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "-- orders of the shop\n{{ collection() }}\n",
+        "/* orders\n   of the shop */\n{{  collection( every_event = false )  }}  -- all of them\n",
+        "{# orders #}\n{{ config(tags=['shop']) }}\n{{ collection(every_event=false) }}",
+    ],
+)
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, code: str, with_key: bool) -> None:
+    """The macro's own call gets the columns that events have, however it is written, and a rebuild changes nothing."""
+    team.write(code)
+    if not with_key:
+        team.forget_the_projects_key()
+    team.land('a u {"total":5,"coupon":"x"}', 'b u {"total":6,"coupon":"y"}')
+    code_, output = team.run()
+    assert code_ == 0, output
+    assert team.rows("id, total, coupon") == [("a", 5, "x"), ("b", 6, "y")]
+    before = contents(team.connection, "iterable.order_placed")
+    assert team.run("--full-refresh")[0] == 0
+    assert contents(team.connection, "iterable.order_placed") == before
+
+
+def test_a6_wrapped_sql_works_with_repeated_ids(team: Team) -> None:
+    """Of several events with one id the first landed counts, within a run and across runs; no column is added."""
+    team.write(WRAPPED, found_columns=False)
+    team.land('a first {"total":1,"coupon":"x"}', 'a second {"total":2}', 'b u {"total":3}', 'c u {"other":1}')
+    code, output = team.run()
+    assert code == 0, output
+    team.land('a third {"total":4}', 'd first {"total":5}', 'd second {"total":6}')
+    code, output = team.run()
+    assert code == 0, output
+    assert team.rows("id, user_id, total") == [("a", "first", 100), ("b", "u", 300), ("d", "first", 500)]
+    assert team.columns() == {str(column["name"]) for column in COLUMNS}
+    before = contents(team.connection, "iterable.order_placed")
+    assert team.run("--full-refresh")[0] == 0
+    assert contents(team.connection, "iterable.order_placed") == before
+
+
+def test_a6_the_key_false_keeps_the_macros_own_call_to_the_declared_columns(team: Team) -> None:
+    """The key decides, not the text: no found column is added, and none is recorded."""
+    team.write("{{ collection() }}\n", found_columns=False)
+    team.land('a u {"total":1,"coupon":"x"}')
+    code, output = team.run()
+    assert code == 0, output
+    assert team.rows("id, total") == [("a", 1)]
+    assert team.columns() == {str(column["name"]) for column in COLUMNS}
+    recorded = team.connection.execute("select column_name from raw.columns where model = 'order_placed'").fetchall()
+    assert {name for (name,) in recorded} <= team.columns()
+
+
+def test_a6_sql_that_is_not_the_macro_runs_as_it_is(team: Team) -> None:
+    """With the key set to false, whatever the SQL is."""
+    team.write(NO_MACRO, found_columns=False)
+    team.land('a u {"total":1}')
+    code, output = team.run()
+    assert code == 0, output
+    assert team.rows("id, user_id, total") == [("a", "u", 7)]
+
+
+@pytest.mark.parametrize("code", [WRAPPED, NO_MACRO, "{{ collection(every_event=true) }}"])
+@pytest.mark.parametrize("meta", [{}, {"found_columns": True}, {"found_columns": "no"}])
+def test_a6_other_sql_without_the_key_is_refused_with_its_name(team: Team, code: str, meta: dict[str, object]) -> None:
+    """Nobody's SQL is replaced or ignored: the model fails, the cursor stays, and the error says which key to set."""
+    team.write(code, **meta)
+    if not meta:
+        team.forget_the_projects_key()
+    team.land('a u {"total":1}')
+    failed, output = team.run()
+    assert failed == 1
+    assert "found_columns" in output
+    assert "order_placed" in output
+    cursor = team.connection.execute("select from raw.cursors where model = 'order_placed'").fetchall()
+    assert cursor == []
+
+
+def test_a6_the_projects_own_models_say_that_they_take_found_columns() -> None:
+    """In one place, dbt_project.yml, for all tables of the layout."""
+    project = yaml.safe_load((ROOT / "dbt_project" / "dbt_project.yml").read_text("utf-8"))
+    assert project["models"]["iterable_warehouse"]["iterable"]["+meta"] == {"found_columns": True}

@@ -1,0 +1,24 @@
+"""Waits for the effects of other processes and other sessions."""
+
+import time
+from collections.abc import Callable
+from threading import Event as Signal
+
+import psycopg
+
+DEADLINE_SECONDS = 60.0
+
+
+def wait_until(condition: Callable[[], object], what: str = "it to happen") -> None:
+    """Wait for something another process brings about, and fail when it does not come."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    pause = Signal()
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS:.0f} s for: {what}"
+        pause.wait(0.02)
+
+
+def waiting(connection: psycopg.Connection) -> int:
+    """Return how many wait for a lock in this connection's database; others' tests have locks of the same names."""
+    query = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
+    return len(connection.execute(query).fetchall())
