@@ -30,7 +30,7 @@ from loader.postgres.connection import cut
 from loader.postgres.warehouse import Warehouse
 from loader.raw.batches import UncheckedBatch, known_rows, land_deliveries, recheck
 from loader.raw.catalog import SchemaRegistry
-from loader.raw.copy_format import COPY, FEW
+from loader.raw.copy_format import COPY, FEW, INSERT
 from loader.raw.landing import LandingResult
 from loader.runtime import metrics
 
@@ -225,7 +225,7 @@ class BatchWriter:
         # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
         unchecked = UncheckedBatch(self._registry.generation, deliveries, sum(size for _, size, _ in batch))
         try:
-            rows = known_rows(self._registry, deliveries, few=FEW if connection.can_execute else 0)
+            rows = known_rows(self._registry, deliveries, few=FEW)
         except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
             rows = None
         if rows is None:
@@ -249,7 +249,7 @@ class BatchWriter:
         if isinstance(rows, bytes):
             connection.copy(COPY, rows, done)
         else:
-            connection.execute(rows, done)
+            connection.execute(INSERT, rows, done)
         return True
 
     def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:

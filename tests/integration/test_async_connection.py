@@ -88,7 +88,7 @@ async def copied(wire: AsyncConnection, data: bytes) -> Exception | None:
 async def inserted(wire: AsyncConnection, *sent: Event) -> Exception | None:
     """Insert events, and return what went wrong."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    wire.execute(arrays_of({"iterable": sent}, NOW), future.set_result)
+    wire.execute(INSERT, arrays_of({"iterable": sent}, NOW), future.set_result)
     return await asyncio.wait_for(future, SECONDS)
 
 
@@ -101,7 +101,7 @@ def on_connection(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) 
     """Run something with a wire that is looked at now and then, as the writer does."""
 
     async def run() -> None:
-        wire = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+        wire = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS)
 
         async def look() -> None:
             while True:
@@ -166,7 +166,7 @@ def test_one_statement_takes_several_sources(settings: Settings, connection: psy
             wire.copy(COPY, data, future.set_result)
         else:
             assert data
-            wire.execute(data, future.set_result)
+            wire.execute(INSERT, data, future.set_result)
         assert await asyncio.wait_for(future, SECONDS) is None
 
     on_connection(settings.database_url, work)
@@ -209,7 +209,6 @@ def test_a_bad_row_fails_its_batch_alone(settings: Settings, connection: psycopg
             assert isinstance(await written(wire, way, *many[:place], bad, *many[place:]), psycopg.DatabaseError)
             assert not wire.is_busy
         assert wire.is_whole()
-        assert wire.can_execute
         assert await written(wire, way, *events("good")) is None
 
     on_connection(settings.database_url, work)
@@ -233,20 +232,18 @@ def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connectio
     assert ids(connection) == ["a", "b"]
 
 
-def test_a_statement_the_server_has_forgotten_is_not_asked_for_again(
-    settings: Settings, connection: psycopg.Connection
-) -> None:
-    """As behind a pooler: that batch has not landed, and the wire goes on without."""
+@both_ways
+def test_a_connection_prepares_no_statement(settings: Settings, connection: psycopg.Connection, way: str) -> None:
+    """Behind a pooler, another client may discard or replace the prepared statements of the session."""
 
     async def work(wire: AsyncConnection) -> None:
-        assert await inserted(wire, *events("before")) is None
-        wire._connection.pgconn.exec_(b"discard all")
-        assert isinstance(await inserted(wire, *events("after")), psycopg.DatabaseError)
-        assert not wire.can_execute
-        assert await copied(wire, rows(*events("copied"))) is None
+        for each in "ab":
+            assert await written(wire, way, *events(each)) is None
+            assert wire._connection.execute("select * from pg_prepared_statements").fetchall() == []
+            wire._connection.pgconn.exec_(b"discard all")
 
     on_connection(settings.database_url, work)
-    assert ids(connection) == ["before", "copied"]
+    assert ids(connection) == ["a", "b"]
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -276,7 +273,7 @@ def test_a_wire_that_is_given_up_tells_its_batch(proxy: Proxy, end: Callable[[As
 
     async def work(wire: AsyncConnection) -> None:
         for size in (10, 20_000_000):
-            other = AsyncConnection(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS, INSERT)
+            other = AsyncConnection(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS)
             proxy.deafen()
             copying = asyncio.create_task(copied(other, rows(*events("a", text="x" * size))))
             await asyncio.sleep(0.05)
@@ -474,24 +471,6 @@ def test_a_locked_table_makes_nobody_open_connections(
         await warm_up(writer, connecting)
 
     writing(connecting, tmp_path, work, commit_seconds=0.2)
-
-
-def test_events_land_once_when_a_pooler_forgets(
-    settings: Settings, connection: psycopg.Connection, tmp_path: Path
-) -> None:
-    """What every wire has prepared; nobody is told of it."""
-    connecting = Connecting(settings.database_url)
-
-    async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
-        for opened in connecting.opened[1:]:
-            opened.pgconn.exec_(b"discard all")
-        for number in range(6):
-            await writer.write(delivery(f"u{number}", n=1))
-        assert not writer.spooling
-
-    writing(connecting, tmp_path, work)
-    assert [each for each in ids(connection) if each.startswith("u")] == [f"u{number}" for number in range(6)]
 
 
 def test_without_connections_events_go_by_the_thread(
