@@ -7,7 +7,7 @@ https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
@@ -15,6 +15,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from loader.postgres.connection import cut
+from loader.raw.batches import LandingStatement
 
 _BINARY = 1
 
@@ -45,39 +46,28 @@ class AsyncConnection:
             loop.add_reader(self._socket, self._read)
         self._is_writing = False
         self._deadline = float("inf")
-        self._data: bytes | None = None
+        self._copied = b""
         self._error: Exception | None = None
         self._done: _Done = lambda _: None
 
-    def copy(self, statement: bytes, data: bytes, done: _Done) -> None:
-        """Copy data.
+    def execute(self, statement: LandingStatement, done: _Done) -> None:
+        """Run a statement, without preparing it.
 
-        Args:
-            statement: The COPY.
-            data: All of it, in the format the statement names.
-            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
-        """
-        self._begin(data, done, lambda: self._pgconn.send_query(statement))
-
-    def execute(self, statement: bytes, arguments: Sequence[bytes], done: _Done) -> None:
-        """Run a statement with arguments, without preparing the statement.
-
-        Behind a pooler, a server's session may not have a prepared statement, or may have one of another process.
+        Behind a pooler, a server's session may have lost a prepared statement, or have the one of another process.
 
         Args:
             statement: The statement.
-            arguments: Its arguments, in binary.
             done: Called when the statement is committed, or with the error; then it is not committed, or nobody knows.
         """
-        formats = [_BINARY] * len(arguments)
-        self._begin(None, done, lambda: self._pgconn.send_query_params(statement, arguments, param_formats=formats))
-
-    def _begin(self, data: bytes | None, done: _Done, send: Callable[[], None]) -> None:
         self.is_busy = True
         self._deadline = time.monotonic() + self._seconds
-        self._data, self._error, self._done = data, None, done
+        self._copied, self._error, self._done = statement.copied, None, done
+        arguments = statement.arguments
         try:
-            send()
+            if arguments:
+                self._pgconn.send_query_params(statement.text, arguments, param_formats=[_BINARY] * len(arguments))
+            else:
+                self._pgconn.send_query(statement.text)
         except psycopg.Error as error:
             # Not at once: nobody expects to be told before this returns.
             self._loop.call_soon(self._end, error)
@@ -138,13 +128,13 @@ class AsyncConnection:
                 if result is None:
                     self._end(self._error)
                     return
-                if result.status == ExecStatus.COPY_IN and self._data is not None:
-                    data, self._data = self._data, None
+                if result.status == ExecStatus.COPY_IN:
+                    data, self._copied = self._copied, b""
                     self._pgconn.put_copy_data(data)
                     self._pgconn.put_copy_end()
                     self._flush()
                     return
-                if result.status != ExecStatus.COMMAND_OK:
+                if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
                     self._error = self._error or _failure(result)
         except psycopg.Error as error:
             self._end(error)
