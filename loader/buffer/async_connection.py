@@ -7,19 +7,17 @@ https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from loader.postgres.connection import cut
+from loader.raw.batches import LandingStatement
 
-# The name of the prepared statement of a connection.
-_PREPARED = b"land"
 _BINARY = 1
-_UNKNOWN_STATEMENT = b"26000"
 
 _Done = Callable[[Exception | None], None]
 
@@ -31,25 +29,13 @@ class AsyncConnection:
         connection: A connection in autocommit, so that each statement is a transaction of its own.
         loop: The event loop.
         seconds: How long the server may take for a statement.
-        statement: What `execute` runs.
 
     Attributes:
         is_busy: A statement is under way.
-        can_execute: Nothing speaks against `execute`; a pooler may have a server forget what it has prepared.
     """
 
-    def __init__(
-        self,
-        connection: psycopg.Connection,
-        loop: asyncio.AbstractEventLoop,
-        seconds: float,
-        statement: bytes,
-    ) -> None:
+    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.is_busy = False
-        self.can_execute = True
-        self._statement = statement
-        self._is_prepared = False
-        self._arguments: Sequence[bytes] | None = None
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
         self._loop = loop
@@ -60,44 +46,28 @@ class AsyncConnection:
             loop.add_reader(self._socket, self._read)
         self._is_writing = False
         self._deadline = float("inf")
-        self._data: bytes | None = None
+        self._copied = b""
         self._error: Exception | None = None
         self._done: _Done = lambda _: None
 
-    def copy(self, statement: bytes, data: bytes, done: _Done) -> None:
-        """Copy data.
+    def execute(self, statement: LandingStatement, done: _Done) -> None:
+        """Run a statement, without preparing it.
+
+        Behind a pooler, a server's session may have lost a prepared statement, or have the one of another process.
 
         Args:
-            statement: The COPY.
-            data: All of it, in the format the statement names.
-            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
+            statement: The statement.
+            done: Called when the statement is committed, or with the error; then it is not committed, or nobody knows.
         """
-        self._begin(data, done, lambda: self._pgconn.send_query(statement))
-
-    def execute(self, arguments: Sequence[bytes], done: _Done) -> None:
-        """Run the connection's statement, which the server prepares when it is first asked for.
-
-        Not before: a table that somebody has locked would keep the connection from being of any use.
-
-        Args:
-            arguments: Its arguments, in binary.
-            done: Called when it is committed, or with what went wrong: then it is not, or nobody knows.
-        """
-        if self._is_prepared:
-            self._begin(None, done, lambda: self._send_prepared(arguments))
-        else:
-            self._arguments = arguments
-            self._begin(None, done, lambda: self._pgconn.send_prepare(_PREPARED, self._statement))
-
-    def _send_prepared(self, arguments: Sequence[bytes]) -> None:
-        self._pgconn.send_query_prepared(_PREPARED, arguments, [_BINARY] * len(arguments), _BINARY)
-
-    def _begin(self, data: bytes | None, done: _Done, send: Callable[[], None]) -> None:
         self.is_busy = True
         self._deadline = time.monotonic() + self._seconds
-        self._data, self._error, self._done = data, None, done
+        self._copied, self._error, self._done = statement.copied, None, done
+        arguments = statement.arguments
         try:
-            send()
+            if arguments:
+                self._pgconn.send_query_params(statement.text, arguments, param_formats=[_BINARY] * len(arguments))
+            else:
+                self._pgconn.send_query(statement.text)
         except psycopg.Error as error:
             # Not at once: nobody expects to be told before this returns.
             self._loop.call_soon(self._end, error)
@@ -155,24 +125,17 @@ class AsyncConnection:
                 return
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
-                if result is None and self._arguments is not None and self._error is None:
-                    arguments, self._arguments, self._is_prepared = self._arguments, None, True
-                    self._send_prepared(arguments)
-                    self._flush()
-                    return
                 if result is None:
                     self._end(self._error)
                     return
-                if result.status == ExecStatus.COPY_IN and self._data is not None:
-                    data, self._data = self._data, None
+                if result.status == ExecStatus.COPY_IN:
+                    data, self._copied = self._copied, b""
                     self._pgconn.put_copy_data(data)
                     self._pgconn.put_copy_end()
                     self._flush()
                     return
-                if result.status != ExecStatus.COMMAND_OK:
+                if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
                     self._error = self._error or _failure(result)
-                    is_unknown = result.error_field(DiagnosticField.SQLSTATE) == _UNKNOWN_STATEMENT
-                    self.can_execute &= not (is_unknown or self._arguments)
         except psycopg.Error as error:
             self._end(error)
 
@@ -181,7 +144,6 @@ class AsyncConnection:
             self._let_go()
         self._deadline = float("inf")
         self.is_busy = False
-        self._arguments = None
         done, self._done = self._done, lambda _: None
         done(error)
 

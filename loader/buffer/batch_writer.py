@@ -28,9 +28,8 @@ from loader.errors import SpoolError, UnavailableError
 from loader.events.model import Delivery, Event, Refused
 from loader.postgres.connection import cut
 from loader.postgres.warehouse import Warehouse
-from loader.raw.batches import UncheckedBatch, known_rows, land_deliveries, recheck
+from loader.raw.batches import land_deliveries, landing_statement
 from loader.raw.catalog import SchemaRegistry
-from loader.raw.copy_format import COPY, FEW
 from loader.raw.landing import LandingResult
 from loader.runtime import metrics
 
@@ -40,7 +39,7 @@ ASYNC_BYTES = 1_000_000
 # How long a small batch waits for the one ahead of it: for longer than the database usually takes, and no more.
 _HOLD_SECONDS = 0.05
 
-# How long it may go unnoticed that the record of the events has been made again, or that the database says nothing.
+# How long it may go unnoticed that the database does not answer.
 _WATCH_SECONDS = 0.2
 
 # How long the end waits for a thread that waits for the database.
@@ -72,7 +71,6 @@ class BatchWriter:
         self._connect = connect
         self._spool = spool
         self._warehouse = warehouse
-        self._queue_bytes = queue_bytes
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
         self._sending = False
@@ -86,9 +84,6 @@ class BatchWriter:
         self._connection: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._registry = SchemaRegistry()
-        # Batches that a connection of the pool has landed, and the thread has not been asked to recheck.
-        self._unchecked: list[UncheckedBatch] = []
-        self._unchecked_bytes = 0  # with what the thread has not made sure of yet
         # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
         self._mode = threading.RLock()
         self._spooling = True
@@ -128,10 +123,6 @@ class BatchWriter:
         """End when everything that was submitted is written; what is in the spool stays there."""
         self._stopping = True
         while self._backlog or self._threaded or self._pool.are_busy:
-            await asyncio.sleep(0.01)
-        # The thread rechecks the last batches of the pool, too; a later process cannot.
-        self._leave_to_thread([])
-        while self._threaded:
             await asyncio.sleep(0.01)
         self._tasks.put(None)
         self._replay.stop()
@@ -191,9 +182,7 @@ class BatchWriter:
         """Send what has gathered on its way, as long as there is a way for it."""
         self._sending = False
         while self._backlog:
-            # Nothing more lands unchecked when the thread does not get to checking.
-            may_use_pool = not self._spooling and self._unchecked_bytes <= self._queue_bytes
-            connection = self._pool.free() if may_use_pool else None
+            connection = None if self._spooling else self._pool.free()
             if (
                 connection
                 and self._pool.are_busy
@@ -208,7 +197,7 @@ class BatchWriter:
                 batch = self._backlog.take(ASYNC_BYTES)
                 if not self._send_by(connection, batch):
                     self._leave_to_thread(batch)
-            elif (may_use_pool and self._pool) or self._threaded:
+            elif self._threaded or (self._pool and not self._spooling):
                 # It gathers until one of those under way is back.
                 return
             else:
@@ -222,13 +211,11 @@ class BatchWriter:
         """Send a batch over a connection, unless there is more to do for it; say whether it is on its way."""
         started = time.monotonic()
         deliveries = [delivery for delivery, _, _ in batch]
-        # Read first: should the thread learn of a newer one meanwhile, the batch is looked at once more.
-        unchecked = UncheckedBatch(self._registry.generation, deliveries, sum(size for _, size, _ in batch))
         try:
-            rows = known_rows(self._registry, deliveries, few=FEW if connection.can_execute else 0)
+            statement = landing_statement(self._registry, deliveries)
         except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
-            rows = None
-        if rows is None:
+            statement = None
+        if statement is None:
             return False
 
         def done(error: Exception | None) -> None:
@@ -237,8 +224,6 @@ class BatchWriter:
                 # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
                 self._leave_to_thread(batch, late=time.monotonic() - started >= self._commit_seconds)
                 return
-            self._unchecked.append(unchecked)
-            self._unchecked_bytes += unchecked.size
             count_landed(
                 LandingResult(sum(len(delivery.events) for delivery in deliveries)), time.monotonic() - started
             )
@@ -246,22 +231,16 @@ class BatchWriter:
 
         self._ahead = len(batch)
         self._held = self._loop.time() + _HOLD_SECONDS
-        if isinstance(rows, bytes):
-            connection.copy(COPY, rows, done)
-        else:
-            connection.execute(rows, done)
+        connection.execute(statement, done)
         return True
 
     def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:
         self._threaded += 1
-        unchecked, self._unchecked = self._unchecked, []
-        self._tasks.put(Task(batch, unchecked, late=late))
+        self._tasks.put(Task(batch, late=late))
 
     def _written(self, task: Task, error: UnavailableError | None) -> None:
         """Go on after what the thread had to do."""
         self._threaded -= task.number
-        self._unchecked_bytes -= task.checked
-        self._unchecked += task.unchecked
         self._answer(task.batch, error)
 
     def _answer(self, batch: list[Waiting], error: UnavailableError | None) -> None:
@@ -276,7 +255,7 @@ class BatchWriter:
             self._start_thread(self._replay.run)
 
     async def _watch(self) -> None:
-        """Watch for a database that never answers, for broken connections, and for batches to recheck."""
+        """Watch for a database that never answers, and for broken connections."""
         while True:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
             metrics.flush()
@@ -289,8 +268,6 @@ class BatchWriter:
                 late = True
             if late:
                 log.warning("the database has not answered in time", seconds=self._commit_seconds)
-            elif self._unchecked and not self._threaded and not self._spooling:
-                self._leave_to_thread([])
 
     # From here on: the writing thread.
 
@@ -324,7 +301,7 @@ class BatchWriter:
         try:
             if task.late:
                 raise UnavailableError("A batch has had no answer in time.")
-            self._land(task, deliveries)
+            self._land(deliveries)
         except AWAY as error:
             log.warning("the database is away, events go to the spool", reason=describe(error))
             with self._mode:
@@ -332,20 +309,16 @@ class BatchWriter:
                 self._begin_spooling()
                 self._append(deliveries)
 
-    def _land(self, task: Task, deliveries: list[Delivery]) -> None:
+    def _land(self, deliveries: list[Delivery]) -> None:
         connection = self._connection
         assert connection is not None  # noqa: S101 - not spooling
         started = time.monotonic()
         self._deadline = started + self._commit_seconds
         try:
-            if task.unchecked:
-                recheck(connection, self._registry, task.unchecked)
-                task.checked = sum(unchecked.size for unchecked in task.unchecked)
-                task.unchecked = []
             if any(delivery.events or delivery.refused for delivery in deliveries):
                 landed = land_deliveries(connection, self._registry, deliveries)
                 count_landed(landed, time.monotonic() - started)
-            elif deliveries:
+            else:
                 # A probe: only a server that can write gives out a transaction id.
                 connection.execute("select pg_current_xact_id()")
         finally:
@@ -363,7 +336,7 @@ class BatchWriter:
             self._spool.append(kept)
             metrics.spooled_events.inc(sum(len(delivery.events) for delivery in kept))
             metrics.spool_bytes.set(self._spool.size)
-        elif deliveries:
+        else:
             # A probe, for which anybody may ask: it costs the disk nothing.
             self._spool.check_room()
 

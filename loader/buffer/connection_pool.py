@@ -14,7 +14,6 @@ import structlog
 
 from loader.buffer.async_connection import AsyncConnection
 from loader.buffer.spool_replay import describe
-from loader.raw.copy_format import INSERT
 
 CONNECTIONS = 2
 
@@ -122,7 +121,7 @@ class ConnectionPool:
         if connection is None:
             self._open_again = time.monotonic() + _AGAIN_SECONDS
         elif self._wanted():
-            self._connections.append(AsyncConnection(connection, self._loop, self._seconds, INSERT))
+            self._connections.append(AsyncConnection(connection, self._loop, self._seconds))
             self.mend()
         else:
             connection.close()

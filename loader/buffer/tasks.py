@@ -1,11 +1,10 @@
 """What the writing thread has to do, one task after the other."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from loader.buffer.backlog import Waiting
 from loader.buffer.spool_replay import BATCH_BYTES
-from loader.raw.batches import UncheckedBatch
 
 
 @dataclass
@@ -14,16 +13,12 @@ class Task:
 
     Attributes:
         batch: Deliveries to write.
-        unchecked: Batches that the pool has landed, to be rechecked; empty once they are.
         number: How many tasks it was made of.
-        checked: Bytes of what was in `unchecked`.
         late: The database has not answered the connection that sent the batch.
     """
 
     batch: list[Waiting]
-    unchecked: list[UncheckedBatch] = field(default_factory=list)
     number: int = 1
-    checked: int = 0
     late: bool = False
 
 
@@ -46,7 +41,6 @@ class Tasks:
                 self._waiting.put(None)
                 break
             task.batch += following.batch
-            task.unchecked += following.unchecked
             task.number += 1
             task.late |= following.late
         return task

@@ -1,48 +1,54 @@
 """Lands what a collector's senders have sent: many deliveries in one transaction.
 
-Nearly always there is nothing to do for them but to write their events, since events like them have landed before and
-all that they are made of is recorded. Then one statement is the whole transaction: `known_rows` says when, and makes
-its rows. Everything else, refused messages and new properties among it, takes a transaction of several steps.
+Nearly all batches bring only events whose properties are recorded. `landing_statement` makes one statement of such a
+batch, which is the whole transaction. A batch with refused messages or new properties takes several statements.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 from msgspec.structs import replace
 
 from loader.events.model import Delivery, Event, Refused
-from loader.raw.catalog import Generation, PendingChanges, SchemaRegistry
-from loader.raw.copy_format import END, HEADER, arrays_of, partition, rows_of
+from loader.raw.catalog import PendingChanges, SchemaRegistry
+from loader.raw.copy_format import COPY, END, FEW, HEADER, arrays_of, partition, rows_of
 from loader.raw.landing import LandingResult, land
 
+# Both fail when the record of properties has another generation by now.
+_LAND = b"select raw.land($1, $2, $3, $4, $5, $6)"
+_COPY = b"select raw.require_generation('%b'); %b"
 
-@dataclass(frozen=True)
-class UncheckedBatch:
-    """Deliveries that have landed by one statement alone, to be checked against a record made anew meanwhile.
+
+class LandingStatement(NamedTuple):
+    """A statement that lands a batch.
 
     Attributes:
-        generation: The generation of the record that the registry compared the deliveries with.
-        deliveries: The deliveries.
-        size: Their bytes.
+        text: The statement.
+        arguments: The arguments, in binary; empty for a COPY.
+        copied: The data of a COPY.
     """
 
-    generation: Generation | None
-    deliveries: Sequence[Delivery]
-    size: int
+    text: bytes
+    arguments: Sequence[bytes] = ()
+    copied: bytes = b""
 
 
-def known_rows(registry: SchemaRegistry, deliveries: Sequence[Delivery], *, few: int = 0) -> bytes | list[bytes] | None:
-    """Make the rows of deliveries with nothing new about them, without asking the database.
+def landing_statement(registry: SchemaRegistry, deliveries: Sequence[Delivery]) -> LandingStatement | None:
+    """Make the statement that lands deliveries with known properties, without a query.
+
+    The statement fails when the record has been replaced since the registry read it, so a batch never lands with a
+    property that is not recorded.
 
     Args:
         registry: The recorded collections and properties that the process knows.
         deliveries: The deliveries.
-        few: How many events are to be made the arguments of `INSERT`.
 
     Returns:
-        What `COPY` takes, or a list of what `INSERT` takes; None when there is more to do, or no event.
+        The statement; None when there are refused messages or unknown properties, or no event.
     """
+    # Read first: a thread may replace what the registry knows while the events are compared.
+    generation = (registry.generation or "").encode()
     by_source: dict[str, list[Event]] = {}
     for delivery in deliveries:
         if delivery.refused:
@@ -58,9 +64,10 @@ def known_rows(registry: SchemaRegistry, deliveries: Sequence[Delivery], *, few:
         if not registry.knows_all(source, events):
             return None
     now = deliveries[-1].received_at
-    if sum(map(len, by_source.values())) <= few:
-        return arrays_of(by_source, now)
-    return b"".join([HEADER, *(rows_of(source, events, now) for source, events in by_source.items()), END])
+    if sum(map(len, by_source.values())) <= FEW:
+        return LandingStatement(_LAND, [generation, *arrays_of(by_source, now)])
+    rows = b"".join([HEADER, *(rows_of(source, events, now) for source, events in by_source.items()), END])
+    return LandingStatement(_COPY % (generation, COPY), copied=rows)
 
 
 def land_deliveries(
@@ -111,25 +118,3 @@ def land_parts(
     for (source, entrance), messages in parts.items():
         total.add(land(connection, source, entrance, messages, changes, times=times))
     return total
-
-
-def recheck(connection: psycopg.Connection, registry: SchemaRegistry, batches: Iterable[UncheckedBatch]) -> None:
-    """Make sure that what deliveries are made of is recorded, after they landed by one statement.
-
-    That they held nothing new was so by the record the registry knew then. Should it have been made again since
-    (`loader rescan`), they are looked at once more, whoever has learnt of that first. A rescan that commits later has
-    found them itself, for they are committed by now.
-
-    Args:
-        connection: A connection in autocommit.
-        registry: The recorded collections and properties that the process knows.
-        batches: Deliveries that are committed.
-
-    Raises:
-        psycopg.Error: The database cannot say.
-    """
-    with registry.transaction(connection) as changes:
-        for unchecked in batches:
-            if unchecked.generation != registry.generation:
-                for delivery in unchecked.deliveries:
-                    changes.record_fields(delivery.source, sorted(delivery.events, key=partition))

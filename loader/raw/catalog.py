@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import groupby
 from operator import attrgetter, length_hint
 
@@ -25,21 +24,12 @@ from loader.postgres.connection import NO_TIMEOUTS
 # A source and one of its collections.
 Key = tuple[str, str]
 
-# Which record of properties a process has read: how often it had been made again, in which file it lies, and since when
-# the server runs. A restore, a failover and a pooler that changes servers give another one.
-Generation = tuple[int, str, datetime]
-
 # Collections remembered at a time: many more than anybody means to have.
 _REMEMBERED = 10_000
 
 _collection = attrgetter("collection")
 _payload = attrgetter("payload")
 
-# The lock keeps nobody out. It shows `loader rescan` whose landing began before the record was made again.
-_GENERATION = """
-    lock table raw.generation in row share mode;
-    select number, pg_relation_filepath('raw.properties'), pg_postmaster_start_time() from raw.generation
-"""
 # A rescan holds this lock for minutes, so the wait has no limit.
 _LOCK_SOURCE = """
     with before as materialized (select current_setting('lock_timeout') as value)
@@ -120,13 +110,15 @@ class SchemaRegistry:
     """The recorded collections and properties that a process knows, so that an event with known fields costs no query.
 
     Attributes:
-        generation: The record this was learnt of; None while nothing is known.
+        generation: The generation of the record that this was read from: how often it has been rebuilt, its file, and
+            the start of its server. A rescan, a restore, a failover and a pooler that changes servers give another one.
+            None while nothing is known.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.collections: set[Key] = set()
-        self.generation: Generation | None = None
+        self.generation: str | None = None
 
     @contextmanager
     def transaction(self, connection: psycopg.Connection) -> Iterator["PendingChanges"]:
@@ -151,10 +143,10 @@ class SchemaRegistry:
 
     def _forget_outdated(self, connection: psycopg.Connection) -> None:
         """Forget everything when the record is another one, since what we know of it may not be in this one."""
-        cursor = connection.execute(f"{NO_TIMEOUTS}; {_GENERATION}")
+        cursor = connection.execute(f"{NO_TIMEOUTS}; select raw.lock_generation()")
         while cursor.nextset():
             pass
-        (generation,) = cursor.fetchall()
+        ((generation,),) = cursor.fetchall()
         if generation != self.generation:
             self._forget()
             self.generation = generation

@@ -21,13 +21,8 @@ _COPY_RECEIVED: LiteralString = (
 # Of rows that all have a time.
 COPY = _COPY_RECEIVED.encode()
 
-# Of a few rows, as arrays. COPY makes the server ask for them first, which takes a collector a turn of its event loop;
-# above `FEW` events, the server has less work with COPY all the same. In the list of a select, arrays of one length
-# are read side by side; in its `from`, they would be written to a table of the executor's first.
-INSERT = b"""
-    insert into raw.events (source, collection, received_at, message_id, payload)
-    select unnest($1::text[]), unnest($2::text[]), unnest($3::timestamptz[]), unnest($4::text[]), unnest($5::jsonb[])
-"""
+# How many events `raw.land` takes as arrays. COPY needs one more round trip, but above this number it costs the server
+# less.
 FEW = 50
 
 # What stands before and after the rows.
@@ -92,7 +87,7 @@ def rows_of(source: str, events: Sequence[Event], now: datetime | None) -> bytes
 
 
 def arrays_of(by_source: Mapping[str, Sequence[Event]], now: datetime) -> list[bytes]:
-    """Return events as the arguments of `INSERT`, in binary.
+    """Return events as arguments of `raw.land`, in binary.
 
     Args:
         by_source: The events, by the schema name of their source.

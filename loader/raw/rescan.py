@@ -55,7 +55,7 @@ _LANDING = """
         database = (select oid from pg_database where datname = current_database())
         and (
             (relation = 'raw.generation'::regclass and mode = 'RowShareLock')
-            -- A collector's COPY asks for nothing but this.
+            -- A COPY that somebody runs by hand has no other lock.
             or (relation = 'raw.events'::regclass and mode = 'RowExclusiveLock')
         )
 """

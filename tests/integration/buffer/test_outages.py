@@ -167,7 +167,8 @@ def test_a_commit_whose_answer_is_lost_lands_at_least_once(
         usual = [str(number) for number in range(SOME)]
         for each in usual:
             assert send(collector, key, each).status == 200
-        proxy.swallow(b"INSERT 0 1")
+        # The name of the column that `raw.land` returns.
+        proxy.swallow(b"land\0")
         assert send(collector, key, "twice").status == 200
         assert proxy.happened.is_set()
         wait_until(lambda: destination(collector) == "database", "the spool to be drained")
