@@ -9,25 +9,15 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from loader.errors import DatabaseError
+from loader.postgres.statements import read_statement
 
 CONNECT_SECONDS = 10
 
 APPLICATION_NAME = "loader"
 
-# Lifts the time limits that a role or a database sets, for one transaction: an upgrade takes its
-# time. PostgreSQL 16 has no transaction_timeout.
-NO_TIMEOUTS = """
-    set local statement_timeout = 0;
-    set local idle_in_transaction_session_timeout = 0;
-    select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null
-"""
+NO_TIMEOUTS = read_statement(__file__, "no_timeouts")
 
-# A setting that the server does not know is left out, and one that has its value already is not set again.
-_SET = """
-    select set_config(name, wanted, %s)
-    from unnest(%s::text[], %s::text[]) as settings (name, wanted)
-    where current_setting(name, true) <> wanted
-"""
+_SET = read_statement(__file__, "settings")
 
 
 def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECONDS) -> psycopg.Connection:
@@ -94,7 +84,8 @@ def apply_settings(connection: psycopg.Connection, wanted: Mapping[str, str], *,
     Raises:
         psycopg.Error: The database does not answer.
     """
-    connection.execute(_SET, [for_transaction, list(wanted), list(wanted.values())])
+    names, values = list(wanted), list(wanted.values())
+    connection.execute(_SET, {"for_transaction": for_transaction, "names": names, "values": values})
 
 
 def unreachable(url: str, error: object) -> DatabaseError:

@@ -17,14 +17,10 @@ import psycopg
 
 from loader.errors import EmbeddedError
 from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.statements import read_statement
 
 DEFAULT_IDLE = 600.0  # should the file that says it be deleted
-# A tool may open a session per query, and be gone whenever we look: the sum of sessions shows that it was there.
-SESSIONS = """
-    select (select count(*) from pg_stat_activity
-            where backend_type in ('client backend', 'walsender') and pid <> pg_backend_pid()),
-           (select sum(sessions) from pg_stat_database)
-"""
+SESSIONS = read_statement(__file__, "sessions")
 
 
 class Keeper:

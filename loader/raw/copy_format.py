@@ -11,6 +11,7 @@ from struct import Struct
 from typing import LiteralString
 
 from loader.events.model import Event
+from loader.postgres.statements import read_statement
 
 # Events that bring no time of their own get the column's default.
 _COPY: LiteralString = "copy raw.events (source, collection, message_id, payload) from stdin (format binary)"
@@ -24,10 +25,7 @@ COPY = _COPY_RECEIVED.encode()
 # Of a few rows, as arrays. COPY makes the server ask for them first, which takes a collector a turn of its event loop;
 # above `FEW` events, the server has less work with COPY all the same. In the list of a select, arrays of one length
 # are read side by side; in its `from`, they would be written to a table of the executor's first.
-INSERT = b"""
-    insert into raw.events (source, collection, received_at, message_id, payload)
-    select unnest($1::text[]), unnest($2::text[]), unnest($3::timestamptz[]), unnest($4::text[]), unnest($5::jsonb[])
-"""
+INSERT = read_statement(__file__, "insert").encode()
 FEW = 50
 
 # What stands before and after the rows.
