@@ -31,6 +31,7 @@ lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/sqlfluff lint migrations dbt_project/models
+	$(VENV)/bin/sqlfluff lint --templater placeholder loader
 	$(VENV)/bin/dbt --quiet --warn-error compile --no-introspect --no-populate-cache --no-partial-parse \
 		--select resource_type:model --indirect-selection empty --project-dir dbt_project --profiles-dir dbt_project \
 		--target-path "$(CURDIR)/$(VENV)/dbt" --log-path "$(CURDIR)/$(VENV)/dbt"

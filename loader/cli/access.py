@@ -1,12 +1,13 @@
 """The commands about who may read: readers and connection URLs."""
 
+import shlex
+
 import click
 
 from loader.cli import context, output
 from loader.postgres.database import connection_environment
 from loader.postgres.embedded import EmbeddedServer
 from loader.raw.readers import add_reader, default_reader_url, list_readers, remove_reader
-from loader.raw.sources import find_source
 
 _AS_ADMINISTRATOR = (
     "The role in DATABASE_URL may not create or drop this role. Run the SQL above as an administrator of the database."
@@ -23,8 +24,6 @@ def url(*, as_environment: bool, owner: bool) -> None:
 
     Of the embedded database it is the URL of a role that only reads tables. With DATABASE_URL set, it is that URL.
     """
-    import shlex  # noqa: PLC0415
-
     with context.database(for_reader=True) as (database, settings):
         if as_environment:
             for name, value in connection_environment(database.url).items():
@@ -32,7 +31,7 @@ def url(*, as_environment: bool, owner: bool) -> None:
         elif owner or not database.embedded:
             output.echo_exact(database.url)
         else:
-            with context.autocommit(database) as connection:
+            with database.autocommit() as connection:
                 output.echo_exact(default_reader_url(connection, database.url, EmbeddedServer(settings.home).folder))
 
 
@@ -49,9 +48,8 @@ def reader_add(name: str, sources: tuple[str, ...]) -> None:
 
     It reads the present tables and later ones; without --source it reads later sources too.
     """
-    with context.database() as (database, _), context.autocommit(database) as connection:
-        with database.begin() as transaction:
-            schemas = [find_source(transaction, source) for source in sources]
+    with context.database() as (database, _), database.autocommit() as connection:
+        schemas = [context.find_schema(database, source) for source in sources]
         made = add_reader(connection, database.url, name, schemas)
     if made.statements:
         output.echo_exact(made.statements.rstrip("\n"))
@@ -65,7 +63,7 @@ def reader_add(name: str, sources: tuple[str, ...]) -> None:
 @context.as_json
 def reader_list(*, as_json: bool) -> None:
     """List the readers, with the sources they read."""
-    with context.database() as (database, _), context.autocommit(database) as connection:
+    with context.database() as (database, _), database.autocommit() as connection:
         output.show_records(list_readers(connection), as_json=as_json, empty="No reader yet: `loader reader add NAME`.")
 
 
@@ -73,7 +71,7 @@ def reader_list(*, as_json: bool) -> None:
 @click.argument("name")
 def reader_remove(name: str) -> None:
     """End a reader's sessions and drop its role."""
-    with context.database() as (database, _), context.autocommit(database) as connection:
+    with context.database() as (database, _), database.autocommit() as connection:
         statements = remove_reader(connection, name)
     if statements:
         output.echo_exact(statements.rstrip("\n"))

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-import psycopg
 
-from loader.postgres.connection import set_session
 from loader.postgres.database import Database, open_database
-from loader.postgres.lock_holders import name_lock_holders
+from loader.raw.sources import find_source
 from loader.settings import Settings, read_settings
 
 # Files were loaded, or messages retried, and some messages are in quarantine.
@@ -32,13 +30,11 @@ def database(*, for_reader: bool = False) -> Iterator[tuple[Database, Settings]]
         yield opened, settings
 
 
-@contextmanager
-def autocommit(opened: Database) -> Iterator[psycopg.Connection]:
-    """Open a connection to it that commits every statement.
+def find_schema(opened: Database, source: str | None) -> str:
+    """Return the schema of a source that a command names; None names the only source there is.
 
     Raises:
-        DatabaseError: Another session holds a lock that the command needs.
+        SourceError: There is no such source, or none was named and there are several.
     """
-    with opened.connect(autocommit=True) as connection, name_lock_holders(connection, "The command stopped"):
-        set_session(connection, opened.lock_wait)
-        yield connection
+    with opened.begin() as connection:
+        return find_source(connection, source)

@@ -15,11 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
+import click
+from segment.analytics.client import Client
 
 from loader.cli import output
 from loader.cli.query import run_query
 from loader.cli.results import show_result
+from loader.collector.server import serve_in_thread
 from loader.errors import SourceError, TransformError
 from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
@@ -27,7 +29,7 @@ from loader.raw.readers import default_reader_url
 from loader.raw.sources import add_key
 from loader.runtime.logs import configure_logs
 from loader.runtime.terminal import count
-from loader.settings import Settings
+from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
 
 # Each sample event becomes so many, minutes apart and with ids of their own.
@@ -43,6 +45,12 @@ select email, campaign_name, template_name
 from iterable.email_delivered
 order by original_timestamp, id
 limit 5"""
+
+
+@click.command()
+def demo() -> None:
+    """Run the main job on sample events, in a database of its own, and show the tables."""
+    run_demo(read_settings())
 
 
 def run_demo(settings: Settings) -> None:
@@ -66,13 +74,12 @@ def run_demo(settings: Settings) -> None:
                 raise TransformError(f"{table.source}.{table.table} was not filled: {table.error}")
         output.note(f"Split them into {count(len(filled), 'table')}.")
 
-        with database.connect() as connection:
-            counts = connection.execute(_COUNTS).fetchall()
+        counts = _read_rows(database, _COUNTS)
         output.echo("\n" + output.table([{"table": table, "rows": number} for table, number in counts]))
         output.echo(f"\n{_FIRST_ROWS};\n")
         for result in run_query(database, _FIRST_ROWS):
             show_result(result, "table", 0)
-        with database.connect(autocommit=True) as connection:
+        with database.autocommit() as connection:
             url = default_reader_url(connection, database.url, EmbeddedServer(home).folder)
         output.echo(f"\nConnect with psql or a BI tool: {url}")
         output.echo(
@@ -80,6 +87,11 @@ def run_demo(settings: Settings) -> None:
             "this starts it again:"
         )
         output.echo(f"LOADER_HOME={shlex.quote(str(home))} {_this_program()} url")
+
+
+def _read_rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
+    [rows] = [list(result.rows) for result in run_query(database, statement)]
+    return rows
 
 
 def _this_program() -> str:
@@ -95,15 +107,10 @@ def _this_program() -> str:
 
 def _send(database: Database, settings: Settings) -> None:
     """Send the sample events through the collector, with Segment's library for Python."""
-    # Not needed by any other command, and slow to import.
-    from segment.analytics.client import Client  # noqa: PLC0415
-
-    from loader.collector.server import serve_in_thread  # noqa: PLC0415
-
+    if _read_rows(database, "select true from raw.events limit 1"):
+        output.note("The sample events are here from the last time; nothing to send.")
+        return
     with database.begin() as transaction:
-        if transaction.execute(text("select exists (select from raw.events)")).scalar_one():
-            output.note("The sample events are here from the last time; nothing to send.")
-            return
         key = add_key(transaction, "Iterable", label="demo")
     failed: list[Exception] = []
     sent = 0

@@ -1,7 +1,4 @@
-"""What the help of each command says beside its options: examples that work as typed, and exit codes.
-
-The order of the examples is the order of the commands in the help: what is used most comes first.
-"""
+"""What the help of each command says beside its options: examples that work as typed, and exit codes."""
 
 from collections.abc import Iterator
 
@@ -83,15 +80,18 @@ def walk(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Comm
             yield from walk(command, f"{path} ")
 
 
-def complete_help(main: click.Group) -> None:
-    """Give each command its examples, exit codes and an uncut summary, and bring them into their order."""
-    for path, command in walk(main):
-        command.short_help = (command.help or "").split("\n\n")[0].replace("\n", " ")
-        if not isinstance(command, click.Group):
-            examples = "\n".join(f"  {example}" for example in EXAMPLES.get(path, ()))
-            codes = "\n".join(f"  {code}  {meaning}" for code, meaning in exit_codes(path).items())
+def complete_help(path: str, command: click.Command) -> None:
+    """Give a command, and the commands below it, examples, exit codes and an uncut summary.
+
+    Args:
+        path: The words that run the command, without `loader`.
+        command: The command.
+    """
+    below = walk(command, f"{path} ") if isinstance(command, click.Group) else ()
+    for words, each in [(path, command), *below]:
+        each.short_help = (each.help or "").split("\n\n")[0].replace("\n", " ")
+        if not isinstance(each, click.Group):
+            examples = "\n".join(f"  {example}" for example in EXAMPLES.get(words, ()))
+            codes = "\n".join(f"  {code}  {meaning}" for code, meaning in exit_codes(words).items())
             # The mark keeps the lines as they are.
-            command.epilog = f"\b\nExamples:\n{examples}\n\n\b\nExit codes:\n{codes}"
-    order = list(dict.fromkeys(path.split()[0] for path in EXAMPLES))
-    known = {name: main.commands[name] for name in order if name in main.commands}
-    main.commands = known | dict(main.commands)
+            each.epilog = f"\b\nExamples:\n{examples}\n\n\b\nExit codes:\n{codes}"

@@ -13,16 +13,19 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loader.files.load import Progress
-from loader.raw.landing import LandingResult
 from loader.runtime.terminal import count, escape_controls, escape_json_controls, shorten
-from loader.transform.columns import Column
-from loader.transform.dbt import TableFilled
-from loader.transform.status import Status
+
+if TYPE_CHECKING:
+    # Every command imports this module, and most show none of these.
+    from loader.files.load import Progress
+    from loader.raw.landing import LandingResult
+    from loader.transform.columns import Column
+    from loader.transform.dbt import TableFilled
+    from loader.transform.status import Status
 
 # Of each list that `loader status` shows, the rows and the characters of a value; `--json` has all of it.
 _SHOWN_ROWS = 20
@@ -113,7 +116,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def landed_lines(landed: LandingResult) -> list[str]:
+def landed_lines(landed: "LandingResult") -> list[str]:
     """Return what became of messages, a line each."""
     lines = [f"{count(landed.rows, 'event')} landed"]
     lines += [f"{count(number, 'message')} in quarantine: {reason}" for reason, number in landed.reasons.most_common()]
@@ -131,7 +134,7 @@ class ProgressDisplay:
         self._shown = 0
         self._last = time.monotonic()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: "Progress") -> None:
         """Show the state."""
         if self._terminal and progress.bytes_total:
             self._show_bar(progress)
@@ -144,7 +147,7 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.render_finish()
 
-    def _show_bar(self, progress: Progress) -> None:
+    def _show_bar(self, progress: "Progress") -> None:
         if self._bar is None:
             self._bar = click.progressbar(
                 length=progress.bytes_total,
@@ -156,16 +159,16 @@ class ProgressDisplay:
         self._shown = progress.bytes_read
 
     @staticmethod
-    def _rate(progress: Progress) -> str:
+    def _rate(progress: "Progress") -> str:
         return f"{progress.rate():,.0f} events/s"
 
     @staticmethod
-    def _refused(progress: Progress) -> list[str]:
+    def _refused(progress: "Progress") -> list[str]:
         refused = progress.landed.quarantined
         return [f"{refused:,} in quarantine"] if refused else []
 
     @staticmethod
-    def _line(progress: Progress) -> str:
+    def _line(progress: "Progress") -> str:
         parts = [f"{count(progress.landed.rows, 'event')} landed", *ProgressDisplay._refused(progress)]
         parts.append(ProgressDisplay._rate(progress))
         if progress.bytes_total:
@@ -234,7 +237,7 @@ def show_records(records: Sequence[Any], *, as_json: bool, empty: str) -> None:
     show_rows([asdict(record) for record in records], as_json=as_json, empty=empty)
 
 
-def show_columns(columns: Sequence[Column]) -> None:
+def show_columns(columns: "Sequence[Column]") -> None:
     """Print the columns of tables, one table after the other."""
     for number, ((source, name), group) in enumerate(groupby(columns, lambda column: (column.source, column.table))):
         rows = [
@@ -252,7 +255,7 @@ def show_columns(columns: Sequence[Column]) -> None:
         echo(f"{chr(10) if number else ''}{source}.{name}\n{table(rows)}")
 
 
-def show_failures(failed: Sequence[TableFilled]) -> None:
+def show_failures(failed: "Sequence[TableFilled]") -> None:
     """Say which tables a run left as they were, each reason once."""
     reasons: dict[str, list[str]] = {}
     for each in failed:
@@ -262,7 +265,7 @@ def show_failures(failed: Sequence[TableFilled]) -> None:
         note(f"Error: {first} {were}: {reason}")
 
 
-def table_filled(filled: TableFilled) -> dict[str, Any]:
+def table_filled(filled: "TableFilled") -> dict[str, Any]:
     """Return what a run did to a table, as a row to show."""
     return {
         "table": f"{filled.source}.{filled.table}",
@@ -288,7 +291,7 @@ def scheduler(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def show_status(status: Status) -> None:
+def show_status(status: "Status") -> None:
     """Print the state of the warehouse for a person."""
     if not status.sources:
         echo("There is no source yet. Add one with `loader source add Iterable`.")
@@ -362,7 +365,7 @@ def ask_for_rescan() -> None:
     )
 
 
-def _headline(status: Status) -> str:
+def _headline(status: "Status") -> str:
     """Return in one line what landed, what waits, and which share of the messages is in quarantine."""
     if status.freshness_seconds is None:
         waiting = "every event is in its table"

@@ -6,6 +6,9 @@ import click
 
 from loader.cli import context, output
 from loader.errors import UsageError
+from loader.raw.discards import Selection, count_messages, discard_messages
+from loader.raw.quarantine import find_message, list_messages
+from loader.raw.retry import open_messages, retry
 from loader.runtime.terminal import count, shorten
 
 
@@ -21,9 +24,7 @@ def quarantine() -> None:
 @context.as_json
 def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: bool) -> None:
     """List messages, the newest first."""
-    from loader.raw.quarantine import list_messages  # noqa: PLC0415
-
-    with context.database() as (database, _), context.autocommit(database) as connection:
+    with context.database() as (database, _), database.begin() as connection:
         messages = list_messages(connection, reason=reason, resolved=resolved, limit=limit)
     rows = [
         {
@@ -46,9 +47,7 @@ def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: 
 @click.argument("number", type=int)
 def quarantine_show(number: int) -> None:
     """Print a message's original bytes to stdout; what is wrong with it goes to stderr."""
-    from loader.raw.quarantine import find_message  # noqa: PLC0415
-
-    with context.database() as (database, _), context.autocommit(database) as connection:
+    with context.database() as (database, _), database.begin() as connection:
         message = find_message(connection, number)
     place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
     output.note(f"{message.reason}: {' '.join(message.detail.split())}")
@@ -71,13 +70,11 @@ def quarantine_retry(
     Each is read as it was when it came: the body of a batch or a webhook may hold several calls. Those that can land
     do, and the others are in quarantine by themselves. No limit of size or number applies.
     """
-    from loader.raw.quarantine import open_messages, retry  # noqa: PLC0415
-
     if bool(numbers) + bool(reason) + every != 1:
         raise UsageError("Say which messages: their numbers, or --reason, or --all.")
     if replacement is not None and len(numbers) != 1:
         raise UsageError("--file corrects one message: give its number.")
-    with context.database() as (database, _), context.autocommit(database) as connection:
+    with context.database() as (database, _), database.autocommit() as connection:
         chosen = list(numbers) or open_messages(connection, reason)
         outcomes = retry(connection, chosen, replacement.read() if replacement else None)
     refused = sum(each.refused for each in outcomes)
@@ -99,17 +96,18 @@ def discard(load: int | None, reason: str | None, path: str | None, *, yes: bool
 
     A message must fit all the options given. The numbers stay in raw.discarded and in the conservation law.
     """
-    from loader.raw.discards import Selection, count_messages, discard_messages  # noqa: PLC0415
-
     if load is None and reason is None and path is None:
         raise UsageError("Say which messages: --load, --reason or --path, or several of them.")
     selection = Selection(load, reason, path)
-    with context.database() as (database, _), context.autocommit(database) as connection:
-        messages, size = count_messages(connection, selection)
+    with context.database() as (database, _):
+        with database.begin() as connection:
+            messages, size = count_messages(connection, selection)
         if messages and not yes:
             if not sys.stdin.isatty():
                 raise UsageError(f"{count(messages, 'message')} would be gone for good. Confirm it with --yes.")
             question = f"Discard {count(messages, 'message')} of {count(size, 'byte')} for good?"
             click.confirm(question, abort=True, err=True)
-        messages, size = discard_messages(connection, selection) if messages else (0, 0)
+        if messages:
+            with database.begin() as connection:
+                messages, size = discard_messages(connection, selection)
     output.echo(f"{count(messages, 'message')} of {count(size, 'byte')} discarded")

@@ -14,23 +14,14 @@ from psycopg.pq.abc import PGresult
 
 from loader.errors import UsageError
 from loader.postgres.database import Database
+from loader.postgres.statements import read_statement
 
 # Python has no moment before the year 1 nor after 9999, PostgreSQL has.
 _MOMENTS = ("date", "timestamp", "timestamptz")
 # Read as text: the document as it is stored, and bytes and spans of time as PostgreSQL writes them.
 _TEXTS = ("bytea", "interval", "time", "timetz", "inet", "cidr")
 _CHUNK_ROWS = 500
-_TABLES = """
-    select format('%I.%I', pg_namespace.nspname, pg_class.relname)
-    from pg_class
-    inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
-    where
-        pg_class.relkind in ('r', 'v', 'm', 'p', 'f')
-        and not pg_class.relispartition
-        and pg_namespace.nspname not like 'pg\\_%'
-        and pg_namespace.nspname <> 'information_schema'
-    order by 1
-"""
+_TABLES = read_statement(__file__, "tables")
 
 
 class Document(str):

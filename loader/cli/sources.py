@@ -4,6 +4,7 @@ import click
 
 from loader.cli import context, output
 from loader.errors import UsageError
+from loader.raw.sources import add_key, add_source, find_source, list_keys, list_sources, revoke_key
 
 
 @click.group()
@@ -18,8 +19,6 @@ def source() -> None:
 @context.as_json
 def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
     """Add a source and print its write key, which is shown this once: the key on stdout, the words on stderr."""
-    from loader.raw.sources import add_source  # noqa: PLC0415
-
     for label in labels:
         if label.count(":") != 1:
             raise UsageError(f"--label {label} must look like environment:prod.")
@@ -36,8 +35,6 @@ def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool
 @context.as_json
 def source_list(*, as_json: bool) -> None:
     """List the sources."""
-    from loader.raw.sources import list_sources  # noqa: PLC0415
-
     with context.database() as (database, _), database.begin() as connection:
         output.show_records(
             list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`."
@@ -58,8 +55,6 @@ def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
 
     SOURCE may be left out when there is only one source.
     """
-    from loader.raw.sources import add_key, find_source  # noqa: PLC0415
-
     with context.database() as (database, _), database.begin() as connection:
         name = source_name or find_source(connection, None, naming="its name: `loader key add NAME`")
         made = add_key(connection, name, label=label)
@@ -75,8 +70,6 @@ def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
 @context.as_json
 def key_list(source_name: str | None, *, as_json: bool) -> None:
     """List the write keys, with their last use."""
-    from loader.raw.sources import list_keys  # noqa: PLC0415
-
     with context.database() as (database, _), database.begin() as connection:
         output.show_records(
             list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`."
@@ -87,8 +80,6 @@ def key_list(source_name: str | None, *, as_json: bool) -> None:
 @click.argument("number", type=int)
 def key_revoke(number: int) -> None:
     """Revoke a write key, by its number in `loader key list`."""
-    from loader.raw.sources import revoke_key  # noqa: PLC0415
-
     with context.database() as (database, _), database.begin() as connection:
         revoke_key(connection, number)
     output.echo(f"Key {number} is revoked.")

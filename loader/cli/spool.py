@@ -7,18 +7,20 @@ from contextlib import contextmanager
 import click
 import psycopg
 
+from loader.buffer.spool import list_segments, spool_folder
+from loader.buffer.spool_replay import land_segment
 from loader.cli import context, output
+from loader.errors import LoaderError, UsageError
 from loader.postgres.warehouse import Warehouse, renew_id
+from loader.raw.landing import LandingResult
 from loader.runtime.terminal import count
 from loader.settings import Settings
-
-EXIT_QUARANTINED = 3
 
 
 @contextmanager
 def _opened() -> Iterator[tuple[psycopg.Connection, Settings, str]]:
     """Open the database for a command; yields the id of the warehouse as well."""
-    with context.database() as (database, settings), context.autocommit(database) as connection:
+    with context.database() as (database, settings), database.autocommit() as connection:
         yield connection, settings, Warehouse().identify(connection)
 
 
@@ -31,8 +33,6 @@ def spool() -> None:
 @context.as_json
 def spool_list(*, as_json: bool) -> None:
     """List the segments of the spool, the oldest first."""
-    from loader.buffer.spool import list_segments, spool_folder  # noqa: PLC0415
-
     with _opened() as (_, settings, here):
         output.show_records(
             list_segments(spool_folder(settings), here), as_json=as_json, empty="Nothing is in the spool."
@@ -49,11 +49,6 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
 
     Example: loader spool land --all
     """
-    from loader.buffer.spool import list_segments, spool_folder  # noqa: PLC0415
-    from loader.buffer.spool_replay import land_segment  # noqa: PLC0415
-    from loader.errors import LoaderError, UsageError  # noqa: PLC0415
-    from loader.raw.landing import LandingResult  # noqa: PLC0415
-
     if bool(names) == every:
         raise UsageError("Say which segments: their names in `loader spool list`, or --all.")
     total, failed = LandingResult(), 0
@@ -72,7 +67,7 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
         output.note(f"{count(failed, 'segment')} of {len(chosen)} could not be landed.")
         sys.exit(1)
     if total.quarantined:
-        sys.exit(EXIT_QUARANTINED)
+        sys.exit(context.EXIT_QUARANTINED)
 
 
 @click.command(name="warehouse-id")

@@ -5,6 +5,8 @@ import sys
 import click
 
 from loader.cli import context, output
+from loader.cli.query import run_query
+from loader.cli.results import show_result
 
 
 @click.command()
@@ -30,9 +32,6 @@ def sql(statement: str, form: str | None, limit: int | None, *, write: bool) -> 
     CSV holds every value exactly. A spreadsheet takes a value that begins with = + - or @ for a formula: import such
     columns as text.
     """
-    from loader.cli.query import run_query  # noqa: PLC0415
-    from loader.cli.results import show_result  # noqa: PLC0415
-
     with context.database(for_reader=True) as (database, _):
         text = sys.stdin.read() if statement == "-" else statement
         for number, result in enumerate(run_query(database, text, write=write)):

@@ -21,6 +21,7 @@ import structlog
 
 from loader.errors import LoaderError
 from loader.postgres.connection import cut, time_limit
+from loader.postgres.statements import read_statement
 from loader.postgres.warehouse import Warehouse
 from loader.raw.sources import key_digest
 
@@ -37,12 +38,7 @@ _ANSWER_SECONDS = 10.0
 
 _REMEMBERED = 10_000
 
-_KEYS = """
-    select write_keys.id, encode(write_keys.key_sha256, 'hex'), sources.schema_name
-    from raw.write_keys
-    inner join raw.sources on sources.id = write_keys.source_id
-    where write_keys.revoked_at is null
-"""
+_KEYS = read_statement(__file__, "known")
 _USED = """
     update raw.write_keys set last_used_at = now()
     where id = any(%s) and (last_used_at is null or last_used_at < now() - interval '1 second')

@@ -17,23 +17,12 @@ from loader.files.chunks import Chunk, read_chunk
 from loader.files.streams import printable
 from loader.postgres.connection import connect, set_session
 from loader.postgres.lock_holders import lock_error
+from loader.postgres.statements import read_statement
 from loader.raw import landing
 from loader.raw.catalog import PendingChanges, SchemaRegistry
 from loader.raw.landing import LandingResult
 
-_ADVANCE = """
-    update raw.loads
-    set
-        byte_offset = %(end)s,
-        digest = %(digest)s,
-        rows = rows + %(rows)s,
-        quarantined = quarantined + %(quarantined)s,
-        size = coalesce(%(size)s::bigint, size),
-        content_digest = coalesce(%(content_digest)s::bytea, content_digest),
-        finished_at = case when %(size)s::bigint is null then finished_at else now() end,
-        updated_at = now()
-    where id = %(load)s and byte_offset = %(offset)s
-"""
+_ADVANCE = read_statement(__file__, "advance")
 
 
 @dataclass(frozen=True)

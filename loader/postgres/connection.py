@@ -9,25 +9,17 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from loader.errors import DatabaseError
+from loader.postgres.statements import read_statement
 
 CONNECT_SECONDS = 10
 
 APPLICATION_NAME = "loader"
 
 # Removes the time limits of a role or a database for one transaction, because an upgrade may exceed them.
-# PostgreSQL 16 has no transaction_timeout.
-NO_TIMEOUTS = """
-    set local statement_timeout = 0;
-    set local idle_in_transaction_session_timeout = 0;
-    select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null
-"""
+NO_TIMEOUTS = read_statement(__file__, "no_timeouts")
 
 # Settings that the server does not know are left out, and so are settings that have the value already.
-_SET = """
-    select set_config(name, wanted, %s)
-    from unnest(%s::text[], %s::text[]) as settings (name, wanted)
-    where current_setting(name, true) <> wanted
-"""
+_SET = read_statement(__file__, "settings")
 
 
 def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECONDS) -> psycopg.Connection:
@@ -94,7 +86,8 @@ def apply_settings(connection: psycopg.Connection, wanted: Mapping[str, str], *,
     Raises:
         psycopg.Error: The database does not answer.
     """
-    connection.execute(_SET, [for_transaction, list(wanted), list(wanted.values())])
+    names, values = list(wanted), list(wanted.values())
+    connection.execute(_SET, {"for_transaction": for_transaction, "names": names, "values": values})
 
 
 def unreachable(url: str, error: object) -> DatabaseError:

@@ -3,6 +3,10 @@
 `DATABASE_URL` names the database; without that variable, the embedded PostgreSQL is started. An opened database has a
 supported version of PostgreSQL and the raw schema of this version of the loader. The transaction ids stored in the
 schema belong to the database's own cluster.
+
+The loader uses two APIs. SQLAlchemy Core is the control plane: sources, write keys, status, the lists of loads and of
+the quarantine. psycopg is the data path: COPY, the asynchronous connection, workers, and all that moves in the
+transaction of the rows. Only this module uses both: it opens either, and it turns the errors of both into one type.
 """
 
 import time
@@ -18,8 +22,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from loader.errors import DatabaseError, SchemaBehindError, UsageError
-from loader.postgres.connection import NO_TIMEOUTS, connect
+from loader.errors import DatabaseError, SchemaBehindError, UsageError, without_values
+from loader.postgres.connection import NO_TIMEOUTS, connect, set_session
 from loader.postgres.embedded import EmbeddedServer
 from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, lock_error, name_lock_holders
 from loader.settings import Settings
@@ -54,7 +58,7 @@ class Database:
     is_reader: bool = False
 
     def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
-        """Open a psycopg connection, which COPY needs.
+        """Open a psycopg connection, for the data path.
 
         Args:
             autocommit: Commit each statement by itself.
@@ -88,20 +92,37 @@ class Database:
             return lock_error(connection, outcome)
 
     @contextmanager
+    def autocommit(self) -> Iterator[psycopg.Connection]:
+        """Open a psycopg connection that commits every statement, for the data path of a command.
+
+        Raises:
+            DatabaseError: Another session holds a lock that a statement of the block needs.
+        """
+        with self.connect(autocommit=True) as connection, name_lock_holders(connection, "The command stopped"):
+            set_session(connection, self.lock_wait)
+            yield connection
+
+    @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Open a SQLAlchemy connection in a transaction that is committed at the end of the block.
+        """Open a SQLAlchemy connection, for the control plane, in a transaction that commits at the end of the block.
 
         Raises:
             DatabaseError: Another session holds a lock that a statement of the block needs.
         """
         with self.name_lock_holders(), self.engine.begin() as connection:
-            connection.exec_driver_sql(f"set local lock_timeout = '{self.lock_wait * 1000:.0f}ms'")
+            limits = f"set local lock_timeout = '{self.lock_wait * 1000:.0f}ms'"
+            if not self.is_reader:
+                # A reader keeps the time limit of its role.
+                limits += "; set local statement_timeout = 0"
+            connection.exec_driver_sql(limits)
             yield connection
 
 
 @contextmanager
 def open_database(settings: Settings, *, migrate_behind: bool = False, for_reader: bool = False) -> Iterator[Database]:
     """Open the database that the settings name, start it if it is the embedded one, and check it.
+
+    An error of either database API that leaves the block becomes a `DatabaseError`.
 
     Args:
         settings: The process's settings.
@@ -111,9 +132,18 @@ def open_database(settings: Settings, *, migrate_behind: bool = False, for_reade
 
     Raises:
         DatabaseError: The database does not answer, is too old, refuses the role, or (`SchemaBehindError`) its raw
-            schema is too old.
+            schema is too old; or a statement of the block failed.
         UsageError: `DATABASE_URL` is not a PostgreSQL URL.
     """
+    try:
+        with _open(settings, migrate_behind=migrate_behind, for_reader=for_reader) as database:
+            yield database
+    except (psycopg.Error, DBAPIError) as error:
+        raise DatabaseError(f"The database failed: {without_values(_cause(error))}") from None
+
+
+@contextmanager
+def _open(settings: Settings, *, migrate_behind: bool, for_reader: bool) -> Iterator[Database]:
     if settings.database_url:
         with _engine(libpq_url(settings.database_url), settings, embedded=False) as database:
             try:
@@ -148,6 +178,12 @@ def libpq_url(url: str) -> str:
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise UsageError(f"{problem}; it starts with {parsed.drivername}://.")
     return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def url_of_role(url: str, role: str, password: str) -> str:
+    """Return a database URL with another role and its password."""
+    changed = make_url(url).set(drivername="postgresql", username=role, password=password)
+    return changed.render_as_string(hide_password=False)
 
 
 def connection_environment(url: str) -> dict[str, str]:
@@ -203,9 +239,13 @@ def _driver_connection(connection: Connection) -> psycopg.Connection:
     return driver
 
 
-def _is_about_lock(error: Exception) -> bool:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(cause, "sqlstate", None) == LOCK_NOT_AVAILABLE
+def _cause(error: psycopg.Error | DBAPIError) -> BaseException | None:
+    """Return the error of psycopg, which SQLAlchemy may have wrapped."""
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _is_about_lock(error: psycopg.Error | DBAPIError) -> bool:
+    return getattr(_cause(error), "sqlstate", None) == LOCK_NOT_AVAILABLE
 
 
 def _migrate_once(engine: Engine) -> tuple[str | None, str]:

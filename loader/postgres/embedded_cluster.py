@@ -23,6 +23,7 @@ import psutil
 
 from loader.errors import EmbeddedError
 from loader.postgres.file_locks import LockedFolder
+from loader.postgres.statements import read_statement
 
 logger = logging.getLogger("loader")
 
@@ -233,13 +234,12 @@ class Cluster:
         written last. After a kill at any point, the next start completes the work. If the file of the superuser's
         password is lost, this function sets a new password.
         """
-        folder = Path(__file__).parent
         secret = secrets.token_hex(16)
-        roles = (folder / "embedded_roles.sql").read_text(encoding="utf-8").replace("{secret}", secret)
+        roles = read_statement(__file__, "roles").replace("{secret}", secret)
         self._run_single(programs, self.data, [roles], account, lock)
         names = "select encode(convert_to(datname, 'UTF8'), 'hex') from pg_database where datallowconn"
         listed = self._run_single(programs, self.data, [names], account, lock)
-        owners = (folder / "embedded_owners.sql").read_text(encoding="utf-8")
+        owners = read_statement(__file__, "owners")
         for name in re.findall(r'encode = "([0-9a-f]+)"', listed):
             self._run_single(programs, self.data, [owners], account, lock, database=bytes.fromhex(name).decode())
         self.folder.write("keeper_password", secret)

@@ -16,14 +16,10 @@ import psycopg
 
 from loader.errors import EmbeddedError
 from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.statements import read_statement
 
 DEFAULT_IDLE = 600.0  # if the file `idle` was deleted
-# A tool may open a session for each query and be gone at every check. The total of sessions shows that it was there.
-SESSIONS = """
-    select (select count(*) from pg_stat_activity
-            where backend_type in ('client backend', 'walsender') and pid <> pg_backend_pid()),
-           (select sum(sessions) from pg_stat_database)
-"""
+SESSIONS = read_statement(__file__, "sessions")
 
 
 class Keeper:

@@ -9,32 +9,11 @@ from contextlib import contextmanager
 import psycopg
 
 from loader.errors import DatabaseError
+from loader.postgres.statements import read_statement
 
 LOCK_NOT_AVAILABLE = "55P03"
 
-# The oldest transactions come first, because they are the most likely cause.
-_HOLDERS = """
-    select
-        format('process %s', pid)
-        || coalesce(format(' of user %s', usename), '')
-        || coalesce(format(' (%s)', nullif(application_name, '')), '')
-        || format(', in a transaction since %s, with locks on ', date_trunc('second', min(xact_start)))
-        || string_agg(distinct format('%s.%s', nspname, relname), ', ')
-    from pg_locks
-    inner join pg_class on pg_class.oid = pg_locks.relation
-    inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
-    inner join pg_stat_activity using (pid)
-    where
-        pg_locks.locktype = 'relation'
-        and pg_locks.database = (select oid from pg_database where datname = current_database())
-        and pg_locks.granted
-        and pg_class.relkind in ('r', 'p', 'v', 'm')
-        and pid <> pg_backend_pid()
-        and nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
-    group by pid, usename, application_name
-    order by min(xact_start)
-    limit 3
-"""
+_HOLDERS = read_statement(__file__, "sessions")
 
 
 def lock_error(connection: psycopg.Connection, outcome: str) -> DatabaseError:

@@ -20,6 +20,7 @@ from loader.events.model import Event
 from loader.events.naming import column_name
 from loader.events.shapes import TRACKED_PROPERTIES, Path, Shape, covers, event_name
 from loader.postgres.connection import NO_TIMEOUTS
+from loader.postgres.statements import read_statement
 
 # A source and one of its collections.
 Key = tuple[str, str]
@@ -30,13 +31,8 @@ _REMEMBERED = 10_000
 _collection = attrgetter("collection")
 _payload = attrgetter("payload")
 
-# A rescan holds this lock for minutes, so the wait has no limit.
-_LOCK_SOURCE = """
-    with before as materialized (select current_setting('lock_timeout') as value)
-
-    select set_config('lock_timeout', '0', true), pg_advisory_xact_lock(%s), set_config('lock_timeout', value, true)
-    from before
-"""
+_GENERATION = read_statement(__file__, "generation")
+_LOCK_SOURCE = read_statement(__file__, "lock_source")
 _RECORDED_COLLECTIONS = """
     select collection, untracked from raw.collections where source = %s and collection = any(%s)
 """
@@ -351,7 +347,7 @@ def lock_sources(connection: psycopg.Connection, sources: Iterable[str]) -> None
     """Keep everybody else from recording anything of some sources, until this transaction ends."""
     for source in sorted(sources):
         key = hashlib.sha256(f"raw.properties {source}".encode()).digest()[:8]
-        connection.execute(_LOCK_SOURCE, (int.from_bytes(key, signed=True),))
+        connection.execute(_LOCK_SOURCE, {"key": int.from_bytes(key, signed=True)})
 
 
 def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties: Iterable[Property]) -> None:

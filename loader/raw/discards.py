@@ -1,10 +1,23 @@
 """Takes messages out of the quarantine for good; raw.discarded keeps how many there were, and of which kind."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import psycopg
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Select,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+)
 
 from loader.errors import UsageError
+from loader.raw.tables import discarded, fits_bigint, loads, quarantine
 
 
 @dataclass(frozen=True)
@@ -22,75 +35,91 @@ class Selection:
     path: str | None = None
 
 
-# A load's messages came from its file, before the next load of that file began.
-_CHOSEN = """
-    resolved_at is null
-    and (%(reason)s::text is null or reason = %(reason)s)
-    and (%(path)s::text is null or path = %(path)s or starts_with(path, rtrim(%(path)s, '/') || '/'))
-    and (
-        %(load)s::bigint is null
-        or exists (
-            select from raw.loads
-            where
-                loads.id = %(load)s
-                and loads.source = quarantine.source
-                and loads.path = quarantine.path
-                and quarantine.received_at >= loads.started_at
-                and quarantine.received_at < coalesce(
-                    (
-                        select min(later.started_at)
-                        from raw.loads as later
-                        where later.source = loads.source and later.path = loads.path and later.id > loads.id
-                    ),
-                    'infinity'
-                )
-        )
-    )
-"""
-_COUNT = f"""
-    select count(*), coalesce(sum(octet_length(payload)), 0)::bigint
-    from raw.quarantine
-    where {_CHOSEN}
-"""  # noqa: S608 - constants
-_DISCARD = f"""
-    with gone as (
-        delete from raw.quarantine
-        where {_CHOSEN}
-        returning source, entrance, reason, path, octet_length(payload) as bytes, received_at
-    ),
-
-    noted as (
-        insert into raw.discarded (source, entrance, reason, path, messages, bytes, first_received_at, last_received_at)
-        select source, entrance, reason, path, count(*), sum(bytes), min(received_at), max(received_at)
-        from gone
-        group by source, entrance, reason, path
-        returning messages, bytes
-    )
-
-    select coalesce(sum(messages), 0)::bigint, coalesce(sum(bytes), 0)::bigint from noted
-"""  # noqa: S608 - constants
-
-
-def count_messages(connection: psycopg.Connection, selection: Selection) -> tuple[int, int]:
+def count_messages(connection: Connection, selection: Selection) -> tuple[int, int]:
     """Return how many open messages there are, and how many bytes they have.
 
     Raises:
         UsageError: There is no such load.
     """
-    if (
-        selection.load is not None
-        and not connection.execute("select from raw.loads where id = %s", (selection.load,)).rowcount
-    ):
+    if selection.load is not None and not _has_load(connection, selection.load):
         raise UsageError(f"There is no load {selection.load}: the table raw.loads has the numbers.")
-    return _sums(connection, _COUNT, selection)
+    size = func.octet_length(quarantine.c.payload)
+    return _read_sums(connection, select(func.count(), _sum(size)).where(*_conditions(selection)))
 
 
-def discard_messages(connection: psycopg.Connection, selection: Selection) -> tuple[int, int]:
+def discard_messages(connection: Connection, selection: Selection) -> tuple[int, int]:
     """Remove open messages, and note in the same transaction how many; return that, and how many bytes they had."""
-    return _sums(connection, _DISCARD, selection)
+    gone = (
+        delete(quarantine)
+        .where(*_conditions(selection))
+        .returning(
+            quarantine.c.source,
+            quarantine.c.entrance,
+            quarantine.c.reason,
+            quarantine.c.path,
+            func.octet_length(quarantine.c.payload).label("bytes"),
+            quarantine.c.received_at,
+        )
+        .cte("gone")
+    )
+    kind = (gone.c.source, gone.c.entrance, gone.c.reason, gone.c.path)
+    noted = (
+        insert(discarded)
+        .from_select(
+            ["source", "entrance", "reason", "path", "messages", "bytes", "first_received_at", "last_received_at"],
+            select(
+                *kind,
+                func.count(),
+                func.sum(gone.c.bytes),
+                func.min(gone.c.received_at),
+                func.max(gone.c.received_at),
+            ).group_by(*kind),
+        )
+        .returning(discarded.c.messages, discarded.c.bytes)
+        .cte("noted")
+    )
+    return _read_sums(connection, select(_sum(noted.c.messages), _sum(noted.c.bytes)))
 
 
-def _sums(connection: psycopg.Connection, statement: str, selection: Selection) -> tuple[int, int]:
-    row = connection.execute(statement.encode(), asdict(selection)).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate has a row
+def _has_load(connection: Connection, number: int) -> bool:
+    query = select(exists().where(loads.c.id == number))
+    return fits_bigint(number) and bool(connection.execute(query).scalar_one())
+
+
+def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
+    """Return the conditions that a message of a selection meets."""
+    conditions: list[ColumnElement[bool]] = [quarantine.c.resolved_at.is_(None)]
+    if selection.reason is not None:
+        conditions.append(quarantine.c.reason == selection.reason)
+    if selection.path is not None:
+        folder = selection.path.rstrip("/") + "/"
+        conditions.append(or_(quarantine.c.path == selection.path, func.starts_with(quarantine.c.path, folder)))
+    if selection.load is not None:
+        conditions.append(_came_with(selection.load))
+    return conditions
+
+
+def _came_with(load: int) -> ColumnElement[bool]:
+    """Return the condition that a message came with a load: from its file, before the next load of that file began."""
+    later = loads.alias("later")
+    next_start = (
+        select(func.min(later.c.started_at))
+        .where(later.c.source == loads.c.source, later.c.path == loads.c.path, later.c.id > loads.c.id)
+        .scalar_subquery()
+    )
+    return exists().where(
+        loads.c.id == load,
+        loads.c.source == quarantine.c.source,
+        loads.c.path == quarantine.c.path,
+        quarantine.c.received_at >= loads.c.started_at,
+        or_(next_start.is_(None), quarantine.c.received_at < next_start),
+    )
+
+
+def _sum(numbers: ColumnElement[int]) -> ColumnElement[int]:
+    return cast(func.coalesce(func.sum(numbers), 0), BigInteger)
+
+
+def _read_sums(connection: Connection, statement: Select[int, int]) -> tuple[int, int]:
+    row = connection.execute(statement).one()
     return row[0], row[1]

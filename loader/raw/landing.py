@@ -15,6 +15,7 @@ import psycopg
 
 from loader.errors import DatabaseError, without_values
 from loader.events.model import Event, Reason, Refused
+from loader.postgres.statements import read_statement
 from loader.raw.catalog import PendingChanges
 from loader.raw.copy_format import END, HEADER, copy_statement, partition, rows_of
 from loader.runtime.terminal import shorten
@@ -31,20 +32,9 @@ _BLOCK = 256
 # Of a detail in raw.quarantine: one may quote a value, and the message itself is kept whole.
 _DETAIL_CHARACTERS = 1000
 
-_QUARANTINE = """
-    insert into raw.quarantine
-        (source, entrance, reason, detail, payload, path, byte_offset, received_at, resolved_at, resolution)
-    values
-        (%(source)s, %(entrance)s, %(reason)s, %(detail)s, %(payload)s, %(path)s, %(offset)s,
-         coalesce(%(received_at)s, now()),
-         case when %(repaired)s then now() end, case when %(repaired)s then 'repaired' end)
-"""
+_QUARANTINE = read_statement(__file__, "quarantine")
 
-_INVALID = """
-    select number::int - 1, sql_error_code, message
-    from unnest(%s::text[]) with ordinality as given (payload, number), pg_input_error_info(payload, 'jsonb')
-    where sql_error_code is not null
-"""
+_INVALID = read_statement(__file__, "invalid")
 
 
 @dataclass
@@ -210,7 +200,7 @@ def _invalid(cursor: psycopg.Cursor, events: Sequence[Event]) -> dict[int, Refus
     """Return by their places the events whose payloads are no jsonb; where all are bad, halving would take minutes."""
     try:
         with cursor.connection.transaction():
-            rows = cursor.execute(_INVALID, ([event.payload.decode() for event in events],)).fetchall()
+            rows = cursor.execute(_INVALID, {"payloads": [event.payload.decode() for event in events]}).fetchall()
     except psycopg.Error as error:
         if blames_row(error):  # some payloads end even this, e.g. one nested deeper than the server's stack
             return {}

@@ -1,19 +1,12 @@
-"""The quarantine: messages that could not land, with their original bytes, and the way back in."""
+"""The quarantine: lists and finds messages that could not land, with their original bytes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import psycopg
-from msgspec.structs import replace
-from psycopg.rows import class_row
+from sqlalchemy import BigInteger, Connection, literal, select
 
 from loader.errors import UsageError
-from loader.events.formats import parse_message
-from loader.events.json_text import strip_body
-from loader.events.model import Event, Refused
-from loader.raw.catalog import SchemaRegistry
-from loader.raw.landing import explain, land
+from loader.raw.tables import fits_bigint, quarantine
 
 
 @dataclass(frozen=True)
@@ -32,156 +25,47 @@ class Message:
     resolution: str | None
 
 
-@dataclass(frozen=True)
-class Retried:
-    """What became of a message that was tried again.
-
-    Attributes:
-        number: The message's.
-        landed: How many calls of it landed.
-        refused: How many were refused.
-        why: Why the first of them was.
-    """
-
-    number: int
-    landed: int
-    refused: int
-    why: str
-
-    def __str__(self) -> str:
-        if self.landed + self.refused == 1:
-            return f"{self.number}: {self.why}" if self.refused else f"{self.number}: landed"
-        told = f"{self.number}: {self.landed:,} of {self.landed + self.refused:,} calls landed"
-        if not self.refused:
-            return told
-        rest = "Each other call is now a message of its own" if self.landed else "The message stays as it is"
-        return f"{told}. {rest}. First refusal: {self.why}"
-
-
-_COLUMNS = "id, source, entrance, reason, detail, payload, path, byte_offset, received_at, resolution"
+_MESSAGES = select(
+    quarantine.c.id,
+    quarantine.c.source,
+    quarantine.c.entrance,
+    quarantine.c.reason,
+    quarantine.c.detail,
+    quarantine.c.payload,
+    quarantine.c.path,
+    quarantine.c.byte_offset,
+    quarantine.c.received_at,
+    quarantine.c.resolution,
+)
 
 
 def list_messages(
-    connection: psycopg.Connection, *, reason: str | None = None, resolved: bool = False, limit: int = 50
+    connection: Connection, *, reason: str | None = None, resolved: bool = False, limit: int = 50
 ) -> list[Message]:
     """Return messages in quarantine, the newest first.
 
     Args:
-        connection: An open connection.
+        connection: An open transaction.
         reason: Only those with this reason code.
         resolved: Also those that have landed since.
         limit: At most so many.
     """
-    with connection.cursor(row_factory=class_row(Message)) as cursor:
-        return cursor.execute(
-            f"""
-            select {_COLUMNS}
-            from raw.quarantine
-            where (%(resolved)s or resolved_at is null) and (%(reason)s::text is null or reason = %(reason)s)
-            order by id desc
-            limit %(limit)s
-            """,  # noqa: S608 - a constant list of columns
-            {"resolved": resolved, "reason": reason, "limit": limit},
-        ).fetchall()
+    query = _MESSAGES.order_by(quarantine.c.id.desc()).limit(literal(limit, BigInteger))
+    if not resolved:
+        query = query.where(quarantine.c.resolved_at.is_(None))
+    if reason is not None:
+        query = query.where(quarantine.c.reason == reason)
+    return [Message(**row) for row in connection.execute(query).mappings()]
 
 
-def find_message(connection: psycopg.Connection, number: int) -> Message:
+def find_message(connection: Connection, number: int) -> Message:
     """Return one message.
 
     Raises:
         UsageError: There is none of this number.
     """
-    with connection.cursor(row_factory=class_row(Message)) as cursor:
-        found = cursor.execute(
-            f"select {_COLUMNS} from raw.quarantine where id = %s",  # noqa: S608 - a constant list of columns
-            (number,),
-        ).fetchone()
+    query = _MESSAGES.where(quarantine.c.id == number)
+    found = connection.execute(query).mappings().first() if fits_bigint(number) else None
     if found is None:
         raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows them.")
-    return found
-
-
-def open_messages(connection: psycopg.Connection, reason: str | None = None) -> list[int]:
-    """Return the numbers of all messages that have not landed yet, the oldest first."""
-    rows = connection.execute(
-        "select id from raw.quarantine"
-        " where resolved_at is null and (%(reason)s::text is null or reason = %(reason)s) order by id",
-        {"reason": reason},
-    ).fetchall()
-    return [row[0] for row in rows]
-
-
-def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: bytes | None = None) -> list[Retried]:
-    """Try to land messages again, each in a transaction of its own.
-
-    A message is read as its entrance reads it. One that holds several calls (the body of a batch or a webhook) is
-    resolved as soon as one of them lands, and the others go to quarantine by themselves.
-
-    Args:
-        connection: A connection in autocommit.
-        numbers: Which messages.
-        replacement: A corrected message to land in the place of the only one named.
-
-    Returns:
-        What became of each message, but those that somebody else has landed meanwhile. A message of which nothing
-        lands stays as it is.
-
-    Raises:
-        UsageError: There is no such message, or it has landed already.
-        DatabaseError: The database cannot take events.
-    """
-    chosen = list(dict.fromkeys(numbers))
-    _refuse_landed(connection, chosen)
-    registry = SchemaRegistry()
-    outcomes = [_retry(connection, registry, find_message(connection, number), replacement) for number in chosen]
-    return [outcome for outcome in outcomes if outcome]
-
-
-def _retry(
-    connection: psycopg.Connection, registry: SchemaRegistry, message: Message, replacement: bytes | None
-) -> Retried | None:
-    """Try to land one message; None when somebody else has landed it meanwhile."""
-    payload = message.payload.rstrip(b"\n") if replacement is None else strip_body(replacement)
-    offset = 1 if message.byte_offset is None else message.byte_offset
-    parsed: list[Event | Refused] = []
-    refused: list[Refused] = []
-    for part in parse_message(message.entrance, payload, offset):
-        if isinstance(part, Event):
-            parsed.append(replace(part, received_at=part.received_at or message.received_at))
-        elif not part.repaired:
-            # The original of an event that lands repaired is this message itself.
-            parsed.append(part)
-            refused.append(part)
-    times = dict.fromkeys((part.offset for part in parsed), message.received_at)
-    why = f"{refused[0].reason}: {refused[0].detail}" if refused else "the database refuses it as before"
-    if not parsed:
-        return Retried(message.id, 0, 1, "it is empty")
-    if len(refused) == len(parsed):
-        return Retried(message.id, 0, len(refused), why)
-    try:
-        with registry.transaction(connection) as changes:
-            resolved = connection.execute(
-                "update raw.quarantine set resolved_at = now(), resolution = %s where id = %s and resolved_at is null",
-                ("retried" if replacement is None else "replaced", message.id),
-            )
-            if not resolved.rowcount:
-                return None
-            landed = land(connection, message.source, message.entrance, parsed, changes, path=message.path, times=times)
-            if not landed.rows:
-                raise psycopg.Rollback
-    except psycopg.errors.LockNotAvailable:
-        raise  # the command names the session that holds the lock
-    except psycopg.Error as error:
-        raise explain(error) from None
-    return Retried(message.id, landed.rows, landed.quarantined, why)
-
-
-def _refuse_landed(connection: psycopg.Connection, numbers: Sequence[int]) -> None:
-    """Refuse all when one is not there or has landed already, before anything is done."""
-    rows = connection.execute("select id, resolution from raw.quarantine where id = any(%s)", (list(numbers),))
-    resolutions: dict[int, str | None] = dict(rows.fetchall())
-    for number in numbers:
-        if number not in resolutions:
-            raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows them.")
-        if resolutions[number]:
-            raise UsageError(f"Message {number} has landed already ({resolutions[number]}).")
+    return Message(**found)

@@ -12,11 +12,12 @@ from datetime import datetime
 
 import psycopg
 from psycopg import sql
-from sqlalchemy.engine import make_url
 
 from loader.errors import UsageError
 from loader.events.naming import IDENTIFIER_BYTES
+from loader.postgres.database import url_of_role
 from loader.postgres.file_locks import LockedFolder
+from loader.postgres.statements import read_statement
 
 # Of the embedded database: its URL is what `loader url` prints.
 DEFAULT_READER = "warehouse_reader"
@@ -30,29 +31,9 @@ _SESSION_SETTINGS = {
 }
 # A run that creates a schema holds it as well.
 _LOCK = "select pg_advisory_xact_lock(hashtext('create schema'))"
-_READERS = """
-    select
-        readers.name,
-        array_agg(readers.source order by readers.source),
-        min(readers.created_at),
-        exists (select from pg_roles where rolname = readers.name),
-        (select count(*) from pg_stat_activity where usename = readers.name)
-    from raw.readers
-    group by readers.name
-    order by min(readers.created_at), readers.name
-"""
+_READERS = read_statement(__file__, "list")
 _MAY_CREATE_ROLES = "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
-_OWNS = """
-    select pg_describe_object(classid, objid, objsubid)
-    from pg_shdepend
-    inner join pg_database on pg_database.oid = dbid
-    where
-        refclassid = 'pg_authid'::regclass
-        and refobjid = %s::regrole
-        and deptype = 'o'
-        and datname = current_database()
-    limit 5
-"""
+_OWNS = read_statement(__file__, "owned_objects")
 
 
 @dataclass(frozen=True)
@@ -108,11 +89,7 @@ def add_reader(connection: psycopg.Connection, url: str, name: str, schemas: Seq
         )
     password = secrets.token_urlsafe(24)
     statements = [*_creation(connection, name, password), *_admission(connection, name, schemas)]
-    reader_url = (
-        make_url(url)
-        .set(username=name, password=password, drivername="postgresql")
-        .render_as_string(hide_password=False)
-    )
+    reader_url = url_of_role(url, name, password)
     if connection.execute(_MAY_CREATE_ROLES).fetchone() != (True,):
         return NewReader(reader_url, "".join(f"{statement.as_string(connection)};\n" for statement in statements))
     with connection.transaction():
@@ -156,7 +133,7 @@ def remove_reader(connection: psycopg.Connection, name: str) -> str:
     if not _role_exists(connection, name):
         connection.execute(forget)
         return ""
-    owned = [found for (found,) in connection.execute(_OWNS, [sql.Identifier(name).as_string(connection)]).fetchall()]
+    owned = [found for (found,) in connection.execute(_OWNS, {"role": role.as_string(connection)}).fetchall()]
     if owned:
         raise UsageError(
             f"Role {name} owns {', '.join(owned)}. Drop that or give it to another role, then run this command again."
@@ -200,8 +177,7 @@ def default_reader_url(connection: psycopg.Connection, url: str, folder: LockedF
             for statement in [*statements, *_admission(connection, DEFAULT_READER, ())]:
                 connection.execute(statement)
             folder.write("reader_password", password)
-    parsed = make_url(url).set(username=DEFAULT_READER, password=password)
-    return parsed.render_as_string(hide_password=False)
+    return url_of_role(url, DEFAULT_READER, password)
 
 
 def _role_exists(connection: psycopg.Connection, name: str) -> bool:

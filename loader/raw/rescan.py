@@ -16,6 +16,7 @@ from loader.events.model import Event
 from loader.events.shapes import Path, Shape, covers
 from loader.postgres.connection import NO_TIMEOUTS
 from loader.postgres.file_locks import POLL_SECONDS
+from loader.postgres.statements import read_statement
 from loader.raw.catalog import (
     Key,
     PendingChanges,
@@ -38,27 +39,8 @@ _EVENTS = """
     where source = any(%s) and collection is not null
     order by seq
 """
-_LATE_EVENTS = """
-    select source, collection, message_id, seq, payload::text
-    from raw.events
-    where
-        source = any(%(sources)s)
-        and collection is not null
-        and load_xid >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
-        and not pg_visible_in_snapshot(load_xid, %(snapshot)s::pg_snapshot)
-    order by seq
-"""
-_LANDING = """
-    select virtualtransaction, pid
-    from pg_locks
-    where
-        database = (select oid from pg_database where datname = current_database())
-        and (
-            (relation = 'raw.generation'::regclass and mode = 'RowShareLock')
-            -- A COPY that somebody runs by hand has no other lock.
-            or (relation = 'raw.events'::regclass and mode = 'RowExclusiveLock')
-        )
-"""
+_LATE_EVENTS = read_statement(__file__, "late_events")
+_LANDING = read_statement(__file__, "landing")
 _RECORDED_COLLECTIONS = """
     select source, collection from raw.collections where source = any(%s)
 """
@@ -82,13 +64,7 @@ _MAKE_AGAIN = """
     select raw.order_rebuild(source, model) from raw.cursors where source = %s and model = %s
 """
 
-# Events of another source may still be without a record.
-_NEXT_GENERATION = """
-    update raw.generation
-    set
-        number = number + 1,
-        rescan_wanted = rescan_wanted and exists (select from raw.sources where schema_name <> all(%s))
-"""
+_NEXT_GENERATION = read_statement(__file__, "next_generation")
 
 # What a query's placeholders stand for.
 Values = Sequence[Any] | Mapping[str, Any]
@@ -151,7 +127,7 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> RescanR
             _replace_properties(connection, found, recorded)
             new = [each for each in found if _is_new(each, recorded)]
             held = _make_again(connection, new)
-            connection.execute(_NEXT_GENERATION, (sources,))
+            connection.execute(_NEXT_GENERATION, {"sources": sources})
         _await_landing(connection)
         with connection.transaction():
             connection.execute(NO_TIMEOUTS)

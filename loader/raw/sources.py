@@ -11,12 +11,11 @@ import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql import bindparam
+from sqlalchemy import Connection, func, insert, or_, select, text, update
 
 from loader.errors import SourceError
 from loader.events.naming import IDENTIFIER_BYTES, schema_name
+from loader.raw.tables import fits_bigint, sources, write_keys
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
@@ -75,8 +74,7 @@ def add_source(
                 f"Label {key}:{value} cannot be one: key and value start with a letter and hold letters, digits and -."
             )
     holder = connection.execute(
-        text("select name, schema_name from raw.sources where name = :name or schema_name = :schema"),
-        {"name": name, "schema": schema},
+        select(sources.c.name).where(or_(sources.c.name == name, sources.c.schema_name == schema))
     ).first()
     if holder and holder.name == name:
         raise SourceError(f"There is a source {name} already; `loader key add {shlex.quote(name)}` makes another key.")
@@ -89,10 +87,7 @@ def add_source(
         text("select exists (select from pg_class where relnamespace = to_regnamespace(:schema))"), {"schema": schema}
     ).scalar_one():
         raise SourceError(f"Schema {schema} exists and is in use by somebody else. Choose another with --schema.")
-    statement = text("insert into raw.sources (name, schema_name, labels) values (:name, :schema, :labels)").bindparams(
-        bindparam("labels", type_=JSONB)
-    )
-    connection.execute(statement, {"name": name, "schema": schema, "labels": labels or {}})
+    connection.execute(insert(sources).values(name=name, schema_name=schema, labels=labels or {}))
     return schema, add_key(connection, name)
 
 
@@ -107,7 +102,7 @@ def find_source(connection: Connection, name: str | None, *, naming: str = "--so
     Raises:
         SourceError: There is no such source, or none was named and there are several.
     """
-    rows = connection.execute(text("select name, schema_name from raw.sources order by id")).all()
+    rows = connection.execute(select(sources.c.name, sources.c.schema_name).order_by(sources.c.id)).all()
     if not rows:
         raise SourceError("There is no source yet. Add one with `loader source add Iterable`.")
     names = ", ".join(row.name for row in rows)
@@ -124,19 +119,17 @@ def find_source(connection: Connection, name: str | None, *, naming: str = "--so
 def list_sources(connection: Connection) -> list[Source]:
     """Return every source, the oldest first."""
     rows = connection.execute(
-        text("""
-            select
-                sources.name,
-                sources.schema_name as schema,
-                sources.labels,
-                count(write_keys.id) filter (where write_keys.revoked_at is null) as keys,
-                sources.created_at,
-                max(write_keys.last_used_at) as last_used_at
-            from raw.sources
-            left join raw.write_keys on write_keys.source_id = sources.id
-            group by sources.id
-            order by sources.id
-        """)
+        select(
+            sources.c.name,
+            sources.c.schema_name.label("schema"),
+            sources.c.labels,
+            func.count(write_keys.c.id).filter(write_keys.c.revoked_at.is_(None)).label("keys"),
+            sources.c.created_at,
+            func.max(write_keys.c.last_used_at).label("last_used_at"),
+        )
+        .outerjoin_from(sources, write_keys)
+        .group_by(sources.c.id)
+        .order_by(sources.c.id)
     )
     return [Source(**row) for row in rows.mappings()]
 
@@ -150,11 +143,11 @@ def add_key(connection: Connection, source: str, *, label: str = "") -> str:
     schema = find_source(connection, source)
     key = _make_key()
     connection.execute(
-        text("""
-            insert into raw.write_keys (source_id, key_sha256, label)
-            select id, :digest, :label from raw.sources where schema_name = :schema
-        """),
-        {"digest": key_digest(key), "label": label, "schema": schema},
+        insert(write_keys).values(
+            source_id=select(sources.c.id).where(sources.c.schema_name == schema).scalar_subquery(),
+            key_sha256=key_digest(key),
+            label=label,
+        )
     )
     return key
 
@@ -172,23 +165,21 @@ def list_keys(connection: Connection, source: str | None = None) -> list[WriteKe
     Raises:
         SourceError: There is no such source.
     """
-    schema = find_source(connection, source) if source else None
-    rows = connection.execute(
-        text("""
-            select
-                write_keys.id,
-                sources.name as source,
-                write_keys.label,
-                write_keys.created_at,
-                write_keys.last_used_at,
-                write_keys.revoked_at
-            from raw.write_keys
-            inner join raw.sources on sources.id = write_keys.source_id
-            where cast(:schema as text) is null or sources.schema_name = :schema
-            order by write_keys.id
-        """),
-        {"schema": schema},
+    query = (
+        select(
+            write_keys.c.id,
+            sources.c.name.label("source"),
+            write_keys.c.label,
+            write_keys.c.created_at,
+            write_keys.c.last_used_at,
+            write_keys.c.revoked_at,
+        )
+        .join_from(write_keys, sources)
+        .order_by(write_keys.c.id)
     )
+    if source:
+        query = query.where(sources.c.schema_name == find_source(connection, source))
+    rows = connection.execute(query)
     return [WriteKey(**row) for row in rows.mappings()]
 
 
@@ -198,10 +189,12 @@ def revoke_key(connection: Connection, number: int) -> None:
     Raises:
         SourceError: There is no key of this number.
     """
-    revoked = connection.execute(
-        text("update raw.write_keys set revoked_at = coalesce(revoked_at, now()) where id = :id"), {"id": number}
+    statement = (
+        update(write_keys)
+        .where(write_keys.c.id == number)
+        .values(revoked_at=func.coalesce(write_keys.c.revoked_at, func.now()))
     )
-    if revoked.rowcount == 0:
+    if not fits_bigint(number) or connection.execute(statement).rowcount == 0:
         raise SourceError(f"There is no key {number}. `loader key list` shows them.")
 
 

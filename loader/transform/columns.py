@@ -13,6 +13,7 @@ from psycopg.rows import class_row, dict_row
 
 from loader.errors import UsageError
 from loader.events.naming import table_name
+from loader.postgres.statements import read_statement
 
 
 @dataclass(frozen=True)
@@ -61,112 +62,8 @@ class Table:
     last_found: datetime | None
 
 
-@dataclass(frozen=True)
-class WaitingColumn:
-    """A column that a run could not add or widen.
-
-    Attributes:
-        type: The type of the column in the database, or `missing`.
-        wanted: The type that can hold all values of the events.
-        in_the_way: The obstacle: a lock, an object that depends on the column, or the table's size.
-    """
-
-    source: str
-    table: str
-    column: str
-    type: str
-    wanted: str
-    in_the_way: str
-
-
-# Advice on an obstacle, by the words that describe the obstacle.
-_ADVICE = {
-    "process ": "End the transaction of that session, then run `loader widen` again.",
-    "prepared transaction": "Commit that transaction or roll it back, then run `loader widen` again.",
-    "table's size": "Run `loader widen` when readers can wait: it rewrites the table.",
-    "must be owner": "Run `loader widen` as the owner, or give the loader's role the table.",
-    "has rules or triggers": "Drop the view, run `loader widen` again, and create the view anew.",
-    "belongs to": "Ask the owner to drop the view, run `loader widen` again, and let the owner create the view anew.",
-    "uses a type": "Ask the owner to drop the view, run `loader widen` again, and let the owner create the view anew.",
-    "row type": "Give that column a type of its own, then run `loader widen` again.",
-    "generated column": "Drop the generated column, run `loader widen` again, and add the column anew.",
-    "child table": "Detach the child table, run `loader widen` again, and change the child's column to the same type.",
-    "publication": "Take the table out of the publication, run `loader widen` again, and add the table anew.",
-    "policy": "Drop the policy, run `loader widen` again, and create the policy anew for the new type.",
-    "trigger": "Drop the trigger, run `loader widen` again, and create the trigger anew for the new type.",
-    "index": "Drop the index, run `loader widen` again, and create the index anew for the new type.",
-    "constraint": "Drop the constraint, run `loader widen` again, and add the constraint anew for the new type.",
-    "default": "Drop the column's default, run `loader widen` again, and set the default anew.",
-    "function": "Drop the function, run `loader widen` again, and create the function anew for the new type.",
-    "rule": "Drop the rule or view, run `loader widen` again, and create it anew for the new type.",
-}
-_VIEWS = "Run `loader widen`: it makes these views again, with owners, grants and comments."
-
-_TABLES = """
-    select
-        cursors.source,
-        cursors.model as table,
-        count(*) as columns,
-        count(*) filter (where not columns.declared) as found,
-        max(columns.added_at) filter (where not columns.declared) as last_found
-    from raw.cursors
-    inner join pg_attribute
-        on pg_attribute.attrelid = to_regclass(format('%%I.%%I', cursors.source, cursors.model))
-        and pg_attribute.attnum > 0
-        and not pg_attribute.attisdropped
-    left join raw.columns
-        on columns.source = cursors.source
-        and columns.model = cursors.model
-        and columns.column_name = pg_attribute.attname
-    where %(source)s::text is null or cursors.source = %(source)s
-    group by cursors.source, cursors.model
-    order by cursors.source, cursors.model
-"""
-_COLUMNS = """
-    select
-        cursors.source,
-        cursors.model as table,
-        pg_attribute.attname as column,
-        format_type(pg_attribute.atttypid, pg_attribute.atttypmod) as type,
-        case
-            when columns.declared then 'declared'
-            when not columns.declared then 'found'
-            else 'unknown'
-        end as origin,
-        coalesce(
-            (
-                select string_agg((select string_agg(key, '.') from jsonb_array_elements_text(path) as key), ', ')
-                from jsonb_array_elements(columns.paths) as path
-            ),
-            ''
-        ) as path,
-        columns.added_at as first_seen,
-        columns.first_event_id as first_event
-    from raw.cursors
-    inner join pg_attribute
-        on pg_attribute.attrelid = to_regclass(format('%%I.%%I', cursors.source, cursors.model))
-        and pg_attribute.attnum > 0
-        and not pg_attribute.attisdropped
-    left join raw.columns
-        on columns.source = cursors.source
-        and columns.model = cursors.model
-        and columns.column_name = pg_attribute.attname
-    where (cursors.source, cursors.model) in (select * from unnest(%(sources)s::text[], %(tables)s::text[]))
-    order by cursors.source, cursors.model, pg_attribute.attnum
-"""
-# Columns that wait to be added or widened.
-WAITING_COLUMNS = """
-    select
-        source,
-        model as table,
-        column_name as column,
-        case when is_missing then 'missing' else data_type end as type,
-        wanted_type as wanted,
-        in_the_way
-    from raw.columns
-    where wanted_type is not null
-    order by source, model, column_name
-"""
+_TABLES = read_statement(__file__, "tables")
+_COLUMNS = read_statement(__file__, "columns")
 
 
 def read_tables(connection: psycopg.Connection, source: str | None) -> list[Table]:
@@ -217,21 +114,6 @@ def read_columns(connection: psycopg.Connection, tables: Sequence[Table]) -> lis
         shares = _shares(connection, source, rows)
         columns += [Column(**row, filled=shares.get(row["column"])) for row in rows]
     return columns
-
-
-def waiting_columns(connection: psycopg.Connection) -> list[WaitingColumn]:
-    """Return the columns that wait to be added or widened."""
-    with connection.cursor(row_factory=class_row(WaitingColumn)) as cursor:
-        return cursor.execute(WAITING_COLUMNS).fetchall()
-
-
-def advise(in_the_way: str) -> str:
-    """Return advice on the obstacle of a waiting column.
-
-    Args:
-        in_the_way: The obstacle of `WaitingColumn`: a description, or only the names of views.
-    """
-    return next((advice for word, advice in _ADVICE.items() if word in in_the_way), _VIEWS)
 
 
 def _shares(connection: psycopg.Connection, source: str, columns: list[dict[str, Any]]) -> dict[str, float]:

@@ -13,12 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
-
 from loader.errors import TransformError, UsageError, without_values
 from loader.postgres.database import Database, bundled, connection_environment
 from loader.settings import Settings
-from loader.transform.columns import WAITING_COLUMNS, advise
+from loader.transform.reports import read_collections, read_held, read_refusals, read_sources, read_syncs
+from loader.transform.waiting_columns import advise, list_waiting_columns
 
 DEFAULT_SCHEMA = "iterable"
 
@@ -54,22 +53,8 @@ class TableFilled:
 
 _FOUND_COLLECTIONS = "found_collections"
 _FAILED = frozenset({"error", "skipped"})
-_SOURCES = "select schema_name from raw.sources order by id"
-_SYNCS = """
-    select source, model, table_rows, read_rows - table_rows as duplicates, new_columns, duration, note
-    from raw.syncs
-    where transform_id = :id
-"""
-# Tables that a full refresh has not rebuilt, because a rebuild would lose rows.
-_REFUSED = """
-    select source, model, reason
-    from raw.held_tables
-    where held = 'rebuild' and tried_at >= (select started_at from raw.transforms where id = :id)
-"""
 _REFUSAL = "Not rebuilt:"
-_COLLECTIONS = "select source, collection from raw.collections where collection <> ''"
 _NO_TABLE = "No table matches {}. `loader status` lists the tables."
-_HELD = "select source, model, reason from raw.held_tables where held = 'fill'"
 
 
 def transform(
@@ -103,7 +88,7 @@ def transform(
     from dbt.cli.main import dbtRunner  # noqa: PLC0415
 
     with database.begin() as connection:
-        sources = [row.schema_name for row in connection.execute(text(_SOURCES))]
+        sources = read_sources(connection)
     if not sources:
         raise UsageError("There is no source yet. Add one with `loader source add Iterable`.")
 
@@ -139,12 +124,10 @@ def transform(
         raise UsageError(_NO_TABLE.format(" ".join(select)))
 
     with database.begin() as connection:
-        rows = connection.execute(text(_SYNCS), {"id": invocation}).all()
-        waiting = connection.execute(text(WAITING_COLUMNS)).all()
-        refusals = connection.execute(text(_REFUSED), {"id": invocation}).all() if full_refresh else []
-        held = {(row.source, row.model): row.reason for row in connection.execute(text(_HELD))}
-    synced = {(row.source, row.model): row for row in rows}
-    refused = {(row.source, row.model): row.reason for row in refusals}
+        synced = read_syncs(connection, invocation)
+        waiting = list_waiting_columns(connection)
+        refused = read_refusals(connection, invocation) if full_refresh else {}
+        held = read_held(connection)
     # One model fills all tables without a model of their own. It is not a table, but its failure is reported like one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
     named = {name.partition(".")[2] for name in only}
@@ -155,14 +138,14 @@ def transform(
         obstacle = f"column {column.column} waits for type {column.wanted}. In the way: {column.in_the_way}."
         obstacles.setdefault((column.source, column.table), []).append(f"{obstacle} {advise(column.in_the_way)}")
     filled = [
-        TableFilled(*name, error=refused[name])
-        if name in refused
+        TableFilled(source, table, error=refused[source, table])
+        if (source, table) in refused
         else replace(
-            _filled(database, *name, synced.get(name), outcomes.get(name[1])),
-            held=held.get(name, ""),
-            obstacles=tuple(obstacles.get(name, ())),
+            _filled(database, source, table, synced.get((source, table)), outcomes.get(table)),
+            held=held.get((source, table), ""),
+            obstacles=tuple(obstacles.get((source, table), ())),
         )
-        for name in sorted(names | synced.keys() | refused.keys() | held.keys())
+        for source, table in sorted(names | synced.keys() | refused.keys() | held.keys())
     ]
     if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
         filled.append(_filled(database, sources[0], _FOUND_COLLECTIONS, None, found))
@@ -179,7 +162,7 @@ def _split_selection(database: Database, sources: Sequence[str], select: Sequenc
     """
     models = {path.stem for path in (bundled("dbt_project") / "models").rglob("*.sql")}
     with database.begin() as connection:
-        seen = {f"{row.source}.{row.collection}" for row in connection.execute(text(_COLLECTIONS))}
+        seen = read_collections(connection)
     selectors: list[str] = []
     only: list[str] = []
     for name in select:

@@ -8,27 +8,22 @@ import re
 from pathlib import Path
 
 import msgspec
-import psycopg
+from sqlalchemy import Connection, select
 
 from loader.errors import UsageError
 from loader.events.naming import table_name
 from loader.postgres.database import bundled
+from loader.raw import tables
 
 # Property names that a yml may contain. dbt would execute other names that contain Jinja.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:$-]+\Z")
-_COLUMNS = """
-    select column_name, data_type, paths
-    from raw.columns
-    where source = %s and model = %s and not declared
-    order by added_at, column_name
-"""
 
 
-def scaffold(connection: psycopg.Connection, source: str, event: str, folder: Path) -> list[Path]:
+def scaffold(connection: Connection, source: str, event: str, folder: Path) -> list[Path]:
     """Write the .sql and .yml of a model for an event's table.
 
     Args:
-        connection: An open connection.
+        connection: An open transaction.
         source: The schema name of the source.
         event: The event's name, or the name of its table.
         folder: The folder for the two files.
@@ -42,8 +37,10 @@ def scaffold(connection: psycopg.Connection, source: str, event: str, folder: Pa
     """
     table = table_name(event)
     seen = connection.execute(
-        "select event from raw.collections where source = %s and collection = %s", (source, table)
-    ).fetchone()
+        select(tables.collections.c.event).where(
+            tables.collections.c.source == source, tables.collections.c.collection == table
+        )
+    ).first()
     if not table or seen is None:
         raise UsageError(f"No event named {event} has landed in source {source}. `loader status` lists the tables.")
     if (bundled("dbt_project") / "models" / "iterable" / f"{table}.sql").exists():
@@ -54,13 +51,18 @@ def scaffold(connection: psycopg.Connection, source: str, event: str, folder: Pa
             raise UsageError(f"{file} is there already. Move it away, or name another folder with --folder.")
 
     columns = _layout_columns()
-    for name, data_type, paths in connection.execute(_COLUMNS, (source, table)).fetchall():
-        section, *keys = paths[0]
+    found = (
+        select(tables.columns.c.column_name, tables.columns.c.data_type, tables.columns.c.paths)
+        .where(tables.columns.c.source == source, tables.columns.c.model == table, ~tables.columns.c.declared)
+        .order_by(tables.columns.c.added_at, tables.columns.c.column_name)
+    )
+    for column in connection.execute(found).mappings():
+        section, *keys = column["paths"][0]
         if all(_PLAIN_KEY.match(key) for key in keys):
             columns.append(
                 {
-                    "name": name,
-                    "data_type": data_type,
+                    "name": column["column_name"],
+                    "data_type": column["data_type"],
                     "description": f"{'Context value' if section == 'context' else 'Property'} {'.'.join(keys)}.",
                     "config": {"meta": {"context" if section == "context" else "property": keys}},
                 }

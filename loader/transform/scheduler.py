@@ -15,12 +15,12 @@ import uuid
 from collections.abc import Sequence
 
 import psycopg
-from sqlalchemy.exc import DBAPIError
 
 from loader.errors import LoaderError, UsageError, without_values
 from loader.postgres.connection import apply_settings, set_session
 from loader.postgres.database import open_database
 from loader.postgres.lock_holders import name_lock_holders
+from loader.postgres.statements import read_statement
 from loader.runtime.terminal import count, shorten
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled
@@ -60,65 +60,13 @@ _REPORT = """
 _SUCCEEDED = "update raw.schedules set last_success_at = clock_timestamp() where id = %s"
 _TIDY = "delete from raw.schedules where last_seen_at < clock_timestamp() - interval '1 hour'"
 _LEAVE = "delete from raw.schedules where id = %s"
-# Old reports of runs are deleted. The last report of each table has the table's cursor. The last run that filled all
-# tables has the cursor of all. A row without its report is compared without a lower bound, with the same result.
-_FORGET_REPORTS = """
-    delete from raw.syncs
-    where
-        started_at < clock_timestamp() - interval '90 days'
-        and exists (
-            select from raw.syncs as later
-            where later.model = syncs.model and later.source = syncs.source and later.started_at > syncs.started_at
-        )
-"""
-_FORGET_RUNS = """
-    delete from raw.transforms
-    where
-        started_at < clock_timestamp() - interval '90 days'
-        and finished_at is not null
-        and not exists (select from raw.syncs where transform_id = transforms.id)
-        and (
-            not whole
-            or exists (
-                select from raw.transforms as later
-                where later.whole and later.started_at > transforms.started_at
-            )
-        )
-"""
+_FORGET_REPORTS = read_statement(__file__, "forget_reports")
+_FORGET_RUNS = read_statement(__file__, "forget_runs")
 # New events are few compared with all events. Outdated statistics must not lead to a scan of the whole table.
 BY_INDEX = "set local enable_seqscan = off"
 _SOURCES = "select exists (select from raw.sources)"
-# Calls other than track count as well. They add no row, but a run moves the snapshot cursor past them, so that the next
-# check does not find them again.
-NEWS = """
-    with done as materialized (
-        select coalesce(
-            (select transforms.snapshot from raw.transforms where whole order by transforms.started_at desc limit 1),
-            '1:1:'
-        )::pg_snapshot as snapshot
-    )
-
-    select
-        exists (select from raw.events where load_xid >= (select pg_snapshot_xmax(snapshot) from done))
-        or exists (select from raw.events where load_xid = any(array(select pg_snapshot_xip(snapshot) from done)))
-"""
-# Tables with work to do without new events: tables of a new source, dropped tables, tables to rebuild after
-# `loader rescan`, held tables that are due again, and new tables that had to wait for the next hour.
-_UNMADE = """
-    select model, source
-    from raw.cursors
-    where snapshot is null or rebuild_ordered or to_regclass(format('%%I.%%I', source, model)) is null
-    union
-    select model, source from raw.held_tables where next_try_at <= clock_timestamp()
-    union
-    select 'tracks', schema_name
-    from raw.sources
-    where not exists (select from raw.cursors where source = schema_name and model = 'tracks')
-    union
-    select collection, schema_name
-    from raw.sources
-    cross join raw.collections_due(schema_name, '{}', %(tables)s, %(new_tables)s) as collection
-"""
+NEWS = read_statement(__file__, "news")
+_UNMADE = read_statement(__file__, "unmade")
 
 
 class Schedule:
@@ -162,7 +110,7 @@ class Schedule:
                         self._work(guard, connection)
                 except UsageError:
                     raise
-                except (LoaderError, psycopg.Error, DBAPIError) as error:
+                except LoaderError as error:
                     # The lock may be lost, and another scheduler may run the transform too.
                     self._runner.close()
                     stop.wait(self._fail(reason(error)))
@@ -315,7 +263,7 @@ def forget_old_runs(connection: psycopg.Connection) -> None:
 
 def reason(error: Exception) -> str:
     """Return the reason of an error, in one line without values of events, e-mail addresses or keys."""
-    return shorten(without_values(error.orig if isinstance(error, DBAPIError) else error), 500)
+    return shorten(without_values(error), 500)
 
 
 def _count_events(grown: Sequence[TableFilled]) -> int:

@@ -1,15 +1,17 @@
 """Reads the state of the warehouse for `loader status`: accepted messages, their tables, and lost messages."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Executable, column, func, select, table, text
 
 from loader.buffer.spool import list_segments
+from loader.postgres.statements import read_statement
 from loader.raw.lag import SCHEDULERS
-from loader.transform.columns import WAITING_COLUMNS
+from loader.raw.tables import cluster, columns, generation, held_tables, mismatches, quarantine, sources
+from loader.transform.waiting_columns import list_waiting_columns
 
 
 @dataclass(frozen=True)
@@ -119,181 +121,68 @@ class Status:
         return document
 
 
-_SOURCES = "select name, schema_name as schema, created_at from raw.sources order by id"
-_CONSERVATION = "select * from raw.conservation order by source"
-_TABLES = """
-    select
-        cursors.source,
-        cursors.model as table,
-        raw.count_rows(cursors.source, cursors.model) as rows,
-        (
-            select count(*)
-            from raw.events
-            where
-                events.source = cursors.source
-                and (events.collection = cursors.model or (cursors.model = 'tracks' and events.collection is not null))
-                and events.load_xid >= pg_snapshot_xmin(coalesce(cursors.snapshot, '1:1:'))
-                and not pg_visible_in_snapshot(events.load_xid, coalesce(cursors.snapshot, '1:1:'))
-        ) as waiting
-    from raw.cursors
-    order by cursors.source, cursors.model
-"""
-_LANDED = "select count(*) from raw.events"
-_OLDEST_WAITING = """
-    select min(events.landed_at)
-    from raw.events
-    left join raw.cursors as own on own.source = events.source and own.model = events.collection
-    left join raw.cursors as tracks on tracks.source = events.source and tracks.model = 'tracks'
-    where
-        events.collection is not null
-        and not coalesce(
-            pg_visible_in_snapshot(events.load_xid, tracks.snapshot)
-            and (own.model is null or pg_visible_in_snapshot(events.load_xid, own.snapshot)),
-            false
-        )
-"""
-_QUARANTINE = """
-    select source, reason, count(*) as messages, max(received_at) as latest
-    from raw.quarantine
-    where resolved_at is null
-    group by source, reason
-    order by source, reason
-"""
-_MISMATCHES = """
-    select source, model as table, column_name as column, count(*) as values
-    from raw.mismatches
-    group by source, model, column_name
-    order by source, model, column_name
-"""
-_FOUND = """
-    select source, model as table, column_name as column, data_type as type, added_at as added, first_event_id as event
-    from raw.columns
-    where not declared
-    order by added_at desc, source, model, column_name
-    limit 10
-"""
-_UNEQUAL_TABLES = """
-    select source, model as table, rows, missing
-    from (
-        select
-            source,
-            model,
-            raw.count_rows(source, model) as rows,
-            raw.count_events(source, model, snapshot, false) - read_rows + table_rows
-                - raw.count_rows(source, model) as missing
-        from raw.cursors
-        where snapshot is not null
-    ) as compared
-    where missing <> 0
-    order by source, model
-"""
-# A version before this one deleted such rows without a word.
-_LOSSY_REBUILDS = """
-    with reports as (
-        select
-            *,
-            sum(full_refresh::int) over (partition by source, model order by started_at, transform_id) as rebuild
-        from raw.syncs
-    ),
-
-    rebuilds as (
-        select
-            source,
-            model,
-            rebuild,
-            sum(read_rows) as read_rows,
-            min(read_rows) filter (where full_refresh) as first_read_rows,
-            min(started_at) as started_at,
-            max(note) filter (where full_refresh) as note,
-            max(rebuild) over (partition by source, model) as last_rebuild
-        from reports
-        group by source, model, rebuild
+_SOURCES = select(sources.c.name, sources.c.schema_name.label("schema"), sources.c.created_at).order_by(sources.c.id)
+_law = table("conservation", *(column(field.name) for field in fields(Conservation)), schema="raw")
+_CONSERVATION = select(_law).order_by(_law.c.source)
+_LANDED = select(func.count()).select_from(table("events", schema="raw"))
+_QUARANTINE = (
+    select(
+        quarantine.c.source,
+        quarantine.c.reason,
+        func.count().label("messages"),
+        func.max(quarantine.c.received_at).label("latest"),
     )
-
-    select
-        later.source,
-        later.model as table,
-        earlier.read_rows as events_read_before,
-        later.first_read_rows as events_read_again,
-        later.started_at as rebuilt
-    from rebuilds as later
-    inner join rebuilds as earlier
-        on earlier.source = later.source and earlier.model = later.model and earlier.rebuild = later.rebuild - 1
-    where later.rebuild = later.last_rebuild and later.first_read_rows < earlier.read_rows and later.note is null
-    order by later.source, later.model
-"""
-_HELD_TABLES = """
-    select source, model as table, held, reason, since, tries, next_try_at as next_try
-    from raw.held_tables
-    order by source, model, held
-"""
-_COLLISIONS = """
-    select source, model as table, reason, count(*) as properties
-    from raw.collisions
-    group by source, model, reason
-    union all
-    select source, collection, 'untracked', 1
-    from raw.collections
-    where untracked
-    order by source, 2, reason
-"""
-# Seen before the last run, and still not a table.
-_WITHOUT_TABLE = """
-    select collections.source, collections.event, collections.first_seen_at as first_seen
-    from raw.collections
-    where
-        collections.collection <> ''
-        and collections.first_seen_at < (select max(started_at) from raw.transforms where status = 'success')
-        and not exists (
-            select from raw.cursors
-            where cursors.source = collections.source and cursors.model = collections.collection
-        )
-    order by collections.source, collections.number
-"""
-_RUNS = """
-    select
-        transforms.started_at,
-        transforms.status,
-        extract(epoch from transforms.finished_at - transforms.started_at)::float8 as seconds,
-        coalesce(sum(syncs.table_rows) filter (where syncs.model <> 'tracks'), 0)::bigint as rows_in_collections,
-        coalesce(sum(syncs.table_rows) filter (where syncs.model = 'tracks'), 0)::bigint as rows_in_tracks,
-        transforms.error
-    from (select * from raw.transforms order by started_at desc limit 5) as transforms
-    left join raw.syncs on syncs.transform_id = transforms.id
-    group by transforms.id, transforms.started_at, transforms.status, transforms.finished_at, transforms.error
-    order by transforms.started_at desc
-"""
+    .where(quarantine.c.resolved_at.is_(None))
+    .group_by(quarantine.c.source, quarantine.c.reason)
+    .order_by(quarantine.c.source, quarantine.c.reason)
+)
+_mismatch = (mismatches.c.source, mismatches.c.model.label("table"), mismatches.c.column_name.label("column"))
+_MISMATCHES = select(*_mismatch, func.count().label("values")).group_by(*_mismatch).order_by(*_mismatch)
+_FOUND = (
+    select(
+        columns.c.source,
+        columns.c.model.label("table"),
+        columns.c.column_name.label("column"),
+        columns.c.data_type.label("type"),
+        columns.c.added_at.label("added"),
+        columns.c.first_event_id.label("event"),
+    )
+    .where(~columns.c.declared)
+    .order_by(columns.c.added_at.desc(), columns.c.source, columns.c.model, columns.c.column_name)
+    .limit(10)
+)
+_HELD_TABLES = select(
+    held_tables.c.source,
+    held_tables.c.model.label("table"),
+    held_tables.c.held,
+    held_tables.c.reason,
+    held_tables.c.since,
+    held_tables.c.tries,
+    held_tables.c.next_try_at.label("next_try"),
+).order_by(held_tables.c.source, held_tables.c.model, held_tables.c.held)
+_TABLES = text(read_statement(__file__, "tables"))
+_OLDEST_WAITING = text(read_statement(__file__, "oldest_waiting"))
+_UNEQUAL_TABLES = text(read_statement(__file__, "unequal_tables"))
+_LOSSY_REBUILDS = text(read_statement(__file__, "lossy_rebuilds"))
+_COLLISIONS = text(read_statement(__file__, "collisions"))
+_WITHOUT_TABLE = text(read_statement(__file__, "without_table"))
+_RUNS = text(read_statement(__file__, "runs"))
 
 
 def is_rescan_wanted(connection: Connection) -> bool:
     """Return whether events have landed without a record in raw.properties, in an older version of the loader."""
-    return bool(connection.execute(text("select rescan_wanted from raw.generation")).scalar_one())
+    return connection.execute(select(generation.c.rescan_wanted)).scalar_one()
 
 
-_READABLE = """
-    select
-        pg_namespace.nspname as source,
-        pg_class.relname as table,
-        format('%I.%I', pg_namespace.nspname, pg_class.relname) as name
-    from pg_class
-    inner join pg_namespace on pg_namespace.oid = pg_class.relnamespace
-    where
-        pg_class.relkind in ('r', 'p')
-        and not pg_class.relispartition
-        and pg_namespace.nspname not like 'pg\\_%'
-        and pg_namespace.nspname <> 'information_schema'
-        and has_schema_privilege(pg_namespace.oid, 'usage')
-        and has_table_privilege(pg_class.oid, 'select')
-    order by 1, 2
-"""
+_READABLE = text(read_statement(__file__, "readable_tables"))
 
 
 def read_readable_tables(connection: Connection) -> list[dict[str, Any]]:
     """Return source, name and number of rows of each table that the role of the connection may read."""
-    tables = [dict(row) for row in connection.execute(text(_READABLE)).mappings()]
-    for table in tables:
-        count = f"select count(*) from {table.pop('name')}"  # noqa: S608 - quoted by the database
-        table["rows"] = connection.execute(text(count.replace(":", r"\:"))).scalar_one()
+    tables = [dict(row) for row in connection.execute(_READABLE).mappings()]
+    for each in tables:
+        count = f"select count(*) from {each.pop('name')}"  # noqa: S608 - quoted by the database
+        each["rows"] = connection.execute(text(count.replace(":", r"\:"))).scalar_one()
     return tables
 
 
@@ -308,16 +197,16 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
     connection.execute(text("set transaction isolation level repeatable read, read only"))
     connection.execute(text("set local lock_timeout = '10s'"))
 
-    def rows(statement: str) -> list[dict[str, Any]]:
-        return [dict(row) for row in connection.execute(text(statement)).mappings()]
+    def rows(statement: Executable) -> list[dict[str, Any]]:
+        return [dict(row) for row in connection.execute(statement).mappings()]
 
     laws = [
         Conservation(source=row.pop("source"), **{name: int(value) for name, value in row.items()})
         for row in rows(_CONSERVATION)
     ]
-    here: str = connection.execute(text("select warehouse_id::text from raw.cluster")).scalar_one()
+    here: str = connection.execute(select(cluster.c.warehouse_id)).scalar_one()
     segments = [] if spool is None else list_segments(spool, here)
-    oldest: datetime | None = connection.execute(text(_OLDEST_WAITING)).scalar_one()
+    oldest: datetime | None = connection.execute(_OLDEST_WAITING).scalar_one()
     return Status(
         sources=rows(_SOURCES),
         conservation=laws,
@@ -328,14 +217,14 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
         unequal_tables=rows(_UNEQUAL_TABLES) if any(law.unequal_tables for law in laws) else [],
         lossy_rebuilds=rows(_LOSSY_REBUILDS),
         held_tables=rows(_HELD_TABLES),
-        waiting_columns=rows(WAITING_COLUMNS),
+        waiting_columns=[asdict(each) for each in list_waiting_columns(connection)],
         collisions=rows(_COLLISIONS),
         without_table=rows(_WITHOUT_TABLE),
         runs=rows(_RUNS),
-        schedulers=rows(SCHEDULERS),
+        schedulers=rows(text(SCHEDULERS)),
         foreign_segments=[asdict(each) for each in segments if each.foreign],
         rescan_wanted=is_rescan_wanted(connection),
-        events_landed=connection.execute(text(_LANDED)).scalar_one(),
+        events_landed=connection.execute(_LANDED).scalar_one(),
         waiting=sum(law.waiting for law in laws),
         freshness_seconds=None if oldest is None else (datetime.now(UTC) - oldest).total_seconds(),
     )

@@ -28,6 +28,9 @@ MODULES = sorted((ROOT / "loader").rglob("*.py"))
 # Written so that this file does not hold what it looks for.
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b")
 
+# The database APIs, and the methods of `Database` that open a connection of each.
+APIS = {"psycopg": {"autocommit", "connect"}, "sqlalchemy": {"begin"}}
+
 
 def commands(group: click.Group, path: str = "loader") -> Iterator[tuple[str, click.Command]]:
     """Yield every command that can be run, and what is typed to run it."""
@@ -125,6 +128,74 @@ def test_a_module_says_why_it_exists(module: Path) -> None:
         docstring = ast.get_docstring(ast.parse(code))
         assert docstring
         assert docstring.split("\n\n")[0].endswith(".")
+
+
+def test_only_one_module_uses_both_apis_of_the_database() -> None:
+    """SQLAlchemy is the control plane and psycopg the data path; only `loader.postgres.database` opens both."""
+    both = [module.relative_to(ROOT).as_posix() for module in MODULES if len(apis(ast.parse(module.read_text()))) == 2]
+    assert both == ["loader/postgres/database.py"]
+
+
+@pytest.mark.parametrize(
+    ("code", "used"),
+    [
+        ("import psycopg\nfrom sqlalchemy import text", {"psycopg", "sqlalchemy"}),
+        ("from psycopg.rows import dict_row", {"psycopg"}),
+        ("with database.begin() as a, database.autocommit() as b: found = find(a, b)", set()),
+        ("with database.begin() as a: a.execute(query)", {"sqlalchemy"}),
+        ("with database.begin() as a: a.execute(query)\nwith database.connect() as b: b.execute(query)", APIS.keys()),
+        ("import psycopg\nwith database.begin() as a: a.execute(query)", {"psycopg", "sqlalchemy"}),
+    ],
+    ids=["both", "psycopg", "hands connections on", "SQLAlchemy", "runs statements with both", "imports the other"],
+)
+def test_the_apis_that_a_module_uses_are_found(code: str, used: set[str]) -> None:
+    """By its imports, and by the connections that it runs statements with."""
+    assert apis(ast.parse(code)) == used
+
+
+def apis(code: ast.Module) -> set[str]:
+    """Return the database APIs that a module imports, or runs statements with."""
+    modules = [alias.name for node in ast.walk(code) if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.module]
+    calls = {
+        node.func.attr for node in ast.walk(code) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    opened = calls if calls & {"execute", "executemany"} else set()
+    imported = {module.split(".")[0] for module in modules}
+    return {api for api, opening in APIS.items() if api in imported or opening & opened}
+
+
+def test_every_statement_is_read_by_the_module_it_is_named_after() -> None:
+    """No file is left over, and none is missing."""
+    read = {
+        module.with_name(f"{module.stem}_{name}.sql")
+        for module in MODULES
+        for name in re.findall(r'read_statement\(__file__, "(\w+)"\)', module.read_text(encoding="utf-8"))
+    }
+    assert read == set((ROOT / "loader").rglob("*.sql"))
+
+
+def test_modules_import_at_their_top_what_they_need() -> None:
+    """But for packages that take long to import and that few commands need."""
+    inside = {
+        module.relative_to(ROOT).as_posix(): sorted(imported)
+        for module in MODULES
+        if (imported := imports_of_functions(ast.parse(module.read_text(encoding="utf-8"))))
+    }
+    assert inside == {
+        "loader/files/exports.py": ["pandas", "pyarrow"],
+        "loader/postgres/database.py": ["alembic"],
+        "loader/transform/dbt.py": ["dbt", "dbt_common"],
+    }
+
+
+def imports_of_functions(code: ast.Module) -> set[str]:
+    """Return the packages that functions import."""
+    functions = [node for node in ast.walk(code) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = [node for function in functions for node in ast.walk(function)]
+    modules = {alias.name for node in inside if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "" for node in inside if isinstance(node, ast.ImportFrom)}
+    return {module.split(".")[0] for module in modules}
 
 
 def test_nothing_is_left_for_later() -> None:

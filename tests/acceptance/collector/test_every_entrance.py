@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from loader.raw.quarantine import find_message, open_messages, retry
+from loader.raw.retry import open_messages, retry
 from tests.conftest import loader_here
 from tests.support.collector_thread import Entrance
 from tests.support.served_tables import law
@@ -177,11 +177,13 @@ def assert_corrected(
     assert not any(each.landed for each in refused)
     for number, marks in open_marks(connection).items():
         [mark] = marks
-        message = find_message(connection, number)
-        [outcome] = retry(connection, [number], correction(message.entrance, mark))
+        [(entrance, received_at)] = connection.execute(
+            "select entrance, received_at from raw.quarantine where id = %s", (number,)
+        ).fetchall()
+        [outcome] = retry(connection, [number], correction(entrance, mark))
         assert (outcome.landed, outcome.refused) == (1, 0), outcome
         moments = connection.execute("select received_at from raw.events order by seq desc limit 1").fetchall()
-        assert moments == [(message.received_at,)]
+        assert moments == [(received_at,)]
     assert landed_marks(connection) == Counter(good | bad)
     assert open_messages(connection) == []
     assert law(connection)["accepted"] == len(good | bad)

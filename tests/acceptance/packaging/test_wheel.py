@@ -95,9 +95,9 @@ def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_noth
     for folder in ("migrations", "dbt_project"):
         expected |= {f"{folder}/{name}" for name in files_under(ROOT / folder)}
     expected = {name for name in expected if not {"__pycache__", "target", "logs"} & set(Path(name).parts)}
-    assert names == {f"loader/{name}" for name in expected if Path(name).name != ".user.yml"}
-    macro = "loader/dbt_project/macros/event_columns.sql"
-    assert {"loader/cli/sample_events.ndjson", "loader/py.typed", macro} <= names
+    assert names == {f"loader/{name}" for name in expected if Path(name).name not in {".user.yml", ".sqlfluff"}}
+    macro, statement = "loader/dbt_project/macros/event_columns.sql", "loader/raw/lag_waiting.sql"
+    assert {"loader/cli/sample_events.ndjson", "loader/py.typed", macro, statement} <= names
     assert licences, "the licence is missing"
 
 

@@ -16,8 +16,8 @@ from loader.files.load import Load
 from loader.postgres.database import Database
 from loader.raw.catalog import SchemaRegistry, lock_sources
 from loader.raw.landing import LandingResult, land
-from loader.raw.quarantine import open_messages, retry
 from loader.raw.rescan import rescan
+from loader.raw.retry import open_messages, retry
 from tests.conftest import Loader
 from tests.support.waiting import wait_until
 

@@ -6,8 +6,8 @@ import pytest
 
 from loader.postgres.database import Database
 from loader.settings import Settings
-from loader.transform.columns import advise
 from loader.transform.dbt import transform
+from loader.transform.waiting_columns import advise
 from tests.conftest import loader_here
 from tests.integration.transform.test_found_columns import Warehouse
 from tests.support.dbt_runs import copied_project, run_dbt

@@ -1,5 +1,8 @@
 """The help: whole summaries, an example and the exit codes of each command, the most used first."""
 
+import subprocess
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -44,6 +47,33 @@ def test_d9_no_summary_is_cut(path: str) -> None:
     text = shown(path)
     assert "..." not in text.partition("Commands:")[2].partition("\n\n")[0]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_summaries_in_the_list_of_commands_are_the_commands_own() -> None:
+    """The list is shown without importing any command, so it has the summaries a second time."""
+    listed = " ".join(shown("").partition("Commands:\n")[2].partition("\n\n")[0].split())
+    summaries = [f"{name} {command.short_help}" for name, command in main.commands.items()]
+    assert listed == " ".join(" ".join(summaries).split())
+
+
+def test_a_command_starts_without_what_other_commands_need() -> None:
+    """The list of commands needs no database, and a command only its own module."""
+    assert imported("--help") == set()
+    assert imported("status", "--help") == {"psycopg", "sqlalchemy"}
+    assert imported("serve", "--help") == {"psycopg", "sqlalchemy", "uvicorn"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """Return the packages that take long to import and that a command has imported."""
+    code = (
+        "import atexit, sys\n"
+        "slow = {'alembic', 'dbt', 'pandas', 'psycopg', 'pyarrow', 'segment', 'sqlalchemy', 'uvicorn'}\n"
+        "atexit.register(lambda: print(*(slow & sys.modules.keys()), file=sys.stderr))\n"
+        "from loader.cli.app import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
 
 
 def test_d9_the_most_used_commands_come_first() -> None:

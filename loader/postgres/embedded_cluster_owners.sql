@@ -1,5 +1,6 @@
--- Gives what the bootstrap role owns in a database to the role `loader`, and the default privileges too. What only a
--- superuser may own stays: extensions and their parts, event triggers, publications, foreign-data wrappers.
+-- Gives the objects of the bootstrap role in a database, and its default privileges, to the role `loader`. Some objects
+-- stay, because only a superuser may own them: extensions and their parts, event triggers, publications, foreign-data
+-- wrappers.
 do $$
 declare
     item record;

@@ -1,7 +1,7 @@
--- The bootstrap role of a cluster is a superuser for ever, and PostgreSQL lets nobody take its objects as a whole. So it
--- gets another name, and a new role takes the old name, the password, the settings and the memberships. A role cannot be
--- renamed in a session of its own: a third role does it. One statement is one transaction, and a second run changes nothing
--- but the secret.
+-- The bootstrap role of a cluster is always a superuser, and PostgreSQL cannot reassign all of its objects. So the
+-- bootstrap role gets another name. A new role takes the old name, the password, the settings and the memberships. A
+-- session cannot rename its own role, so a third role renames it. One statement is one transaction. A second run changes
+-- only the secret.
 do $$
 declare
     item record;

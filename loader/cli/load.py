@@ -1,0 +1,86 @@
+"""`loader load`: files of events, from the command line into the schema raw."""
+
+import sys
+
+import click
+
+from loader.cli import context, output
+from loader.errors import UsageError
+from loader.files.exports import export_naming, find_entrances
+from loader.files.load import Load
+from loader.files.streams import CALLS, find_files, first_names
+from loader.raw.landing import LandingResult
+from loader.runtime.terminal import count
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--source", help="Name of the source; needed when there are several.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["segment", "iterable-export"]),
+    default="segment",
+    show_default=True,
+    help="What the files hold: Segment's tracking calls, or events that Iterable exported.",
+)
+@click.option("--type", "kind", help="What an export holds, such as emailSend, where the file's name does not tell.")
+@click.option("--no-check", is_flag=True, help="Load a file although none of its first 1,000 lines is an event.")
+def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str | None, *, no_check: bool) -> None:
+    """Land files of events.
+
+    PATH is a file, a glob pattern, a folder, or - for standard input. Plain, gzip and zstd are told apart by their
+    bytes. A file that was loaded before changes nothing; one that has grown, or whose load was stopped, goes on where
+    it was. What cannot land goes to quarantine and costs its neighbours nothing: exit code 3 says so.
+
+    Tracking calls come one JSON object a line. Iterable's exports may be lines of JSON, CSV or Parquet.
+
+    Of a folder, only files whose names say that they hold events are loaded. A file whose first 1,000 lines hold no
+    event is stopped before anything of it lands.
+    """
+    if kind and file_format == "segment":
+        raise UsageError("--type says what an export of Iterable's holds: give --format iterable-export too.")
+    found = find_files(paths, CALLS if file_format == "segment" else export_naming(kind))
+    files = found.paths
+    if found.left_out:
+        left_out = count(len(found.left_out), "file")
+        output.note(f"Passed over {left_out} of folders, not called like events: {first_names(found.left_out, 3)}")
+    entrances = {} if file_format == "segment" else find_entrances(files, kind)
+    with context.database() as (database, settings), database.autocommit() as connection:
+        schema = context.find_schema(database, source)
+        progress = output.ProgressDisplay()
+        total, outcomes, discards = LandingResult(), [], []
+        try:
+            loading = Load(
+                database.url,
+                connection,
+                schema,
+                workers=settings.workers,
+                lock_wait=settings.lock_wait,
+                entrances=entrances,
+                checked=not no_check,
+                report=progress,
+            )
+            for loaded in loading.run(files):
+                outcomes.append(loaded.outcome)
+                total.add(loaded.landed)
+                if loaded.landed.quarantined:
+                    discards.append(f"`loader quarantine discard --load {loaded.number}`")
+                if loaded.error:
+                    progress.close()
+                    output.note(f"Error: {loaded.error}")
+        finally:
+            progress.close()
+    unchanged = outcomes.count("unchanged")
+    if unchanged:
+        output.echo(f"{count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}")
+    if unchanged < len(outcomes):
+        output.echo("\n".join(output.landed_lines(total)))
+    if "failed" in outcomes:
+        output.note(f"{count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded whole.")
+        sys.exit(1)
+    if total.quarantined:
+        output.note("`loader quarantine list` shows what was refused, and why.")
+        if total.quarantined > total.rows:
+            output.note(f"More was refused than landed. To discard it: {first_names(discards, 3)}")
+        sys.exit(context.EXIT_QUARANTINED)

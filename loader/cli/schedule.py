@@ -1,0 +1,25 @@
+"""`loader schedule`: the transform whenever something new has landed."""
+
+import click
+
+from loader.cli import services
+from loader.runtime.logs import configure_logs
+from loader.runtime.signals import stopped_by_signals
+from loader.runtime.supervisor import follow_supervisor
+from loader.settings import read_settings
+from loader.transform.scheduler import Schedule
+
+
+@click.command()
+@services.every_option
+def schedule(every: float | None) -> None:
+    """Run the transform whenever something new has landed, until stopped.
+
+    Several may run, on any machines: one works, the others stand by. The first SIGTERM or Ctrl-C lets a run that is
+    under way finish, the second ends it at once.
+    """
+    settings = read_settings()
+    configure_logs()
+    follow_supervisor()
+    with stopped_by_signals() as stop:
+        Schedule(settings, settings.every if every is None else every).run(stop)

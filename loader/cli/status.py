@@ -1,0 +1,39 @@
+"""`loader status`: what came in, where it is, and whether anything is missing."""
+
+import sys
+
+import click
+
+from loader.buffer.spool import spool_folder
+from loader.cli import context, output
+from loader.postgres.database import Database
+from loader.transform.status import is_rescan_wanted, read_readable_tables, read_status
+
+
+def check_record(database: Database) -> None:
+    """Tell a person when `loader rescan` has work to do."""
+    with database.begin() as connection:
+        if is_rescan_wanted(connection):
+            output.ask_for_rescan()
+
+
+@click.command()
+@context.as_json
+def status(*, as_json: bool) -> None:
+    """Show what came in, where it is, and whether anything is missing."""
+    with context.database(for_reader=True) as (database, settings), database.begin() as connection:
+        if database.is_reader:
+            readable = read_readable_tables(connection)
+            if as_json:
+                output.echo_json({"tables": readable})
+            else:
+                output.echo(output.table(readable))
+            output.note("This role reads tables only. The rest of the status needs the URL of the loader's role.")
+            return
+        state = read_status(connection, spool_folder(settings))
+    if as_json:
+        output.echo_json(state.as_json())
+    else:
+        output.show_status(state)
+    if state.rescan_wanted or not state.is_whole:
+        sys.exit(1)

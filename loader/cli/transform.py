@@ -1,0 +1,74 @@
+"""The commands that run dbt: `loader transform`, `loader widen`."""
+
+import sys
+
+import click
+
+from loader.cli import context, output
+from loader.cli.status import check_record
+from loader.errors import UsageError
+from loader.postgres.database import Database
+from loader.transform.dbt import log_file
+from loader.transform.dbt import transform as run_transform
+from loader.transform.waiting_columns import WaitingColumn, advise, list_waiting_columns
+
+
+@click.command()
+@click.option(
+    "--select", multiple=True, help="Only this table, as `loader status` names it, or what a selector of dbt's names."
+)
+@click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from what has landed.")
+@click.option(
+    "--allow-loss", is_flag=True, help="Rebuild also where raw.events lacks events: their rows are deleted for good."
+)
+def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) -> None:
+    """Split what has landed into the tables."""
+    if allow_loss and not full_refresh:
+        raise UsageError("--allow-loss needs --full-refresh: only a rebuild deletes rows.")
+    with context.database() as (database, settings):
+        filled = run_transform(database, settings, select=select, full_refresh=full_refresh, allow_loss=allow_loss)
+        output.echo(output.table([output.table_filled(table) for table in filled]))
+        for table in filled:
+            if table.note:
+                output.note(f"Note: {table.note}")
+        check_record(database)
+        failed = [table for table in filled if table.error or table.held]
+        for table in filled:
+            for obstacle in table.obstacles:
+                output.note(f"Warning: {table.source}.{table.table}: {obstacle}")
+        output.show_failures(failed)
+        if failed:
+            output.note(
+                f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}"
+            )
+            sys.exit(1)
+
+
+@click.command()
+def widen() -> None:
+    """Finish the columns that something keeps from a wider type: views are made again, large tables rewritten."""
+    with context.database() as (database, settings):
+        waiting = _read_waiting(database)
+        if not waiting:
+            output.echo("No column is waiting for a wider type.")
+            return
+        filled = run_transform(database, settings, widen=True)
+        left = {(c.source, c.table, c.column): c for c in _read_waiting(database)}
+        for column in waiting:
+            if (column.source, column.table, column.column) not in left:
+                output.echo(f"{column.source}.{column.table}.{column.column} is {column.wanted} now.")
+        for table in filled:
+            if table.error:
+                output.note(f"Error: {table.source}.{table.table} stays as it was: {table.error}")
+        for waits in left.values():
+            output.note(
+                f"Error: {waits.source}.{waits.table}.{waits.column} waits for type {waits.wanted}. "
+                f"In the way: {waits.in_the_way}. {advise(waits.in_the_way)}"
+            )
+        if left:
+            sys.exit(1)
+
+
+def _read_waiting(database: Database) -> list[WaitingColumn]:
+    with database.begin() as connection:
+        return list_waiting_columns(connection)

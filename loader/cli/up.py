@@ -1,0 +1,42 @@
+"""`loader up`: the whole product in the foreground."""
+
+import shlex
+import sys
+
+import click
+import structlog
+
+from loader.cli import context, services
+from loader.collector.server import bind
+from loader.raw.sources import list_keys, list_sources
+from loader.runtime.logs import configure_logs
+from loader.runtime.supervisor import Command, follow_supervisor, supervise
+
+
+@click.command()
+@services.host_option
+@services.port_option
+@services.processes_option
+@services.every_option
+def up(host: str, port: int, processes: int | None, every: float | None) -> None:
+    """Run the whole product: the collector, the transform every few seconds and the embedded database.
+
+    It stays in the foreground. With `DATABASE_URL` it uses that database, otherwise the embedded one, which it keeps
+    up. SIGTERM stops everything in order, a second one at once.
+    """
+    configure_logs()
+    log = structlog.get_logger("loader")
+    follow_supervisor()
+    with (
+        context.database() as (database, settings),
+        bind(host, port) as listening,
+        services.collectors(listening.fileno(), processes or settings.processes) as (collectors, ended),
+    ):
+        with database.begin() as connection:
+            if not any(key.revoked_at is None for key in list_keys(connection)):
+                sources = [shlex.quote(source.name) for source in list_sources(connection)]
+                command = f"loader key add {sources[0]}" if sources else "loader source add Iterable"
+                log.warning(f"nobody can send events yet: `{command}` makes a write key")
+        arguments = ["schedule", f"--every={settings.every if every is None else every:g}"]
+        code = supervise([*collectors, Command("schedule", arguments)], ended)
+    sys.exit(code)

@@ -1,0 +1,156 @@
+"""Retries messages of the quarantine: those that can land do, each in the transaction that resolves the message."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+from msgspec.structs import replace
+from psycopg.rows import class_row
+
+from loader.errors import UsageError
+from loader.events.formats import parse_message
+from loader.events.json_text import strip_body
+from loader.events.model import Event, Refused
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import explain, land
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What became of a message that was tried again.
+
+    Attributes:
+        number: The message's.
+        landed: How many calls of it landed.
+        refused: How many were refused.
+        why: Why the first of them was.
+    """
+
+    number: int
+    landed: int
+    refused: int
+    why: str
+
+    def __str__(self) -> str:
+        if self.landed + self.refused == 1:
+            return f"{self.number}: {self.why}" if self.refused else f"{self.number}: landed"
+        told = f"{self.number}: {self.landed:,} of {self.landed + self.refused:,} calls landed"
+        if not self.refused:
+            return told
+        rest = "Each other call is now a message of its own" if self.landed else "The message stays as it is"
+        return f"{told}. {rest}. First refusal: {self.why}"
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A message as it came, with what reading it again needs."""
+
+    id: int
+    source: str
+    entrance: str
+    payload: bytes
+    path: str | None
+    byte_offset: int | None
+    received_at: datetime
+
+
+_OPEN = """
+    select id from raw.quarantine
+    where resolved_at is null and (%(reason)s::text is null or reason = %(reason)s)
+    order by id
+"""
+_ORIGINAL = """
+    select id, source, entrance, payload, path, byte_offset, received_at from raw.quarantine where id = %s
+"""
+_RESOLVE = """
+    update raw.quarantine set resolved_at = now(), resolution = %s where id = %s and resolved_at is null
+"""
+
+
+def open_messages(connection: psycopg.Connection, reason: str | None = None) -> list[int]:
+    """Return the numbers of all messages that have not landed yet, the oldest first."""
+    return [number for (number,) in connection.execute(_OPEN, {"reason": reason}).fetchall()]
+
+
+def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: bytes | None = None) -> list[Retried]:
+    """Try to land messages again, each in a transaction of its own.
+
+    A message is read as its entrance reads it. One that holds several calls (the body of a batch or a webhook) is
+    resolved as soon as one of them lands, and the others go to quarantine by themselves.
+
+    Args:
+        connection: A connection in autocommit.
+        numbers: Which messages.
+        replacement: A corrected message to land in the place of the only one named.
+
+    Returns:
+        What became of each message, but those that somebody else has landed meanwhile. A message of which nothing
+        lands stays as it is.
+
+    Raises:
+        UsageError: There is no such message, or it has landed already.
+        DatabaseError: The database cannot take events.
+    """
+    chosen = list(dict.fromkeys(numbers))
+    _refuse_landed(connection, chosen)
+    registry = SchemaRegistry()
+    outcomes = []
+    for number in chosen:
+        message = _read_original(connection, number)
+        if message and (outcome := _retry(connection, registry, message, replacement)):
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _read_original(connection: psycopg.Connection, number: int) -> _Original | None:
+    with connection.cursor(row_factory=class_row(_Original)) as cursor:
+        return cursor.execute(_ORIGINAL, (number,)).fetchone()
+
+
+def _retry(
+    connection: psycopg.Connection, registry: SchemaRegistry, message: _Original, replacement: bytes | None
+) -> Retried | None:
+    """Try to land one message; None when somebody else has landed it meanwhile."""
+    payload = message.payload.rstrip(b"\n") if replacement is None else strip_body(replacement)
+    offset = 1 if message.byte_offset is None else message.byte_offset
+    parsed: list[Event | Refused] = []
+    refused: list[Refused] = []
+    for part in parse_message(message.entrance, payload, offset):
+        if isinstance(part, Event):
+            parsed.append(replace(part, received_at=part.received_at or message.received_at))
+        elif not part.repaired:
+            # The original of an event that lands repaired is this message itself.
+            parsed.append(part)
+            refused.append(part)
+    times = dict.fromkeys((part.offset for part in parsed), message.received_at)
+    why = f"{refused[0].reason}: {refused[0].detail}" if refused else "the database refuses it as before"
+    if not parsed:
+        return Retried(message.id, 0, 1, "it is empty")
+    if len(refused) == len(parsed):
+        return Retried(message.id, 0, len(refused), why)
+    try:
+        with registry.transaction(connection) as changes:
+            resolution = "retried" if replacement is None else "replaced"
+            resolved = connection.execute(_RESOLVE, (resolution, message.id))
+            if not resolved.rowcount:
+                return None
+            landed = land(connection, message.source, message.entrance, parsed, changes, path=message.path, times=times)
+            if not landed.rows:
+                raise psycopg.Rollback
+    except psycopg.errors.LockNotAvailable:
+        raise  # the command names the session that holds the lock
+    except psycopg.Error as error:
+        raise explain(error) from None
+    return Retried(message.id, landed.rows, landed.quarantined, why)
+
+
+def _refuse_landed(connection: psycopg.Connection, numbers: Sequence[int]) -> None:
+    """Refuse all when one is not there or has landed already, before anything is done."""
+    rows = connection.execute("select id, resolution from raw.quarantine where id = any(%s)", (list(numbers),))
+    resolutions: dict[int, str | None] = dict(rows.fetchall())
+    for number in numbers:
+        if number not in resolutions:
+            raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows them.")
+        if resolutions[number]:
+            raise UsageError(f"Message {number} has landed already ({resolutions[number]}).")

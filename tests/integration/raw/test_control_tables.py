@@ -1,0 +1,87 @@
+"""The control tables as SQLAlchemy has them, and as the migrations build them: neither drifts from the other."""
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Column, Connection, MetaData, Text, inspect
+from sqlalchemy.dialects.postgresql.base import ischema_names
+
+from loader.postgres.database import Database
+from loader.raw.tables import Snapshot, metadata
+
+# Only psycopg reads and writes these, in the transactions of the rows or over connections that stay.
+DATA_PATH = {"events", "properties", "readers", "restore_mark", "schedules", "spools"}
+# Alembic's own.
+REVISIONS = "alembic_version"
+
+
+@pytest.fixture(autouse=True)
+def known_snapshot_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy reads columns of the type `pg_snapshot` without a warning."""
+    monkeypatch.setitem(ischema_names, "pg_snapshot", Snapshot)
+
+
+def differences(connection: Connection, tables: MetaData) -> list[tuple[object, ...]]:
+    """Return what Alembic would change in the database to make it what the definitions say."""
+
+    def is_read(name: str | None, kind: str, _: object) -> bool:
+        return (kind != "schema" or name == "raw") and (kind != "table" or name in names(tables))
+
+    def is_compared(_: object, __: object, kind: str, *___: object) -> bool:
+        # The migrations have the indexes, uniqueness and foreign keys: no statement is built from them.
+        return kind in {"table", "column"}
+
+    options = {"include_schemas": True, "include_name": is_read, "include_object": is_compared, "compare_type": True}
+    found: list[tuple[object, ...]] = []
+    for change in compare_metadata(MigrationContext.configure(connection, opts=options), tables):
+        found += change if isinstance(change, list) else [change]
+    # Only the migrations hold comments.
+    return [change for change in found if not str(change[0]).endswith("_comment")]
+
+
+def test_the_definitions_are_what_the_migrations_build(database: Database) -> None:
+    """Names, types and nullability of all columns, in both directions."""
+    with database.begin() as connection:
+        assert differences(connection, metadata) == []
+
+
+def test_the_primary_keys_are_those_of_the_migrations(database: Database) -> None:
+    """Alembic does not compare them."""
+    with database.begin() as connection:
+        inspector = inspect(connection)
+        built = {name: inspector.get_pk_constraint(name, "raw")["constrained_columns"] for name in names(metadata)}
+    assert built == {table.name: [column.name for column in table.primary_key] for table in metadata.tables.values()}
+
+
+def test_every_table_of_the_migrations_is_defined_or_belongs_to_the_data_path(database: Database) -> None:
+    """A table that a migration adds is put on one of the two sides."""
+    with database.begin() as connection:
+        inspector = inspect(connection)
+        parents = {name for name in inspector.get_table_names("raw") if not name.startswith("events_")}
+    assert parents == names(metadata) | DATA_PATH | {REVISIONS}
+    assert not names(metadata) & DATA_PATH
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        (Column("rescan_wanted", Text, nullable=False), "modify_type"),
+        (Column("rescan_wanted", metadata.tables["raw.generation"].c.rescan_wanted.type), "modify_nullable"),
+        (Column("another", Text), "add_column"),
+    ],
+    ids=["type", "nullability", "name"],
+)
+def test_the_comparison_finds_a_difference(database: Database, column: Column[object], change: str) -> None:
+    """So that nothing to change means that nothing is different."""
+    other = MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(other)
+    other.tables["raw.generation"].append_column(column, replace_existing=True)
+    with database.begin() as connection:
+        [found] = differences(connection, other)
+    assert found[0] == change
+
+
+def names(tables: MetaData) -> set[str]:
+    """Return the names of the defined tables."""
+    return {table.name for table in tables.tables.values()}
