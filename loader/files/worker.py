@@ -4,7 +4,6 @@ This module imports as little as it can, because every worker process pays for i
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -112,14 +111,14 @@ def _land_chunk(connection: psycopg.Connection, work: Work, changes: PendingChan
     return landing.land(connection, work.source, work.entrance, messages, changes, path=printable(work.path))
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: str) -> None:
     """Land chunks until the pipe closes.
 
     Args:
         descriptor: This process's end of the pipe; the first thing in it is the database's connection URL
             and the seconds that a statement waits for a lock.
     """
-    pipe = Connection(descriptor)
+    pipe = Connection(int(descriptor))
 
     def may_commit(landed: LandingResult) -> None:
         pipe.send(landed)
@@ -142,7 +141,3 @@ def main(descriptor: int) -> None:
     except (EOFError, OSError):
         # The parent is done, or gone; an open transaction is rolled back by the server.
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

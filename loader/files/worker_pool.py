@@ -5,24 +5,12 @@ idle. Chunks are copied at the same time, but each commits only after the one be
 offset: whenever the loader is killed, everything before that offset has landed and nothing after it has.
 """
 
-import socket
-import subprocess
-import sys
 from collections import deque
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 from loader.errors import LoaderError
 from loader.files.worker import Work
 from loader.raw.landing import LandingResult
-
-# Starts a worker without importing the command line again, as multiprocessing would, and without looking for modules in
-# the folder the person happens to be in.
-_START = "import sys; sys.path.append(sys.argv[1]); from loader.files.worker import main; main(int(sys.argv[2]))"
-_PACKAGES = str(Path(__file__).parents[2])
-
-# Room for a chunk's worth of bytes in the pipe, so that handing over the next does not wait for the worker.
-_PIPE_BYTES = 1 << 20
+from loader.runtime.child_process import ChildProcess
 
 
 class Workers:
@@ -35,34 +23,17 @@ class Workers:
     """
 
     def __init__(self, url: str, count: int, lock_wait: float) -> None:
-        self._pipes: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._workers: list[ChildProcess] = []
         for _ in range(count):
             try:
-                self._start(url, lock_wait)
+                self._workers.append(ChildProcess("loader.files.worker", (url, lock_wait)))
             except OSError as error:
                 self.close()
                 raise LoaderError(
                     f"Cannot start {count} worker processes: {error.strerror}. Set LOADER_WORKERS to a smaller number."
                 ) from None
-        self._idle = deque(self._pipes)
-        self._busy: deque[Connection] = deque()
-
-    def _start(self, url: str, lock_wait: float) -> None:
-        here, there = socket.socketpair()
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE_BYTES)
-        pipe = Connection(here.detach())
-        self._pipes.append(pipe)
-        with there:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, _PACKAGES, str(there.fileno())],
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C is for the parent, which closes the pipe.
-                process_group=0,
-            )
-        self._processes.append(process)
-        pipe.send((url, lock_wait))
+        self._idle = deque(self._workers)
+        self._busy: deque[ChildProcess] = deque()
 
     def submit(self, work: Work) -> LandingResult | None:
         """Hand a chunk to a worker; when all are busy, wait for the oldest chunk to be committed first.
@@ -74,14 +45,14 @@ class Workers:
             LoaderError: That chunk could not be landed.
         """
         committed = None if self._idle else self.commit_oldest()
-        pipe = self._idle.popleft()
+        worker = self._idle.popleft()
         try:
-            pipe.send(work)
+            worker.pipe.send(work)
         except OSError:
-            # It may have said why before it went.
-            self._receive(pipe)
+            # The worker may have sent its reason before it ended.
+            _receive(worker)
             raise _died() from None
-        self._busy.append(pipe)
+        self._busy.append(worker)
         return committed
 
     def commit_oldest(self) -> LandingResult | None:
@@ -95,36 +66,32 @@ class Workers:
         """
         if not self._busy:
             return None
-        pipe = self._busy.popleft()
-        self._receive(pipe)
+        worker = self._busy.popleft()
+        _receive(worker)
         try:
-            pipe.send("commit")
+            worker.pipe.send("commit")
         except OSError:
             raise _died() from None
-        landed = self._receive(pipe)
-        self._idle.append(pipe)
+        landed = _receive(worker)
+        self._idle.append(worker)
         return landed
 
     def close(self) -> None:
         """Stop the workers; chunks not committed are rolled back."""
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            # One that waits for the database, perhaps for a lock, would not notice that its pipe is closed.
-            process.kill()
-            process.wait()
+        for worker in self._workers:
+            worker.close()
 
-    @staticmethod
-    def _receive(pipe: Connection) -> LandingResult:
-        try:
-            message = pipe.recv()
-        except (EOFError, OSError):
-            raise _died() from None
-        if isinstance(message, LoaderError):
-            raise message
-        if not isinstance(message, LandingResult):
-            raise LoaderError(f"A worker process failed: {message}. Run the command again: it goes on from there.")
-        return message
+
+def _receive(worker: ChildProcess) -> LandingResult:
+    try:
+        message = worker.pipe.recv()
+    except (EOFError, OSError):
+        raise _died() from None
+    if isinstance(message, LoaderError):
+        raise message
+    if not isinstance(message, LandingResult):
+        raise LoaderError(f"A worker process failed: {message}. Run the command again: it goes on from there.")
+    return message
 
 
 def _died() -> LoaderError:

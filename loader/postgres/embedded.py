@@ -20,7 +20,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ import psycopg
 from loader.errors import EmbeddedError
 from loader.postgres.embedded_cluster import DATABASE, ENVIRONMENT, KEEPER, USER, Cluster, end_keeper, start_detached
 from loader.postgres.file_locks import POLL_SECONDS, TELL_SECONDS, LockedFolder
+from loader.runtime.child_process import python_command
 
 logger = logging.getLogger("loader")
 
@@ -202,14 +202,8 @@ class EmbeddedServer:
         """Start the process that stops the server when nothing uses it, unless there is one."""
         if not self.folder.is_free("keeper.lock"):
             return
-        # The package may have been found by way of the current folder, which the keeper does not stay in. At the end
-        # of the path, that folder hides no module of Python's own.
-        program = (
-            "import sys; sys.path.append(sys.argv.pop(1)); from loader.postgres.embedded_keeper import main; main()"
-        )
-        place = str(Path(__file__).parents[2])
         with self.folder.hold("keeper.lock", wait=self.lock_seconds) as lock, self._open_log() as log:
-            command = [sys.executable, "-c", program, place, str(self.home), str(lock)]
+            command = python_command("loader.postgres.embedded_keeper", str(self.home), str(lock))
             start_detached(command, account=None, log=log, lock=lock, environment=dict(os.environ))
 
     def _start_or_join(self) -> int:

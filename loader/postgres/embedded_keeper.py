@@ -106,13 +106,13 @@ class Keeper:
             return True
 
 
-def main() -> None:
-    """Watch the server of a home: `keeper HOME LOCK`, as `loader.postgres.embedded` starts it."""
-    home, lock = sys.argv[1:]
+def main(home: str, lock: str) -> None:
+    """Watch the server of a home until it has stopped; `loader.postgres.embedded` starts this process.
+
+    Args:
+        home: The `LOADER_HOME`.
+        lock: The descriptor of the locked `keeper.lock`, which this process has inherited.
+    """
     os.set_inheritable(int(lock), False)
     with suppress(KeyboardInterrupt):
         Keeper(EmbeddedServer(Path(home)), int(lock)).watch()
-
-
-if __name__ == "__main__":
-    main()

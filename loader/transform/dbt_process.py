@@ -10,23 +10,15 @@ import gc
 import os
 import queue
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from loader.errors import LoaderError, without_values
 from loader.postgres.database import open_database
+from loader.runtime.child_process import ChildProcess
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled, transform
 
-# As `loader.files.worker_pool` starts its own: without the command line, and not from the folder the person is in.
-_START = (
-    "import sys; sys.path.append(sys.argv[1]); from loader.transform.dbt_process import main; main(int(sys.argv[2]))"
-)
-_PACKAGES = str(Path(__file__).parents[2])
 # Killed, it leaves semaphores of dbt's to Python's own clean-up, which would say so each time.
 _WARNINGS = ["-W", "ignore:resource_tracker:UserWarning"]
 
@@ -43,8 +35,7 @@ class Runner:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._child: ChildProcess | None = None
         self._runs = 0
 
     def start(self) -> None:
@@ -56,10 +47,12 @@ class Runner:
         if self._runs >= _RUNS_PER_PROCESS:
             self.close()
         try:
-            if self._pipe is None:
-                self._start_process()
-            assert self._pipe is not None  # noqa: S101 - for mypy: it was just opened
-            self._pipe.send(None)
+            if self._child is None:
+                # dbt prints errors with the values that caused them. The pipe carries all that may be shown.
+                self._child = ChildProcess(
+                    "loader.transform.dbt_process", self._settings, options=_WARNINGS, is_silent=True
+                )
+            self._child.pipe.send(None)
         except OSError as error:
             self.close()
             raise LoaderError(f"Cannot start a process for dbt: {error.strerror}.") from None
@@ -74,12 +67,12 @@ class Runner:
         Raises:
             LoaderError: dbt could not start, or the process died.
         """
-        if self._pipe is None:
+        if self._child is None:
             raise LoaderError("No run is under way.")
         try:
-            if not self._pipe.poll(wait):
+            if not self._child.pipe.poll(wait):
                 return None
-            message = self._pipe.recv()
+            message = self._child.pipe.recv()
         except (EOFError, OSError):
             self.close()
             raise LoaderError("The process that runs dbt ended without a word, perhaps for lack of memory.") from None
@@ -90,31 +83,13 @@ class Runner:
 
     def close(self) -> None:
         """Kill the child; a run that is under way leaves each table either as before or complete."""
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._pipe = self._process = None
+        if self._child is not None:
+            self._child.close()
+        self._child = None
         self._runs = 0
 
-    def _start_process(self) -> None:
-        here, there = socket.socketpair()
-        self._pipe = Connection(here.detach())
-        with there:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", *_WARNINGS, "-c", _START, _PACKAGES, str(there.fileno())],
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-                # dbt prints errors with the values that caused them; what may be told comes through the pipe.
-                stdout=subprocess.DEVNULL,
-                # Ctrl-C is for the parent, which decides what becomes of the run.
-                process_group=0,
-            )
-        self._pipe.send(self._settings)
 
-
-def main(descriptor: int) -> None:
+def main(descriptor: str) -> None:
     """Run the transform whenever told to, until the pipe closes.
 
     Args:
@@ -123,7 +98,7 @@ def main(descriptor: int) -> None:
     # Service managers send SIGTERM to every process of a service; the parent lets the run finish.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe = Connection(descriptor)
+    pipe = Connection(int(descriptor))
     orders: queue.SimpleQueue[None] = queue.SimpleQueue()
     with contextlib.suppress(EOFError, OSError):
         settings: Settings = pipe.recv()
@@ -152,7 +127,3 @@ def _run(settings: Settings) -> list[TableFilled] | LoaderError:
         return error
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
         return LoaderError(f"{type(error).__name__}: {without_values(error)}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -557,7 +557,7 @@ def test_workers_that_wait_for_a_lock_can_be_stopped(
     """Stopping does not wait for a database that does not answer."""
     data = events.read_bytes()
     workers = Workers(database.url, 1, database.lock_wait)
-    processes = list(workers._processes)
+    processes = [worker._process for worker in workers._workers]
     with database.connect() as other:
         other.execute("lock table raw.events in access exclusive mode")
         workers.submit(Work(0, "iterable", "file", str(events), Chunk(data, len(data), 0, len(data), b"")))
