@@ -78,6 +78,9 @@ def cluster() -> Iterator[Path]:
         server.acquire()
         server.stop()
         server.release()
+        for keeper in keepers(folder):
+            # A keeper that has not noticed the stop would watch the next server, and write into the deleted log.
+            kill_hard(keeper.pid)
         (folder / "embedded" / "postgres.log").unlink()
         yield folder
 
