@@ -1,7 +1,7 @@
-"""Keeps processes of the loader running: one that ends is started again, a signal ends them all in order.
+"""Keeps child processes of `loader` running: restarts each that ends, and stops all of them at a signal.
 
-The first SIGTERM or SIGINT is handed on to every process, which then finishes what it is doing; the second one kills
-them. A process whose supervisor has died ends as if it had got the first.
+The first SIGTERM or SIGINT is passed on to every process, which finishes its work in progress. The second signal kills
+all processes. A process whose supervisor is gone stops as after a first signal.
 """
 
 import asyncio
@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
-# Between a process's end and its next start; a process that has run for the longest pause begins anew.
+from loader.runtime.signals import handle_signals
+
+# Seconds between a process's end and its next start. A process that ran for the longest pause starts with the first.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 
-# Tells a process whose end is its own.
+# Environment variable with the process id of the supervisor.
 _SUPERVISOR = "LOADER_SUPERVISOR"
 
 log = structlog.get_logger("loader")
@@ -31,10 +33,10 @@ class Command:
     """A process to keep running.
 
     Attributes:
-        name: What it is called in the log.
-        arguments: What `loader` is started with.
-        descriptors: Open files it inherits.
-        environment: Variables beside this process's own.
+        name: The name of the process in the log.
+        arguments: The arguments of `loader`.
+        descriptors: Open files that the process inherits.
+        environment: Variables added to the environment of this process.
     """
 
     name: str
@@ -44,16 +46,16 @@ class Command:
 
 
 def supervise(commands: Sequence[Command], ended: Callable[[int], None] = lambda _: None) -> int:
-    """Run processes until a signal comes.
+    """Run processes until a signal arrives.
 
-    A process that ends with exit code 1 or 2 before it has run for a few seconds says that it cannot: then all end.
+    Exit code 1 or 2 within the first 30 seconds means that a process cannot start. All processes are stopped then.
 
     Args:
         commands: The processes.
-        ended: Called with the number of each process that has ended.
+        ended: Called with the process id of each process that has ended.
 
     Returns:
-        The exit code: 0 when all have ended in order.
+        The exit code: 0 when all processes stopped in order.
     """
     return asyncio.run(_Supervisor(ended).run(commands))
 
@@ -66,28 +68,25 @@ class _Supervisor:
         self._code = 0
 
     async def run(self, commands: Sequence[Command]) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-        await asyncio.gather(*(self._keep(command) for command in commands))
+        call = asyncio.get_running_loop().call_soon_threadsafe
+        with handle_signals(lambda: call(self._stop), lambda _: call(self._kill)):
+            await asyncio.gather(*(self._keep_running(command) for command in commands))
         return self._code
-
-    def _signalled(self) -> None:
-        if self._stopping.is_set():
-            self._code = 1
-            self._send(signal.SIGKILL)
-        self._stop()
 
     def _stop(self) -> None:
         self._stopping.set()
         self._send(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        self._code = 1
+        self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._running:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _keep(self, command: Command) -> None:
+    async def _keep_running(self, command: Command) -> None:
         pause = _FIRST_PAUSE
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -99,7 +98,7 @@ class _Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=command.descriptors,
                 env=os.environ | command.environment | {_SUPERVISOR: str(os.getpid())},
-                # Ctrl-C on a terminal is for the supervisor, which hands it on once.
+                # Ctrl-C on a terminal reaches the supervisor only, which passes it on once.
                 process_group=0,
             )
             self._running.add(process)
@@ -110,7 +109,7 @@ class _Supervisor:
             self._ended(process.pid)
             ran = time.monotonic() - started
             if self._stopping.is_set():
-                # One that SIGTERM itself has ended had not begun yet: there was nothing to finish.
+                # SIGTERM itself ends only a process that has not begun its work. Nothing was left to finish.
                 self._code = self._code or (1 if code not in {0, -signal.SIGTERM} else 0)
                 return
             if code in {1, 2} and ran < _LONGEST_PAUSE and pause == _FIRST_PAUSE:
@@ -127,14 +126,14 @@ class _Supervisor:
 
 
 def follow_supervisor() -> None:
-    """End this process in order when the one that supervises it is gone, kill -9 included."""
+    """Stop this process in order when its supervisor is gone, even after kill -9."""
     supervisor = os.environ.pop(_SUPERVISOR, "")
     if not supervisor:
         return
 
     def watch() -> None:
         while os.getppid() == int(supervisor):
-            time.sleep(0.5)  # no event tells of a parent's end everywhere
+            time.sleep(0.5)  # not every system reports the end of a parent
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="loader-follow", daemon=True).start()
