@@ -1,4 +1,4 @@
-"""Opens plain connections to PostgreSQL: the part of the database that a worker process needs, and nothing heavier."""
+"""Opens psycopg connections to PostgreSQL, without the imports that would slow the start of a worker process."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -14,15 +14,15 @@ CONNECT_SECONDS = 10
 
 APPLICATION_NAME = "loader"
 
-# Lifts the time limits that a role or a database sets, for one transaction: an upgrade takes its
-# time. PostgreSQL 16 has no transaction_timeout.
+# Removes the time limits of a role or a database for one transaction, because an upgrade may exceed them.
+# PostgreSQL 16 has no transaction_timeout.
 NO_TIMEOUTS = """
     set local statement_timeout = 0;
     set local idle_in_transaction_session_timeout = 0;
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null
 """
 
-# A setting that the server does not know is left out, and one that has its value already is not set again.
+# Settings that the server does not know are left out, and so are settings that have the value already.
 _SET = """
     select set_config(name, wanted, %s)
     from unnest(%s::text[], %s::text[]) as settings (name, wanted)
@@ -31,12 +31,12 @@ _SET = """
 
 
 def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECONDS) -> psycopg.Connection:
-    """Open a psycopg connection with the settings every connection of the loader has.
+    """Open a psycopg connection with the settings that all connections of the loader have.
 
     Args:
         url: A libpq connection URL.
-        autocommit: Open no transaction by itself.
-        seconds: How long the database may take to answer.
+        autocommit: Commit each statement by itself.
+        seconds: Time limit for the database's answer; libpq's minimum is 2 s.
 
     Raises:
         DatabaseError: The database does not answer.
@@ -46,28 +46,28 @@ def connect(url: str, *, autocommit: bool = False, seconds: float = CONNECT_SECO
             url,
             connect_timeout=max(round(seconds), 2),
             application_name=APPLICATION_NAME,
-            # Events are copied as the bytes they are: UTF-8, whatever the environment and the database have in mind.
+            # Events are copied as their UTF-8 bytes, regardless of the encodings of environment and database.
             client_encoding="UTF8",
             autocommit=autocommit,
-            # Behind a pooler the next transaction may be in a session that knows nothing of what this one has prepared.
+            # Behind a pooler, the next transaction may run in a session that lacks the prepared statements of this one.
             prepare_threshold=None,
         )
     except psycopg.OperationalError as error:
         raise unreachable(url, error) from None
-    # Each transaction says so itself, whatever the role or the database has as its default.
+    # psycopg names both in each BEGIN, so the defaults of the role and the database do not apply.
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.read_only = False
     return connection
 
 
 def set_session(connection: psycopg.Connection, lock_wait: float) -> None:
-    """Set what a role or a database may set otherwise, for statements that are transactions of their own.
+    """Override the settings of a role or a database for a session whose statements are separate transactions.
 
-    Behind a pooler in transaction mode the settings stay with the server's session, which later clients use.
+    Behind a pooler in transaction mode, the settings stay with the server's session, which later clients use.
 
     Args:
         connection: A connection in autocommit.
-        lock_wait: Seconds a statement waits for a lock of somebody else.
+        lock_wait: Seconds that a statement waits for a lock of another session.
 
     Raises:
         psycopg.Error: The database does not answer.
@@ -84,12 +84,12 @@ def set_session(connection: psycopg.Connection, lock_wait: float) -> None:
 
 
 def apply_settings(connection: psycopg.Connection, wanted: Mapping[str, str], *, for_transaction: bool = False) -> None:
-    """Set settings of the server for a session.
+    """Change settings of the server for a session or for one transaction.
 
     Args:
         connection: An open connection.
-        wanted: The values by name; a name that the server does not know is left out.
-        for_transaction: Set them for the present transaction only.
+        wanted: The values by name; names that the server does not know are left out.
+        for_transaction: Change them for the current transaction only.
 
     Raises:
         psycopg.Error: The database does not answer.
@@ -98,7 +98,12 @@ def apply_settings(connection: psycopg.Connection, wanted: Mapping[str, str], *,
 
 
 def unreachable(url: str, error: object) -> DatabaseError:
-    """Return what to tell a person when a database does not answer; the password stays out of it."""
+    """Return the error for a database that does not answer; its message does not contain the password.
+
+    Args:
+        url: A libpq connection URL.
+        error: The reason, such as an exception of psycopg.
+    """
     parameters = conninfo_to_dict(url)
     where = f"{parameters.get('host', 'localhost')}:{parameters.get('port', 5432)}/{parameters.get('dbname', '')}"
     reason = " ".join(str(error).split())
@@ -110,13 +115,13 @@ def unreachable(url: str, error: object) -> DatabaseError:
 
 @contextmanager
 def time_limit(connection: psycopg.Connection, seconds: float) -> Iterator[None]:
-    """End a connection whose database has not answered by the end of the block, or of the time.
+    """Cut a connection if the block takes longer than a time limit; the waiting call in the block then fails.
 
-    A server that is gone without a word, or a proxy that has lost its own, would be waited for without end.
+    Without a limit, a client waits forever for a server that has vanished, or for a proxy that has lost its server.
 
     Args:
         connection: The connection.
-        seconds: The time.
+        seconds: The time limit.
     """
     timer = Timer(seconds, cut, [connection])
     timer.daemon = True
@@ -128,6 +133,6 @@ def time_limit(connection: psycopg.Connection, seconds: float) -> Iterator[None]
 
 
 def cut(connection: psycopg.Connection) -> None:
-    """End a connection that another thread waits for: it fails there as if the network had."""
+    """Shut down the socket of a connection; the thread that waits for the connection gets a network error."""
     with suppress(psycopg.Error, OSError), socket.socket(fileno=socket.dup(connection.fileno())) as handle:
         handle.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,8 @@
-"""The database: where it is, whether it will do, and its raw schema.
+"""Finds and opens the database, checks its version, and migrates its raw schema.
 
-`DATABASE_URL` names it; without that, the embedded PostgreSQL is started. Whoever opens it gets a database of a
-version that works, with the raw schema this version of the loader needs, whose stored transaction ids are its own.
+`DATABASE_URL` names the database; without that variable, the embedded PostgreSQL is started. An opened database has a
+supported version of PostgreSQL and the raw schema of this version of the loader. The transaction ids stored in the
+schema belong to the database's own cluster.
 """
 
 import time
@@ -23,14 +24,14 @@ from loader.postgres.embedded import EmbeddedServer
 from loader.postgres.lock_holders import LOCK_NOT_AVAILABLE, lock_error, name_lock_holders
 from loader.settings import Settings
 
-# `pg_input_is_valid`, which every safe cast uses, came with 16.
+# Every safe cast uses `pg_input_is_valid`, which PostgreSQL 16 introduced.
 MINIMUM_VERSION = 16
 
-# A migration waits this long for a lock: landing and readers queue behind it. Then it lets them pass and tries again.
+# A migration waits this long for a lock, because landing and readers queue behind it. After a pause it tries again.
 _MIGRATION_LOCK_WAIT = "200ms"
 _MIGRATION_TRIES = 12
 _MIGRATION_PAUSE_SECONDS = 5.0
-# Held while the schema is brought up, so that two commands starting at once do not both try.
+# The advisory lock that a migration holds, so that two commands that start together do not both migrate.
 _MIGRATION_LOCK = 7_226_010_001
 
 
@@ -39,11 +40,11 @@ class Database:
     """An open database.
 
     Attributes:
-        url: The connection URL, as any PostgreSQL client takes it.
-        engine: SQLAlchemy's engine on it.
-        embedded: The server behind it is the loader's own.
-        lock_wait: Seconds a statement waits for a lock of somebody else.
-        is_reader: The role reads tables of sources and cannot use the raw schema.
+        url: The connection URL, in the form that every PostgreSQL client accepts.
+        engine: SQLAlchemy's engine for the URL.
+        embedded: Whether the server is the embedded PostgreSQL.
+        lock_wait: Seconds that a statement waits for a lock of another session.
+        is_reader: Whether the role reads tables of sources and cannot use the raw schema.
     """
 
     url: str
@@ -53,10 +54,10 @@ class Database:
     is_reader: bool = False
 
     def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
-        """Open a plain psycopg connection, for COPY.
+        """Open a psycopg connection, which COPY needs.
 
         Args:
-            autocommit: Open no transaction by itself.
+            autocommit: Commit each statement by itself.
 
         Raises:
             DatabaseError: The database does not answer.
@@ -65,10 +66,10 @@ class Database:
 
     @contextmanager
     def name_lock_holders(self) -> Iterator[None]:
-        """Turn an error about a lock that was waited for too long into one that names the sessions in the way.
+        """Replace the error of a lock timeout in the block by an error that names the blocking sessions.
 
         Raises:
-            DatabaseError: A lock was not to be had.
+            DatabaseError: A statement waited too long for a lock.
         """
         try:
             yield
@@ -88,7 +89,7 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Open a SQLAlchemy connection in a transaction that commits at the end of the block.
+        """Open a SQLAlchemy connection in a transaction that is committed at the end of the block.
 
         Raises:
             DatabaseError: Another session holds a lock that a statement of the block needs.
@@ -100,18 +101,18 @@ class Database:
 
 @contextmanager
 def open_database(settings: Settings, *, migrate_behind: bool = False, for_reader: bool = False) -> Iterator[Database]:
-    """Open the database the settings name, ready to use.
+    """Open the database that the settings name, start it if it is the embedded one, and check it.
 
     Args:
         settings: The process's settings.
-        migrate_behind: Bring an older raw schema up instead of refusing it. The embedded database is always brought
-            up: nobody else looks after it.
-        for_reader: Also open it for a role that cannot use the raw schema.
+        migrate_behind: Migrate an older raw schema instead of refusing it. The embedded database is always migrated,
+            because it has no administrator.
+        for_reader: Accept a role that cannot use the raw schema.
 
     Raises:
         DatabaseError: The database does not answer, is too old, refuses the role, or (`SchemaBehindError`) its raw
             schema is too old.
-        UsageError: `DATABASE_URL` is no PostgreSQL URL.
+        UsageError: `DATABASE_URL` is not a PostgreSQL URL.
     """
     if settings.database_url:
         with _engine(libpq_url(settings.database_url), settings, embedded=False) as database:
@@ -120,7 +121,7 @@ def open_database(settings: Settings, *, migrate_behind: bool = False, for_reade
             except psycopg.errors.InsufficientPrivilege as error:
                 if not for_reader:
                     raise _refused(database, error) from None
-                database = replace(database, is_reader=True)  # noqa: PLW2901 - the same database, less of it
+                database = replace(database, is_reader=True)  # noqa: PLW2901 - the same database with fewer rights
             yield database
         return
     server = EmbeddedServer(settings.home, port=settings.embedded_port, idle=settings.embedded_idle)
@@ -134,10 +135,10 @@ def open_database(settings: Settings, *, migrate_behind: bool = False, for_reade
 
 
 def libpq_url(url: str) -> str:
-    """Return a database URL as libpq takes it, whatever dialect prefix it came with.
+    """Return a database URL in libpq's form, without a dialect of SQLAlchemy such as `+psycopg`.
 
     Raises:
-        UsageError: It is not a PostgreSQL URL.
+        UsageError: The URL is not a PostgreSQL URL.
     """
     problem = "DATABASE_URL must look like postgresql://user:password@host:5432/database"
     try:
@@ -150,7 +151,7 @@ def libpq_url(url: str) -> str:
 
 
 def connection_environment(url: str) -> dict[str, str]:
-    """Return the libpq environment variables of a connection URL, as dbt's profile and psql read them."""
+    """Return the libpq environment variables for a connection URL; dbt's profile and psql read them."""
     names = {
         "host": "PGHOST",
         "port": "PGPORT",
@@ -167,22 +168,22 @@ def connection_environment(url: str) -> dict[str, str]:
 
 
 def bundled(folder: str) -> Path:
-    """Return where a folder that ships with the package lies: inside it once installed, beside it in a checkout."""
+    """Return the path of a folder that ships with the package: inside the package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / folder
     return installed if installed.is_dir() else package.parent / folder
 
 
 def migrate(engine: Engine) -> tuple[str | None, str]:
-    """Bring the raw schema up to what this version needs, in one transaction.
+    """Migrate the raw schema to this version's revision, in one transaction.
 
-    A lock that is held by somebody is tried for again and again, with pauses in which others pass.
+    A migration that waits too long for a lock is repeated after a pause, in which the sessions behind it go on.
 
     Returns:
-        The revision it was at (None for none) and the one it is at now.
+        The revision of before (None without a raw schema) and the present revision.
 
     Raises:
-        DatabaseError: The schema is newer than this version of the loader, or a session holds a lock on a table of it.
+        DatabaseError: The schema is newer than this version of the loader, or another session holds a needed lock.
     """
     for attempt in range(1, _MIGRATION_TRIES + 1):
         try:
@@ -191,14 +192,14 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
             if not _is_about_lock(error):
                 raise
         if attempt < _MIGRATION_TRIES:
-            time.sleep(_MIGRATION_PAUSE_SECONDS)  # the server tells nobody of the end of somebody else's transaction
+            time.sleep(_MIGRATION_PAUSE_SECONDS)  # the server does not report the end of another transaction
     with engine.connect() as connection:
         raise lock_error(_driver_connection(connection), "The raw schema is as it was")
 
 
 def _driver_connection(connection: Connection) -> psycopg.Connection:
     driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - of the only dialect there is
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the engine has only this dialect
     return driver
 
 
@@ -208,7 +209,7 @@ def _is_about_lock(error: Exception) -> bool:
 
 
 def _migrate_once(engine: Engine) -> tuple[str | None, str]:
-    # A tenth of a second to import, which no other command should wait for.
+    # The import takes 0.1 s, and only a migration needs it.
     import alembic.command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
@@ -233,7 +234,7 @@ def check_version(number: int) -> None:
         number: `server_version_num`, e.g. 150004 for 15.4.
 
     Raises:
-        DatabaseError: It is older than `MINIMUM_VERSION`.
+        DatabaseError: The server is older than `MINIMUM_VERSION`.
     """
     if number // 10000 < MINIMUM_VERSION:
         raise DatabaseError(
@@ -243,14 +244,16 @@ def check_version(number: int) -> None:
 
 
 def check_database(connection: psycopg.Connection) -> None:
-    """Make sure that a database will do, and that the transaction ids stored in it are its own.
+    """Check the version and the raw schema of a database, and replace transaction ids of another cluster.
+
+    A restored dump contains transaction ids of the cluster it was made in.
 
     Args:
         connection: A connection in autocommit.
 
     Raises:
-        DatabaseError: It is too old, or its raw schema newer than this version of the loader.
-        SchemaBehindError: Its raw schema is older, or not there.
+        DatabaseError: PostgreSQL is too old, or the raw schema is newer than this version of the loader.
+        SchemaBehindError: The raw schema is older, or missing.
     """
     check_version(connection.info.server_version)
     revision = _read_revision(connection)
@@ -274,7 +277,7 @@ def _prepare(database: Database, *, migrate_behind: bool) -> None:
             migrate(database.engine)
             check_database(connection)
     if database.embedded and before is None:
-        # What a new user needs first; on a database of their own they say themselves what they want.
+        # New users need this source first. In a database of their own, they add sources themselves.
         with database.begin() as connection:
             connection.execute(
                 text(
@@ -309,7 +312,7 @@ def _read_revision(connection: psycopg.Connection) -> str | None:
 
 
 def _revisions() -> list[str]:
-    """Return the revisions there are, the oldest first: the numbers that the files' names begin with."""
+    """Return the revisions of all migrations, the oldest first: the numbers at the beginning of the files' names."""
     revisions = sorted(file.stem.split("_")[0] for file in (bundled("migrations") / "versions").glob("*.sql"))
     if not revisions:
         raise DatabaseError("The migrations are missing from the installation. Install the package again.")
@@ -319,6 +322,6 @@ def _revisions() -> list[str]:
 def _refuse_newer(revision: str | None) -> None:
     if revision is not None and revision not in _revisions():
         raise DatabaseError(
-            f"The raw schema is at revision {revision}, which this version of the loader does not know: it was brought "
-            "up by a newer one. Upgrade this installation."
+            f"The raw schema is at revision {revision}, which this version of the loader does not know. A newer "
+            "version has migrated the schema. Upgrade this installation."
         )

@@ -1,6 +1,6 @@
 """Names the sessions that hold the locks a statement has waited for.
 
-PostgreSQL says only that a lock was not to be had. A person needs the process, its user and its transaction's age.
+PostgreSQL reports only that a lock was not available. A person needs the process, its user and its transaction's age.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from loader.errors import DatabaseError
 
 LOCK_NOT_AVAILABLE = "55P03"
 
-# The oldest transactions first: they are the most likely ones to be in the way.
+# The oldest transactions come first, because they are the most likely cause.
 _HOLDERS = """
     select
         format('process %s', pid)
@@ -38,10 +38,10 @@ _HOLDERS = """
 
 
 def lock_error(connection: psycopg.Connection, outcome: str) -> DatabaseError:
-    """Return an error that names the sessions that hold locks.
+    """Return an error that names the three sessions with the oldest transactions among those that hold locks.
 
     Args:
-        connection: A connection that can take a query.
+        connection: A connection that can run a query.
         outcome: The consequence for the work, as the beginning of a sentence.
     """
     holders = "; ".join(name for (name,) in connection.execute(_HOLDERS).fetchall())
@@ -53,14 +53,14 @@ def lock_error(connection: psycopg.Connection, outcome: str) -> DatabaseError:
 
 @contextmanager
 def name_lock_holders(connection: psycopg.Connection, outcome: str) -> Iterator[None]:
-    """Turn an error about a lock that was waited for too long into one that names the sessions in the way.
+    """Replace the error of a lock timeout in the block by an error that names the blocking sessions.
 
     Args:
-        connection: The connection that the statements of the block use, outside of a transaction when the block ends.
+        connection: The connection that the block uses; no transaction is open on it at the end of the block.
         outcome: The consequence for the work, as the beginning of a sentence.
 
     Raises:
-        DatabaseError: A lock was not to be had.
+        DatabaseError: A statement waited too long for a lock.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Opens connections for a process that outlives its database.
+"""Opens connections for a process that goes on without its database.
 
-A collector does not end because the database does. It asks here for a connection again and again, and gets one as soon
-as there is a database that will do; the embedded one is started again on the way.
+A collector does not end when the database does. The collector repeats its calls of the `Connector` until the database
+answers and passes the checks. The connector restarts the embedded database if necessary.
 """
 
 import threading
@@ -20,7 +20,7 @@ class Connector:
 
     Args:
         settings: The process's settings.
-        warehouse: Learns from each connection what is to be known of the warehouse.
+        warehouse: Updated with the id and the clock of each connection's warehouse.
     """
 
     def __init__(self, settings: Settings, warehouse: Warehouse) -> None:
@@ -30,11 +30,11 @@ class Connector:
         self._starting = threading.Lock()
 
     def __call__(self) -> psycopg.Connection:
-        """Open a connection to a database that will do.
+        """Open a connection and check the database's version and raw schema.
 
         Raises:
-            LoaderError: There is none at the moment.
-            psycopg.Error: It failed just now.
+            LoaderError: The database does not answer, or its version or its raw schema is not supported.
+            psycopg.Error: The connection failed during the checks.
         """
         connection = connect(self._url(), autocommit=True, seconds=self._settings.commit_seconds)
         try:
@@ -48,7 +48,7 @@ class Connector:
         return connection
 
     def close(self) -> None:
-        """Declare that this process no longer uses the embedded database."""
+        """End the registration of this process as a user of the embedded database."""
         if self._embedded:
             self._embedded.release()
 
@@ -58,7 +58,7 @@ class Connector:
             return libpq_url(settings.database_url)
         with self._starting:
             if self._embedded is None:
-                # Brings the raw schema up on the way.
+                # `open_database` also migrates the raw schema.
                 with open_database(settings):
                     embedded = EmbeddedServer(settings.home, port=settings.embedded_port, idle=settings.embedded_idle)
                     embedded.acquire()

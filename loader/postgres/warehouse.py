@@ -1,6 +1,6 @@
-"""What a process that stays knows of its warehouse: the warehouse's id, and how far the two clocks are apart.
+"""Keeps the warehouse's id and the offset of the database's clock for a long-lived process.
 
-Both are read whenever a connection is opened, and every few seconds with the write keys. No batch costs a query.
+Both are read when a connection is opened, and every few seconds together with the write keys. Batches need no query.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ import structlog
 from loader.errors import DatabaseError
 from loader.runtime import metrics
 
-# From this difference on, the clocks are worth a warning.
+# A larger difference between the clocks is a warning in the log.
 _WARN_SECONDS = 1.0
 
 _LOOK = "select warehouse_id::text, clock_timestamp() from raw.cluster"
@@ -26,10 +26,10 @@ def wall_clock() -> datetime:
 
 
 class Warehouse:
-    """The warehouse of one process; may be used from any thread.
+    """The id and the clock of a process's warehouse; may be used from any thread.
 
     Attributes:
-        id: The warehouse's id; empty while it is unknown.
+        id: The warehouse's id; empty while the id is unknown.
         is_measured: Whether the offset of the database's clock has been measured.
     """
 
@@ -40,7 +40,7 @@ class Warehouse:
         self._warned_offset = 0.0
 
     def identify(self, connection: psycopg.Connection) -> str:
-        """Read the warehouse's id and its clock over a connection.
+        """Read the warehouse's id and its clock over a connection, and keep both.
 
         Args:
             connection: A connection in autocommit.
@@ -64,15 +64,15 @@ class Warehouse:
         return self.id
 
     def now(self) -> datetime:
-        """Return the time by the database's clock, as far as its offset is known."""
+        """Return the time of the database's clock; before the first measurement, that of this machine's clock."""
         return wall_clock() + self._offset if self._offset else wall_clock()
 
     def correct(self, moment: datetime) -> datetime:
-        """Return a time of this machine's clock as the database's clock would have shown it."""
+        """Convert a time of this machine's clock to the database's clock."""
         return moment + self._offset
 
     def _measure(self, least: timedelta, most: timedelta) -> None:
-        """Keep the offset within its measured bounds; an offset that still fits does not move."""
+        """Move the offset to the middle of its measured bounds, unless the present offset lies between them."""
         if not least <= self._offset <= most:
             self._offset = (least + most) / 2
         self.is_measured = True
@@ -91,10 +91,13 @@ class Warehouse:
 
 
 def renew_id(connection: psycopg.Connection) -> str:
-    """Give the warehouse a new id, and return the id.
+    """Give the warehouse a new id, and return that id.
 
     Args:
         connection: A connection in autocommit.
+
+    Raises:
+        DatabaseError: The database has no id.
     """
     row = connection.execute(_RENEW).fetchone()
     if row is None:

@@ -1,6 +1,6 @@
-"""Logs of the processes that run for long: one line of JSON each, or lines for people on a terminal.
+"""Configures the logs of long-lived processes: lines of JSON, or lines for people on a terminal.
 
-What is logged is what happened and how much of it; never a payload, an address or a key.
+A line states an event of the process and its numbers. No line contains a payload, an address or a key.
 """
 
 import logging
@@ -13,7 +13,7 @@ from loader.runtime.terminal import escape_controls
 
 
 def _describe_exception(exc_info: structlog.typing.ExcInfo) -> str:
-    """Return where an exception was raised and of which kind it is; what it says may quote an event."""
+    """Return the class and the place of an exception and of its causes; the messages may quote an event."""
     lines = []
     error: BaseException | None = exc_info[1]
     while error is not None:
@@ -26,22 +26,22 @@ def _describe_exception(exc_info: structlog.typing.ExcInfo) -> str:
 
 
 def _escape_values(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Write control characters of texts as escapes: a reason may quote a name or a path from outside."""
+    """Replace control characters in texts by escapes, because a reason may quote a name or a path from outside."""
     return {name: escape_controls(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def _render_line(_: object, __: str, line: structlog.typing.EventDict) -> str:
-    """Return a line for a person: the time of the clock, what happened, and its values."""
+    """Return a line for a person: the local time, the message, and its values."""
     moment, event, level = (str(line.pop(name, "")) for name in ("timestamp", "event", "level"))
     values = "".join(f" {name}={value}" for name, value in line.items())
     return f"{moment}  {'' if level == 'info' else f'{level}: '}{event}{values}"
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Send everything that is logged to stderr, in one form.
+    """Send all log lines to stderr, those of the libraries too, in one format.
 
     Args:
-        level: What the loader itself logs at least; of libraries, warnings are enough.
+        level: The lowest level of the loader's own lines; libraries log warnings and errors only.
     """
     on_terminal = sys.stderr.isatty()
     shared: tuple[structlog.typing.Processor, ...] = (

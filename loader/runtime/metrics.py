@@ -1,4 +1,4 @@
-"""What the collector counts, for Prometheus: each metric is declared here and nowhere else."""
+"""Declares all metrics of the collector and renders them for Prometheus."""
 
 import os
 import threading
@@ -62,7 +62,7 @@ database_up = Gauge(
     registry=registry,
 )
 connections = Gauge("loader_connections", "Open HTTP connections.", multiprocess_mode="livesum", registry=registry)
-# What only the database knows; read when somebody asks.
+# Values that only the database knows; read for each answer of /metrics.
 oldest_waiting_seconds = Gauge(
     "loader_oldest_waiting_seconds",
     "Age of the oldest event that is not in its table yet; 0 when none is waiting, NaN when nobody can say.",
@@ -97,7 +97,7 @@ last_transform_timestamp_seconds = Gauge(
 
 
 def render() -> bytes:
-    """Return all metrics in Prometheus' text format, those of the processes on the same port included."""
+    """Return all metrics in Prometheus' text format, including those of the other processes on the same port."""
     flush()
     if SHARED_FOLDER not in os.environ:
         return generate_latest(registry)
@@ -107,25 +107,30 @@ def render() -> bytes:
 
 
 def forget_process(number: int, folder: str) -> None:
-    """Take a process that has ended out of the metrics of those on its port."""
+    """Remove an ended process from the metrics of its port.
+
+    Args:
+        number: The process id.
+        folder: The folder that the processes of the port share.
+    """
     multiprocess.mark_process_dead(number, path=folder)  # type: ignore[no-untyped-call]
 
 
 class Refusals:
-    """Counts what a process has refused since it last said so; any thread may count."""
+    """Counts the refusals of a process since its last report; any thread may count."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._messages = self._unknown_keys = 0
 
     def add(self, *, messages: int = 0, unknown_keys: int = 0) -> None:
-        """Count messages that are in quarantine, or requests with a key that no source has."""
+        """Count messages that went to quarantine, or requests with a key that no source has."""
         with self._lock:
             self._messages += messages
             self._unknown_keys += unknown_keys
 
     def take(self) -> list[str]:
-        """Return in words what was counted since the last time, a line for each kind."""
+        """Return a line of text for each kind of refusal since the last call, and reset the counts."""
         with self._lock:
             messages, unknown_keys = self._messages, self._unknown_keys
             self._messages = self._unknown_keys = 0
@@ -141,12 +146,12 @@ fast_requests = 0
 
 
 def count_request(route: str, status: int) -> None:
-    """Count a request; `flush` makes it known."""
+    """Count a request; `flush` adds it to the metrics."""
     _answered[route, status] = _answered.get((route, status), 0) + 1
 
 
 def flush() -> None:
-    """Make known what was counted: once in a while, since a lock for each request would be felt."""
+    """Add the counted requests to the metrics; done in batches, because a metric takes a lock for each change."""
     global fast_requests
     while _answered:
         (route, status), number = _answered.popitem()

@@ -1,9 +1,9 @@
-"""Text that a terminal shows as it is: no control or invisible characters, and no more of it than has room."""
+"""Makes texts safe for a terminal: escapes control and invisible characters, and shortens long texts."""
 
 import re
 import unicodedata
 
-# Letters and marks without a shape of their own. The categories below do not tell them from visible ones.
+# Letters and marks without a visible shape. Unicode's categories do not distinguish them from visible ones.
 _SHAPELESS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
 
 _NOT_ASCII_TEXT = re.compile(r"[^ -~]")
@@ -12,7 +12,7 @@ _NOT_JSON_TEXT = re.compile(r"[^ -~\n]")
 
 
 def escape_controls(text: str, *, keep: str = "") -> str:
-    r"""Return a text without characters that a terminal obeys or hides, such as `\x1b` or `\u202e`.
+    r"""Replace characters that a terminal executes or hides by escapes such as `\x1b` or `\u202e`.
 
     Spaces of every width stay, and so do emoji with their variation selectors.
 
@@ -31,12 +31,12 @@ def count(number: int, noun: str) -> str:
 
 
 def shorten(text: str, characters: int) -> str:
-    """Return a text of so many characters at most; an ellipsis shows where it was cut."""
+    """Cut a text to a number of characters; an ellipsis at the end shows the cut."""
     return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def escape_json_controls(document: str) -> str:
-    r"""Return a JSON document in which such characters of its strings are `\u....` escapes: the same values."""
+    r"""Replace such characters in the strings of a JSON document by `\u....` escapes; the values stay the same."""
     return _NOT_JSON_TEXT.sub(lambda found: found[0] if _is_visible(found[0]) else _json_escape(found[0]), document)
 
 

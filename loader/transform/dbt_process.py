@@ -1,8 +1,8 @@
-"""Runs the transform in a child process, which can be killed at any moment and starts anew now and then.
+"""Runs the transform in a child process, which the scheduler can kill at any time and replaces after many runs.
 
-dbt cannot be interrupted from outside its own thread, and a process that runs it for weeks keeps whatever it leaves
-behind. In a child, a run ends at once when its scheduler is killed, loses its lock or is told to stop twice, and the
-scheduler itself goes on saying that it is alive while a run takes hours.
+No other thread can interrupt dbt, and a process that runs dbt for weeks keeps dbt's leftovers in memory. In a child, a
+run ends at once when its scheduler is killed, loses its lock or receives a second signal. The scheduler can also
+report that it is alive during a run of hours.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from loader.runtime.child_process import ChildProcess
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled, transform
 
-# Killed, it leaves semaphores of dbt's to Python's own clean-up, which would say so each time.
+# A killed child leaves semaphores of dbt to Python's resource tracker, which would print a warning each time.
 _WARNINGS = ["-W", "ignore:resource_tracker:UserWarning"]
 
-# Memory has stayed flat over hundreds of runs; this is for what nobody has measured.
+# Memory did not grow over hundreds of runs. The limit guards against growth over a longer time.
 _RUNS_PER_PROCESS = 500
 
 
 class Runner:
-    """One child process at a time, started when a run needs it.
+    """Runs the transform in one child process at a time, which is started for the first run.
 
     Args:
         settings: The process's settings, which name the database.
@@ -39,10 +39,10 @@ class Runner:
         self._runs = 0
 
     def start(self) -> None:
-        """Begin a run; `finished` tells when it is over.
+        """Start a run; `finished` returns its result.
 
         Raises:
-            LoaderError: There is no process to run it in.
+            LoaderError: The system cannot start a child process.
         """
         if self._runs >= _RUNS_PER_PROCESS:
             self.close()
@@ -59,13 +59,13 @@ class Runner:
         self._runs += 1
 
     def finished(self, wait: float) -> list[TableFilled] | None:
-        """Return what the run did, or None when it still goes on.
+        """Return the result of the run for each table; None while the run goes on.
 
         Args:
-            wait: Seconds to wait for its end.
+            wait: Seconds to wait for the end of the run.
 
         Raises:
-            LoaderError: dbt could not start, or the process died.
+            LoaderError: dbt could not start, or the child process died.
         """
         if self._child is None:
             raise LoaderError("No run is under way.")
@@ -82,7 +82,7 @@ class Runner:
         return filled
 
     def close(self) -> None:
-        """Kill the child; a run that is under way leaves each table either as before or complete."""
+        """Kill the child; an unfinished run leaves each table either unchanged or complete."""
         if self._child is not None:
             self._child.close()
         self._child = None
@@ -90,12 +90,12 @@ class Runner:
 
 
 def main(descriptor: str) -> None:
-    """Run the transform whenever told to, until the pipe closes.
+    """Run the transform for each object in the pipe, until the pipe closes.
 
     Args:
-        descriptor: This process's end of the pipe; the first thing in it are the settings.
+        descriptor: This process's end of the pipe; its first object is the settings.
     """
-    # Service managers send SIGTERM to every process of a service; the parent lets the run finish.
+    # Service managers send SIGTERM to all processes of a service. The parent lets the run finish.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(int(descriptor))
@@ -106,12 +106,12 @@ def main(descriptor: str) -> None:
         while True:
             orders.get()
             pipe.send(_run(settings))
-            # dbt leaves a million objects in cycles; taken away at once, memory stays at half of what it grows to.
+            # dbt leaves a million objects in reference cycles. Collecting them here halves the memory of the process.
             gc.collect()
 
 
 def _receive(pipe: Connection, orders: "queue.SimpleQueue[None]") -> None:
-    """Pass on the parent's orders; end the process, in the middle of a run too, when the parent is gone."""
+    """Queue the parent's orders; end the process, even during a run, when the parent is gone."""
     try:
         while True:
             orders.put(pipe.recv())
@@ -125,5 +125,5 @@ def _run(settings: Settings) -> list[TableFilled] | LoaderError:
             return transform(database, settings)
     except LoaderError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
+    except Exception as error:  # noqa: BLE001 - the parent reports every error
         return LoaderError(f"{type(error).__name__}: {without_values(error)}")

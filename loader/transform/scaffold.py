@@ -1,7 +1,7 @@
-"""`loader scaffold EVENT`: a model for events that have none yet, written from what has been seen of them.
+"""`loader scaffold EVENT`: writes a dbt model for events without a model, from their recorded properties.
 
-A run gives such events a table without being asked. A model makes the table the team's own: its columns and their types
-are then declared, described and tested in their dbt project.
+A run gives such events a table by itself. With a model, a team owns the table: its dbt project declares, describes and
+tests the columns.
 """
 
 import re
@@ -14,7 +14,7 @@ from loader.errors import UsageError
 from loader.events.naming import table_name
 from loader.postgres.database import bundled
 
-# What a yml may hold of a name from outside: nothing that dbt would read as Jinja.
+# Property names that a yml may contain. dbt would execute other names that contain Jinja.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:$-]+\Z")
 _COLUMNS = """
     select column_name, data_type, paths
@@ -30,15 +30,15 @@ def scaffold(connection: psycopg.Connection, source: str, event: str, folder: Pa
     Args:
         connection: An open connection.
         source: The schema name of the source.
-        event: The event's name, or its table's.
-        folder: Where to write them.
+        event: The event's name, or the name of its table.
+        folder: The folder for the two files.
 
     Returns:
-        The two files. Columns of properties whose names a yml cannot hold safely are left out; a run goes on finding
-        them in the events.
+        The two files. Properties whose names are not safe in a yml get no column there; a run still finds their columns
+        in the events.
 
     Raises:
-        UsageError: No such event has been seen, it has a model already, or a file is there.
+        UsageError: No such event has landed, the event has a model already, or a file exists.
     """
     table = table_name(event)
     seen = connection.execute(
@@ -79,7 +79,7 @@ def scaffold(connection: psycopg.Connection, source: str, event: str, folder: Pa
 
 
 def _layout_columns() -> list[dict[str, object]]:
-    """Return the columns every table begins with, from the yml that declares them."""
+    """Return the columns that every table begins with, from the yml that declares these columns."""
     file = bundled("dbt_project") / "models" / "raw" / "found_collections.yml"
     columns: list[dict[str, object]] = msgspec.yaml.decode(file.read_bytes())["models"][0]["columns"]
     return columns
