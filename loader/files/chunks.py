@@ -1,6 +1,6 @@
-"""The lines of a file, in chunks that land in one transaction each.
+"""Reads the lines of a file in chunks; each chunk lands in one transaction.
 
-Offsets count bytes of the decompressed stream, so they mean the same for a file and its compressed copy.
+Offsets count bytes of the decompressed stream, so an offset is valid for a file and for its compressed copies.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from pathlib import Path
 from loader.errors import FileError
 from loader.files.streams import DAMAGE, READ_BYTES
 
-# A chunk is what one transaction lands: large enough that a commit costs little, small enough to stay in memory.
+# One transaction lands a chunk. The size keeps the share of the commit small, and the chunk fits into memory.
 CHUNK_BYTES = 4_000_000
 
-# Longer lines are no events, but a file without newlines; what they hold stays in the file.
+# A longer line is not an event, but a file without newlines. Its content stays in the file.
 LINE_BYTES = 16_000_000
 
-# Of an overlong line, what the quarantine keeps.
+# The quarantine keeps this many bytes of an overlong line.
 KEPT_BYTES = 100_000
 
 
@@ -27,15 +27,15 @@ class Chunk:
     """Whole lines of a file.
 
     Attributes:
-        data: The lines, each with its newline but perhaps the file's last; None when they are to be read again from
-            the plain file they lie in (`read_chunk`).
-        length: How many bytes they are.
-        offset: Where they begin.
-        end: Where the file continues: their end, or the beginning of a last line without a newline, which may not be
-            whole yet.
+        data: The lines with their newlines; the file's last line may have none. None if `read_chunk` reads the lines
+            from the uncompressed file.
+        length: Number of bytes of the lines.
+        offset: Offset of the first line.
+        end: Offset at which the next load continues. This is the end of the lines, or the beginning of a last line
+            without a newline, which may be incomplete.
         digest: SHA-256 of everything before `end`.
-        truncated: Bytes of an overlong line left out after `data`, which is then that line's beginning.
-        content_digest: SHA-256 of the whole file, when this is its last line and has no newline; None otherwise.
+        truncated: Bytes of an overlong line that are not in `data`, which contains the beginning of the line.
+        content_digest: SHA-256 of the whole file, if the chunk is a last line without a newline; None otherwise.
     """
 
     data: bytes | None
@@ -48,15 +48,19 @@ class Chunk:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the whole file, when this is its last line and has no newline; None otherwise."""
+        """Bytes of the whole file, if the chunk is a last line without a newline; None otherwise."""
         return None if self.content_digest is None else self.offset + self.length + self.truncated
 
 
 def read_chunk(path: str, chunk: Chunk) -> bytes:
-    """Return the lines of a chunk.
+    """Return the lines of a chunk, from memory or from the file.
+
+    Args:
+        path: The file.
+        chunk: The chunk.
 
     Raises:
-        FileError: The file they lie in cannot be read any more.
+        FileError: The file cannot be read any more.
     """
     if chunk.data is not None:
         return chunk.data
@@ -72,20 +76,20 @@ def read_chunk(path: str, chunk: Chunk) -> bytes:
 
 
 class LineReader:
-    """Reads a stream of lines in chunks, and knows the digest of all it has passed.
+    """Reads a stream of lines in chunks, and computes the digest of everything before its position.
 
     Args:
         stream: The decompressed bytes, at the beginning.
         path: The file's name, for messages.
-        chunk_bytes: Size of a chunk.
-        line_bytes: Length above which a line is left out.
-        with_data: Whether chunks carry their lines; without, whoever needs them reads the plain file again, which
-            costs less than handing them from process to process.
+        chunk_bytes: Size of a chunk in bytes.
+        line_bytes: Length in bytes above which a line is left out.
+        with_data: Whether chunks contain their lines. Without the lines, the workers read the uncompressed file
+            again, which costs less than sending the lines to another process.
 
     Attributes:
-        damage: What is wrong with a compressed file that could not be read to its end; empty when nothing is.
-        size: Bytes of the whole file, once it has been read.
-        content_digest: SHA-256 of the whole file, once it has been read.
+        damage: The defect of a compressed file that could not be read to its end; empty without a defect.
+        size: Bytes of the whole file, after the last chunk.
+        content_digest: SHA-256 of the whole file, after the last chunk.
     """
 
     def __init__(
@@ -113,19 +117,22 @@ class LineReader:
 
     @property
     def position(self) -> int:
-        """Where the next chunk begins."""
+        """Offset of the next chunk."""
         return self._position
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of everything before that."""
+        """SHA-256 of everything before the next chunk."""
         return self._digest.digest()
 
     def skip(self, offset: int) -> None:
-        """Pass over everything before an offset at which a line begins.
+        """Skip everything before an offset at which a line begins.
+
+        Args:
+            offset: The offset in bytes.
 
         Raises:
-            FileError: The file ends before it.
+            FileError: The file ends before the offset.
         """
         while self._position < offset:
             try:
@@ -138,14 +145,14 @@ class LineReader:
             self._position += len(data)
 
     def skip_ended_line(self, size: int, content_digest: bytes) -> bool:
-        """Pass over a line that was the last one, without a newline, when the file had landed whole.
+        """Skip a line that was the file's last line, without a newline, when the whole file had landed.
 
         Args:
             size: Bytes of the file at that time.
-            content_digest: SHA-256 of them.
+            content_digest: SHA-256 of the file at that time.
 
         Returns:
-            Whether it was passed over; it is not when it has become longer since, by more than white space.
+            Whether the line was skipped. A line that has since grown by more than white space is not skipped.
         """
         length = size - self._position
         if not 0 < length <= self._chunk_bytes:
@@ -163,9 +170,9 @@ class LineReader:
         return True
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the rest of the file.
+        """Yield the rest of the file in chunks.
 
-        A compressed file that is cut short or damaged yields what can be read; `damage` then says what is wrong.
+        A compressed file that is cut short or damaged yields its readable part, and `damage` describes the defect.
 
         Raises:
             FileError: The file cannot be read any more.
@@ -190,7 +197,7 @@ class LineReader:
         self.content_digest = self.digest
 
     def _overlong(self) -> Iterator[Chunk]:
-        """Pass over a line that is too long to be an event, and report its beginning."""
+        """Skip a line that is too long for an event, and yield a chunk with its beginning."""
         kept, before = bytes(self._buffer[:KEPT_BYTES]), self.digest
         offset = self._pass(self._filled)
         cut = 0
@@ -206,17 +213,17 @@ class LineReader:
             yield from self._last_line(kept, offset, before)
 
     def _last_line(self, kept: bytes, offset: int, before: bytes) -> Iterator[Chunk]:
-        """Report a last line without a newline, which has been passed.
+        """Yield a chunk with the last line, which has no newline and has been skipped.
 
-        It may be a line still being written, so the file counts as read up to its beginning. Where the file is
-        damaged, it is no line at all.
+        Another program may still be writing the line, so the file counts as read up to the line's beginning. In a
+        damaged file, these bytes are not a line.
         """
         if not self.damage:
             left_out = self._position - offset - len(kept)
             yield Chunk(kept, len(kept), offset, offset, before, left_out, self.digest)
 
     def _pass(self, length: int) -> int:
-        """Take the first bytes out of the buffer; returns the offset at which they began."""
+        """Remove the first bytes from the buffer, and return the offset at which they began."""
         offset = self._position
         with memoryview(self._buffer) as view:
             self._digest.update(view[:length])
@@ -229,11 +236,11 @@ class LineReader:
         return offset
 
     def _fill(self) -> None:
-        """Fill the buffer, or find the end. What comes before the damage of a file is not lost."""
+        """Fill the buffer up to its size or to the end of the file; bytes before a defect are kept."""
         with memoryview(self._buffer) as view:
             while not self.damage and self._filled < len(view):
                 try:
-                    # Asked for more than its buffer holds, it would read on, and lose what it has to damage after that.
+                    # A larger request would read past the stream's buffer, and a later defect would lose these bytes.
                     count = self._stream.readinto1(view[self._filled : self._filled + READ_BYTES])
                 except DAMAGE as error:
                     self.damage = str(error)
@@ -248,15 +255,15 @@ class LineReader:
 
 
 def digests_at(stream: io.BufferedReader, positions: Iterable[int]) -> tuple[dict[int, bytes], int | None]:
-    """Read a stream up to the last of some positions.
+    """Compute the digests of a stream's beginnings, up to the last of some positions.
 
     Args:
         stream: The decompressed bytes, at the beginning.
-        positions: Offsets, in any order.
+        positions: Offsets in bytes, in any order.
 
     Returns:
-        SHA-256 of everything before each position the stream reaches and before its end, and where it ends; None when
-        it goes on after the last position.
+        SHA-256 of everything before each position that the stream reaches, and before its end if it was reached. The
+        second value is the offset of the end, or None if the stream continues after the last position.
     """
     digest = hashlib.sha256()
     digests: dict[int, bytes] = {}

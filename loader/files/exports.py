@@ -1,7 +1,7 @@
-"""Iterable's export files as lines of JSON, whatever they were written as.
+"""Reads Iterable's export files, in JSON, CSV or Parquet, as lines of JSON.
 
-CSV and Parquet become one JSON object a row, in the order of the rows and always in the same bytes. So chunks, offsets,
-digests, resuming and the quarantine work for them as for any file of lines; an offset counts bytes of these lines.
+Each row of CSV and Parquet becomes one JSON object, in the order of the rows and always in the same bytes. So chunks,
+offsets, digests, resuming and quarantine work as for files of lines. An offset counts bytes of these lines.
 """
 
 import csv
@@ -24,32 +24,32 @@ _PARQUET = b"PAR1"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DELIMITERS = ",;\t|"
 
-# A row of a CSV file may go over several lines, but where a quote is missing it would never end.
+# A row of a CSV file may have several lines. Without a limit, a row with a missing quote would not end.
 _ROW_BYTES = 1 << 20
-# Rows of a Parquet file in memory at a time.
+# Number of rows of a Parquet file that are in memory together.
 _BATCH_ROWS = 1000
 
 _encode_row = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def find_entrances(paths: Iterable[str], kind: str | None) -> dict[str, str]:
-    """Return the entrance of each of some export files.
+    """Return the entrance of each export file, by path.
 
     Args:
         paths: The files.
-        kind: The kind of event all of them hold; None to go by their names.
+        kind: The kind of event in all files; None to take the kind from each file's name.
 
     Raises:
-        UsageError: There is no such kind, or a file's name does not tell, or it holds no events.
+        UsageError: The kind is unknown, a file's name contains no kind, or a file contains no events.
     """
     known = f"The types are {', '.join(sorted(KINDS, key=str.lower))}."
     entrances: dict[str, str] = {}
     for path in paths:
         named = kind or kind_of_file(path)
         if named is None:
-            raise UsageError(f"The name of {path} does not tell what it holds. Give it with --type. {known}")
+            raise UsageError(f"The name of {path} contains no type of event. Give the type with --type. {known}")
         if named.lower() in PROFILES:
-            raise UsageError(f"{'--type ' + kind if kind else path} is for profiles of users, which are no events.")
+            raise UsageError(f"{'--type ' + kind if kind else path} is for profiles of users, which are not events.")
         spelled = known_kind(named)
         if spelled is None:
             raise UsageError(f"Iterable exports no {named}. {known}")
@@ -58,10 +58,10 @@ def find_entrances(paths: Iterable[str], kind: str | None) -> dict[str, str]:
 
 
 def export_naming(kind: str | None) -> Naming:
-    """Return what exports are called.
+    """Return the rule for the names of export files.
 
     Args:
-        kind: The kind of event they hold; None to go by their names.
+        kind: The kind of event in the files; None to require a kind in each name.
     """
 
     def fits(path: str) -> bool:
@@ -72,17 +72,17 @@ def export_naming(kind: str | None) -> Naming:
 
 @contextmanager
 def open_lines(path: str, entrance: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
-    """Open a file as lines of JSON.
+    """Open a file as a stream of lines of JSON.
 
     Args:
         path: The file, or `-` for standard input.
-        entrance: What kind of file it is: only an export may be anything else than lines of JSON.
+        entrance: The entrance of the file. Only exports may have other formats than lines of JSON.
 
     Yields:
-        What `open_events` yields.
+        The stream of decompressed lines, and the file beneath it, whose position shows the progress of reading.
 
     Raises:
-        FileError: It cannot be read, or its first bytes say that it holds no events.
+        FileError: The file cannot be read, or its first bytes are those of a format without events.
     """
     if exported_kind(entrance) is None:
         with open_events(path) as opened:
@@ -107,19 +107,19 @@ def _is_json(start: bytes) -> bool:
 
 
 class _Lines(io.RawIOBase):
-    """A stream of the lines that something yields."""
+    """A stream of the lines of an iterator."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         self._lines = lines
-        # A view: a slice of one copies no bytes, however long the line is.
+        # A slice of a view copies no bytes, and a line may be long.
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
-        """Say that it can be read, as `io.RawIOBase` has it."""
+        """Return True: the stream can be read (see `io.RawIOBase`)."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer, as `io.RawIOBase` has it."""
+        """Read bytes into a buffer, and return their number (see `io.RawIOBase`)."""
         data = self._rest or memoryview(next(self._lines, b""))
         count = min(len(buffer), len(data))
         buffer[:count] = data[:count]
@@ -132,8 +132,8 @@ def _buffered(lines: Iterator[bytes]) -> io.BufferedReader:
 
 
 def _csv_lines(path: str, stream: io.BufferedReader) -> Iterator[bytes]:
-    """Yield a line for each row; a row that does not fit its header as it came, so that it is refused by itself."""
-    # The library's limit is for the whole process, and would refuse an e-mail's HTML.
+    """Yield a line of JSON for each row; a row that does not fit the header stays as it is, and is refused later."""
+    # The csv module has one limit for the whole process. Its default would refuse the HTML of an e-mail.
     csv.field_size_limit(_ROW_BYTES)
     source = _Source(stream)
     header = source.row(lambda row: _split(row.removeprefix(_BYTE_ORDER_MARK), _delimiter(row)))
@@ -167,7 +167,7 @@ def _delimiter(header: bytes) -> str:
 
 
 def _split(row: bytes, delimiter: str) -> list[str] | None:
-    """Return the cells of one row; None when it is none."""
+    """Return the cells of a row; None if the bytes are not one row."""
     try:
         rows = list(csv.reader([row.decode().rstrip("\r\n")], delimiter=delimiter, strict=True))
     except (csv.Error, UnicodeDecodeError):
@@ -176,19 +176,19 @@ def _split(row: bytes, delimiter: str) -> list[str] | None:
 
 
 class _Source:
-    """The rows of a CSV file, of which each may go over several lines."""
+    """Reads the rows of a CSV file; a row may have several lines."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
         self._ahead: deque[bytes] = deque()
 
     def row(self, fit: Callable[[bytes], list[str] | None]) -> tuple[bytes, list[str] | None]:
-        """Return the next row, blank lines passed over, and what `fit` makes of it.
+        """Return the next row that is not blank, and its cells as `fit` returns them.
 
-        Lines are one row while a quote is open. When that gives none, the quote should not have been there: the first
-        of the lines is returned alone, and the others are looked at anew.
+        A row continues on the next line while a quote is open. If `fit` rejects such a row, the quote is a mistake:
+        the first line is returned alone, and the other lines are read again.
         """
-        # A line of delimiters is a row of empty cells, also where tabs delimit them.
+        # A line of delimiters is a row of empty cells, even if the delimiters are tabs.
         while (line := self._line()) and not line.strip(b"\r\n"):
             pass
         lines, quotes, length = [line], line.count(b'"'), len(line)
@@ -197,7 +197,7 @@ class _Source:
             quotes += following.count(b'"')
             length += len(following)
         row = b"".join(lines)
-        # Python's reader takes a quote within a cell, so that an open one would join two rows at the file's end.
+        # Python's reader accepts a quote within a cell, so an open quote would join two rows at the file's end.
         is_closed = len(lines) == 1 or quotes % 2 == 0
         values = fit(row) if row and is_closed else None
         if values is None and len(lines) > 1:
@@ -210,13 +210,13 @@ class _Source:
 
 
 def _parquet_lines(path: str, stream: io.BufferedReader, beneath: IO[bytes]) -> Iterator[bytes]:
-    """Yield a line for each row of a Parquet file.
+    """Yield a line of JSON for each row of a Parquet file.
 
     Raises:
-        FileError: It cannot be read from its end, where Parquet says what is in it.
-        EOFError: It is damaged further on.
+        FileError: The end of the file, which describes its content, cannot be read.
+        EOFError: The file is damaged at another place.
     """
-    from pandas import NA, ArrowDtype  # noqa: PLC0415 - half a second, for those who have such files
+    from pandas import NA, ArrowDtype  # noqa: PLC0415 - the import takes 0.5 s, and only Parquet needs it
     from pyarrow import ArrowException  # noqa: PLC0415
     from pyarrow.parquet import ParquetFile  # noqa: PLC0415
 
@@ -230,8 +230,8 @@ def _parquet_lines(path: str, stream: io.BufferedReader, beneath: IO[bytes]) -> 
     _refuse_twins(path, names)
     try:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            # Arrow's own types: pandas would turn whole numbers with gaps into floats. And no index: whoever wrote the
-            # file with pandas may have made one of a column.
+            # With Arrow's types, whole numbers with gaps stay whole; pandas' types would make them floats. The metadata
+            # is ignored, because pandas may have written a column as an index.
             chunk = batch.to_pandas(types_mapper=ArrowDtype, ignore_metadata=True)
             for row in chunk.itertuples(index=False, name=None):
                 cells = zip(names, row, strict=True)
@@ -244,7 +244,7 @@ def _parquet_lines(path: str, stream: io.BufferedReader, beneath: IO[bytes]) -> 
 
 
 def _cell(value: Any) -> Any:
-    """Return a value of Parquet's as Iterable writes it in JSON."""
+    """Convert a value of Parquet to the form that Iterable writes in JSON."""
     if isinstance(value, datetime):
         moment = value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
         return moment.isoformat(" ").replace("+00:00", " +00:00")

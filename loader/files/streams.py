@@ -1,6 +1,7 @@
-"""Files of events: which there are, what they are, and their bytes as one stream.
+"""Finds files of events, recognises their formats, and opens each as one stream of decompressed bytes.
 
-A file's bytes say what it is, not its name: object stores unpack `.gz` files on the way, and logs are renamed.
+The first bytes of a file decide its format, and not its name. Object stores may decompress `.gz` files in transit, and
+logs are renamed.
 """
 
 import glob
@@ -20,38 +21,39 @@ import zstandard
 
 from loader.errors import FileError
 
-# Bytes of the first line that tell which file this may be; the digest of all of it settles the question.
+# A digest of these first bytes selects the candidates for a known file. The digest of the whole file decides.
 HEAD_BYTES = 256
 
-# What a stream is asked for at a time.
+# Bytes that are read from a stream at a time.
 READ_BYTES = 1 << 20
 
 STANDARD_INPUT = "-"
 
-# What decompressing raises when the data is cut short or damaged.
+# The exceptions of decompression for data that is cut short or damaged.
 DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-# zlib's largest window, and that gzip's header and checksum are around the data.
+# zlib's largest window; 16 stands for gzip's header and checksum around the data (https://zlib.net/manual.html).
 _GZIP_WINDOW = zlib.MAX_WBITS | 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SNIFF_BYTES = 4096
-# Of compressed data: little, because a kilobyte can hold many megabytes, and what it holds before damage would be lost.
+# Compressed bytes that are read at a time. A kilobyte may expand to many megabytes. In a larger block, a defect would
+# also lose the data before it.
 _PACKED_BYTES = 8192
 
-# Compressed bytes handed to a decompressor at a time. zstd makes 128 KiB of 4 bytes at most: 16 MiB of these.
-# gzip makes 1,032 bytes of one at most.
+# Compressed bytes that a decompressor gets at a time. zstd expands 4 bytes to 128 KiB at most, so 512 bytes to 16 MiB.
+# gzip expands a byte to 1,032 bytes at most, so 8,192 bytes to 8 MiB.
 _ZSTD_PIECE_BYTES = 512
 _GZIP_PIECE_BYTES = 8192
 
-# Endings of files of tracking calls, of Iterable's exports, and of either when it is compressed.
+# Endings of files of tracking calls, of tables from Iterable, and of compressed files.
 _LINES = frozenset({".ndjson", ".jsonl", ".json"})
 _TABLES = frozenset({".csv", ".tsv"})
 _COMPRESSED = frozenset({".gz", ".zst", ".zstd"})
 _ENDING = re.compile(r"\.[A-Za-z]{1,5}")
 
-# What people hand over by mistake, by its first bytes.
+# Formats that people load by mistake, by their first bytes.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive",
     b"PAR1": "a Parquet file (one of Iterable's exports is read with --format iterable-export)",
@@ -67,11 +69,11 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class Naming:
-    """The names that files of events have.
+    """A rule for the names of files of events.
 
     Attributes:
-        fits: Says of a path whether its name is that of a file of events.
-        example: Such names, for a person.
+        fits: Returns whether a path has such a name.
+        example: Examples of such names, for messages.
     """
 
     fits: Callable[[str], bool]
@@ -83,8 +85,8 @@ class FoundFiles:
     """The files that paths name.
 
     Attributes:
-        paths: Those to load, each once, in the order given.
-        left_out: Files of folders whose names do not say that they hold events.
+        paths: The files to load, without repetitions, in the given order.
+        left_out: Files in the folders whose names do not fit the rule.
     """
 
     paths: list[str]
@@ -94,15 +96,14 @@ class FoundFiles:
 def find_files(paths: Iterable[str], naming: Naming) -> FoundFiles:
     """Return the files that paths, glob patterns and folders name.
 
-    Folders are searched to any depth, in the order of names; hidden files and folders are passed over.
+    Folders are searched to any depth, in the order of names. Hidden files and folders are left out.
 
     Args:
         paths: Paths, patterns and folders.
-        naming: Of a folder, only files with such names are taken; a file that is named itself, or matched by a
-            pattern, is taken whatever it is called.
+        naming: The rule for files in folders. A file that a path or a pattern names is taken under any name.
 
     Raises:
-        FileError: A pattern matches nothing, a folder holds no files of events, or not all of it can be read.
+        FileError: A pattern matches nothing, a folder has no files of events, or a folder cannot be read completely.
     """
     found: dict[str, None] = {}
     left_out: dict[str, None] = {}
@@ -113,12 +114,15 @@ def find_files(paths: Iterable[str], naming: Naming) -> FoundFiles:
 
 
 def holds_calls(path: str) -> bool:
-    """Say whether a file is called like one of tracking calls: lines of JSON, or compressed without another ending."""
+    """Return whether a file is named like a file of tracking calls.
+
+    Its ending is one of lines of JSON, or an ending of compression without another ending before it.
+    """
     name = Path(path)
     compressed = name.suffix.lower() in _COMPRESSED
     if compressed:
         name = name.with_suffix("")
-    # Segment calls its raw logs `1456300800000.1a2b3c4d5e.gz`.
+    # Segment names its raw logs `1456300800000.1a2b3c4d5e.gz` (https://segment.com/docs/connections/storage/).
     return name.suffix.lower() in _LINES or (compressed and not _ENDING.fullmatch(name.suffix))
 
 
@@ -126,7 +130,7 @@ CALLS = Naming(holds_calls, ".ndjson, .jsonl, .json, also with .gz or .zst, or .
 
 
 def holds_rows(path: str) -> bool:
-    """Say whether a file is called like one that Iterable's exports come in, whatever kind of event it holds."""
+    """Return whether a file has an ending of Iterable's exports, for any kind of event."""
     name = Path(path)
     inner = name.with_suffix("") if name.suffix.lower() in _COMPRESSED else name
     return holds_calls(path) or name.suffix.lower() == ".parquet" or inner.suffix.lower() in _TABLES
@@ -150,15 +154,20 @@ def _expand(path: str, naming: Naming, left_out: dict[str, None]) -> Iterator[st
         events = [file for file in files if naming.fits(file)]
         if not events:
             raise FileError(
-                f"The folder {name} holds no file called like one of events ({naming.example}), but "
-                f"{first_names(files, 3)}. Name the files themselves to load them all the same."
+                f"The folder {name} contains no file named like a file of events ({naming.example}), but "
+                f"{first_names(files, 3)}. Name the files themselves to load them anyway."
             )
         left_out.update(dict.fromkeys(file for file in files if not naming.fits(file)))
         yield from events
 
 
 def first_names(names: Sequence[str], most: int) -> str:
-    """Return names with commas between them, and how many more there are."""
+    """Return the first names, separated by commas, and the number of the others.
+
+    Args:
+        names: The names.
+        most: The largest number of names to return.
+    """
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -175,22 +184,22 @@ def _files_in(folder: str) -> list[str]:
     except OSError as error:
         refuse(error)
     if not found:
-        raise FileError(f"The folder {folder} holds no files.")
+        raise FileError(f"The folder {folder} contains no files.")
     return list(map(str, sorted(found)))
 
 
 def is_regular(path: str) -> bool:
-    """Say whether a path is a file that can be read more than once, rather than a pipe."""
+    """Return whether a path names a file that can be read more than once, which a pipe cannot."""
     return path != STANDARD_INPUT and _answers(Path(path).is_file)
 
 
 def printable(path: str) -> str:
-    """Return a path as text that any program can hold; a file's name can be any bytes."""
+    """Return a path as valid Unicode; the name of a file may be any bytes."""
     return os.fsencode(path).decode(errors="replace")
 
 
 def _answers(ask: Callable[[], bool]) -> bool:
-    """Ask about a path; what lies where nobody lets us look is not there."""
+    """Return the answer to a question about a path; False if the system refuses the answer."""
     try:
         return ask()
     except OSError:
@@ -205,10 +214,10 @@ def open_events(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
         path: The file, or `-` for standard input.
 
     Yields:
-        The stream of decompressed bytes, and the file beneath it, whose position tells how far reading has come.
+        The stream of decompressed bytes, and the file beneath it, whose position shows the progress of reading.
 
     Raises:
-        FileError: It cannot be read, or its first bytes say that it holds no lines of JSON.
+        FileError: The file cannot be read, or its first bytes are those of another format.
     """
     with open_bytes(path) as (stream, beneath):
         refuse_foreign(path, sniff(path, stream))
@@ -217,10 +226,16 @@ def open_events(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
 
 @contextmanager
 def open_bytes(path: str) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
-    """Open a file of any kind, decompressed; `open_events` says what is yielded.
+    """Open a file of any format, decompressed.
+
+    Args:
+        path: The file, or `-` for standard input.
+
+    Yields:
+        The stream of decompressed bytes, and the file beneath it, whose position shows the progress of reading.
 
     Raises:
-        FileError: It cannot be read.
+        FileError: The file cannot be read.
     """
     if path == STANDARD_INPUT and sys.stdin is None:
         raise FileError("Standard input is closed. Give a file, or send the lines through a pipe.")
@@ -252,15 +267,15 @@ def _decompressed(stream: IO[bytes], start: bytes) -> io.BufferedReader:
 
 
 class _Unpacker(io.RawIOBase):
-    """Decompresses one gzip member, or one frame of zstd, after the other.
+    """Decompresses all members of a gzip file, or all frames of a zstd file, in order.
 
-    The libraries' own readers are not for damaged files: that of `gzip` keeps what it has read before the damage to
-    itself, that of `zstandard` takes the end of a file that was cut short for the end of its lines.
+    The libraries' own readers do not suit damaged files. The reader of `gzip` discards the bytes before the defect. The
+    reader of `zstandard` takes the end of a truncated file for its regular end.
 
     Args:
         stream: The compressed bytes.
-        start: Makes a decompressor for one member.
-        piece_bytes: Compressed bytes to decompress at a time; they bound the memory that the result takes.
+        start: Creates a decompressor for one member.
+        piece_bytes: Compressed bytes to decompress at a time; the number limits the memory of the result.
     """
 
     def __init__(self, stream: IO[bytes], start: Callable[[], Any], piece_bytes: int) -> None:
@@ -268,21 +283,21 @@ class _Unpacker(io.RawIOBase):
         self._start = start
         self._piece_bytes = piece_bytes
         self._member: Any = None
-        # Views: a slice of one copies no bytes, and the rest of a large block is taken a thousand times.
+        # A slice of a view copies no bytes, and a large block is sliced a thousand times.
         self._packed = memoryview(b"")
         self._unpacked = memoryview(b"")
 
     def readable(self) -> bool:
-        """Say that it can be read, as `io.RawIOBase` has it."""
+        """Return True: the stream can be read (see `io.RawIOBase`)."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer, as `io.RawIOBase` has it.
+        """Read bytes into a buffer, and return their number (see `io.RawIOBase`).
 
         Raises:
             zlib.error: The data is damaged.
             zstandard.ZstdError: The data is damaged.
-            EOFError: It ends before it is complete.
+            EOFError: The data ends in the middle of a member.
         """
         while not self._unpacked:
             if not self._packed:
@@ -303,10 +318,14 @@ class _Unpacker(io.RawIOBase):
 
 
 def sniff(path: str, stream: io.BufferedReader) -> bytes:
-    """Return the first bytes of a stream, which stay in it.
+    """Return the first bytes of a stream without removing them from the stream.
+
+    Args:
+        path: The file, for the message.
+        stream: The decompressed bytes, at the beginning.
 
     Raises:
-        FileError: They cannot be decompressed.
+        FileError: The first bytes cannot be decompressed.
     """
     try:
         return stream.peek(_SNIFF_BYTES)[:_SNIFF_BYTES]
@@ -315,27 +334,27 @@ def sniff(path: str, stream: io.BufferedReader) -> bytes:
 
 
 def refuse_foreign(path: str, start: bytes, expected: str = "lines of JSON") -> None:
-    """Refuse what people hand over by mistake.
+    """Refuse a file whose first bytes are those of another format.
 
     Args:
         path: The file.
-        start: Its first bytes.
-        expected: What it should have been.
+        start: The first bytes of the file.
+        expected: The expected format, for the message.
 
     Raises:
-        FileError: It is something else.
+        FileError: The file has another format.
     """
-    for magic, what in _FOREIGN.items():
+    for magic, name in _FOREIGN.items():
         if start.startswith(magic):
-            raise FileError(f"{path} is {what}, not {expected}. Nothing of it was loaded.")
-    # Among lines of JSON, one with a NUL in it is a bad line, not a bad file.
+            raise FileError(f"{path} is {name}, not {expected}. Nothing of it was loaded.")
+    # A NUL in one of several lines of JSON makes that line invalid, and not the file.
     first = start.lstrip().partition(b"\n")[0]
     if b"\0" in start and (b"\0" in first or not first.startswith((b"{", _BYTE_ORDER_MARK))):
         raise FileError(f"{path} is a binary file, not {expected}. Nothing of it was loaded.")
 
 
 def read_head(stream: io.BufferedReader) -> bytes:
-    """Return a digest that a file keeps when it grows, is renamed or compressed: that of its first line's beginning.
+    """Return the digest of the first line's beginning, which stays when a file grows, is renamed or compressed.
 
     Args:
         stream: The decompressed bytes, at the beginning.

@@ -1,4 +1,4 @@
-"""Guesses what a file is that was taken for events and holds none."""
+"""Describes the likely format of a file without events, and suggests how to load it."""
 
 import csv
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from loader.events.iterable_types import known_kind
 
 _DELIMITERS = ",;\t|"
 _NAMES_SHOWN = 5
-# Fields that only Iterable's own rows have at their top.
+# Top-level fields that only rows of Iterable have.
 _ITERABLE_FIELDS = frozenset({"createdAt", "itblInternal", "campaignId", "dataTypeName", "eventName", "dataFields"})
 _SEGMENT_FIELDS = frozenset({"messageId", "userId", "anonymousId", "properties", "context"})
 
 
 def describe_lines(lines: Sequence[bytes], *, export: bool) -> str:
-    """Say what lines look like that hold no event, and which option or tool makes events of such a file.
+    """Return a sentence about the format that lines without events seem to have, and the option or tool for it.
 
     Args:
         lines: The first lines of the file that are not blank.
-        export: They were read as an export of Iterable's, rather than as tracking calls.
+        export: Whether the lines were read as an export of Iterable, and not as tracking calls.
     """
     first = lines[0].removeprefix(b"\xef\xbb\xbf").strip() if lines else b""
     if first.startswith(b"["):

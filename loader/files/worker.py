@@ -1,6 +1,6 @@
-"""Lands one chunk of a file at a time: what a worker process does until its pipe closes.
+"""Lands chunks of files in a worker process, one chunk at a time, until the process's pipe closes.
 
-This module imports as little as it can, because every worker process pays for it.
+This module imports few others, because each worker process spends time on every import.
 """
 
 import os
@@ -43,9 +43,9 @@ class Work:
     Attributes:
         load: The id of its file in raw.loads.
         source: The schema name of its source.
-        entrance: Where the file came in.
+        entrance: The entrance of the file, which decides its format.
         path: The file.
-        chunk: Its lines.
+        chunk: The lines.
     """
 
     load: int
@@ -64,13 +64,16 @@ def land_and_advance(
         connection: A connection with no transaction open.
         work: The chunk.
         registry: The recorded collections and properties that the process knows.
-        may_commit: Called when the rows are copied; returns once everything before them is committed.
+        may_commit: Called when the rows are copied; returns after the commit of all earlier chunks.
+
+    Returns:
+        The numbers of landed rows and quarantined messages.
 
     Raises:
         LoaderError: The database cannot take the chunk, or another loader has moved the file's offset.
     """
     try:
-        # It records what is new at the end, when nobody has to wait for this transaction but for an instant.
+        # The registry records changes at the end of the transaction, so that other sessions wait only for an instant.
         with registry.transaction(connection) as changes:
             landed = _land_chunk(connection, work, changes)
             may_commit(landed)
@@ -115,8 +118,8 @@ def main(descriptor: str) -> None:
     """Land chunks until the pipe closes.
 
     Args:
-        descriptor: This process's end of the pipe; the first thing in it is the database's connection URL
-            and the seconds that a statement waits for a lock.
+        descriptor: This process's end of the pipe. Its first object is the database's connection URL and the seconds
+            that a statement waits for a lock.
     """
     pipe = Connection(int(descriptor))
 
@@ -136,8 +139,8 @@ def main(descriptor: str) -> None:
             pipe.send(error)
         except (EOFError, OSError):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent is to tell it, not this process
+        except Exception as error:  # noqa: BLE001 - the parent reports every error
             pipe.send(f"{type(error).__name__}: {without_values(error)}")
     except (EOFError, OSError):
-        # The parent is done, or gone; an open transaction is rolled back by the server.
+        # The parent has closed the pipe or has ended. The server rolls back an open transaction.
         os._exit(0)

@@ -1,8 +1,8 @@
-"""Worker processes that parse and copy chunks of a file side by side, and commit them in the file's order.
+"""Runs worker processes that parse and copy chunks of a file in parallel, and commit them in the file's order.
 
-A connection keeps one core of the server busy and parsing half of one here, so one of each would leave most machines
-idle. Chunks are copied at the same time, but each commits only after the one before it, together with the file's new
-offset: whenever the loader is killed, everything before that offset has landed and nothing after it has.
+One connection uses one core of the server, and parsing for it uses half a core of this machine. One worker would leave
+most machines idle. Chunks are copied at the same time, but each chunk commits after the chunk before it, together with
+the file's new offset. After a kill at any point, everything before that offset has landed and nothing after it.
 """
 
 from collections import deque
@@ -14,12 +14,15 @@ from loader.runtime.child_process import ChildProcess
 
 
 class Workers:
-    """A few worker processes, each with its own connection.
+    """A pool of worker processes, each with its own connection.
 
     Args:
         url: The database's connection URL.
-        count: How many.
-        lock_wait: Seconds a statement of theirs waits for a lock of somebody else.
+        count: The number of workers.
+        lock_wait: Seconds that a statement waits for a lock of another session.
+
+    Raises:
+        LoaderError: The system cannot start that many processes.
     """
 
     def __init__(self, url: str, count: int, lock_wait: float) -> None:
@@ -36,13 +39,16 @@ class Workers:
         self._busy: deque[ChildProcess] = deque()
 
     def submit(self, work: Work) -> LandingResult | None:
-        """Hand a chunk to a worker; when all are busy, wait for the oldest chunk to be committed first.
+        """Give a chunk to a worker; if all workers are busy, first wait for the oldest chunk's commit.
+
+        Args:
+            work: The chunk.
 
         Returns:
-            What became of the chunk that was committed meanwhile, if one was.
+            The result of the chunk that was committed meanwhile; None if no chunk was.
 
         Raises:
-            LoaderError: That chunk could not be landed.
+            LoaderError: The oldest chunk could not be landed, or a worker process died.
         """
         committed = None if self._idle else self.commit_oldest()
         worker = self._idle.popleft()
@@ -56,13 +62,13 @@ class Workers:
         return committed
 
     def commit_oldest(self) -> LandingResult | None:
-        """Wait for the oldest chunk to be committed.
+        """Let the oldest chunk commit, and wait for its commit.
 
         Returns:
-            What became of it; None when no chunk is under way.
+            The result of the chunk; None if no worker has a chunk.
 
         Raises:
-            LoaderError: It could not be landed.
+            LoaderError: The chunk could not be landed, or its worker process died.
         """
         if not self._busy:
             return None
@@ -77,7 +83,7 @@ class Workers:
         return landed
 
     def close(self) -> None:
-        """Stop the workers; chunks not committed are rolled back."""
+        """Kill the workers; the server rolls back chunks that are not committed."""
         for worker in self._workers:
             worker.close()
 
@@ -90,12 +96,14 @@ def _receive(worker: ChildProcess) -> LandingResult:
     if isinstance(message, LoaderError):
         raise message
     if not isinstance(message, LandingResult):
-        raise LoaderError(f"A worker process failed: {message}. Run the command again: it goes on from there.")
+        raise LoaderError(
+            f"A worker process failed: {message}. Run the command again: it continues after the last commit."
+        )
     return message
 
 
 def _died() -> LoaderError:
     return LoaderError(
-        "A worker process ended without a word, perhaps killed for lack of memory. Everything committed is kept; run "
-        "the command again and it goes on from there."
+        "A worker process ended without a message, perhaps killed for lack of memory. Committed chunks are kept: run "
+        "the command again to continue after them."
     )

@@ -201,7 +201,7 @@ def test_an_empty_file_is_no_mistake(run_here: Loader, connection: psycopg.Conne
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("folder", "Error: The folder {home}/folder holds no files."),
+        ("folder", "Error: The folder {home}/folder contains no files."),
         ("*.ndjson", "Error: No file matches {home}/*.ndjson."),
     ],
 )

@@ -454,7 +454,7 @@ def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
     code, _, err = finish(process)
     assert code == 1
     assert err.count("\n") == 1
-    assert err.startswith("Error: A worker process ended without a word")
+    assert err.startswith("Error: A worker process ended without a message")
     assert psutil.wait_procs([victim, other], timeout=30)[1] == []
     wait_for_silence(connection)
     check_offset(connection, long_file)

@@ -137,7 +137,7 @@ def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
     """A folder with nothing but hidden files has nothing to load."""
     (tmp_path / ".hidden").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileError, match="holds no files"):
+    with pytest.raises(FileError, match="contains no files"):
         found([str(tmp_path)])
 
 
