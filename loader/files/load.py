@@ -1,7 +1,7 @@
-"""`loader load`: files of events into the raw schema, resumable at any moment.
+"""`loader load`: loads files of events into the raw schema, and continues after an interruption at any point.
 
-raw.loads remembers how far each file has come, and a digest of everything before that point. A file is the same file
-if those bytes are the same, whatever it is called and however it is compressed; one that has grown is continued.
+raw.loads keeps the offset that each file has reached, and a digest of everything before the offset. A file with the
+same bytes is the same file, regardless of its name and compression. A file that has grown is continued.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from loader.raw.landing import LandingResult
 
 logger = logging.getLogger("loader")
 
-# A file of which none of so many lines is an event is taken for something else.
+# A file is refused if none of its first lines, up to these limits, is an event.
 CHECKED_LINES = 1_000
 CHECKED_BYTES = 32_000_000
 
@@ -42,15 +42,15 @@ Outcome = Literal["loaded", "continued", "unchanged", "failed"]
 
 @dataclass
 class FileLoaded:
-    """What became of one file.
+    """The result of loading one file.
 
     Attributes:
         path: The file.
-        outcome: loaded from its beginning, continued where an earlier load had stopped, unchanged since it was
-            loaded, or failed.
+        outcome: loaded from its beginning, continued after an earlier load, unchanged since an earlier load, or
+            failed.
         landed: Rows and quarantined messages of this run.
-        error: Why it failed, or what was wrong with it although its lines were loaded.
-        number: The load's number in raw.loads; None when nothing was loaded.
+        error: The reason of a failure; lines before the failure may have landed.
+        number: The load's number in raw.loads; None if nothing was loaded.
     """
 
     path: str
@@ -62,12 +62,12 @@ class FileLoaded:
 
 @dataclass
 class Progress:
-    """How far a load has come.
+    """The progress of a load.
 
     Attributes:
-        bytes_read: Bytes of the files read so far, as they lie on disk.
-        bytes_total: Bytes of all files; 0 when one of them is standard input.
-        landed: What became of the messages so far.
+        bytes_read: Bytes of the files on disk, compressed or not, that have been read.
+        bytes_total: Bytes of all files on disk; 0 if one of the files is standard input.
+        landed: Rows and quarantined messages so far.
         started: `time.monotonic()` at the beginning.
     """
 
@@ -77,13 +77,13 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
 
     def rate(self) -> float:
-        """Return landed rows a second."""
+        """Return the average number of landed rows per second."""
         return self.landed.rows / max(time.monotonic() - self.started, 1e-9)
 
 
 @dataclass
 class _Load:
-    """A row of raw.loads, as far as it decides whether a file is known."""
+    """The columns of a row of raw.loads that identify a file."""
 
     id: int
     path: str
@@ -102,7 +102,7 @@ _KNOWN = """
 _START = """
     insert into raw.loads (source, path, head, byte_offset, digest) values (%s, %s, %s, %s, %s) returning id
 """
-# A last line that was cut short when it was loaded, and is loaded again now that it is longer.
+# Resolves a last line that was incomplete in an earlier load. The complete line is loaded again.
 _SUPERSEDE = """
     update raw.quarantine
     set resolved_at = now(), resolution = 'replaced'
@@ -120,13 +120,13 @@ class Load:
 
     Args:
         url: The database's connection URL.
-        connection: A connection to it, in autocommit.
+        connection: A connection to the database, in autocommit.
         source: The schema name of the source.
-        workers: Processes to parse and copy with.
-        lock_wait: Seconds a worker's statement waits for a lock of somebody else.
-        entrances: By path, where the files come in that are no files of tracking calls.
-        checked: Stop a file whose first lines hold no event, before any of them is in quarantine.
-        report: Called after every committed chunk and every file.
+        workers: The number of processes that parse and copy.
+        lock_wait: Seconds that a worker's statement waits for a lock of another session.
+        entrances: By path, the entrances of files that are not files of tracking calls.
+        checked: Refuse a file whose first lines contain no event, before any line goes to quarantine.
+        report: Called after each committed chunk and each file.
     """
 
     def __init__(
@@ -155,13 +155,16 @@ class Load:
         self._progress = Progress(0)
 
     def run(self, paths: Sequence[str]) -> Iterator[FileLoaded]:
-        """Load files one after the other; one that cannot be read does not keep the others out.
+        """Load files one after the other; a file that cannot be read does not stop the others.
+
+        Args:
+            paths: The files; `-` stands for standard input.
 
         Yields:
-            What became of each file, when it is done.
+            The result of each file, at its end.
 
         Raises:
-            LoaderError: The database cannot take events. What is committed stays; the same call goes on from there.
+            LoaderError: The database cannot take events. Committed chunks stay, and the same call continues after them.
         """
         sizes = {path: _size(path) for path in paths}
         self._progress = Progress(0 if STANDARD_INPUT in paths else sum(sizes.values()))
@@ -183,13 +186,13 @@ class Load:
                 self._guard = None
 
     def _load(self, path: str, before: int) -> FileLoaded:
-        # A pipe can be read once only, so it is neither recognised nor read again by the workers.
+        # A pipe can be read only once, so it is not compared with earlier loads, and workers cannot read it again.
         if not is_regular(path):
             return self._read(path, b"", before, None)
         head = self._read_head(path)
-        with self._alone(path, head):
-            load, unchanged = self._recognise(path, self._known(head))
-            return FileLoaded(path, "unchanged") if unchanged else self._read(path, head, before, load)
+        with self._keep_others_away(path, head):
+            load, is_unchanged = self._recognise(path, self._find_known(head))
+            return FileLoaded(path, "unchanged") if is_unchanged else self._read(path, head, before, load)
 
     def _entrance(self, path: str) -> str:
         return self._entrances.get(path, FILE)
@@ -198,18 +201,21 @@ class Load:
         return open_lines(path, self._entrance(path))
 
     def _read_head(self, path: str) -> bytes:
-        """Return what tells which files a file may be: one that came in elsewhere became other events."""
+        """Return the digest that finds earlier loads of a file.
+
+        The digest contains the entrance, because the same bytes become other events at another entrance.
+        """
         with self._open(path) as (stream, _):
             head = read_head(stream)
         entrance = self._entrance(path)
         return head if entrance == FILE else hashlib.sha256(entrance.encode() + head).digest()
 
     def _read(self, path: str, head: bytes, before: int, load: _Load | None) -> FileLoaded:
-        """Read a file to its end, from its beginning or from where an earlier load had stopped."""
-        again = is_regular(path)
+        """Load a file up to its end, from its beginning or from the end of an earlier load."""
+        is_repeatable = is_regular(path)
         with self._open(path) as (stream, beneath):
             loaded = FileLoaded(path, "continued" if load else "loaded")
-            reader = LineReader(stream, path, with_data=not again or stream is not beneath)
+            reader = LineReader(stream, path, with_data=not is_repeatable or stream is not beneath)
             chunks = reader.chunks()
             if load:
                 number = self._continue(reader, path, head, load)
@@ -224,7 +230,7 @@ class Load:
                 if landed:
                     loaded.landed.add(landed)
                     self._progress.landed.add(landed)
-                    self._progress.bytes_read = before + (beneath.tell() if again else 0)
+                    self._progress.bytes_read = before + (beneath.tell() if is_repeatable else 0)
                     self._report(self._progress)
 
             try:
@@ -237,18 +243,18 @@ class Load:
             if reader.damage:
                 loaded.outcome = "failed"
                 loaded.error = (
-                    f"{path} is cut short or damaged ({reader.damage}). What could be read of it was loaded; load the "
-                    "whole file when you have it, and it goes on from there."
+                    f"{path} is cut short or damaged ({reader.damage}). Its readable part was loaded. Load the whole "
+                    "file when you have it, and the load continues after that part."
                 )
                 return loaded
             self._connection.execute(_FINISH, (reader.size, reader.content_digest, number))
         return loaded
 
     def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[LandingResult | None]:
-        """Land a file's chunks; a single one does not bother the workers, so small files start no processes."""
+        """Land a file's chunks; this process lands a file of one chunk, so small files start no workers."""
         first = list(islice(chunks, 2))
-        small = len(first) < 2 or first[1].content_digest is not None
-        if small or self._count == 1:
+        is_small = len(first) < 2 or first[1].content_digest is not None
+        if is_small or self._count == 1:
             for chunk in chain(first, chunks):
                 work = Work(load, self._source, self._entrance(path), path, chunk)
                 yield land_and_advance(self._connection, work, self._registry, lambda _: None)
@@ -262,7 +268,7 @@ class Load:
             try:
                 following = next(rest, None)
             except FileError as error:
-                # What was read of it before still lands.
+                # The chunks before the error still land.
                 unreadable, following = error, None
             if following is None:
                 break
@@ -273,10 +279,10 @@ class Load:
             raise unreadable
 
     def _check_first(self, path: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Return the chunks of a file whose first lines hold an event.
+        """Return the chunks of a file, after a check that its first lines contain an event.
 
         Raises:
-            FileError: None of them does.
+            FileError: None of the first lines is an event.
         """
         entrance = self._entrance(path)
         held: list[Chunk] = []
@@ -291,18 +297,20 @@ class Load:
                 break
         if not lines:
             return chain(held, chunks)
-        which = f"none of its first {len(lines):,} lines is an event" if len(lines) > 1 else "its only line is no event"
+        reason = (
+            f"none of its first {len(lines):,} lines is an event" if len(lines) > 1 else "its only line is no event"
+        )
         raise FileError(
-            f"{path} was not loaded: {which}. {describe_lines(lines, export=entrance != FILE)} With --no-check it is "
+            f"{path} was not loaded: {reason}. {describe_lines(lines, export=entrance != FILE)} With --no-check it is "
             "loaded all the same, and such lines go to quarantine."
         )
 
-    def _known(self, head: bytes) -> list[_Load]:
+    def _find_known(self, head: bytes) -> list[_Load]:
         with self._connection.cursor(row_factory=class_row(_Load)) as cursor:
             return cursor.execute(_KNOWN, (self._source, head)).fetchall()
 
     def _recognise(self, path: str, known: Sequence[_Load]) -> tuple[_Load | None, bool]:
-        """Find the load this file continues, and say whether there is anything left to load."""
+        """Return the load that this file continues, if any, and whether the file is unchanged since that load."""
         if not known:
             return None, False
         positions = {load.byte_offset for load in known} | {load.size for load in known if load.size is not None}
@@ -318,12 +326,12 @@ class Load:
         return None, False
 
     @contextmanager
-    def _alone(self, path: str, head: bytes) -> Iterator[None]:
-        """Keep other loaders away from files that begin alike, lest two of them land one file twice."""
+    def _keep_others_away(self, path: str, head: bytes) -> Iterator[None]:
+        """Hold a lock on files with the same beginning, so that two loaders do not land one file twice."""
         if self._guard is None:
             self._guard = connect(self._url)
         key = int.from_bytes(hashlib.sha256(self._source.encode() + head).digest()[:8], signed=True)
-        # The lock is the transaction's, so that it cannot outlive it in a pooler's connection.
+        # The lock belongs to the transaction, because a lock of a session would survive in a pooler's connection.
         self._guard.execute(NO_TIMEOUTS)
         self._guard.execute("set local lock_timeout = 0")
         taken = self._guard.execute("select pg_try_advisory_xact_lock(%s)", (key,)).fetchone()
@@ -333,18 +341,18 @@ class Load:
         try:
             yield
         finally:
-            # A connection that was lost has given up its lock.
+            # A lost connection has released its lock.
             with suppress(psycopg.Error):
                 self._guard.rollback()
 
     def _start(self, path: str, head: bytes, position: int, digest: bytes) -> int:
-        """Open a row for what follows of a file."""
+        """Insert a row in raw.loads for the rest of a file, and return its number."""
         row = self._connection.execute(_START, (self._source, printable(path), head, position, digest)).fetchone()
         assert row is not None  # noqa: S101 - an insert that returns
         return int(row[0])
 
     def _continue(self, reader: LineReader, path: str, head: bytes, load: _Load) -> int:
-        """Pass over what an earlier load has landed, and return the row of the rest."""
+        """Skip the lines of an earlier load, and return the number of the row for the rest of the file."""
         reader.skip(load.byte_offset)
         if reader.digest != load.digest:
             raise FileError(f"{path} changed while it was read. Run the command again.")
@@ -364,7 +372,7 @@ class Load:
 
 
 def _lines(path: str, chunk: Chunk, most: int) -> list[bytes]:
-    """Return the first lines of a chunk that are not blank; of an overlong line, its beginning."""
+    """Return the lines that are not blank among the first lines of a chunk; an overlong line is cut."""
     parts = read_chunk(path, chunk).split(b"\n", most)[:most]
     return [line for line in parts if line.strip()]
 

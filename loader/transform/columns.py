@@ -1,4 +1,4 @@
-"""What the tables of a source are made of, and what keeps a column from its type: `loader schema`, `loader widen`."""
+"""Reads the tables and columns of sources, and the obstacles to new types, for `loader schema` and `loader widen`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Column:
     Attributes:
         source: The schema.
         table: The table in it.
-        column: Its name.
-        type: Its type in the database.
-        origin: `declared` in the model's yml, `found` in the events, or `unknown`: added by somebody else.
-        path: Where a found column's values are in the event.
-        first_seen: When a run added it.
-        first_event: The id of the event it was added for; None for declared columns.
-        filled: Share of the table's rows in which it is not null, 0 to 1; None while the table has none.
+        column: The name of the column.
+        type: The type of the column in the database.
+        origin: `declared` in the model's yml, `found` in the events, or `unknown`: not added by a run.
+        path: The path of a found column's values in the event.
+        first_seen: The time when a run added the column.
+        first_event: The id of the event that the column was added for; None for declared columns.
+        filled: Share of the table's rows in which the column is not null, 0 to 1; None for an empty table.
     """
 
     source: str
@@ -49,9 +49,9 @@ class Table:
     Attributes:
         source: The schema.
         table: The table in it.
-        columns: How many columns it has.
-        found: How many of them were found in the events.
-        last_found: When a run last added one of those.
+        columns: The number of columns.
+        found: The number of columns that were found in the events.
+        last_found: The time when a run last added a found column.
     """
 
     source: str
@@ -63,12 +63,12 @@ class Table:
 
 @dataclass(frozen=True)
 class WaitingColumn:
-    """A column that something keeps from being added or widened.
+    """A column that a run could not add or widen.
 
     Attributes:
-        type: Its type in the database, or `missing`.
-        wanted: The type that would hold every value seen.
-        in_the_way: A lock, an object that depends on the column, or the table's size.
+        type: The type of the column in the database, or `missing`.
+        wanted: The type that can hold all values of the events.
+        in_the_way: The obstacle: a lock, an object that depends on the column, or the table's size.
     """
 
     source: str
@@ -79,7 +79,7 @@ class WaitingColumn:
     in_the_way: str
 
 
-# What to do about an object in the way, by words that PostgreSQL names it with.
+# Advice on an obstacle, by the words that describe the obstacle.
 _ADVICE = {
     "process ": "End the transaction of that session, then run `loader widen` again.",
     "prepared transaction": "Commit that transaction or roll it back, then run `loader widen` again.",
@@ -181,11 +181,11 @@ def read_tables(connection: psycopg.Connection, source: str | None) -> list[Tabl
 
 
 def find_tables(there: Sequence[Table], names: Sequence[str]) -> list[Table]:
-    """Return the tables that names stand for, in the order of `there`; all of them when there are no names.
+    """Return the tables that names stand for, in the order of `there`; without names, return all tables.
 
     Args:
         there: The tables to choose from.
-        names: `table` or `schema.table`, or an event's name.
+        names: Names of the form `table` or `schema.table`, or names of events.
 
     Raises:
         UsageError: A name stands for no table.
@@ -202,7 +202,7 @@ def find_tables(there: Sequence[Table], names: Sequence[str]) -> list[Table]:
 
 
 def read_columns(connection: psycopg.Connection, tables: Sequence[Table]) -> list[Column]:
-    """Return the columns of tables as they are in the database.
+    """Return the columns that tables have in the database, with the share of filled rows.
 
     Args:
         connection: An open connection.
@@ -220,24 +220,24 @@ def read_columns(connection: psycopg.Connection, tables: Sequence[Table]) -> lis
 
 
 def waiting_columns(connection: psycopg.Connection) -> list[WaitingColumn]:
-    """Return the columns that cannot be widened while something depends on them."""
+    """Return the columns that wait to be added or widened."""
     with connection.cursor(row_factory=class_row(WaitingColumn)) as cursor:
         return cursor.execute(WAITING_COLUMNS).fetchall()
 
 
 def advise(in_the_way: str) -> str:
-    """Return what a person can do about something that keeps a column from its type.
+    """Return advice on the obstacle of a waiting column.
 
     Args:
-        in_the_way: As `WaitingColumn` has it: a description, or nothing but the names of views.
+        in_the_way: The obstacle of `WaitingColumn`: a description, or only the names of views.
     """
     return next((advice for word, advice in _ADVICE.items() if word in in_the_way), _VIEWS)
 
 
 def _shares(connection: psycopg.Connection, source: str, columns: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the share of rows in which each column of a table is not null; nothing when it has no rows."""
+    """Return the share of rows in which each column of a table is not null; an empty dict for an empty table."""
     names = [column["column"] for column in columns]
-    # As an array: a row of as many counts as a table may have columns would be more than a query may return.
+    # The counts are an array, because a query returns at most 1,664 columns and a table may have nearly as many.
     statement = sql.SQL("select count(*), array[{}] from {}").format(
         sql.SQL(", ").join(sql.SQL("count({})").format(sql.Identifier(name)) for name in names),
         sql.Identifier(source, columns[0]["table"]),

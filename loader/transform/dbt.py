@@ -1,7 +1,7 @@
-"""`loader transform`: runs the dbt project in this process and reports what each table gained.
+"""`loader transform`: runs the dbt project in this process and reports the result for each table.
 
-The dbt project stands alone; this module only hands it the connection and reads its report from the raw schema. A team
-that runs dbt from its own scheduler gets exactly the same tables.
+This module only passes the connection to dbt and reads dbt's report from the raw schema. A team that runs the dbt
+project from its own scheduler gets exactly the same tables.
 """
 
 import logging
@@ -25,19 +25,19 @@ DEFAULT_SCHEMA = "iterable"
 
 @dataclass(frozen=True)
 class TableFilled:
-    """What a run did to one table.
+    """The result of a run for one table.
 
     Attributes:
         source: The schema.
         table: The table in it.
-        rows: By how many rows it grew.
-        duplicates: Events whose id was there already.
-        new_columns: Columns that were added.
-        duration: Time the table took; zero when there was nothing to do.
-        error: Why dbt could not fill or rebuild it; empty when it could.
-        held: Why the run left it out, to try it again in a later run; empty when it did not.
-        obstacles: What kept the run from adding or widening a column of it.
-        note: What somebody should know of the run; empty when there is nothing.
+        rows: The number of added rows.
+        duplicates: The number of events whose id was already in the table.
+        new_columns: The added columns.
+        duration: The time that dbt spent on the table; zero without new events.
+        error: The reason why dbt could not fill or rebuild the table; empty on success.
+        held: The reason why the run left the table to a later run; empty if the run did not.
+        obstacles: The obstacles to new or wider columns, with advice.
+        note: A note for people about the run; empty without one.
     """
 
     source: str
@@ -60,7 +60,7 @@ _SYNCS = """
     from raw.syncs
     where transform_id = :id
 """
-# Tables that a full refresh has left as they were, because rows would be lost.
+# Tables that a full refresh has not rebuilt, because a rebuild would lose rows.
 _REFUSED = """
     select source, model, reason
     from raw.held_tables
@@ -81,25 +81,25 @@ def transform(
     allow_loss: bool = False,
     widen: bool = False,
 ) -> list[TableFilled]:
-    """Split what has landed since the last run into the tables.
+    """Move the events that have landed since the last run into the tables.
 
     Args:
         database: An open database.
         settings: The process's settings.
-        select: Tables as `loader status` names them, models, or other selectors of dbt's; none for every table.
-        full_refresh: Rebuild the rows in place, from the events that raw.events holds.
-        allow_loss: Rebuild also the tables whose events raw.events no longer holds completely.
-        widen: Also widen the columns that views depend on, and make the views again.
+        select: Tables as `loader status` names them, models, or other selectors of dbt; none for all tables.
+        full_refresh: Rebuild the rows in place, from the events in raw.events.
+        allow_loss: Also rebuild tables of which raw.events no longer has all events.
+        widen: Also widen the columns that views depend on, and create the views again.
 
     Returns:
-        Every table of every source that the run came by, in the order of sources and tables. Tables with an `error`
-        are as they were before the run; the others are complete.
+        All tables that the run has visited, in the order of sources and tables. Tables with an `error` are unchanged;
+        the others are complete.
 
     Raises:
-        UsageError: There is no source yet, or nothing matches `select`.
-        TransformError: dbt could not even start.
+        UsageError: No source exists, or nothing matches `select`.
+        TransformError: dbt could not start, or a step before the tables failed.
     """
-    # dbt takes seconds to import, which no other command should wait for.
+    # The import of dbt takes seconds, and no other command needs it.
     from dbt.cli.main import dbtRunner  # noqa: PLC0415
 
     with database.begin() as connection:
@@ -107,8 +107,8 @@ def transform(
     if not sources:
         raise UsageError("There is no source yet. Add one with `loader source add Iterable`.")
 
-    # Artifacts nobody reads here and a log of every statement take half the time of a run with nothing to do. Stdout is
-    # for data: dbt says nothing there, who called tells of errors.
+    # Unused artifacts and a log of all statements take half the time of a run without new events. Stdout is for data,
+    # so dbt does not log there, and the caller reports errors.
     arguments = ["--log-level=none", "--no-write-json", "--log-level-file=info", "run", *project_arguments(settings)]
     selectors, only = _split_selection(database, sources, select)
     arguments += ["--select", *selectors] if selectors else []
@@ -130,7 +130,7 @@ def transform(
 
     if result.exception is not None:
         raise TransformError(f"dbt could not start: {without_values(result.exception)}")
-    # A hook that failed is why the others did: dbt only says of them that they were skipped.
+    # After a failed hook, dbt reports the models only as skipped. The hook's error is the reason.
     failed = [r for r in result.result.results if r.status == "error" and r.node.resource_type == "operation"]
     if failed:
         raise TransformError(f"The run failed at {failed[0].node.name}: {_explain(database, failed[0].message)}")
@@ -145,7 +145,7 @@ def transform(
         held = {(row.source, row.model): row.reason for row in connection.execute(text(_HELD))}
     synced = {(row.source, row.model): row for row in rows}
     refused = {(row.source, row.model): row.reason for row in refusals}
-    # One model fills all tables without a model of their own; it is no table itself, but it can fail as one.
+    # One model fills all tables without a model of their own. It is not a table, but its failure is reported like one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
     named = {name.partition(".")[2] for name in only}
     names = {(source, table) for source in sources for table in outcomes if table not in named}
@@ -170,7 +170,9 @@ def transform(
 
 
 def _split_selection(database: Database, sources: Sequence[str], select: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what dbt is to select, and the tables, as source.table, that a selection names more exactly than dbt can.
+    """Return the selectors for dbt, and the tables, as source.table, that the selectors are limited to.
+
+    A selector of dbt names a model, which fills tables of all sources.
 
     Raises:
         UsageError: A source has no such table.
@@ -195,7 +197,7 @@ def _split_selection(database: Database, sources: Sequence[str], select: Sequenc
 
 
 def _filled(database: Database, source: str, table: str, row: Any, outcome: Any) -> TableFilled:
-    """Return what a run did to a table, from its row of raw.syncs and dbt's own result, where there are such."""
+    """Return the result of a run for a table, from the table's row of raw.syncs and dbt's result, if they exist."""
     failed = row is None and outcome is not None and outcome.status in _FAILED
     return TableFilled(
         source=source,
@@ -210,14 +212,14 @@ def _filled(database: Database, source: str, table: str, row: Any, outcome: Any)
 
 
 def _explain(database: Database, message: object) -> str:
-    """Return an error of dbt without values of events, and with the session that holds the lock it may be about."""
+    """Return an error of dbt without values of events; the error of a lock timeout names the blocking sessions."""
     if "due to lock timeout" in str(message):
         return str(database.lock_error("A statement waited too long"))
     return without_values(message)
 
 
 def project_arguments(settings: Settings) -> list[str]:
-    """Return the arguments that tell dbt where the project is and where its own files may go."""
+    """Return dbt's arguments for the folders of the project and of dbt's own files."""
     project = bundled("dbt_project")
     artifacts = settings.home / "dbt"
     return [
@@ -229,7 +231,13 @@ def project_arguments(settings: Settings) -> list[str]:
 
 
 def dbt_environment(database: Database, settings: Settings, sources: Sequence[str]) -> dict[str, str]:
-    """Return the environment variables the dbt project reads."""
+    """Return the environment variables that the dbt project reads.
+
+    Args:
+        database: An open database.
+        settings: The process's settings.
+        sources: The schemas of all sources, at least one.
+    """
     schema = DEFAULT_SCHEMA if DEFAULT_SCHEMA in sources else sources[0]
     return connection_environment(database.url) | {
         "LOADER_SCHEMA": schema,
@@ -243,7 +251,7 @@ def dbt_environment(database: Database, settings: Settings, sources: Sequence[st
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a block, and put them back as they were."""
+    """Set environment variables for a block, and restore their values at its end."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -257,23 +265,23 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def create_private_folders(settings: Settings) -> None:
-    """Create the folders that dbt writes into, for their owner only: its log quotes rows that an error is about."""
+    """Create dbt's folders with access for the owner only, because dbt's log may quote rows."""
     for folder in (settings.home / "dbt", settings.home / "dbt" / "target", settings.home / "dbt" / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
 
 
 def log_file(settings: Settings) -> Path:
-    """Return where dbt writes its log."""
+    """Return the path of dbt's log."""
     return settings.home / "dbt" / "logs" / "dbt.log"
 
 
 @contextmanager
 def tidied() -> Iterator[None]:
-    """Take away what a run of dbt in this process leaves behind, so that the next one costs the same.
+    """Remove the leftovers of a run of dbt in this process, so that the next run takes no longer.
 
-    dbt leaves its log file open. And dbt-adapters (1.24) lists the switches of dbt-postgres once more with each run,
-    and looks through the whole stack for each one listed.
+    dbt leaves its log file open. dbt-adapters (1.24) appends the behavior flags of dbt-postgres to a list in each run,
+    and inspects the whole call stack for each entry.
     """
     from dbt.adapters.base.impl import DEFAULT_BASE_BEHAVIOR_FLAGS  # noqa: PLC0415
     from dbt_common.events.event_manager_client import get_event_manager  # noqa: PLC0415

@@ -1,8 +1,8 @@
-"""`loader schedule`: the transform again and again, from a process that stays.
+"""`loader schedule`: repeats the transform from a long-lived process.
 
-Any number of schedulers may run, on any machines: one holds the lock and works, the others stand by. It looks for news
-before it starts dbt, backs off when a run fails, and outlives the database's restarts and outages. Plain dbt beside it,
-from cron or by hand, is as safe as ever: the cut does not depend on who runs it.
+Any number of schedulers may run, on any machines. The scheduler with the lock works, and the others stand by. It checks
+for new events before it starts dbt, waits longer after each failure, and survives outages of the database. Runs of dbt
+from cron or by hand stay safe beside it, because the snapshot cursors do not depend on the process that runs dbt.
 """
 
 import logging
@@ -32,11 +32,11 @@ BEAT_SECONDS = 3.0
 LIMIT_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
 
-# Held by the scheduler that works. A lock of a transaction, not of a session: a pooler may hand a session to somebody
-# else between two transactions. The transaction never has an id nor keeps a snapshot, so it is in nobody's way.
+# The working scheduler holds this advisory lock. The lock belongs to a transaction, because a pooler may give a session
+# to another client between two transactions. The transaction has no id and no snapshot, so it does not delay vacuum.
 LOCK = 7_226_010_002
 _TRY_LOCK = "select pg_try_advisory_xact_lock(%s)"
-# The transaction stays open on purpose, and a machine that vanished must not hold the lock for TCP's two hours.
+# The transaction stays open on purpose. With TCP's defaults, a vanished machine would hold the lock for two hours.
 _LOCK_SETTINGS = {
     "idle_in_transaction_session_timeout": "0",
     "transaction_timeout": "0",
@@ -60,8 +60,8 @@ _REPORT = """
 _SUCCEEDED = "update raw.schedules set last_success_at = clock_timestamp() where id = %s"
 _TIDY = "delete from raw.schedules where last_seen_at < clock_timestamp() - interval '1 hour'"
 _LEAVE = "delete from raw.schedules where id = %s"
-# What runs have noted of themselves. The last report of each table says where its cursor stands, and the last run that
-# filled every table where all of them do. A row whose report is gone is compared without its lower bound: as rightly.
+# Old reports of runs are deleted. The last report of each table has the table's cursor. The last run that filled all
+# tables has the cursor of all. A row without its report is compared without a lower bound, with the same result.
 _FORGET_REPORTS = """
     delete from raw.syncs
     where
@@ -85,11 +85,11 @@ _FORGET_RUNS = """
             )
         )
 """
-# An increment is small against the history: never read all of it, however old the statistics are.
+# New events are few compared with all events. Outdated statistics must not lead to a scan of the whole table.
 BY_INDEX = "set local enable_seqscan = off"
 _SOURCES = "select exists (select from raw.sources)"
-# Calls other than track count as well: they make no row, but a run moves the cut past them, so that the next look does
-# not come by them again.
+# Calls other than track count as well. They add no row, but a run moves the snapshot cursor past them, so that the next
+# check does not find them again.
 NEWS = """
     with done as materialized (
         select coalesce(
@@ -102,8 +102,8 @@ NEWS = """
         exists (select from raw.events where load_xid >= (select pg_snapshot_xmax(snapshot) from done))
         or exists (select from raw.events where load_xid = any(array(select pg_snapshot_xip(snapshot) from done)))
 """
-# Tables with work to do although nothing has landed: of a new source, dropped, after `loader rescan`, held and due
-# again, or new ones that had to wait for the next hour.
+# Tables with work to do without new events: tables of a new source, dropped tables, tables to rebuild after
+# `loader rescan`, held tables that are due again, and new tables that had to wait for the next hour.
 _UNMADE = """
     select model, source
     from raw.cursors
@@ -122,11 +122,11 @@ _UNMADE = """
 
 
 class Schedule:
-    """The schedule of one process.
+    """The scheduler of one process, which repeats the transform.
 
     Args:
         settings: The process's settings, which name the database.
-        every: Seconds between a run's end, or a look that found nothing, and the next look.
+        every: Seconds from the end of a run, or of a check without new events, to the next check.
     """
 
     def __init__(self, settings: Settings, every: float) -> None:
@@ -142,13 +142,13 @@ class Schedule:
         self._forget_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Run the transform again and again until told to stop; a run that is under way is finished first.
+        """Repeat the transform until an event is set; a run in progress is finished first.
 
         Args:
-            stop: Set by another thread.
+            stop: The event, which another thread sets.
 
         Raises:
-            UsageError: The settings name no database.
+            UsageError: The settings contain no valid URL of a database.
         """
         self._stop = stop
         try:
@@ -163,17 +163,17 @@ class Schedule:
                 except UsageError:
                     raise
                 except (LoaderError, psycopg.Error, DBAPIError) as error:
-                    # Without the lock this may not be the only run.
+                    # The lock may be lost, and another scheduler may run the transform too.
                     self._runner.close()
                     stop.wait(self._fail(reason(error)))
         finally:
             self._runner.close()
 
     def _work(self, guard: psycopg.Connection, connection: psycopg.Connection) -> None:
-        """Take part for as long as the database is there.
+        """Wait for the scheduler's lock, then run the transform until the process is asked to stop.
 
         Raises:
-            psycopg.Error: It is not there any more.
+            psycopg.Error: The database does not answer any more.
             DatabaseError: Another session holds a lock that the scheduler needs.
         """
         set_session(connection, self._settings.lock_wait)
@@ -183,7 +183,7 @@ class Schedule:
         connection.execute(_LEAVE, [self._identity["id"]])
 
     def _take_lock(self, guard: psycopg.Connection, connection: psycopg.Connection) -> bool:
-        """Wait until no other scheduler holds the lock; return False when told to stop before."""
+        """Wait until no other scheduler holds the lock; return False if the process is asked to stop before that."""
         apply_settings(guard, _LOCK_SETTINGS, for_transaction=True)
         while not self._stop.is_set():
             locked = guard.execute(_TRY_LOCK, [LOCK]).fetchone()
@@ -197,8 +197,8 @@ class Schedule:
         return False
 
     def _lead(self, guard: psycopg.Connection, connection: psycopg.Connection) -> None:
-        """Look for news and run, until told to stop."""
-        # The project may have been upgraded, or the tables changed by hand: once, without asking.
+        """Check for new events and run the transform, until the process is asked to stop."""
+        # The first run needs no new events: the project may have been upgraded, or tables changed by hand.
         first = True
         while not self._stop.is_set():
             error = None
@@ -215,7 +215,7 @@ class Schedule:
                 self._pause(guard, connection, "idle", self._every)
 
     def _has_news(self, connection: psycopg.Connection) -> bool:
-        """Tell whether a run would find something to do, at the price of a look into the index."""
+        """Return whether a run has work to do; the check reads only an index."""
         if self._find_unmade(connection) - self._unmade:
             return True
         with connection.transaction():
@@ -227,10 +227,10 @@ class Schedule:
         return {(model, source) for model, source in connection.execute(_UNMADE, limits).fetchall()}
 
     def _run_once(self, guard: psycopg.Connection, connection: psycopg.Connection) -> str | None:
-        """Run the transform; return why it failed, if it did.
+        """Run the transform; return the reason of a failure, or None.
 
         Raises:
-            psycopg.Error: The database went away, and maybe the lock with it.
+            psycopg.Error: The database does not answer any more, and the lock may be lost.
         """
         self._report(connection, "running")
         try:
@@ -240,11 +240,11 @@ class Schedule:
             error = _failed_tables(filled)
         except LoaderError as failure:
             filled, error = [], reason(failure)
-        # If the database is gone, that is the failure, and not what it did to the run.
+        # A lost database is the real failure then, and raises here. The run's error is only its consequence.
         self._beat(guard, connection, "running")
         if error:
             return error
-        # Tables that no model makes any more stay undone; a second run would not change that.
+        # Tables without a model stay in this set. Another run would not create them.
         self._unmade = self._find_unmade(connection)
         connection.execute(_SUCCEEDED, [self._identity["id"]])
         self._recover()
@@ -266,17 +266,17 @@ class Schedule:
         self._failures, self._error = 0, None
 
     def _fail(self, error: str) -> float:
-        """Count a failure and say so; return how many seconds to wait before the next try."""
+        """Count and log a failure; return the seconds to wait before the next try."""
         self._error = error
         self._failures += 1
-        # Half of it by chance, so that many schedulers do not come back to a database at the same moment.
+        # Half of the delay is random, so that many schedulers do not return to a database at the same time.
         delay = min(LIMIT_SECONDS, 2.0**self._failures) * random.uniform(0.5, 1)  # noqa: S311 - no secret
         if not self._stop.is_set():
             logger.warning("failure %d in a row, next try in %.0f s: %s", self._failures, delay, error)
         return delay
 
     def _pause(self, guard: psycopg.Connection, connection: psycopg.Connection, state: str, seconds: float) -> None:
-        """Wait, and be seen waiting."""
+        """Wait, and report during the wait that this scheduler is alive."""
         until = time.monotonic() + seconds
         while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
             self._beat(guard, connection, state, left)
@@ -285,7 +285,7 @@ class Schedule:
     def _beat(
         self, guard: psycopg.Connection, connection: psycopg.Connection, state: str, left: float | None = None
     ) -> None:
-        """Report, and make sure that the lock is still held: a lost connection raises."""
+        """Report that this scheduler is alive, and check the lock: the connection that holds it raises if lost."""
         guard.execute("select 1")
         self._report(connection, state, left)
 
@@ -300,13 +300,13 @@ class Schedule:
 
 
 def forget_old_runs(connection: psycopg.Connection) -> None:
-    """Remove what runs noted of themselves more than 90 days ago, but what says where the tables stand.
+    """Delete the reports of runs older than 90 days, except those with the present cursors of tables.
 
     Args:
         connection: An open connection.
 
     Raises:
-        psycopg.Error: The database is away.
+        psycopg.Error: The database does not answer.
     """
     with connection.transaction():
         connection.execute(_FORGET_REPORTS)
@@ -314,12 +314,12 @@ def forget_old_runs(connection: psycopg.Connection) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Return why something failed, in one line without any value of an event, e-mail address or key."""
+    """Return the reason of an error, in one line without values of events, e-mail addresses or keys."""
     return shorten(without_values(error.orig if isinstance(error, DBAPIError) else error), 500)
 
 
 def _count_events(grown: Sequence[TableFilled]) -> int:
-    """Return how many events a run brought; tracks has each event of its source, and other tables have it again."""
+    """Return the number of new events; the table tracks has all events of a source, and other tables repeat them."""
     events = 0
     for source in {table.source for table in grown}:
         rows = {table.table: table.rows for table in grown if table.source == source}

@@ -1,4 +1,4 @@
-"""What `loader status` tells: what came in, where it is now, and whether anything is missing."""
+"""Reads the state of the warehouse for `loader status`: accepted messages, their tables, and lost messages."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,8 +17,8 @@ class TableStatus:
     """One served table.
 
     Attributes:
-        rows: Rows in it.
-        waiting: Events of it that landed after its last run.
+        rows: The number of rows.
+        waiting: The number of the table's events that landed after its last run.
     """
 
     source: str
@@ -29,12 +29,12 @@ class TableStatus:
 
 @dataclass(frozen=True)
 class Conservation:
-    """The conservation law of one source, counted where the messages lie.
+    """The conservation law of one source: each accepted message is counted in exactly one place.
 
-    `accepted` is the sum of `discarded` and the six counts from `in_collections` to `waiting`. The two missing counts
-    are 0, or something was lost. `shared_ids` counts rows of collections that tracks lacks: an event of another name
-    landed first with the id. `unequal_tables` counts tables that differ from raw.events by themselves: in the sums, a
-    table with too many rows could hide one with too few.
+    `accepted` is the sum of `discarded` and the six counts from `in_collections` to `waiting`. If one of both missing
+    counts is not 0, messages are lost. `shared_ids` counts rows of collections that tracks lacks, because an event of
+    another name landed first with the same id. `unequal_tables` counts tables that differ from raw.events. The sums
+    alone are not enough, because a table with too many rows could hide a table with too few.
     """
 
     source: str
@@ -68,22 +68,22 @@ class Status:
     """The state of the warehouse at one moment.
 
     Attributes:
-        freshness_seconds: Age of the oldest event that is not in its table yet, in seconds since it landed; None when
-            none is waiting.
+        freshness_seconds: Seconds since the landing of the oldest event that is not in its table yet; None if no event
+            is waiting.
         quarantine: Open messages by source and reason.
-        mismatches: Values their column cannot hold, or not with all digits, by table and column.
+        mismatches: Values that their column cannot hold, or cannot hold with all digits, by table and column.
         found: The last columns that runs have found in the events, the newest first.
-        unequal_tables: Tables that have fewer rows than raw.events has events for them (`missing` is positive) or more
-            (negative).
+        unequal_tables: Tables with fewer rows than raw.events has events for them (`missing` is positive), or with more
+            rows (negative).
         lossy_rebuilds: Tables whose last rebuild read fewer events than the table had read before, without a note.
         held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
-        waiting_columns: Columns that something keeps from being added or widened.
-        collisions: How many properties have no column of their own, by table and reason.
-        without_table: Events that got no table because their source has as many as it may.
+        waiting_columns: Columns that wait to be added or widened.
+        collisions: The number of properties without a column of their own, by table and reason.
+        without_table: Events without a table, because their source has reached its number of tables.
         runs: The last dbt invocations, the newest first.
         rescan_wanted: Whether events have landed without a record in raw.properties; `loader rescan` records them.
-        foreign_segments: Files of this machine's spool that belong to another warehouse; nothing lands them by itself.
-        schedulers: Who runs `loader schedule`. One that is not `alive` has not been seen for longer than it should.
+        foreign_segments: Files in this machine's spool that belong to another warehouse and do not land here.
+        schedulers: The processes of `loader schedule`. A scheduler that is not `alive` has missed its reports.
     """
 
     sources: list[dict[str, Any]]
@@ -266,7 +266,7 @@ _RUNS = """
 
 
 def is_rescan_wanted(connection: Connection) -> bool:
-    """Say whether events have landed without a record in raw.properties, in an older version of the loader."""
+    """Return whether events have landed without a record in raw.properties, in an older version of the loader."""
     return bool(connection.execute(text("select rescan_wanted from raw.generation")).scalar_one())
 
 
@@ -289,7 +289,7 @@ _READABLE = """
 
 
 def read_readable_tables(connection: Connection) -> list[dict[str, Any]]:
-    """Return source, name and rows of each table that the role of a connection may read: what a reader can know."""
+    """Return source, name and number of rows of each table that the role of the connection may read."""
     tables = [dict(row) for row in connection.execute(text(_READABLE)).mappings()]
     for table in tables:
         count = f"select count(*) from {table.pop('name')}"  # noqa: S608 - quoted by the database
@@ -304,7 +304,7 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
         connection: A connection whose transaction has just begun.
         spool: The folder of a collector's spool, to look for segments of other warehouses.
     """
-    # One snapshot for all of it, so that the numbers agree while events go on landing.
+    # All queries use one snapshot, so that the numbers agree while events land.
     connection.execute(text("set transaction isolation level repeatable read, read only"))
     connection.execute(text("set local lock_timeout = '10s'"))
 
