@@ -1,4 +1,4 @@
-"""Where messages come in, and what reads those of each: the quarantine remembers the entrance to read them again."""
+"""Names the entrances of messages, and calls the parser of each; a retry from quarantine uses the same entrance."""
 
 from loader.events.iterable import parse_export, parse_export_lines, parse_webhook
 from loader.events.model import Event, Refused
@@ -8,7 +8,7 @@ from loader.events.tracking_api import parse_kept
 
 # Files of tracking calls.
 FILE = "file"
-# The tracking API: batches, and calls that say their type.
+# The tracking API: batches, and calls that contain their type.
 TRACKING = "tracking"
 # Segment's webhook destinations.
 SEGMENT_WEBHOOK = "segment-webhook"
@@ -20,27 +20,27 @@ _EXPORT = "iterable-export:"
 
 
 def call_entrance(kind: str) -> str:
-    """Return the entrance of bodies that hold one call, whose type only the path says."""
+    """Return the entrance of bodies with one call, whose type is only in the path of the request."""
     return _CALL + kind
 
 
 def export_entrance(kind: str) -> str:
-    """Return the entrance of export files that hold one kind of event."""
+    """Return the entrance of export files with one kind of event."""
     return _EXPORT + kind
 
 
 def exported_kind(entrance: str) -> str | None:
-    """Return the kind of event that comes in at an entrance for export files; None for any other entrance."""
+    """Return the kind of event of an entrance for export files; None for any other entrance."""
     return entrance.removeprefix(_EXPORT) if entrance.startswith(_EXPORT) else None
 
 
 def parse_message(entrance: str, payload: bytes, offset: int) -> list[Event | Refused]:
-    """Read a message, or a body of several, as its entrance does; whatever its size.
+    """Parse a message, or a body with several messages, of any size.
 
     Args:
-        entrance: Where it came in; at all but those named here there are tracking calls.
+        entrance: The entrance of the message. Entrances without a name in this module have tracking calls.
         payload: The message.
-        offset: Where it began; of a webhook's body, the number of its first call.
+        offset: The offset of the message in its file; for the body of a webhook, the number of its first call.
     """
     if entrance == ITERABLE_WEBHOOK:
         return parse_webhook(payload, offset)
@@ -54,12 +54,12 @@ def parse_message(entrance: str, payload: bytes, offset: int) -> list[Event | Re
 
 
 def parse_chunk(entrance: str, data: bytes, offset: int) -> list[Event | Refused]:
-    """Read the lines of a file as its entrance does.
+    """Parse lines of a file.
 
     Args:
-        entrance: Where the file came in.
-        data: Lines, each with its newline but perhaps the last.
-        offset: Where the first line begins, in bytes of the decompressed file.
+        entrance: The entrance of the file.
+        data: Lines with their newlines; the last line may have none.
+        offset: The offset of the first line, in bytes of the decompressed file.
     """
     kind = exported_kind(entrance)
     return parse_export_lines(data, offset, kind) if kind else parse_lines(data, offset)

@@ -1,6 +1,6 @@
-"""What the loader passes from parsing to landing: an event, or a message refused with its reason.
+"""Defines the results of parsing: an event to land, or a refused message with its reason.
 
-These are plain values with no knowledge of files, HTTP or the database.
+These are plain values, independent of files, HTTP and the database.
 """
 
 from datetime import datetime
@@ -10,7 +10,7 @@ import msgspec
 
 
 class Reason(StrEnum):
-    """Why a message was refused; the codes Segment shows for its own discards where it has one."""
+    """The reason of a refusal: Segment's code for its own discards, if Segment has a code for the reason."""
 
     INVALID_JSON = "invalid_json"
     INVALID_UTF8 = "invalid_utf8"
@@ -40,12 +40,13 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     """One accepted call, ready to land.
 
     Attributes:
-        payload: The call as JSON: the message byte for byte as it came (white space around it aside), or made of it.
-        offset: Where its line begins, in bytes of the decompressed file.
-        message_id: The id of its row in every table.
-        collection: The table it belongs to; empty for an event without one, None when the call is not a `track`.
-        received_at: When a server first received it, with its offset; None for now.
-        original: The message as it came, where the payload was made of it; empty where it is the payload.
+        payload: The call as JSON. These are the bytes of the message without surrounding white space, or a call that
+            was made from the message.
+        offset: The offset of the line, in bytes of the decompressed file.
+        message_id: The id of the event's row in every table.
+        collection: The event's table; empty for an event without a table, None if the call is not a `track`.
+        received_at: The time, with its offset from UTC, when a server first received the call; None for now.
+        original: The bytes of the message, if the payload was made from the message; empty otherwise.
     """
 
     payload: bytes
@@ -61,11 +62,11 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         payload: The original bytes.
-        offset: Where they begin, in bytes of the decompressed file.
-        reason: Why.
-        detail: What exactly, for a person.
-        repaired: The event landed all the same, with the characters JSON text cannot hold replaced by U+FFFD; what
-            is kept is the original.
+        offset: The offset of the message, in bytes of the decompressed file.
+        reason: The code of the reason.
+        detail: The exact reason, for people.
+        repaired: Whether the event landed as well, with U+FFFD for characters that JSON text in PostgreSQL cannot
+            hold. The quarantine keeps the original.
     """
 
     payload: bytes
@@ -76,15 +77,15 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivery(msgspec.Struct, gc=False):
-    """Messages that came together, from one sender, and are answered together.
+    """The messages of one request, which get one answer.
 
     Attributes:
-        source: The schema name of their source.
-        entrance: Where they came in, for the quarantine.
-        events: Those to land.
-        refused: Those for the quarantine; the offsets of both tell messages of one delivery apart, and no others.
-        received_at: When they came.
-        is_corrected: That time is by the database's clock; otherwise by the clock of the machine that took them.
+        source: The schema name of the source.
+        entrance: The entrance of the messages, for the quarantine.
+        events: The events to land.
+        refused: The messages for the quarantine. Offsets distinguish the messages of one delivery only.
+        received_at: The time of the request.
+        is_corrected: Whether that time is of the database's clock, and not of the receiving machine's clock.
     """
 
     source: str
@@ -96,7 +97,7 @@ class Delivery(msgspec.Struct, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes of the messages."""
+        """Bytes of all messages of the delivery."""
         size = 0
         for event in self.events:
             size += len(event.payload) + len(event.original)

@@ -1,25 +1,25 @@
-"""Names from outside become names of schemas, tables and columns.
+"""Converts names of sources, events and properties to names of schemas, tables and columns.
 
-Events and properties are named by whoever sends them; a warehouse has lower-case identifiers with underscores. The
-rules are Segment's own (the algorithm of its `go-snakecase` library), so a table here has the name it has in a
-Segment warehouse. Everything in this module is a pure function of its arguments.
+Senders choose the names of events and properties, and a warehouse has lower-case identifiers with underscores. The
+rules are those of Segment's `go-snakecase` library, so tables have the same names as in a Segment warehouse. All
+functions of this module are pure.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
 
-# Bytes of an identifier PostgreSQL keeps; it cuts longer ones silently.
+# PostgreSQL cuts longer identifiers silently (NAMEDATALEN - 1 bytes).
 IDENTIFIER_BYTES = 63
 
-# A word is a run of capitals and digits, then a run of small letters and digits; everything else separates words.
+# A word is capitals and digits, followed by small letters and digits. All other characters separate words.
 _WORD = re.compile(r"[A-Z0-9]+[a-z0-9]*|[a-z0-9]+")
 _CLEAN = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*\Z")
 
-# Tables of the layout that hold something other than one event each, so no event's table may take their names.
+# Tables of the layout that are not the table of one event. No event's table may have their names.
 BUILT_IN_TABLES = frozenset({"accounts", "aliases", "groups", "identifies", "pages", "screens", "tracks", "users"})
 
-# Columns PostgreSQL keeps on every table, which leave no room for others of their names.
+# System columns that every table of PostgreSQL has. No other column may have their names.
 SYSTEM_COLUMNS = frozenset({"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"})
 
 # Redshift's reserved words. Segment applies this one list to every warehouse, PostgreSQL included (a Segment-loaded
@@ -41,13 +41,13 @@ RESERVED_WORDS = frozenset(
 
 
 def snake_case(name: str) -> str:
-    """Return a name in snake case, as Segment's `go-snakecase` (1.1 and later) gives it.
+    """Convert a name to snake case by the rules of Segment's `go-snakecase` (1.1 and later).
 
     Args:
-        name: Any text. Characters other than ASCII letters and digits separate words and vanish.
+        name: Any text. Characters other than ASCII letters and digits separate words and are removed.
 
     Returns:
-        Words in lower case joined by `_`; the empty string when the name has no ASCII letter or digit.
+        Words in lower case joined by `_`; an empty text if the name has no ASCII letter or digit.
     """
     if _CLEAN.match(name):
         return name
@@ -55,10 +55,10 @@ def snake_case(name: str) -> str:
 
 
 def identifier(name: str) -> str:
-    """Return a snake-cased name as an identifier that needs no quotes and that PostgreSQL keeps whole.
+    """Convert a name in snake case to an identifier that needs no quotes and that PostgreSQL does not cut.
 
     A reserved word or a leading digit gets one `_` in front. A name over 63 bytes is cut and ends in eight hexadecimal
-    digits of its own hash, so two long names that differ only in their tails stay apart.
+    digits of its hash, so two long names with the same beginning stay distinct.
     """
     if name in RESERVED_WORDS or name[:1].isdigit():
         name = f"_{name}"
@@ -72,7 +72,7 @@ def table_name(event: str) -> str:
     """Return the table of an event name, e.g. `email_delivered` for `Email Delivered`.
 
     Returns:
-        The table's name; the empty string when the event's name has no ASCII letter or digit, and so no table.
+        The table's name; an empty text if the event has no table, because its name has no ASCII letter or digit.
     """
     name = snake_case(event)
     return f"_{name}" if name in BUILT_IN_TABLES else identifier(name)
@@ -82,10 +82,10 @@ def column_name(path: Sequence[str]) -> str:
     """Return the column of a property, e.g. `context_traits_email` for the path context, traits, email.
 
     Args:
-        path: The keys that lead to it, the first being `properties`, which is no part of the name, or `context`.
+        path: The keys of the property. The first is `context`, or `properties`, which is not part of the name.
 
     Returns:
-        The column's name; the empty string when no key has an ASCII letter or digit, and so no column.
+        The column's name; an empty text if the property has no column, because no key has an ASCII letter or digit.
     """
     keys = path[1:] if path[0] == "properties" else path
     name = identifier("_".join(filter(None, map(snake_case, keys))))
@@ -95,11 +95,11 @@ def column_name(path: Sequence[str]) -> str:
 def schema_name(source: str) -> str:
     """Return the schema of a source name, e.g. `customerio` for `Customer.io`.
 
-    Unlike tables, schemas do not split runs of capitals: lower case, white space and `-` become `_`, every other
-    character outside `[a-z0-9_]` is dropped.
+    Unlike in names of tables, capitals do not begin words. Letters become lower case, and white space and `-` become
+    `_`. All other characters outside `[a-z0-9_]` are removed.
 
     Returns:
-        The schema's name; the empty string when nothing of the source's name is left.
+        The schema's name; an empty text if nothing of the source's name is left.
     """
     name = re.sub(r"[\s-]+", "_", source.strip().lower())
     name = re.sub(r"[^a-z0-9_]", "", name)

@@ -1,8 +1,8 @@
-"""When an event happened, from any of the formats in which Iterable writes times.
+"""Reads times in all formats that Iterable writes, and writes times in Segment's format.
 
-Webhooks and exports have `2017-05-15 23:59:47 +00:00`, or `+0000`, or no offset, which means UTC; profiles and the API
-have ISO 8601, at times with two fractions (`22:43:34.134105.000Z`); campaigns have milliseconds since 1970, and
-requests seconds. Whatever else comes is no time, and never an error. Nothing in this module does I/O.
+Webhooks and exports have `2017-05-15 23:59:47 +00:00`, or `+0000`, or no offset, which means UTC. Profiles and the API
+have ISO 8601, sometimes with two fractions (`22:43:34.134105.000Z`). Campaigns have milliseconds since 1970, and
+requests have seconds. Any other value is not a time, and not an error. Nothing in this module does I/O.
 """
 
 import re
@@ -19,7 +19,7 @@ _WRITTEN = re.compile(
 _COUNTED = re.compile(r"(-?\d{1,15})(?:\.(\d+))?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# A count below this is one of seconds: as milliseconds it would be before March 1973, as seconds it reaches to 5138.
+# A smaller number counts seconds. As milliseconds it would be before March 1973; as seconds, the limit is in 5138.
 _MILLISECONDS = 10**11
 
 

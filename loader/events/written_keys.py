@@ -1,7 +1,7 @@
-"""Takes write keys out of calls: of a key, only its digest is kept.
+"""Removes write keys from calls, because the loader stores only digests of keys.
 
 A sender may write its key into the call or the batch (`writeKey`). The key must reach neither raw.events nor
-raw.quarantine, also when the call cannot be read.
+raw.quarantine, even if the call is not valid JSON.
 """
 
 import json
@@ -15,14 +15,14 @@ _NAME = "writeKey"
 
 
 def _spelled(name: str) -> bytes:
-    """Return an expression for a name in which any letter may be written as its number."""
+    r"""Return an expression for a name, each letter of which may also be an escape such as `\u0077`."""
     return b"".join(
         rb"(?:%b|\\u00%b)" % (letter.encode(), "".join(f"[{d}{d.upper()}]" for d in f"{ord(letter):02x}").encode())
         for letter in name
     )
 
 
-# In a text that cannot be read: a name and a value, with or without quotes, which may be escaped or cut off.
+# A name and a value in a text that is not valid JSON. The quotes may be missing, escaped or cut off.
 _WRITTEN = re.compile(
     rb"""
     ( (?<![A-Za-z0-9_]) %b (?: \\*+["'] )?+ \s*+ [:=] \s*+ )
@@ -34,19 +34,19 @@ _WRITTEN = re.compile(
 
 
 def may_have_write_key(text: bytes) -> bool:
-    """Say whether a write key may be in a text; a letter of the name may be written as its number."""
+    """Return whether a text may contain a write key; False is certain."""
     return b"writeKey" in text or (b"\\" in text and b"\\u00" in text)
 
 
 def take_write_key(text: bytes) -> tuple[str, bytes]:
-    """Take the write key out of a call.
+    """Separate the write key from a call.
 
     Args:
-        text: The call as it came.
+        text: The bytes of the call.
 
     Returns:
-        The key, empty when the call has none, and the call without it; the same bytes when it has none. A property of
-        that name stays.
+        The key and the call without the key. Without a key, the first value is empty and the call is unchanged. A
+        property with the name `writeKey` stays.
     """
     if not may_have_write_key(text):
         return "", text
@@ -59,7 +59,7 @@ def take_write_key(text: bytes) -> tuple[str, bytes]:
 
 
 def find_write_key(text: bytes) -> str:
-    """Return the first write key in a text that cannot be read; empty when there is none."""
+    """Return the first write key in a text that is not valid JSON; an empty text without a key."""
     found = _WRITTEN.search(text)
     if found is None:
         return ""
@@ -67,12 +67,12 @@ def find_write_key(text: bytes) -> str:
 
 
 def blank_write_keys(text: bytes) -> bytes:
-    """Return a text that cannot be read without the write keys in it."""
+    """Remove the write keys from a text that is not valid JSON."""
     return _WRITTEN.sub(rb"\1\2", text)
 
 
 def read_write_key(written: bytes) -> str:
-    """Return a write key that is written as JSON; empty when it is no string."""
+    """Decode a write key in JSON; an empty text if the value is not a string."""
     with suppress(ValueError):
         key = json.loads(written, strict=False)
         return key if isinstance(key, str) else ""
