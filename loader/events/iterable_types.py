@@ -1,13 +1,13 @@
-"""Iterable's own kinds of events: what they are called here, and what their properties hold.
+"""Lists Iterable's kinds of events with their names here, and the types of their properties.
 
-A webhook names its kind in `eventName`, an export in its `dataTypeName`; both spell it in camel case, though not always
-the same one, so case never counts.
+A webhook has its kind in `eventName`, and an export in `dataTypeName`. Both use camel case, but not always the same
+spelling, so comparisons ignore case.
 """
 
 import re
 from collections.abc import Iterable
 
-# What Iterable sends to Segment, and the name it has there.
+# Kinds of events that Iterable sends to Segment, and their names there.
 SEGMENT_EVENTS = {
     "emailBounce": "Email Bounced",
     "emailSend": "Email Delivered",
@@ -38,7 +38,7 @@ SEGMENT_EVENTS = {
     "webPushSendSkip": "Web Push Send Skip",
 }
 
-# What it keeps to itself: such an event has its own name here.
+# Kinds of events that Iterable does not send to Segment. They keep their own names here.
 _OTHERS = """
     embeddedClick embeddedImpression embeddedReceived embeddedSession embeddedSend embeddedSendSkip inAppDelete
     inAppRecall inAppClose inboxSession inboxMessageImpression journeyExit whatsAppBounce whatsAppClick whatsAppReceived
@@ -46,7 +46,7 @@ _OTHERS = """
     unknownSession
 """.split()
 
-# Exported as well, but it holds profiles: a state, not something that happened.
+# Iterable also exports profiles of users, which are states and not events.
 PROFILES = ("user", "users")
 
 KINDS = (*SEGMENT_EVENTS, *_OTHERS)
@@ -54,12 +54,12 @@ KINDS = (*SEGMENT_EVENTS, *_OTHERS)
 _ALIASES = {"blastsend": "emailSend", "triggeredsend": "emailSend", "anonsession": "unknownSession"}
 _SPELLINGS = {kind.lower(): kind for kind in KINDS} | _ALIASES
 
-# In a file's name a kind stands alone: `smsSend` is not in `smsSendSkip.csv`, nor `purchase` in `repurchased.csv`.
+# A kind in the name of a file is a whole word: `smsSend` does not match `smsSendSkip.csv`.
 _IN_NAME = re.compile(
     rf"(?<![a-z])(?:{'|'.join(sorted([*_SPELLINGS, *PROFILES], key=len, reverse=True))})(?![a-z])", re.IGNORECASE
 )
 
-# Properties that are no text, where a CSV file has nothing but text. Every kind that has one gives it the same type.
+# Properties that are not text, although a CSV file contains only text. A property has the same type in all kinds.
 NUMBERS = frozenset(
     """
     campaignId templateId workflowId channelId messageTypeId experimentId contentId catalogLookupCount
@@ -82,24 +82,24 @@ DOCUMENTS = frozenset(
 
 
 def known_kind(name: str) -> str | None:
-    """Return the kind a name stands for, spelled as Iterable's documents spell it; None for one nobody has listed."""
+    """Return the kind of a name in the spelling of Iterable's documents; None for an unknown kind."""
     return _SPELLINGS.get(name.lower())
 
 
 def kind_of_file(path: str) -> str | None:
-    """Tell from a file's name, or those of the folders it lies in, which kind of event it holds.
+    """Return the kind of event in a file, from the names of the file and its folders.
 
     Args:
-        path: The file. The innermost name that says something counts, and of it the longest kind.
+        path: The file. The innermost name with a kind counts, and the longest kind in that name.
 
     Returns:
-        The kind, one of `PROFILES` when the file's own name says that it holds those, or None.
+        The kind, a name of `PROFILES` if the file's own name contains it, or None.
     """
     for place, name in enumerate(reversed(re.split(r"[/\\]", path))):
         found = _longest(match.lower() for match in _IN_NAME.findall(name))
         if found in _SPELLINGS:
             return _SPELLINGS[found]
-        # People's folders lie in one called `users` on many a machine.
+        # Home folders of people often lie in a folder named `users`, so only the file's own name counts.
         if found and place == 0:
             return found
     return None

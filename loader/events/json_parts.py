@@ -1,7 +1,8 @@
 """Splits JSON text into its parts without decoding them: the elements of an array, the members of an object.
 
-A decoder refuses a whole text for one bad value in it. These functions only find where each value begins and ends, so
-that each value can be read or refused by itself. They take time in proportion to the text, however deep it is nested.
+A decoder refuses a whole text for one invalid value in it. These functions only find the beginning and the end of each
+value, so that each value can be read or refused by itself. Their time is proportional to the length of the text, at any
+depth.
 """
 
 import json
@@ -11,32 +12,32 @@ import msgspec
 
 Fields = dict[str, msgspec.Raw]
 
-# A whole string, or a character that structures the text; a single quote mark begins a string that never ends.
+# A whole string, or a structural character. A quote mark alone begins a string without an end.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
 _MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.+)', re.DOTALL)
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
 
 def split_array(text: bytes) -> list[bytes] | None:
-    """Return the elements of an array as they are written.
+    """Return the unchanged bytes of the elements of an array.
 
     Args:
-        text: The array, without white space around it.
+        text: The array, without surrounding white space.
 
     Returns:
-        The elements without white space around them; None when the text is no array, or its parts cannot be told.
+        The elements without surrounding white space; None if the text is not an array, or cannot be split.
     """
     return _split(text) if text.startswith(b"[") else None
 
 
 def split_object(text: bytes) -> Fields | None:
-    """Return the members of an object by their names, each value as it is written; of two of one name, the last.
+    """Return the members of an object by name, with the unchanged bytes of their values.
 
     Args:
-        text: The object, without white space around it.
+        text: The object, without surrounding white space.
 
     Returns:
-        The members; None when the text is no object, or its parts cannot be told.
+        The members, the last one of each name; None if the text is not an object, or cannot be split.
     """
     parts = _split(text) if text.startswith(b"{") else None
     if parts is None:
@@ -55,7 +56,7 @@ def split_object(text: bytes) -> Fields | None:
 
 
 def join_object(fields: Fields) -> bytes:
-    """Write an object; every value keeps its bytes."""
+    """Encode an object; all values keep their bytes."""
     try:
         return msgspec.json.encode(fields)
     except UnicodeEncodeError:  # a name with half of a surrogate pair
@@ -64,7 +65,7 @@ def join_object(fields: Fields) -> bytes:
 
 
 def _split(text: bytes) -> list[bytes] | None:
-    """Return what stands between the commas of an array or object; None when brackets do not match."""
+    """Return the parts between the commas of an array or object; None if brackets do not match."""
     parts: list[bytes] = []
     closing: list[bytes] = []
     start = 1

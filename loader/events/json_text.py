@@ -1,7 +1,7 @@
-"""What JSON may hold and PostgreSQL's text may not, and what is wrong with bytes that are no JSON.
+"""Replaces characters that JSON allows and PostgreSQL's text does not, and finds the reason of invalid JSON.
 
-Every entrance treats text alike: bytes that are not UTF-8 are refused, an escape that no text can hold is replaced and
-the original kept, and a message that cannot be read gets the same reason wherever it came in.
+All entrances treat text alike. Bytes that are not UTF-8 are refused. An escape that PostgreSQL's text cannot hold is
+replaced, and the original is kept. A message that is not valid gets the same reason at every entrance.
 """
 
 import re
@@ -16,8 +16,8 @@ from loader.events.model import Reason, Refused
 T = TypeVar("T")
 
 # Escapes that JSON allows and PostgreSQL's text does not: NUL, and halves of surrogate pairs without the other half.
-# What follows a backslash that is itself escaped is no escape, but it can look like one, and like the other half of a
-# pair: all of that matches too, and the careful path tells it apart.
+# Characters after an escaped backslash are not an escape, but may look like one, or like the other half of a pair. They
+# match too, and `_repair` distinguishes them.
 SUSPICIOUS = re.compile(
     rb"""
     \\(?:
@@ -38,7 +38,7 @@ _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def is_utf8(data: bytes) -> bool:
-    """Say whether bytes are text; the decoder does not look into the strings it skips."""
+    """Return whether bytes are valid UTF-8; the decoder does not check strings that it skips."""
     try:
         return data.isascii() or bool(data.decode())
     except UnicodeDecodeError:
@@ -46,15 +46,15 @@ def is_utf8(data: bytes) -> bool:
 
 
 def prepare(line: bytes, offset: int) -> tuple[bytes, Refused | None]:
-    """Make a message's text fit for the database.
+    """Replace characters of a message that the database's text cannot hold.
 
     Args:
-        line: The message as it came.
-        offset: Where it begins; at 0 it may have a byte order mark.
+        line: The bytes of the message.
+        offset: The offset of the message; at 0 a byte order mark is removed.
 
     Returns:
-        The text without the white space around it, empty when there is nothing else, and a refusal: marked `repaired`
-        when the text had to be changed, otherwise the message cannot be read at all.
+        The text without surrounding white space, and a refusal or None. A refusal marked `repaired` means that the
+        text was changed; any other refusal means that the message is not valid UTF-8.
     """
     text = strip_body(line) if offset == 0 else line.strip()
     try:
@@ -68,18 +68,18 @@ def prepare(line: bytes, offset: int) -> tuple[bytes, Refused | None]:
 
 
 def strip_body(body: bytes) -> bytes:
-    """Return a body, or a whole file's text, without white space and byte order mark around it."""
+    """Remove surrounding white space and a byte order mark from a body, or from the text of a whole file."""
     return body.strip().removeprefix(_BYTE_ORDER_MARK).strip()
 
 
 def read_fields(text: bytes) -> Fields | None:
-    """Return the members of an object, also of one that is only flawed or nested too deep for the decoder.
+    """Return the members of an object, even if it needs a repair or is nested too deep for the decoder.
 
     Args:
-        text: The object, without white space around it.
+        text: The object, without surrounding white space.
 
     Returns:
-        The members, each value as it is written; None when the text is no JSON object.
+        The members with the unchanged bytes of their values; None if the text is not a JSON object.
     """
     try:
         return _decode_fields(text)
@@ -99,10 +99,12 @@ def read_fields(text: bytes) -> Fields | None:
 
 
 def read_elements(text: bytes) -> list[bytes] | tuple[Reason, str]:
-    """Return the elements of an array as they are written, or say why the text is none.
+    """Return the unchanged bytes of the elements of an array, or the reason why the text is not an array.
+
+    An invalid element does not affect the other elements.
 
     Args:
-        text: The array, without white space around it. An element that cannot be read costs its neighbours nothing.
+        text: The array, without surrounding white space.
     """
     try:
         return [bytes(element) for element in _decode_elements(text)]
@@ -112,7 +114,7 @@ def read_elements(text: bytes) -> list[bytes] | tuple[Reason, str]:
 
 
 def explain(decoder: Callable[[bytes], object], text: bytes) -> tuple[Reason, str]:
-    """Say why a decoder cannot read a text; what would be repaired in it is never the reason."""
+    """Return the reason why a decoder refuses a text; a character that would be repaired is never the reason."""
     prepared, flaw = prepare(text, 1)
     if flaw and not flaw.repaired:
         return flaw.reason, flaw.detail
@@ -123,17 +125,17 @@ def explain(decoder: Callable[[bytes], object], text: bytes) -> tuple[Reason, st
 
 
 def decode(decoder: Callable[[bytes], T], text: bytes) -> T | tuple[Reason, str]:
-    """Decode one object, or say why it is none."""
+    """Decode one object, or return the reason why the text is not an object."""
     try:
         return decoder(text)
     except msgspec.ValidationError as error:
         if text[:1] == b"{":
-            # Only the loosely typed fields can get here: a number no machine float holds stands in one of them.
+            # Only a loosely typed field can cause this error: its number exceeds the range of a float.
             return Reason.BAD_REQUEST, str(error)
         kind = "an array" if text[:1] == b"[" else "a single value"
         return Reason.NOT_OBJECT, f"expected one object a line, found {kind}"
     except msgspec.DecodeError as error:
-        # A line cut short is an object that never closes, or a string that never ends.
+        # A truncated line is an object without its closing bracket, or a string without its closing quote.
         if text[:1] == b"{" and "truncated" in str(error):
             return Reason.TRUNCATED_LINE, str(error)
         return Reason.INVALID_JSON, str(error)

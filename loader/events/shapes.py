@@ -1,8 +1,8 @@
-"""What the events of a collection are made of: which properties they have, and of which types.
+"""Finds new properties and types in the events of a collection.
 
-Nearly every event looks like one before it. So what is known of a collection is compiled into a decoder that takes an
-event only when there is nothing new in it, at the speed of the decoder; an event it refuses is taken apart here, value
-by value. The decoder is an opinion and this module the judge: when in doubt, it refuses. Nothing here does I/O.
+Nearly all events have the properties of earlier events. The known properties of a collection are compiled into a
+decoder, which checks an event at the speed of decoding. The compiled decoder may reject known events but never accepts
+unknown ones; rejected events are inspected here, value by value. Nothing in this module does I/O.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union
 
 import msgspec
 
-# Segment keeps track of as many properties of an event.
+# Segment tracks the same number of properties of an event.
 TRACKED_PROPERTIES = 10_000
 
 BOOLEAN = "boolean"
@@ -25,13 +25,13 @@ TEXT = "text"
 
 Path = tuple[str, ...]
 
-# The parts of an event that hold what differs from one to the next.
+# The parts of an event that differ between events.
 _ROOTS = ("properties", "context")
 
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
-# A day of the calendar, a `T`, a time of day and perhaps an offset, all of them as PostgreSQL can read them. The
-# decoder looks at the values with the same expression.
+# A valid date, a `T`, a time of day and an optional offset, within the limits of PostgreSQL. The compiled decoder uses
+# the same expression.
 _LEAP_YEAR = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
 _TIMESTAMP = rf"""(?x)\A
     (?!0000)
@@ -46,37 +46,37 @@ _TIMESTAMP = rf"""(?x)\A
     \Z"""
 _is_timestamp = re.compile(_TIMESTAMP).search
 
-# What no field of a decoder can be called.
+# Keys that cannot be the name of a field of a decoder.
 _UNNAMEABLE = re.compile(r'["\\\x00-\x1f]').search
-# A decoder looks for a field among all of an object's, one after the other; with more of them than this, and with
-# objects in objects deeper than this, taking the event apart costs no more.
+# A decoder compares a key with all fields of an object, one after the other. For objects with more fields than this, or
+# nested deeper than this, the inspection of the values costs no more.
 _DECODED_FIELDS = 500
 _DECODED_DEPTH = 20
 
 
 class UnknownField(msgspec.MsgspecError):
-    """Raised in place of a decoder's error where there is no decoder."""
+    """Raised for every event while a collection has no compiled decoder."""
 
 
 class _Named(msgspec.Struct, gc=False):
-    """The name of a call; the rest is skipped, not built."""
+    """The name of a call; the decoder skips all other fields."""
 
     event: str | None = None
 
 
 class _Call(msgspec.Struct, gc=False):
-    """The fields of a call that are taken apart."""
+    """The fields of a call that are inspected."""
 
     properties: Any = None
     context: Any = None
 
 
 class _Node:
-    """What is known of the values under one key.
+    """The known types and keys of the values under one key.
 
     Attributes:
-        types: The types they are recorded with; none for what is only ever null or an object.
-        children: By key, what is known of the objects among them; None when there was none.
+        types: The recorded types; empty if all values were null or objects.
+        children: By key, the nodes of the objects among the values; None if no value was an object.
     """
 
     __slots__ = ("children", "types")
@@ -89,7 +89,7 @@ class _Node:
 def _exact(digits: str) -> Decimal:
     try:
         return Decimal(digits)
-    except InvalidOperation:  # an exponent beyond all bounds
+    except InvalidOperation:  # the exponent exceeds the limit of Decimal
         return Decimal("NaN")
 
 
@@ -100,8 +100,11 @@ _decode_call = msgspec.json.Decoder(_Call, float_hook=_exact).decode
 def type_of(value: Any) -> str | None:
     """Return the narrowest type that holds a decoded value.
 
+    Args:
+        value: The value, with numbers as int or Decimal.
+
     Returns:
-        The type as PostgreSQL calls it; None for null, which leaves no trace.
+        PostgreSQL's name of the type; None for null, which is not recorded.
     """
     kind = type(value)
     if kind is str:
@@ -115,22 +118,22 @@ def type_of(value: Any) -> str | None:
 
 
 def covers(types: Collection[str], kind: str) -> bool:
-    """Say whether a column that holds values of some types holds those of another without becoming wider.
+    """Return whether a column for values of some types also holds values of another type without a wider type.
 
-    What is covered is not recorded: text holds everything, numeric every integer.
+    Text holds all values, and numeric holds all integers. Covered types are not recorded.
     """
     return kind in types or TEXT in types or (kind == BIGINT and NUMERIC in types)
 
 
 class Shape:
-    """What is known of the events of one collection.
+    """The known properties of the events of one collection.
 
     Attributes:
-        decode: Takes an event's payload when there is nothing new in it, otherwise raises a `MsgspecError` (or a
-            `RecursionError`): then `unknown_fields` says what is new, if anything.
-        tracked: How many paths are recorded.
-        untracked: Recorded as having had more properties than are tracked.
-        remembered: How many keys are known, those that only ever had null included.
+        decode: Accepts the payload of an event without new properties. Otherwise it raises a `MsgspecError` or a
+            `RecursionError`, and `unknown_fields` returns the new properties, if any.
+        tracked: The number of recorded paths.
+        untracked: Whether the collection is recorded with more properties than are tracked.
+        remembered: The number of known keys, including keys that only had null.
     """
 
     def __init__(self, properties: Iterable[tuple[Iterable[str], Iterable[str]]] = (), *, untracked: bool = False):
@@ -148,7 +151,7 @@ class Shape:
             self.learn(path, types)
 
     def learn(self, path: Iterable[str], types: Iterable[str]) -> None:
-        """Take note that a path is recorded with some types."""
+        """Add a path with its recorded types to the known properties."""
         node = self._root
         for key in path:
             node = self._child(node, key)
@@ -157,20 +160,23 @@ class Shape:
         self._changed = True
 
     def knows(self, path: Path) -> bool:
-        """Say whether a path is recorded, whatever its types."""
+        """Return whether a path is recorded with any type."""
         node: _Node | None = self._root
         for key in path:
             node = node.children.get(key) if node and node.children else None
         return bool(node and node.types)
 
     def unknown_fields(self, payload: bytes) -> Iterator[tuple[Path, str]]:
-        """Take an event apart and yield each path and type that is not known, in the order of its keys.
+        """Inspect an event and yield each path and type that is not known, in the order of the event's keys.
 
-        Objects are followed to any depth, arrays are values. An empty object and null are no values.
-        Properties or a context that is no object is one value, whose path is the name of that part.
+        Objects are inspected to any depth. Arrays are values; empty objects and null are not. If properties or context
+        is not an object, it is one value, whose path is the name of that part.
+
+        Args:
+            payload: The event as JSON.
 
         Raises:
-            RecursionError: It is nested too deep.
+            RecursionError: The event is nested too deep for the decoder.
         """
         call = _decode(payload)
         roots = {root: value for root in _ROOTS if (value := getattr(call, root)) is not None}
@@ -194,10 +200,11 @@ class Shape:
                 stack.pop()
 
     def missed(self) -> None:
-        """Count an event that `decode` refused, and compile a new decoder once that pays.
+        """Count an event that `decode` refused, and compile a new decoder when its cost is justified.
 
-        Compiling costs about as much for each path as taking an event apart, so it waits until as many events have been
-        taken apart: a collection of ever new properties spends no more than twice the time.
+        Compiling costs about as much for each path as the inspection of one event. So a decoder is compiled after as
+        many inspections as there are known keys. A collection that always has new properties takes at most twice the
+        time.
         """
         self._misses += 1
         if self._changed and self._misses > self.remembered:
@@ -205,7 +212,7 @@ class Shape:
             self.decode = _compile(self._root)
 
     def _notice(self, node: _Node | None, key: str, child: _Node | None, *, is_object: bool) -> _Node | None:
-        """Remember a key that only had null or an object, so that the decoder takes it; that claims nothing."""
+        """Remember a key that only had null or an object, without a type, so that the decoder accepts the key."""
         if node is None or node.children is None or self.remembered >= 2 * TRACKED_PROPERTIES:
             return child
         self._changed = True
@@ -225,15 +232,15 @@ class Shape:
 
 
 def event_name(payload: bytes) -> str:
-    """Return the name of a call's event, as it came."""
+    """Return the name of a call's event, unchanged; an empty text without a name."""
     return _decode_named(payload).event or ""
 
 
 def _decode(payload: bytes) -> _Call:
-    """Decode what is taken apart of a call, its numbers exactly."""
+    """Decode the inspected fields of a call, with exact numbers."""
     with suppress(msgspec.ValidationError):
         return _decode_call(payload)
-    # An integer of more digits than the decoder takes.
+    # The call contains an integer with more digits than the decoder accepts.
     call = json.loads(payload, parse_int=_exact, parse_float=_exact)
     return _Call(call.get("properties"), call.get("context"))
 
@@ -243,7 +250,7 @@ def _refuse(payload: bytes) -> object:  # noqa: ARG001
 
 
 def _compile(root: _Node) -> Callable[[bytes], object]:
-    """Return what takes the payloads in which nothing is new."""
+    """Return a decoder that accepts only payloads without new properties."""
     roots = [(key, _value_type(node, 0)) for key, node in (root.children or {}).items()]
     if None in dict(roots).values():
         return _refuse
@@ -252,7 +259,7 @@ def _compile(root: _Node) -> Callable[[bytes], object]:
 
 
 def _object_type(node: _Node, depth: int) -> Any:
-    """Return the type of the objects that have no key but the known ones."""
+    """Return a decoder's type for objects that have only known keys."""
     fields: list[tuple[str, Any, Any]] = []
     names: dict[str, str] = {}
     for key, child in (node.children or {}).items():
@@ -265,7 +272,7 @@ def _object_type(node: _Node, depth: int) -> Any:
 
 
 def _value_type(node: _Node, depth: int) -> Any:
-    """Return the type of the values a known path covers; None for one the decoder had better refuse."""
+    """Return a decoder's type for the values that a known path covers; None if the decoder must refuse the path."""
     kinds: list[Any] = [None]
     if TEXT in node.types:
         kinds += [str, int, float, bool, list[msgspec.Raw]]
