@@ -273,7 +273,7 @@ def start_detached(
     would not do.
 
     `pg_ctl start` is not used for the server. It reads the pid file ten times a second, which took a cold start from
-    0.33 to 0.46 s. It does not quote the data folder for its shell, and a failed start looks like a slow one. A command
+    0.33 to 0.48 s. It does not quote the data folder for its shell, and a failed start looks like a slow one. A command
     that joins a starting or suspended server would need the loop of `loader.postgres.embedded` all the same.
 
     Args:
