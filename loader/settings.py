@@ -161,6 +161,11 @@ class Settings(BaseSettings):
         description="Answer as Segment does: 200 to an unknown write key, whose events are dropped, and to a call that "
         "can be read but goes to quarantine.",
     )
+    segment_warehouse_id: str = Field(
+        default="",
+        description="Id of this warehouse in Segment's calls. A call whose integrations list `warehouseIds` without "
+        "this id stays in raw and is in no table. Without this setting, the lists do not count.",
+    )
     trusted_proxies: str = Field(
         default="127.0.0.1,::1",
         description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, with commas between them.",

@@ -58,6 +58,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
                 workers=settings.workers,
                 lock_wait=settings.lock_wait,
                 entrances=entrances,
+                warehouse_id=settings.segment_warehouse_id,
                 checked=not no_check,
                 report=progress,
             )

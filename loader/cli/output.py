@@ -307,6 +307,7 @@ def show_status(status: "Status") -> None:
             "discarded from quarantine": law.discarded,
             "duplicates of an id": law.duplicates,
             "calls other than track": law.other_calls,
+            "kept out of warehouses by their integrations": law.excluded,
             "waiting": law.waiting,
         }
         width = max(len(f"{number:,}") for number in parts.values())

@@ -74,9 +74,10 @@ def quarantine_retry(
         raise UsageError("Say which messages: their numbers, or --reason, or --all.")
     if replacement is not None and len(numbers) != 1:
         raise UsageError("--file corrects one message: give its number.")
-    with context.database() as (database, _), database.autocommit() as connection:
+    with context.database() as (database, settings), database.autocommit() as connection:
         chosen = list(numbers) or open_messages(connection, reason)
-        outcomes = retry(connection, chosen, replacement.read() if replacement else None)
+        corrected = replacement.read() if replacement else None
+        outcomes = retry(connection, chosen, corrected, settings.segment_warehouse_id)
     refused = sum(each.refused for each in outcomes)
     output.echo(f"{count(sum(each.landed for each in outcomes), 'message')} landed, {refused:,} still refused")
     for each in outcomes:

@@ -83,6 +83,7 @@ def event_routes(settings: Settings) -> dict[str, Route]:
     """
     limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
     addresses = partial(client_address, trusted=trusted_networks(settings.trusted_proxies))
+    warehouse_id = settings.segment_warehouse_id
     routes: dict[str, Route] = {}
 
     def tracking(name: str, parse: Callable[[Scope, bytes, str], list[Part]], body_entrance: str) -> Route:
@@ -99,9 +100,11 @@ def event_routes(settings: Settings) -> dict[str, Route]:
         )
 
     for short, kind in CALLS.items():
-        parse = partial(_parse_call, kind=kind, limits=limits, addresses=addresses)
+        parse = partial(_parse_call, kind=kind, limits=limits, addresses=addresses, warehouse_id=warehouse_id)
         routes[f"/v1/{short}"] = routes[f"/v1/{kind}"] = tracking(f"/v1/{kind}", parse, call_entrance(kind))
-    batch = tracking("/v1/batch", partial(_parse_batch, limits=limits, addresses=addresses), TRACKING)
+    batch = tracking(
+        "/v1/batch", partial(_parse_batch, limits=limits, addresses=addresses, warehouse_id=warehouse_id), TRACKING
+    )
     routes |= {f"/v1/{name}": batch for name in BATCHES}
     secret = settings.segment_secret.get_secret_value()
     for path, entrance, signed_by in (
@@ -116,7 +119,7 @@ def event_routes(settings: Settings) -> dict[str, Route]:
             is_batch=False,
             has_key_in_body=False,
             find_keys=partial(shown_keys, custom_header=settings.webhook_header),
-            parse=partial(_parse_webhook, entrance=entrance, secret=signed_by),
+            parse=partial(_parse_webhook, entrance=entrance, secret=signed_by, warehouse_id=warehouse_id),
         )
     return routes | {f"{path}/": route for path, route in routes.items()}
 
@@ -127,30 +130,45 @@ def _basic_keys(scope: Scope) -> tuple[str, ...]:
 
 
 def _parse_call(
-    scope: Scope, body: bytes, key: str, *, kind: str, limits: Limits, addresses: Callable[[Scope], str]
+    scope: Scope,
+    body: bytes,
+    key: str,
+    *,
+    kind: str,
+    limits: Limits,
+    addresses: Callable[[Scope], str],
+    warehouse_id: str,
 ) -> list[Part]:
     is_client_side = _has_origin(scope)
     if not is_client_side and key and (whole := read_whole_call(body, kind, limits)):
         return [Part("", [whole], [])]
     call = read_call(body, kind, limits)
     [call] = _with_addresses([call], is_client_side, lambda: addresses(scope))
-    return [Part(call.write_key, *parse_calls([call], 1))]
+    return [Part(call.write_key, *parse_calls([call], 1, warehouse_id))]
 
 
 def _parse_batch(
-    scope: Scope, body: bytes, key: str, *, limits: Limits, addresses: Callable[[Scope], str]
+    scope: Scope, body: bytes, key: str, *, limits: Limits, addresses: Callable[[Scope], str], warehouse_id: str
 ) -> list[Part]:
     own_key, calls = read_batch(body, limits)
     calls = _with_addresses(calls, _has_origin(scope), lambda: addresses(scope))
     key = key or own_key
     by_key: Mapping[str, list[Call]] = {key: calls} if key else _by_key(calls)
-    return [Part(each, *parse_calls(theirs, 1)) for each, theirs in by_key.items()]
+    return [Part(each, *parse_calls(theirs, 1, warehouse_id)) for each, theirs in by_key.items()]
 
 
-def _parse_webhook(scope: Scope, body: bytes, key: str, *, entrance: str, secret: str) -> list[Part]:  # noqa: ARG001
+def _parse_webhook(
+    scope: Scope,
+    body: bytes,
+    key: str,  # noqa: ARG001
+    *,
+    entrance: str,
+    secret: str,
+    warehouse_id: str,
+) -> list[Part]:
     if secret and not is_signed(body, header(scope, b"x-signature"), secret):
         raise HttpError(401, "bad_signature", "X-Signature is not that of the body under LOADER_SEGMENT_SECRET.")
-    messages = parse_message(entrance, body, 1)
+    messages = parse_message(entrance, body, 1, warehouse_id)
     events = [message for message in messages if type(message) is Event]
     return [Part("", events, [message for message in messages if type(message) is Refused])]
 

@@ -34,32 +34,34 @@ def exported_kind(entrance: str) -> str | None:
     return entrance.removeprefix(_EXPORT) if entrance.startswith(_EXPORT) else None
 
 
-def parse_message(entrance: str, payload: bytes, offset: int) -> list[Event | Refused]:
+def parse_message(entrance: str, payload: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:
     """Parse a message, or a body with several messages, of any size.
 
     Args:
         entrance: The entrance of the message. Entrances without a name in this module have tracking calls.
         payload: The message.
         offset: The offset of the message in its file; for the body of a webhook, the number of its first call.
+        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
     """
     if entrance == ITERABLE_WEBHOOK:
         return parse_webhook(payload, offset)
     if entrance == SEGMENT_WEBHOOK:
-        return parse_segment_webhook(payload, offset)
+        return parse_segment_webhook(payload, offset, warehouse_id)
     if entrance == TRACKING or entrance.startswith(_CALL):
-        return parse_kept(payload, entrance.removeprefix(TRACKING).removeprefix(":"))
+        return parse_kept(payload, entrance.removeprefix(TRACKING).removeprefix(":"), warehouse_id)
     if kind := exported_kind(entrance):
         return parse_export(payload, offset, kind)
-    return list(parse_line(payload, offset))
+    return list(parse_line(payload, offset, warehouse_id))
 
 
-def parse_chunk(entrance: str, data: bytes, offset: int) -> list[Event | Refused]:
+def parse_chunk(entrance: str, data: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:
     """Parse lines of a file.
 
     Args:
         entrance: The entrance of the file.
         data: Lines with their newlines; the last line may have none.
         offset: The offset of the first line, in bytes of the decompressed file.
+        warehouse_id: As `parse_message` has it.
     """
     kind = exported_kind(entrance)
-    return parse_export_lines(data, offset, kind) if kind else parse_lines(data, offset)
+    return parse_export_lines(data, offset, kind) if kind else parse_lines(data, offset, warehouse_id)

@@ -36,6 +36,12 @@ class _Object(msgspec.Struct, gc=False):
     """Any JSON object: its fields are skipped, what is not an object is refused."""
 
 
+class _Integrations(msgspec.Struct, gc=False):
+    """The part of a call's integrations that may keep the call out of this warehouse."""
+
+    warehouses: msgspec.Raw | UnsetType = msgspec.field(name="Warehouses", default=UNSET)
+
+
 class UsualCall(msgspec.Struct, gc=False, rename="camel"):
     """The fields of a call that decide where it lands, as they usually are; the rest is skipped, not built."""
 
@@ -47,6 +53,7 @@ class UsualCall(msgspec.Struct, gc=False, rename="camel"):
     received_at: datetime | None = None
     properties: _Object | None = None
     traits: _Object | None = None
+    integrations: _Integrations | None = None
     # The decoder refuses a call with a key: the key has to be taken out first.
     write_key: _Object | UnsetType = UNSET
 
@@ -65,19 +72,30 @@ class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
     category: Any = None
     properties: msgspec.Raw = msgspec.Raw()
     traits: msgspec.Raw = msgspec.Raw()
+    integrations: msgspec.Raw = msgspec.Raw()
+
+
+class _Choice(msgspec.Struct, gc=False, rename="camel"):
+    """The warehouses that a call names for itself."""
+
+    all: Any = None
+    warehouse_ids: Any = None
 
 
 _known_table = lru_cache(maxsize=4096)(table_name)
 _decode_usual = msgspec.json.Decoder(UsualCall).decode
 _decode_loose = msgspec.json.Decoder(_LooseCall).decode
+_decode_integrations = msgspec.json.Decoder(_Integrations).decode
+_decode_choice = msgspec.json.Decoder(_Choice).decode
 
 
-def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
+def parse_lines(data: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:
     """Turn lines into events, or into refusals with a reason; blank lines are passed over.
 
     Args:
         data: Lines, each with its newline but perhaps the last.
         offset: Where the first line begins, in bytes of the decompressed file.
+        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
 
     Returns:
         An `Event` for a call that can land, a `Refused` for what cannot, and both, the refusal marked `repaired`, for
@@ -98,7 +116,7 @@ def parse_lines(data: bytes, offset: int) -> list[Event | Refused]:
         if call is not None and (event := event_of(call, line, offset)):
             messages.append(event)
         else:
-            messages.extend(parse_line(line, offset))
+            messages.extend(parse_line(line, offset, warehouse_id))
         offset += len(line) + 1
     return messages
 
@@ -122,6 +140,7 @@ def event_of(call: UsualCall, line: bytes, offset: int) -> Event | None:
         and (message_id := call.message_id)
         and len(message_id) <= MESSAGE_ID_LENGTH
         and ((received_at := call.received_at) is None or received_at.tzinfo)
+        and (call.integrations is None or call.integrations.warehouses is UNSET)
         and line.startswith(b"{")
         and (b"\\" not in line or not SUSPICIOUS.search(line))
     ):
@@ -129,12 +148,13 @@ def event_of(call: UsualCall, line: bytes, offset: int) -> Event | None:
     return None
 
 
-def parse_webhook(body: bytes, offset: int = 1) -> list[Event | Refused]:
+def parse_webhook(body: bytes, offset: int = 1, warehouse_id: str = "") -> list[Event | Refused]:
     """Turn the body of one request of Segment's webhooks into events.
 
     Args:
         body: A call, or an array of calls.
         offset: The number of the first call; each further call has the next one.
+        warehouse_id: As `parse_lines` has it.
 
     Returns:
         What `parse_lines` returns.
@@ -143,15 +163,20 @@ def parse_webhook(body: bytes, offset: int = 1) -> list[Event | Refused]:
     elements = read_elements(text) if text.startswith(b"[") else [text]
     if isinstance(elements, tuple):
         return [Refused(blank_write_keys(body), offset, *elements)]
-    return [message for number, element in enumerate(elements, offset) for message in parse_line(element, number)]
+    return [
+        message
+        for number, element in enumerate(elements, offset)
+        for message in parse_line(element, number, warehouse_id)
+    ]
 
 
-def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
+def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> Iterator[Event | Refused]:
     """Turn one line into an event or a refusal, taking the time to say what is wrong with it.
 
     Args:
         line: The line without its newline.
         offset: Where it begins, in bytes of the decompressed file.
+        warehouse_id: As `parse_lines` has it.
 
     Yields:
         What `parse_lines` returns.
@@ -173,11 +198,12 @@ def parse_line(line: bytes, offset: int) -> Iterator[Event | Refused]:
         # What is no call may hold calls, with their keys.
         yield Refused(blank_write_keys(line) if wrong[0] == Reason.BAD_REQUEST else line, offset, *wrong)
         return
+    is_served = _type_of(call) == "track" and not _is_excluded(call.integrations, warehouse_id)
     yield Event(
         payload=text,
         offset=offset,
         message_id=_message_id(call.message_id, came, offset),
-        collection=collection_of(call.event) if _type_of(call) == "track" else None,
+        collection=collection_of(call.event) if is_served else None,
         received_at=_read_time(call.received_at) if isinstance(call.received_at, str) else None,
     )
     if flaw:
@@ -218,6 +244,27 @@ def _type_of(call: _LooseCall) -> str | None:
     if call.type is None and call.event is not None:
         return "track"
     return call.type if isinstance(call.type, str) else None
+
+
+def _is_excluded(integrations: msgspec.Raw, warehouse_id: str) -> bool:
+    """Return whether the integrations of a call keep the call out of this warehouse.
+
+    `{"Warehouses": {"all": false}}` excludes every warehouse, and `{"Warehouses": {"warehouseIds": [...]}}` every
+    warehouse that the list lacks. `{"All": false}` excludes no warehouse.
+    https://segment.com/docs/connections/spec/common/#integrations
+
+    Args:
+        integrations: The field, as it came.
+        warehouse_id: The id of this warehouse; without it, the list does not count.
+    """
+    try:
+        warehouses = _decode_integrations(integrations).warehouses
+        choice = _Choice() if warehouses is UNSET else _decode_choice(warehouses)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    if warehouse_id and isinstance(choice.warehouse_ids, list):
+        return warehouse_id not in choice.warehouse_ids
+    return choice.all is False
 
 
 def _is_object(raw: msgspec.Raw) -> bool:

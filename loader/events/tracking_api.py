@@ -205,12 +205,13 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
     return read.write_key or "", calls
 
 
-def parse_calls(calls: list[Call], offset: int) -> tuple[list[Event], list[Refused]]:
+def parse_calls(calls: list[Call], offset: int, warehouse_id: str = "") -> tuple[list[Event], list[Refused]]:
     """Turn calls into events, and those that cannot be into refusals.
 
     Args:
         calls: The calls.
         offset: A number no other message has that is written with these; those up to the calls' length on are theirs.
+        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
 
     Returns:
         The events, and the refusals; a call that lands repaired is in both.
@@ -224,23 +225,24 @@ def parse_calls(calls: list[Call], offset: int) -> tuple[list[Event], list[Refus
     joined = b"\n".join(lines)
     messages: list[Event | Refused] = []
     if joined.count(b"\n") == len(lines) - 1:
-        messages = parse_lines(joined, offset)
+        messages = parse_lines(joined, offset, warehouse_id)
     else:
         # JSON may be printed over several lines.
         for line in lines:
-            messages.extend(parse_line(line, offset))
+            messages.extend(parse_line(line, offset, warehouse_id))
             offset += len(line) + 1
     events = [message for message in messages if type(message) is Event]
     refused += [message for message in messages if type(message) is Refused]
     return [_received_now(event) for event in events], refused
 
 
-def parse_kept(body: bytes, kind: str = "") -> list[Event | Refused]:
+def parse_kept(body: bytes, kind: str = "", warehouse_id: str = "") -> list[Event | Refused]:
     """Turn a body, or a call of one, that is in quarantine into events; no limit applies to it any more.
 
     Args:
         body: One call or a batch of them, as it came or corrected.
         kind: The type of the only call, where only the request's path said it.
+        warehouse_id: As `parse_calls` has it.
     """
     text = strip_body(body)
     try:
@@ -254,7 +256,7 @@ def parse_kept(body: bytes, kind: str = "") -> list[Event | Refused]:
             calls = [Call(text)]
     except BadRequestError as error:
         return [Refused(body, 1, error.code, error.message)]
-    events, refused = parse_calls(calls, 1)
+    events, refused = parse_calls(calls, 1, warehouse_id)
     return [*events, *refused]
 
 

@@ -125,6 +125,7 @@ class Load:
         workers: The number of processes that parse and copy.
         lock_wait: Seconds that a worker's statement waits for a lock of another session.
         entrances: By path, the entrances of files that are not files of tracking calls.
+        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
         checked: Refuse a file whose first lines contain no event, before any line goes to quarantine.
         report: Called after each committed chunk and each file.
     """
@@ -138,6 +139,7 @@ class Load:
         workers: int,
         lock_wait: float,
         entrances: Mapping[str, str] | None = None,
+        warehouse_id: str = "",
         checked: bool = True,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
@@ -147,6 +149,7 @@ class Load:
         self._count = workers
         self._lock_wait = lock_wait
         self._entrances = entrances or {}
+        self._warehouse_id = warehouse_id
         self._checked = checked
         self._report = report
         self._registry = SchemaRegistry()
@@ -250,13 +253,16 @@ class Load:
             self._connection.execute(_FINISH, (reader.size, reader.content_digest, number))
         return loaded
 
+    def _work(self, load: int, path: str, chunk: Chunk) -> Work:
+        return Work(load, self._source, self._entrance(path), path, chunk, self._warehouse_id)
+
     def _land(self, load: int, path: str, chunks: Iterator[Chunk]) -> Iterator[LandingResult | None]:
         """Land a file's chunks; this process lands a file of one chunk, so small files start no workers."""
         first = list(islice(chunks, 2))
         is_small = len(first) < 2 or first[1].content_digest is not None
         if is_small or self._count == 1:
             for chunk in chain(first, chunks):
-                work = Work(load, self._source, self._entrance(path), path, chunk)
+                work = self._work(load, path, chunk)
                 yield land_and_advance(self._connection, work, self._registry, lambda _: None)
             return
         if self._workers is None:
@@ -272,7 +278,7 @@ class Load:
                 unreadable, following = error, None
             if following is None:
                 break
-            yield self._workers.submit(Work(load, self._source, self._entrance(path), path, following))
+            yield self._workers.submit(self._work(load, path, following))
         while landed := self._workers.commit_oldest():
             yield landed
         if unreadable:

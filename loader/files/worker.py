@@ -35,6 +35,7 @@ class Work:
         entrance: The entrance of the file, which decides its format.
         path: The file.
         chunk: The lines.
+        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
     """
 
     load: int
@@ -42,6 +43,7 @@ class Work:
     entrance: str
     path: str
     chunk: Chunk
+    warehouse_id: str = ""
 
 
 def land_and_advance(
@@ -99,7 +101,7 @@ def _land_chunk(connection: psycopg.Connection, work: Work, changes: PendingChan
         detail = f"{total} bytes without a newline; the first {len(data)} are kept here"
         messages = [Refused(data, work.chunk.offset, Reason.LINE_TOO_LONG, detail)]
     else:
-        messages = parse_chunk(work.entrance, data, work.chunk.offset)
+        messages = parse_chunk(work.entrance, data, work.chunk.offset, work.warehouse_id)
     return landing.land(connection, work.source, work.entrance, messages, changes, path=printable(work.path))
 
 

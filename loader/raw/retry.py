@@ -73,7 +73,9 @@ def open_messages(connection: psycopg.Connection, reason: str | None = None) -> 
     return [number for (number,) in connection.execute(_OPEN, {"reason": reason}).fetchall()]
 
 
-def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: bytes | None = None) -> list[Retried]:
+def retry(
+    connection: psycopg.Connection, numbers: Sequence[int], replacement: bytes | None = None, warehouse_id: str = ""
+) -> list[Retried]:
     """Try to land messages again, each in a transaction of its own.
 
     A message is read as its entrance reads it. One that holds several calls (the body of a batch or a webhook) is
@@ -83,6 +85,7 @@ def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: b
         connection: A connection in autocommit.
         numbers: Which messages.
         replacement: A corrected message to land in the place of the only one named.
+        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
 
     Returns:
         What became of each message, but those that somebody else has landed meanwhile. A message of which nothing
@@ -98,7 +101,7 @@ def retry(connection: psycopg.Connection, numbers: Sequence[int], replacement: b
     outcomes = []
     for number in chosen:
         message = _read_original(connection, number)
-        if message and (outcome := _retry(connection, registry, message, replacement)):
+        if message and (outcome := _retry(connection, registry, message, replacement, warehouse_id)):
             outcomes.append(outcome)
     return outcomes
 
@@ -109,14 +112,18 @@ def _read_original(connection: psycopg.Connection, number: int) -> _Original | N
 
 
 def _retry(
-    connection: psycopg.Connection, registry: SchemaRegistry, message: _Original, replacement: bytes | None
+    connection: psycopg.Connection,
+    registry: SchemaRegistry,
+    message: _Original,
+    replacement: bytes | None,
+    warehouse_id: str,
 ) -> Retried | None:
     """Try to land one message; None when somebody else has landed it meanwhile."""
     payload = message.payload.rstrip(b"\n") if replacement is None else strip_body(replacement)
     offset = 1 if message.byte_offset is None else message.byte_offset
     parsed: list[Event | Refused] = []
     refused: list[Refused] = []
-    for part in parse_message(message.entrance, payload, offset):
+    for part in parse_message(message.entrance, payload, offset, warehouse_id):
         if isinstance(part, Event):
             parsed.append(replace(part, received_at=part.received_at or message.received_at))
         elif not part.repaired:

@@ -33,10 +33,11 @@ class TableStatus:
 class Conservation:
     """The conservation law of one source: each accepted message is counted in exactly one place.
 
-    `accepted` is the sum of `discarded` and the six counts from `in_collections` to `waiting`. If one of both missing
-    counts is not 0, messages are lost. `shared_ids` counts rows of collections that tracks lacks, because an event of
-    another name landed first with the same id. `unequal_tables` counts tables that differ from raw.events. The sums
-    alone are not enough, because a table with too many rows could hide a table with too few.
+    `accepted` is the sum of `discarded`, `excluded` and the six counts from `in_collections` to `waiting`. If one of
+    both missing counts is not 0, messages are lost. `excluded` counts track calls whose integrations keep them out of
+    this warehouse. `shared_ids` counts rows of collections that tracks lacks, because an event of another name landed
+    first with the same id. `unequal_tables` counts tables that differ from raw.events. The sums alone are not enough,
+    because a table with too many rows could hide a table with too few.
     """
 
     source: str
@@ -52,12 +53,13 @@ class Conservation:
     shared_ids: int
     discarded: int
     unequal_tables: int
+    excluded: int
 
     @property
     def holds(self) -> bool:
         """Whether every accepted message is accounted for."""
         found = self.in_collections + self.in_tracks_only + self.quarantined
-        found += self.discarded + self.duplicates + self.other_calls + self.waiting
+        found += self.discarded + self.duplicates + self.other_calls + self.excluded + self.waiting
         return (
             found == self.accepted
             and self.missing_in_collections == 0 == self.missing_in_tracks

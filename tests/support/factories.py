@@ -46,7 +46,8 @@ def insert_event(
     mark: str = "u",
 ) -> LandedEvent:
     """Insert one event in the connection's transaction, as any program with access to the table may."""
-    payload = {"type": "track", "event": collection, "userId": mark, "properties": {"campaignId": campaign}}
+    kind = "identify" if collection is None else "track"
+    payload = {"type": kind, "event": collection, "userId": mark, "properties": {"campaignId": campaign}}
     row = connection.execute(
         "insert into raw.events (source, collection, message_id, payload) values (%s, %s, %s, %s) returning seq",
         (source, collection, message_id, json.dumps(payload)),

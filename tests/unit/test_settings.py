@@ -53,6 +53,7 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_WEBHOOK_HEADER", "X-Token", "webhook_header", "X-Token"),
         ("LOADER_SEGMENT_SECRET", "shhh", "segment_secret", SecretStr("shhh")),
         ("LOADER_SEGMENT_ANSWERS", "true", "segment_answers", True),
+        ("LOADER_SEGMENT_WAREHOUSE_ID", "wh_1", "segment_warehouse_id", "wh_1"),
         ("LOADER_TRUSTED_PROXIES", "10.0.0.0/8", "trusted_proxies", "10.0.0.0/8"),
         ("LOADER_EVERY", "2m", "every", 120.0),
     ],
@@ -133,5 +134,5 @@ def test_every_setting_is_described() -> None:
     described = {variable: (default, text) for variable, default, text in describe()}
     assert list(described) == [variable_name(name) for name in Settings.model_fields]
     assert all(text.endswith(".") for _, text in described.values())
-    without_default = {"DATABASE_URL", "LOADER_SEGMENT_SECRET"}
+    without_default = {"DATABASE_URL", "LOADER_SEGMENT_SECRET", "LOADER_SEGMENT_WAREHOUSE_ID"}
     assert all(default for variable, (default, _) in described.items() if variable not in without_default)

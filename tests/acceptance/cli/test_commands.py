@@ -69,6 +69,7 @@ def test_load_transform_and_status_account_for_every_line(served_settings: Setti
         "shared_ids": 0,
         "discarded": 0,
         "unequal_tables": 0,
+        "excluded": 0,
         "holds": True,
     }
     assert status["freshness_seconds"] is None

@@ -24,6 +24,20 @@ def test_vector_60_integrations_keep_nothing_out(entrance: Entrance) -> None:
     assert entrance.landed("collection") == ["email_opened"]
 
 
+def test_vector_61_integrations_keep_calls_out_of_warehouses(entrance: Entrance) -> None:
+    """Alone or in a batch that says it for its calls; the calls are in raw, and have no collection."""
+    excluded = {"integrations": {"Warehouses": {"all": False}}}
+    elsewhere = {"integrations": {"Warehouses": {"warehouseIds": ["elsewhere"]}}}
+    batch = [BASE | {"messageId": "b"}, BASE | {"messageId": "c", "integrations": {"Warehouses": {"all": True}}}]
+    assert_taken(entrance.collector.post("/v1/track", BASE | excluded, key=entrance.key))
+    assert_taken(entrance.collector.post("/v1/batch", {"batch": batch} | excluded, key=entrance.key))
+    assert_taken(entrance.collector.post("/v1/track", BASE | {"messageId": "d"} | elsewhere, key=entrance.key))
+    with entrance.with_settings(segment_warehouse_id="here") as collector:
+        assert_taken(collector.post("/v1/track", BASE | {"messageId": "e"} | elsewhere, key=entrance.key))
+        assert_taken(collector.post("/webhooks/segment", BASE | {"messageId": "f"} | elsewhere, key=entrance.key))
+    assert entrance.landed("collection") == [None, None, "email_opened", "email_opened", None, None]
+
+
 def test_vector_63_a_batch_gives_its_calls_when_it_was_sent(entrance: Entrance) -> None:
     """Three calls, each with the batch's `sentAt`."""
     batch = [BASE | {"messageId": f"m{number}"} for number in range(3)]

@@ -376,7 +376,7 @@ def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
 def test_every_message_is_accounted_for(
     small: Database, small_settings: Settings, reader: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Rows, tracks-only events, duplicates, other calls, refused and waiting messages are counted exactly."""
+    """Rows, tracks-only events, duplicates, other, excluded, refused and waiting calls are counted exactly."""
     lines = [
         {"event": "Email Opened", "messageId": "a"},
         {"event": "Email Opened", "messageId": "b"},
@@ -387,31 +387,33 @@ def test_every_message_is_accounted_for(
         {"type": "identify", "messageId": "e"},
         {"type": "page", "messageId": "f"},
         {"event": "Email Opened", "messageId": "g", "userId": ""},
+        {"event": "Email Opened", "messageId": "h", "integrations": {"Warehouses": {"all": False}}},
     ]
     path = tmp_path / "events.ndjson"
     calls = [json.dumps({"type": "track", "userId": "u"} | line) for line in lines]
     path.write_text("\n".join([*calls, "{broken"]) + "\n", encoding="utf-8")
     assert loader_here(small_settings)("load", str(path)).returncode == 3
-    names = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "waiting")
+    names = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "excluded")
+    names = (*names, "waiting")
 
     def numbers() -> tuple[int, ...]:
         told = law(reader)
         return tuple(told[name] for name in names)
 
     models = (*MODELS, "email_delivered", "found_collections")
-    assert numbers() == (10, 0, 0, 2, 0, 2, 6)
+    assert numbers() == (11, 0, 0, 2, 0, 2, 1, 6)
     run(small, small_settings, *models)
-    assert numbers() == (10, 3, 1, 2, 2, 2, 0)
+    assert numbers() == (11, 3, 1, 2, 2, 2, 1, 0)
     # An id that another collection has is a row there too, and none more in tracks.
     insert_event(reader, "email_delivered", "a")
     insert_event(reader, "order_placed", "b")
-    assert numbers() == (12, 3, 1, 2, 2, 2, 2)
+    assert numbers() == (13, 3, 1, 2, 2, 2, 1, 2)
     run(small, small_settings, "email_delivered")
-    assert numbers() == (12, 4, 1, 2, 2, 2, 1)
+    assert numbers() == (13, 4, 1, 2, 2, 2, 1, 1)
     run(small, small_settings, *models)
-    assert numbers() == (12, 5, 1, 2, 2, 2, 0)
+    assert numbers() == (13, 5, 1, 2, 2, 2, 1, 0)
     run(small, small_settings, *models, full_refresh=True)
-    assert numbers() == (12, 5, 1, 2, 2, 2, 0)
+    assert numbers() == (13, 5, 1, 2, 2, 2, 1, 0)
     # A source that nobody registered is no hiding place.
     insert_event(reader, "email_opened", "z", source="unknown")
     assert law(reader, "unknown")["waiting"] == 1

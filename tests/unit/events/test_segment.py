@@ -1,5 +1,6 @@
 """Lines of tracking calls: which become events, byte for byte, and which are refused, and why."""
 
+import json
 import re
 from datetime import UTC, datetime
 
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from loader.events.model import Event, Reason, Refused
 from loader.events.naming import table_name
-from loader.events.segment import parse_line, parse_lines
-from tests.support.factories import call_line
+from loader.events.segment import parse_line, parse_lines, parse_webhook
+from tests.support.factories import call, call_line
 
 BASE = b'{"type":"track","event":"Email Opened","userId":"u1","messageId":"m1"}'
 # Behind another line, where nothing special happens to a file's first bytes.
@@ -66,6 +67,47 @@ def test_offsets_count_bytes_from_the_given_one() -> None:
     lines = [call_line(userId="é" * 3), call_line(), call_line(userId="🎉")]
     data = b"\n".join(lines)
     assert [message.offset for message in parse(data, 7)] == [7, 8 + len(lines[0]), 9 + len(lines[0]) + len(lines[1])]
+
+
+@pytest.mark.parametrize(
+    ("integrations", "warehouse_id", "is_served"),
+    [
+        ({}, "", True),
+        ({"All": False}, "", True),
+        ({"All": False, "Warehouses": {"all": True}}, "", True),
+        ({"Warehouses": {"all": False}}, "", False),
+        ({"Warehouses": {"all": False}}, "here", False),
+        ({"Warehouses": {"warehouseIds": ["elsewhere"]}}, "", True),
+        ({"Warehouses": {"warehouseIds": ["elsewhere"]}}, "here", False),
+        ({"Warehouses": {"warehouseIds": ["elsewhere", "here"]}}, "here", True),
+        ({"Warehouses": {"all": False, "warehouseIds": ["here"]}}, "here", True),
+        ({"Warehouses": {"warehouseIds": []}}, "here", False),
+        ({"Warehouses": {"warehouseIds": "here"}}, "here", True),
+        ({"Warehouses": {"all": 0}}, "", True),
+        ({"Warehouses": False}, "here", True),
+        ({"Warehouses": None}, "here", True),
+        (None, "here", True),
+        (False, "here", True),
+        ([{"Warehouses": {"all": False}}], "", True),
+    ],
+)
+def test_vector_61_integrations_keep_a_call_out_of_warehouses(
+    integrations: object, warehouse_id: str, *, is_served: bool
+) -> None:
+    """An excluded call lands whole and has no collection, by whichever parser it comes."""
+    sent = json.dumps(call() | {"integrations": integrations}).encode()
+    [by_line] = parse_line(sent, 0, warehouse_id)
+    [among_lines] = parse_lines(sent, 0, warehouse_id)
+    [by_webhook] = parse_webhook(sent, 0, warehouse_id)
+    assert by_line == among_lines == by_webhook
+    assert by_line.payload == sent
+    assert by_line.collection == ("email_opened" if is_served else None)
+
+
+def test_vector_61_a_name_may_be_written_with_escapes() -> None:
+    """JSON has several spellings of one name."""
+    sent = json.dumps(call() | {"integrations": {"Warehouses": {"all": False}}}).encode()
+    assert accepted(sent.replace(b"Warehouses", b"\\u0057arehouses")).collection is None
 
 
 @pytest.mark.parametrize("kind", ["identify", "page", "screen", "group"])
