@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench soak wheel constraints clean
+.PHONY: help demo test lint format docs bench soak wheel constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
 format: $(VENV)/.lint ## Put the code into the style that `make lint` checks
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+docs: $(VENV)/.package ## Generate docs/commands.md and docs/layout.md
+	$(PYTHON) docs/generate.py
 
 bench: $(VENV)/.test ## Measure landing, splitting and collecting
 	$(PYTHON) -m tests.bench $(ARGS)
