@@ -1,7 +1,7 @@
-"""The settings: what can be set, by which environment variable, and what holds when nothing is.
+"""The settings: their environment variables, defaults and limits.
 
-`DATABASE_URL` names the database; every other variable starts with `LOADER_`. `loader --help` and the README list
-what this module declares, so a setting is described here and nowhere else.
+`DATABASE_URL` names the database; every other variable starts with `LOADER_`. `loader --help` and docs/commands.md list
+the settings that this module declares, so a setting is described here and nowhere else.
 """
 
 import os
@@ -218,7 +218,7 @@ def variable_name(field: str) -> str:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Return variable, default and description of every setting, for the help and the README."""
+    """Return variable, default and description of every setting, for `loader --help` and docs/commands.md."""
     described = []
     for name, field in Settings.model_fields.items():
         if name == "home":
