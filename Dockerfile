@@ -1,4 +1,4 @@
-# The loader as an image: the wheel in an environment of its own, run by a user who owns nothing but the data folder.
+# An image of the loader: the wheel in an environment of its own. Its user owns only the data folder.
 
 FROM python:3.13.9-slim-trixie AS build
 
@@ -25,7 +25,7 @@ ENV PATH=/opt/loader/bin:$PATH \
 USER loader
 VOLUME /var/lib/loader
 EXPOSE 8080
-# SIGTERM is answered in order: what is under way is finished first.
+# On SIGTERM the loader finishes the work under way, then ends.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["loader"]
 CMD ["up", "--host", "0.0.0.0"]

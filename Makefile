@@ -1,20 +1,20 @@
-# Two commands for a new user, `make demo` and `make test`; both set up .venv themselves and need nothing else.
+# `make demo` and `make test` are the two commands for a new user. Both set up .venv themselves and need nothing else.
 #
-# A stamp in .venv stands for each set of packages and is written last, so an interrupted install is done again.
+# Each set of packages has a stamp in .venv. The stamp is written last, so that an interrupted install is repeated.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP_INSTALL := -m pip -qq --no-input --disable-pip-version-check install
 INSTALL := $(PYTHON) $(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt
 
-# A virtual environment works only in the folder it was made in, as long as its Python is there.
+# A virtual environment works only in the folder in which it was made, and only while its Python exists.
 ifneq ($(shell $(PYTHON) -c '' 2>/dev/null && cat $(VENV)/.folder 2>/dev/null),$(CURDIR))
 $(shell rm -f $(VENV)/.made)
 endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench soak wheel constraints clean
+.PHONY: help demo test lint format docs bench soak wheel constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,9 +36,12 @@ lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
 		--select resource_type:model --indirect-selection empty --project-dir dbt_project --profiles-dir dbt_project \
 		--target-path "$(CURDIR)/$(VENV)/dbt" --log-path "$(CURDIR)/$(VENV)/dbt"
 
-format: $(VENV)/.lint ## Put the code into the style that `make lint` checks
+format: $(VENV)/.lint ## Format the code in the style that `make lint` checks
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+docs: $(VENV)/.package ## Generate docs/commands.md and docs/layout.md
+	$(PYTHON) docs/generate.py
 
 bench: $(VENV)/.test ## Measure landing, splitting and collecting
 	$(PYTHON) -m tests.bench $(ARGS)
@@ -49,7 +52,7 @@ soak: $(VENV)/.test ## Run the tests that take minutes
 wheel: $(VENV)/.test ## Build the wheel and the source distribution into dist/
 	@$(PYTHON) -m hatchling build --clean
 
-constraints: ## Resolve all dependencies anew and pin them in constraints.txt
+constraints: ## Resolve all dependencies and pin them in constraints.txt
 	@echo "Resolving all dependencies …"
 	@rm -rf build/constraints
 	@$(find_python); "$$python" -m venv build/constraints
@@ -61,12 +64,12 @@ constraints: ## Resolve all dependencies anew and pin them in constraints.txt
 	@mv build/constraints.txt constraints.txt
 	@rm -rf build/constraints
 
-clean: ## Remove .venv and everything else that was made here
+clean: ## Remove .venv and all other generated files
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
 		dbt_project/target dbt_project/logs logs
 	find loader migrations tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Sets $python to the first Python that will do, the user's own choice first: `make PYTHON3=/opt/python/bin/python3 test`.
+# Sets $python to the first suitable Python. `make PYTHON3=/opt/python/bin/python3 test` selects a Python.
 PYTHON3 := python3 python3.13 python3.12 python3.11 python
 define find_python
 	python=; for candidate in $(PYTHON3); do \
@@ -85,7 +88,7 @@ define find_python
 	fi
 endef
 
-# The pip that comes with Python may be too old for dependency groups.
+# The pip of a new environment may be too old for dependency groups.
 $(VENV)/.made:
 	@$(find_python); \
 	echo "Making $(VENV) with $$("$$python" --version) …"; \
@@ -101,11 +104,11 @@ $(VENV)/.package: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	@echo "Installing what the tests need into $(VENV) …"
+	@echo "Installing the packages for the tests into $(VENV) …"
 	@$(INSTALL) --group test
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.package
-	@echo "Installing what the checks need into $(VENV) …"
+	@echo "Installing the packages for the checks into $(VENV) …"
 	@$(INSTALL) --group lint
 	@touch $@

@@ -1,7 +1,7 @@
-"""The settings: what can be set, by which environment variable, and what holds when nothing is.
+"""The settings: their environment variables, defaults and limits.
 
-`DATABASE_URL` names the database; every other variable starts with `LOADER_`. `loader --help` and the README list
-what this module declares, so a setting is described here and nowhere else.
+`DATABASE_URL` names the database; every other variable starts with `LOADER_`. `loader --help` and docs/commands.md list
+the settings that this module declares, so a setting is described here and nowhere else.
 """
 
 import os
@@ -44,12 +44,12 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default="",
         validation_alias=AliasChoices("DATABASE_URL"),
-        description="PostgreSQL 16 or newer to use, as postgresql://user:password@host:port/database. "
-        "Without it the embedded PostgreSQL under LOADER_HOME is started.",
+        description="URL of a PostgreSQL 16 or newer, as postgresql://user:password@host:port/database. "
+        "Without this variable, the loader starts the embedded PostgreSQL under LOADER_HOME.",
     )
     home: Path = Field(
         default_factory=default_home,
-        description="Folder of the embedded database, of dbt's artifacts and logs.",
+        description="Folder of the embedded database, dbt's artifacts and logs.",
     )
     embedded_port: int = Field(
         default=0,
@@ -66,43 +66,43 @@ class Settings(BaseSettings):
         default_factory=lambda: min(os.cpu_count() or 1, 16),
         ge=1,
         le=64,
-        description="Processes that `loader load` parses and copies with, one connection each.",
+        description="Processes with which `loader load` parses and copies, one connection each.",
     )
     threads: int = Field(
         default=4,
         ge=1,
         le=64,
-        description="Connections that `loader transform` splits events with.",
+        description="Connections with which `loader transform` splits events.",
     )
     tables: int = Field(
         default=200,
         ge=0,
         le=10_000,
-        description="Tables a source may get for events that have no model; the events of more are in `tracks` only.",
+        description="Tables that a source may get for events without a model. Further events are in `tracks` only.",
     )
     new_tables: int = Field(
         default=50,
         ge=0,
         le=10_000,
-        description="Of these, tables a source may get in an hour; later ones are made in the following hours.",
+        description="Tables of these that a source may get in an hour. The others follow in later hours.",
     )
     widen_bytes: int = Field(
         default=100_000_000,
         ge=0,
-        description="Size of a table up to which a run gives a column a wider type, which rewrites the table while "
-        "readers wait; `loader widen` does it at any size.",
+        description="Size of a table up to which a run widens a column, which rewrites the table while readers wait. "
+        "`loader widen` does so at any size.",
     )
     lock_wait: float = Field(
         default=30.0,
         ge=0.001,
         le=86_400,
-        description="Seconds a run or another command waits for a lock that a session of somebody else holds.",
+        description="Seconds that a run or another command waits for a lock of another session.",
     )
     processes: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Processes that `loader serve` answers with, all on one port.",
+        description="Processes of `loader serve`, all on one port.",
     )
     spool: Path | None = Field(
         default=None,
@@ -111,22 +111,22 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(
         default=1_000_000_000,
         ge=0,
-        description="Bytes of events it may keep there; 0 keeps none, and answers 503 instead.",
+        description="Bytes of events that the spool may hold. With 0 the collector answers 503 instead.",
     )
     queue_bytes: int = Field(
         default=64_000_000,
         ge=1,
-        description="Bytes of events a process may hold in memory on their way to the database; beyond it answers 503.",
+        description="Bytes of events that a process may hold in memory. Beyond that it answers 503.",
     )
     commit_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Seconds the database may take for a batch of events before it counts as away.",
+        description="Seconds that the database may take for a batch of events before it counts as away.",
     )
     request_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="Seconds a client may take to send a request.",
+        description="Seconds that a client may take to send a request.",
     )
     event_bytes: int = Field(
         default=32_768,
@@ -150,11 +150,11 @@ class Settings(BaseSettings):
     )
     webhook_header: str = Field(
         default="X-Write-Key",
-        description="Header in which a webhook may show its write key, beside `Authorization`.",
+        description="Header in which a webhook may send its write key, beside `Authorization`.",
     )
     segment_secret: SecretStr = Field(
         default=SecretStr(""),
-        description="Secret with which Segment signs its webhooks; when it is set, only signed ones are taken.",
+        description="Secret with which Segment signs its webhooks. When it is set, only signed webhooks are accepted.",
     )
     segment_answers: bool = Field(
         default=False,
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     )
     every: Annotated[float, BeforeValidator(lambda value: read_duration(str(value)))] = Field(
         default=5.0,
-        description="Seconds between two looks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",
+        description="Seconds between two checks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",
     )
 
 
@@ -223,7 +223,7 @@ def variable_name(field: str) -> str:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Return variable, default and description of every setting, for the help and the README."""
+    """Return variable, default and description of every setting, for `loader --help` and docs/commands.md."""
     described = []
     for name, field in Settings.model_fields.items():
         if name == "home":

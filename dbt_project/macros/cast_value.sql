@@ -1,22 +1,22 @@
 {#-
-    Engine-specific: reading JSON and casting without ever raising. One bad value must cost one NULL, not the run.
+    Reads JSON and casts without ever raising an error, in PostgreSQL's own SQL. A bad value must cost one NULL, not the run.
 -#}
 
-{#- How many characters a number may have in a column of numbers, and how many of a value raw.mismatches keeps. -#}
+{#- The limit of characters, of a number in a column of numbers and of a value in raw.mismatches. -#}
 {% macro longest_number() -%}
     {{ return(1000) }}
 {%- endmacro %}
 
 
-{#- The value at the keys of a JSON value. The keys come from outside and become string literals, nothing else. -#}
+{#- The value at the keys of a JSON value. The keys come from outside, so they become string literals only. -#}
 {% macro json_value(value, keys) -%}
     {{ value }}{% for key in keys %} -> {{ string_literal(key) }}{% endfor %}
 {%- endmacro %}
 
 
 {#-
-    A text of a JSON value, but words in place of a number whose digits no column of numbers takes. `1e131071` has eight
-    characters in a call and 131,072 digits as text, and the text is made anew for each look at it.
+    The text of a JSON value, or words in place of a number with too many digits for a column. `1e131071` has eight characters
+    in a call and 131,072 digits as text, and each use would make that text again.
 -#}
 {% macro short_text(value, text) -%}
     case
@@ -34,7 +34,7 @@
 
 
 {#-
-    The text of a value at a list of keys, NULL where there is an object: its own properties have columns of their own.
+    The text of a value at a list of keys. An object gives NULL, because its properties have columns of their own.
 -#}
 {% macro json_leaf(value, keys) -%}
     {%- set found = json_value(value, keys) -%}
@@ -43,13 +43,13 @@
 
 
 {#-
-    A text as a column's type, NULL when the type cannot hold it.
+    Casts a text to a column's type; NULL where the type cannot hold the text.
 
-    A number has digits, and perhaps a sign, a point and an exponent, 1,000 characters in all at most. PostgreSQL would also read `0x41C3` and `4_310_021`,
-    which are identifiers wherever events come from.
+    A number has digits, and may have a sign, a point and an exponent, in at most 1,000 characters. PostgreSQL would also read
+    `0x41C3` and `4_310_021`, which are identifiers in events.
 
-    Whole-valued numbers such as 12.0 are integers, as in a Segment warehouse; 12.5 is not cut to 12. A time needs date
-    and clock in ISO order: PostgreSQL would also read 'now' and 'today', which mean something else in every run.
+    Numbers such as 12.0 are integers, as in a Segment warehouse; 12.5 is not cut to 12. A time needs date and time of day in
+    ISO order: PostgreSQL would also read 'now' and 'today', which mean something else in every run.
 -#}
 {% macro cast_value(text, data_type) -%}
     {%- if data_type == 'text' -%}
@@ -77,7 +77,7 @@
                 then ({{ text }})::timestamptz
         end
     {%- else -%}
-        {#- A type somebody has given the column by hand. -#}
+        {#- A type that a person has given the column. -#}
         case
             when pg_input_is_valid({{ text }}, '{{ data_type }}'){{ " and " ~ is_plain_number(text) if is_number_type(data_type) }}
                 then ({{ text }})::{{ data_type }}
@@ -87,15 +87,15 @@
 
 
 {#-
-    Whether a text that PostgreSQL reads as a number has neither a prefix nor an underscore. Most numbers begin with a
-    digit from 1 to 9 and so have no prefix: they are not searched for letters, which would take longer than the cast.
+    Tells whether a text that PostgreSQL reads as a number has neither a prefix nor an underscore. Most numbers begin with a
+    digit from 1 to 9 and have no prefix. They are not searched for letters, because the search takes longer than the cast.
 -#}
 {% macro is_plain_number(text) -%}
     (({{ text }}) collate "C" not like '%\_%' and (({{ text }}) collate "C" >= '1' or ({{ text }}) !~ '[xXoObB]'))
 {%- endmacro %}
 
 
-{#- Whether a type that somebody has given a column by hand holds numbers. -#}
+{#- Tells whether a type that a person has given a column holds numbers. -#}
 {% macro is_number_type(data_type) -%}
     {{ return(data_type.lower().split('(')[0].strip() in [
         'smallint', 'integer', 'int', 'int2', 'int4', 'int8', 'decimal', 'numeric', 'real', 'double precision', 'float',
@@ -105,8 +105,8 @@
 
 
 {#-
-    Whether a value that its column holds has digits there that are not kept: of a second, PostgreSQL keeps six; a type that
-    somebody has given the column by hand may round numbers. Empty for types that keep all digits.
+    An SQL condition: the column holds the value without some of its digits. PostgreSQL keeps six digits of a second, and a
+    type that a person has given the column may round numbers. Empty for types that keep all digits.
 -#}
 {% macro loses_digits(text, data_type) -%}
     {%- if data_type == 'timestamp with time zone' -%}

@@ -1,9 +1,9 @@
 {#-
-    One served table per source, grown in place.
+    Fills one served table per source in place.
 
-    In one transaction per source: lock the cursor, create what is missing, add the new events in landing order, note what
-    did not fit, move the cursor, report. Nothing is dropped, renamed or swapped, so views, grants and open readers never
-    notice a run; a full refresh deletes and inserts under the same rule.
+    One transaction per source locks the cursor, creates a missing table, adds the new events in landing order, records
+    mismatches, moves the cursor and reports. No table is dropped, renamed or swapped, so views, grants and open readers
+    survive a run. A full refresh deletes and inserts in the same way.
 -#}
 {% materialization collection, adapter='postgres' %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
@@ -39,7 +39,7 @@
 {% endmaterialization %}
 
 
-{#- A table of the layout: its name, which events it takes, the columns its yml declares. -#}
+{#- Describes a table of the layout: its name, its events, and the columns that its yml declares. -#}
 {% macro described_table(source_name, name, description) %}
     {{ return({
         'name': name,
@@ -58,13 +58,13 @@
 
 
 {#-
-    Whether a run adds the columns that events have and the yml does not. The key `found_columns` in the model's
-    `config.meta` decides. Only then does the run write the select itself, so the model's SQL must be the macro's own call:
-    nobody's SQL is replaced. Without the key, a model whose SQL is that call takes found columns.
+    Tells whether a run adds found columns. The key `found_columns` in the model's `config.meta` decides. A run that adds them
+    writes the select itself, so the model's SQL must be the macro's own call: no SQL of a team is replaced. Without the key,
+    a model whose SQL is that call takes found columns.
 -#}
 {% macro takes_found_columns(sql) %}
     {%- set key = config.get('meta', {}).get('found_columns') -%}
-    {#- The second test renders the macro again, which takes as long as everything else that an idle run does for a model. -#}
+    {#- The second test renders the macro again, which takes as long as all other work of an idle run for a model. -#}
     {%- set is_own_call = is_macro_call(model.raw_code) or bare_sql(sql) == bare_sql(collection(every_event=model.alias == 'tracks')) -%}
     {%- if key is not none and key is not boolean -%}
         {%- do exceptions.raise_compiler_error("Model " ~ model.name ~ ": config.meta.found_columns is " ~ key ~ ". Set it to true or false.") -%}
@@ -81,7 +81,7 @@
 {% endmacro %}
 
 
-{#- Whether a model's code is nothing but the macro's call, comments and spaces aside. -#}
+{#- Tells whether a model's code is the macro's call alone, without counting comments and spaces. -#}
 {% macro is_macro_call(code) %}
     {%- set call = "\\{\\{-?collection\\(" ~ ("every_event=[Tt]rue" if model.alias == 'tracks' else "") ~ "\\)-?\\}\\}" -%}
     {{ return(modules.re.fullmatch(call, bare_sql(modules.re.sub('\\{#.*?#\\}', '', code, flags=modules.re.DOTALL))) is not none) }}
@@ -94,7 +94,7 @@
 {% endmacro %}
 
 
-{#- A run that could not change a table succeeds, so dbt's log warns of what was in the way. -#}
+{#- A run that could not change a table succeeds, so dbt's log warns and names the obstacle. -#}
 {% macro warn_of_obstacles(table) %}
     {%- for obstacle in table.obstacles -%}
         {%- do exceptions.warn(table.relation.schema ~ "." ~ table.name ~ ": " ~ obstacle ~ " `loader widen` says what to do.") -%}
@@ -102,13 +102,13 @@
 {% endmacro %}
 
 
-{#- dbt's driver begins the first transaction of a connection; after a commit nobody does, and every statement is on its own. -#}
+{#- dbt's driver begins only the first transaction of a connection. After a commit every statement would be on its own. -#}
 {% macro begin() %}
     {%- call statement('begin') -%} begin; {{ transaction_settings() }} {%- endcall -%}
 {% endmacro %}
 
 
-{#- Brings one source's table up to the invocation's snapshot; returns by how many rows it grew. -#}
+{#- Brings one source's table up to the invocation's snapshot. Returns the number of rows by which it grew. -#}
 {% macro fill_table(table, source_name) %}
     {%- set full_refresh = should_full_refresh() -%}
     {%- set run = read_from(table.name, source_name, rebuild=full_refresh) -%}
@@ -117,7 +117,7 @@
         {{ return(0) }}
     {%- endif -%}
     {%- if run.first_run and not full_refresh and has_rows(table.relation) -%}
-        {#- The next run must find no cursor either, or it would take the rows for its own. -#}
+        {#- The next run must find no cursor either. Otherwise it would count the rows as its own. -#}
         {%- do run_query("delete from raw.cursors where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
         {%- do hold_table(
             table, source_name,
@@ -139,9 +139,9 @@
         {{ return(0) }}
     {%- endif -%}
     {%- if run.first_run -%}
-        {#- No row can be lost: none came from an event. -#}
+        {#- No row can be lost, because none came from an event. -#}
     {%- elif shape.created -%}
-        {#- Somebody has dropped the table, which has nothing to lose: it starts over, from the first event. -#}
+        {#- The table was dropped and has nothing to lose. It starts again from the first event. -#}
         {%- set note = describe_loss(table, source_name, 'had been dropped and is made again.') -%}
     {%- elif rebuild and allows_loss() -%}
         {%- set note = describe_loss(table, source_name, 'was rebuilt, and rows were lost, as the command allowed.') -%}
@@ -161,7 +161,7 @@
         {%- set grown = grow_table(table, source_name, shape, run, rebuild) -%}
     {%- endif -%}
     {%- if grown.run.cursor_snapshot != run.cursor_snapshot -%}
-        {#- Another run has filled the table between two transactions of this one. -#}
+        {#- Another run has filled the table between two transactions of this run. -#}
         {%- set found = count_new_events(table) -%}
     {%- endif -%}
     {%- set run = grown.run -%}
@@ -187,7 +187,7 @@
     {%- endif -%}
     {%- if found.rows or new_columns or rebuild or grown.widened -%}
         {%- set last_seq = found.last_seq if rebuild else [run.last_seq, found.last_seq] | max -%}
-        {#- A table without a snapshot that is not rebuilt has read all events again, and counts only what was new to it. -#}
+        {#- A table without a snapshot that is not rebuilt has read all events again. It counts only the events that were new to it. -#}
         {%- set read_rows = found.rows if rebuild or run.cursor_snapshot else rows.added -%}
         {%- do finish_table(table, source_name, run, rebuild, read_rows, rows.added, last_seq, new_columns, grown.widened | length > 0 or run.has_pending_columns, note) -%}
     {%- elif run.snapshot != run.cursor_snapshot -%}
@@ -199,8 +199,8 @@
 
 {#-
     Writes the rows of a run: empties the table for a rebuild, fills columns that came late, and adds the new events. Returns
-    how many rows were `added` and `removed`, and how many events were `skipped` by an object of another role. Where the
-    table's `refused_by` is set, the caller takes all of that back.
+    the numbers of rows `added` and `removed`, and of events `skipped` by an object of another role. Where the table's
+    `refused_by` is set, the caller takes all of that back.
 -#}
 {% macro write_events(table, source_name, shape, run, columns, found, rebuild) %}
     {%- set rows = {'added': 0, 'removed': 0, 'skipped': 0} -%}
@@ -215,12 +215,12 @@
         {%- if not rebuild and run.cursor_snapshot and found.first_seq < run.last_seq -%}
             {%- set overtaken = remove_overtaken(table, source_name, run.last_seq) -%}
         {%- endif -%}
-        {#- Building the key over the first rows at once takes a third of the time of growing it row by row. -#}
+        {#- Building the key at once after the first rows takes a third of the time of growing it row by row. -#}
         {%- set key_later = shape.created and not table.sql -%}
         {%- do add_primary_key(table.relation) if shape.created and not key_later -%}
         {%- set noting = note_mismatches(table, source_name, columns, rebuild) -%}
         {%- if table.sql and noting and not table.refused_by -%}
-            {#- SQL of a team's own has no place for the condition. -#}
+            {#- A team's own SQL has no place for the condition. -#}
             {%- do write_rows(table, "select count(*) from (" ~ event_select(columns, table.name, table.every_event, found.repeated, noting) ~ ") as noted") -%}
         {%- endif -%}
         {%- set at_risk = columns_at_risk(columns) if not table.sql else [] -%}
@@ -241,15 +241,15 @@
 {% endmacro %}
 
 
-{#- Checks deferred constraints now: at the commit, nothing could catch the error. -#}
+{#- Checks deferred constraints now, because nothing could catch the error at the commit. -#}
 {% macro check_deferred(table) %}
     {%- do write_rows(table, "set constraints all immediate") if table.may_refuse_rows and not table.refused_by -%}
 {% endmacro %}
 
 
 {#-
-    Runs a statement that writes or reads rows of the table, and returns how many rows it wrote. Where an object of another
-    role refuses the rows, the table's `refused_by` names the object. Nearly all tables have no such object.
+    Runs a statement that writes or reads rows of the table, and returns the number of rows written. Where an object of
+    another role refuses the rows, the table's `refused_by` names the object. Nearly all tables have no such object.
 -#}
 {% macro write_rows(table, statement) %}
     {%- if not table.may_refuse_rows -%}
@@ -267,15 +267,15 @@
 {% endmacro %}
 
 
-{#- Whether a rebuild may delete rows whose events are gone from raw.events: `--vars 'allow_loss: true'`. -#}
+{#- Tells whether a rebuild may delete rows whose events are gone from raw.events: `--vars 'allow_loss: true'`. -#}
 {% macro allows_loss() -%}
     {{ return('true' in [var('allow_loss', false) | string | lower, env_var('LOADER_ALLOW_LOSS', '')]) }}
 {%- endmacro %}
 
 
 {#-
-    Whether all events of the table are there for a rebuild. If not, raw.held_tables says so, and the table keeps its rows.
-    A command that asked for the rebuild fails in the end, when all other tables are filled.
+    Tells whether raw.events has all events of the table for a rebuild. If not, raw.held_tables records it, and the table keeps
+    its rows. A command that asked for the rebuild fails in the end, after all other tables are filled.
 -#}
 {% macro may_rebuild(table, source_name) %}
     {%- if run_query("select raw.order_rebuild('" ~ source_name ~ "', '" ~ table.name ~ "')").rows[0][0] -%}
@@ -294,7 +294,7 @@
 {% endmacro %}
 
 
-{#- What is to be said of a table whose events raw.events no longer holds completely, after `happening`; none otherwise. -#}
+{#- Returns the message about a table whose events raw.events no longer holds completely, after `happening`; none otherwise. -#}
 {% macro describe_loss(table, source_name, happening) %}
     {%- set loss = run_query("select raw.describe_loss('" ~ source_name ~ "', '" ~ table.name ~ "')").rows[0][0] -%}
     {%- if not loss -%}{{ return(none) }}{%- endif -%}
@@ -305,8 +305,8 @@
 
 
 {#-
-    The end of a run that reads no events (`--empty`): the table has its shape, and nothing else changes. A table that was
-    made here lacks the events that its cursor has seen, so the cursor starts over.
+    Ends a run that reads no events (`--empty`). The table has its columns, and nothing else changes. A table that was made
+    here lacks the events that its cursor has seen, so the cursor starts again from the first event.
 -#}
 {% macro finish_empty_table(table, source_name, shape) %}
     {%- if shape.created -%}
@@ -316,7 +316,7 @@
 {% endmacro %}
 
 
-{#- Leaves a table as it is in this run. raw.held_tables says why, and when the next run tries. -#}
+{#- Leaves a table as it is in this run. raw.held_tables records the reason, and the time of the next try. -#}
 {% macro hold_table(table, source_name, in_the_way) %}
     {%- do run_query("select raw.hold_table('" ~ table.name ~ "', '" ~ source_name ~ "', 'fill', " ~ string_literal(in_the_way) ~ ")") -%}
     {%- do table.update({'is_held': true}) -%}
@@ -324,7 +324,7 @@
 {% endmacro %}
 
 
-{#- Runs a statement and returns how many rows it touched. -#}
+{#- Runs a statement and returns the number of rows it changed. -#}
 {% macro run_counted(command) %}
     {%- call statement('counted', fetch_result=False) -%}
         {{ command }}
@@ -341,7 +341,7 @@
 {% endmacro %}
 
 
-{#- Readers go on seeing the old rows until the commit, which truncate would not let them. -#}
+{#- Readers see the old rows until the commit. `truncate` would hide them. -#}
 {% macro empty_table(table, source_name) %}
     {%- do run_query("delete from raw.mismatches where model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "'") -%}
     {%- set removed = write_rows(table, "delete from only " ~ table.relation) -%}
@@ -353,7 +353,8 @@
 
 
 {#-
-    How many new events have no row after the insert: a rule or a trigger of another role may leave rows out without an error.
+    Returns the number of new events without a row after the insert. A rule or a trigger of another role may leave rows out
+    without an error.
 -#}
 {% macro count_skipped_events(table) %}
     {%- set counted -%}
@@ -368,7 +369,7 @@
 {% endmacro %}
 
 
-{#- How many events the run is to add, which part of the landing order they span, and whether any two have one id. -#}
+{#- Returns the number of events to add, the part of the landing order that they span, and whether any two have one id. -#}
 {% macro count_new_events(table) %}
     {%- set counted -%}
         select
@@ -393,8 +394,8 @@
 {% endmacro %}
 
 
-{#- Adds the rows of this run. `repeated`: ids come more than once, and the first event of each counts. `noting` as
-    `note_mismatches` returns it. -#}
+{#- Adds the rows of this run. With `repeated`, ids come more than once, and the first event of each counts. `noting` is
+    the condition of `note_mismatches`. -#}
 {% macro insert_new_events(table, columns, repeated, noting, on_conflict) -%}
     insert into {{ table.relation }} (
         {%- for column in columns %}
@@ -419,11 +420,11 @@
 
 
 {#-
-    Of several events with one id the first one landed counts, also when its transaction committed after a run had already
-    taken a later one. Only an event that comes before the last one read (`last_seq`) can be such a latecomer. It is
-    compared, by landing order, with the event that holds the id now. That event came in with the run that `uuid_ts` names;
-    if that run has refilled columns, it may have come in with any run before. The row that loses is removed, so that the
-    insert that follows takes the winner.
+    Removes the rows that lose against a latecomer. Of several events with one id the first one landed counts, also when its
+    transaction committed after a run had taken a later event. Only an event with a `seq` below the last one read
+    (`last_seq`) can be a latecomer. The latecomer is compared, by landing order, with the event that holds the id now. That
+    event came in with the run that `uuid_ts` names, or with any earlier run if that run has refilled columns. The row that
+    loses is removed, so that the following insert takes the latecomer.
 -#}
 {% macro remove_overtaken(table, source_name, last_seq) %}
     {%- set events = source('raw', 'events') -%}
@@ -476,11 +477,11 @@
 
 
 {#-
-    An SQL condition that is always true. As a side effect it lists the values that the new row does not hold, or not with
-    all their digits, and the times of the call that cannot be read. An empty string is no value. The condition is a part
-    of the insert, so a run reads and unpacks every event once. `tracks` lists only events without a documented collection:
-    any other event has its note at its own table. An event whose id is in the table makes no row and no note. A rebuild
-    need not look for such a row, since the table is empty.
+    Returns an SQL condition that is always true. Its side effect lists the mismatches of the new row, and the times of the
+    call that cannot be read. An empty string is no value. The condition is part of the insert, so a run reads and unpacks
+    every event once. `tracks` lists only events without a documented collection: any other event has its mismatches at its
+    own table. An event whose id is in the table makes no row and no mismatch. A rebuild need not look for such a row,
+    because the table is empty.
 -#}
 {% macro note_mismatches(table, source_name, columns, rebuild) %}
     {%- set values = unread_times(columns) -%}
@@ -510,13 +511,13 @@
 {%- endmacro %}
 
 
-{#- What raw.mismatches keeps of a value: all of it is in raw.events. -#}
+{#- The part of a value that raw.mismatches keeps. raw.events has the whole value. -#}
 {% macro kept_value(value) -%}
     case when length({{ value }}) > {{ longest_number() }} then left({{ value }}, {{ longest_number() }}) || '…' else {{ value }} end
 {%- endmacro %}
 
 
-{#- SQL of a team's own need not make a row of every event. -#}
+{#- A team's own SQL need not make a row of every event. -#}
 {% macro forget_mismatches_without_row(table, source_name) %}
     {%- do run_query(
         "delete from raw.mismatches
@@ -527,7 +528,7 @@
 {% endmacro %}
 
 
-{#- Moves the cursor: never back, because a run's snapshot is the later one of its invocation's and the cursor's. -#}
+{#- Moves the cursor. It never moves back, because a run's snapshot is the later of its invocation's and the cursor's. -#}
 {% macro move_cursor_sql(table, source_name, run, rebuild, read_rows, table_rows, last_seq) -%}
     update raw.cursors
     set
@@ -544,8 +545,8 @@
 
 
 {#-
-    Moves the cursor past what is not for this table: events of another source, or without a table. The next run would come
-    by them again, and by ever more of them for as long as the table gets nothing. Where there are none, nothing is written.
+    Moves the cursor past events that are not for this table: events of another source, or without a table. Otherwise every run
+    would read a growing range of such events. Where there are none, nothing is written.
 -#}
 {% macro pass_by_sql(table, source_name, run) -%}
     {{ move_cursor_sql(table, source_name, run, false, 0, 0, run.last_seq) }}

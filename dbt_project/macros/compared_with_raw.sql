@@ -1,4 +1,4 @@
-{#- The rows of tables, as the tables, the cursors' books and raw.events count them. -#}
+{#- Counts the rows of tables in three ways: in the tables, by the cursors' numbers, and by the ids in raw.events. -#}
 {% macro compared_with_raw(condition, with_raw=true) %}
         select
             source,

@@ -1,22 +1,21 @@
 {#-
-    The select behind every table: one row per event, one column per column of the model's yml. The yml is the only place
-    that lists columns; where a column's value comes from is told by its `meta` (`property`, `context`) or, for the
-    layout's own columns, by its name. A run adds the columns that events have and the yml does not (`found_columns`).
+    The select behind every table: one row per event, one column per column of the model's yml. The yml is the only list of
+    columns. A column's `meta` (`property`, `context`) gives the origin of its value; the layout's own columns are known by
+    name. A run adds found columns.
 
-    The call is taken apart once (`jsonb_to_record`): reading key after key from the stored value would unpack a long
-    payload again for each.
+    `jsonb_to_record` takes the call apart once. Reading key after key would unpack a long payload again for each key.
 -#}
 {% macro collection(every_event=false) %}
-    {#- A parent while dbt parses, so that tracks comes first, and none when it runs: nothing is read from it. -#}
+    {#- A parent while dbt parses, so that tracks comes first. When dbt runs, nothing is read from the parent. -#}
     {%- do ref('after_tracks') if not (execute or every_event) -%}
     {{ event_select(declared_columns(model_columns()), collection_name(), every_event, first_of_id=true) }}
 {%- endmacro %}
 
 
 {#-
-    The same for any table: `columns` as `declared_columns` and `grow_table` return them. `first_of_id`: of several events
-    with one id, only the first that landed. SQL around the macro cannot order rows by an event's place, so the macro
-    selects that event itself; a run asks for it where an id does repeat. `noting` is a condition for every row.
+    The select for any table. `columns` have the form of `declared_columns` and `grow_table`. With `first_of_id`, the select
+    takes only the first landed event of each id; a run asks for it where an id repeats. SQL around the macro could not do
+    so, because it does not know the landing order. `noting` is a condition for every row.
 -#}
 {% macro event_select(columns, collection, every_event, first_of_id=false, noting='') -%}
     select
@@ -26,7 +25,7 @@
         1 as nothing
         {%- endfor %}
     from (
-        {#- Not indented: a key of a property may hold a line break. #}
+        {#- Lines are not indented, because the key of a property may hold a line break. #}
         {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns, with_table_id=every_event and noting) }}
     ) as events
     cross join lateral (
@@ -39,7 +38,7 @@
 {%- endmacro %}
 
 
-{#- What the yml says of the model. A unit test is a node of its own that knows neither: it brings both. -#}
+{#- The model's own yml. A unit test is a node of its own without a yml, so the test overrides both macros. -#}
 {% macro collection_name() -%}
     {{ return(model.name) }}
 {%- endmacro %}
@@ -51,7 +50,7 @@
 
 
 {#-
-    The events of a table in this run, with the parts of the call that columns are read from: tracks has no properties. The
+    The events of a table in this run, with the parts of the call that columns are read from. tracks reads no properties. The
     text of each of the `columns` is read once and cast once.
 -#}
 {% macro new_events(events, collection, every_event=false, first_of_id=false, columns=[], with_table_id=false) -%}
@@ -123,10 +122,10 @@
 
 
 {#-
-    The columns of a yml as a run knows columns: `name`, `data_type`, `value` (its SQL), and where it comes from a property
-    or the context, `text`, the SQL of the text that is cast. `new_events` reads that text as `text_name` by the SQL in
-    `reading`, and casts it as `value_name` by the SQL in `cast`. `others` adds further places of a column's value; `fractions` are the paths that have had numbers which no
-    bigint holds.
+    Returns the columns of a yml: `name`, `data_type` and `value` (its SQL). A column from a property or the context also has
+    `text`, the SQL of the text that is cast. `new_events` reads that text as `text_name` by the SQL in `reading`, and casts
+    it as `value_name` by the SQL in `cast`. `others` adds further places of a column's value. `fractions` are the paths of
+    numbers that no bigint holds.
 -#}
 {% macro declared_columns(declared, others={}, fractions={}) -%}
     {%- set columns = [] -%}
@@ -143,7 +142,7 @@
 {%- endmacro %}
 
 
-{#- A column whose value is cast from a text; a column of texts has the text itself. `place` keeps names apart. -#}
+{#- A column whose value is cast from a text. A text column has the text itself. `place` makes the names unique. -#}
 {% macro read_column(name, data_type, text, place) -%}
     {%- if data_type == 'text' -%}
         {{ return({'name': name, 'data_type': data_type, 'text': text, 'reading': none, 'value': text}) }}
@@ -159,8 +158,8 @@
 
 
 {#-
-    Has the values of a very wide table cast where they are used. A text and its value would be two entries of a target
-    list, and PostgreSQL takes 1,664 of them.
+    Casts the values of a very wide table where they are used. A text and its value would be two entries of a target list,
+    and PostgreSQL allows 1,664 entries.
 -#}
 {% macro cast_in_place(columns) -%}
     {%- set read = columns | selectattr('reading') | list -%}
@@ -170,7 +169,7 @@
 {%- endmacro %}
 
 
-{#- An SQL condition: the column does not hold its text, or not with all digits. An empty string is no value. -#}
+{#- An SQL condition: the column does not hold its text, or holds it without some digits. An empty string is no value. -#}
 {% macro loses_value(column) -%}
     {%- set rounded = loses_digits(column.text, column.data_type) -%}
     ({{ column.value }} is null and {{ column.text }} <> ''){{ " or (" ~ rounded ~ ")" if rounded }}
@@ -178,8 +177,8 @@
 
 
 {#-
-    Where the yml says a column's value is: {'property': keys, 'context': keys}, or neither. The yml has keys as a dotted
-    path, or as a list where a key has a dot of its own.
+    Returns the place of a column's value by the yml: {'property': keys, 'context': keys}, or neither. The yml has keys as a
+    dotted path, or as a list where a key has a dot of its own.
 -#}
 {% macro column_origin(column) -%}
     {%- set meta = (column.config or {}).meta or column.meta or {} -%}
@@ -192,8 +191,8 @@
 
 
 {#-
-    The first of some values of an event that is there, as text: the context's, the property's, then the others. At the
-    paths of `fractions`, a number of very many digits is not spelled out.
+    The text of the first value that an event has: the context's, the property's, then the others. At the paths of
+    `fractions`, a number of very many digits is not written out.
 -#}
 {% macro column_text(origin, others=[], fractions={}) -%}
     {%- set values = [] -%}
@@ -211,7 +210,7 @@
 {%- endmacro %}
 
 
-{#- The columns every table of the layout has. -#}
+{#- The columns that every table of the layout has. -#}
 {% macro layout_value(name) -%}
     {%- set values = {
         'id': 'events.message_id::varchar(1024)',
@@ -242,15 +241,15 @@
 {%- endmacro %}
 
 
-{#- A time of the call. Nearly all are ISO 8601, which the cast reads; the function knows the other forms of a time. -#}
+{#- A time of the call. Nearly all times are ISO 8601, which the cast reads. The function reads the other forms. -#}
 {% macro read_time(text) -%}
     coalesce({{ cast_value(text, 'timestamp with time zone') }}, raw.read_time({{ text }}))
 {%- endmacro %}
 
 
 {#-
-    The times of a call that cannot be read, for the columns of them that a table has: a list of `name`, `text` and
-    `is_lost`, an SQL condition. A call from Segment's raw logs has the time that Segment computed.
+    Returns the times of a call for the columns that a table has: a list of `name`, `text`, and `is_lost`, an SQL condition
+    for a time that cannot be read. A call from Segment's raw logs has the time that Segment computed.
 -#}
 {% macro unread_times(columns) -%}
     {%- set texts = {'sent_at': 'events."sentAt"', 'timestamp': 'coalesce(events."originalTimestamp", events."timestamp")'} -%}
@@ -268,9 +267,9 @@
 
 
 {#-
-    When the event happened: the sender's time, corrected by how far the sender's clock was off when it sent
-    (https://segment.com/docs/connections/spec/common/#timestamps). A call from Segment's raw logs has been through this:
-    it carries what Segment received and computed, and keeps it. Thousands of years of skew are no clock's.
+    The time of the event: the sender's time, corrected by the skew of the sender's clock
+    (https://segment.com/docs/connections/spec/common/#timestamps). A call from Segment's raw logs keeps the time that Segment
+    has corrected already. A skew of thousands of years is no skew of a clock, so it is not corrected.
 -#}
 {% macro event_time() -%}
     case

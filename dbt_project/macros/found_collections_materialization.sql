@@ -1,6 +1,6 @@
 {#-
-    The tables of events that have no model: one for each collection seen, made and filled by the macros that make and fill
-    the others. The model's yml lists the columns they all begin with; everything else is found in the events.
+    Fills the tables of events without a model: one for each collection seen, by the macros that fill the other tables. The
+    model's yml lists the columns with which these tables begin. All other columns are found in the events.
 -#}
 {% materialization found_collections, adapter='postgres' %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
@@ -34,9 +34,9 @@
 
 
 {#-
-    The collections without a model that have something to do: new events, a rebuild ahead, or a table that is not there. In the order they were seen,
-    but those that failed last time after all others. A source gets LOADER_TABLES tables at most, and LOADER_NEW_TABLES in
-    an hour: the events of the others are in tracks, and `loader status` tells.
+    Returns the collections without a model that need work: new events, an ordered rebuild, or a missing table. They come in
+    the order of their first sight, but those that failed last time come last. A source gets at most LOADER_TABLES tables,
+    and LOADER_NEW_TABLES in an hour. The events of the others are in tracks, and `loader status` names them.
 -#}
 {% macro collections_to_fill(source_name) %}
     {%- set modelled -%}
@@ -85,8 +85,8 @@
 
 
 {#-
-    A table that cannot be filled ends the run of all, since nothing here can catch an error. It is noted before it is tried,
-    in a transaction of its own, so that from the next run on it keeps no other waiting.
+    Records that a table is about to be tried, in a transaction of its own. A table that cannot be filled ends the run of all
+    these tables, because a macro cannot catch an error. From the next run on, the record puts that table last.
 -#}
 {% macro note_try(source_name, name, tried_at) %}
     {%- do run_query("update raw.collections set tried_at = " ~ tried_at ~ " where source = '" ~ source_name ~ "' and collection = '" ~ name ~ "'") -%}

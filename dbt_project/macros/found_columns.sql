@@ -1,15 +1,13 @@
 {#-
-    The columns that events have and the model's yml does not: what raw.properties says of a table's events, made into
-    columns by the rules of the layout. Names and keys come from outside; here they are data and string literals, never
-    code.
+    Found columns: the properties of a table's events, as raw.properties lists them, become columns by the rules of the
+    layout. Names and keys come from outside. They are data and string literals here, never code.
 -#}
 
 {#-
-    All columns of a table that this run can fill, after adding and widening what its events call for: `columns` (as
-    `declared_columns` returns them), `new_columns` (names), `widened` (names), and the `run` as `read_from` returns it
-    after the last change. A table that was there before is changed in transactions of their own, so this must come before
-    anything else is written. One query when there is nothing to do. A table whose model has SQL of its own, or does not
-    take found columns, has the declared ones only.
+    Adds and widens the columns that a table's events need, and returns all columns that this run can fill: `columns` (as
+    `declared_columns` returns them), `new_columns` (names), `widened` (names), and the `run` as `read_from` returns it after
+    the last change. An existing table is changed in transactions of its own, so no row may be written before. One query
+    when there is nothing to do. A table whose model takes no found columns has the declared ones only.
 -#}
 {% macro grow_table(table, source_name, shape, run, rebuild) %}
     {%- set places = {'found': {}, 'others': {}, 'unplaced': [], 'fractions': {}} if table.sql else place_properties(table, source_name) -%}
@@ -70,7 +68,7 @@
             {%- do keep_type(table, note, shape.types[name], too_narrow[name], in_the_way) -%}
         {%- else -%}
             {%- do widened.append(name) -%}
-            {#- The rows that are there are made again below, or by the rebuild: by the next run, if this one is killed. -#}
+            {#- Existing rows are filled below, or by the rebuild, or by the next run if this run is killed. -#}
             {%- do note.update({'data_type': too_narrow[name]}) -%}
             {%- do note.update({'fill_from': '1:1:'}) if rebuild -%}
         {%- endif -%}
@@ -103,7 +101,7 @@
 {% endmacro %}
 
 
-{#- Notes that a column keeps its type, and what is in the way of a wider one. -#}
+{#- Records that a column keeps its type, and the obstacle to a wider type. -#}
 {% macro keep_type(table, note, data_type, wanted_type, in_the_way) %}
     {%- do note.update({'data_type': data_type, 'wanted_type': wanted_type, 'in_the_way': in_the_way}) -%}
     {%- do table.obstacles.append("column " ~ note.column_name ~ " stays " ~ data_type ~ " instead of " ~ wanted_type ~ ". In the way: " ~ in_the_way ~ ".") -%}
@@ -119,7 +117,7 @@
 {% endmacro %}
 
 
-{#- The columns that the yml does not declare, as `declared_columns` returns the others. -#}
+{#- Returns the found columns in the form of `declared_columns`. -#}
 {% macro found_columns(notes, fractions) %}
     {%- set columns = [] -%}
     {%- for note in notes if not note.declared and not note.is_missing -%}
@@ -131,14 +129,14 @@
 
 
 {#-
-    What to make of the properties of a table's events, by these rules:
-    - what the yml declares is never flattened, and its column keeps the declared type;
-    - of several properties with one column, the declared one counts first, then the one seen first, where it is not null;
-    - the layout's own columns are not to be overwritten, and a name without letters or digits gives no column;
-    - properties or a context that is no object gives no column.
-    Returns `found` (by column: the paths of its values, the types they have had, the first event), `others` (further
-    paths of declared columns), `unplaced` (properties without a column of their own, and why) and `fractions` (the paths
-    that have had numbers which no bigint holds).
+    Places the properties of a table's events by these rules:
+    - A declared property is never flattened, and its column keeps the declared type.
+    - Of several properties with one column, the declared one counts first, then the one seen first, where it is not null.
+    - The layout's own columns are never overwritten. A name without letters or digits gives no column.
+    - Properties that are no object give no column, and neither does a context that is no object.
+    Returns `found` (by column: the paths of its values, their types, the first event), `others` (further paths of declared
+    columns), `unplaced` (properties without a column of their own, with reasons) and `fractions` (the paths of numbers that
+    no bigint holds).
 -#}
 {% macro place_properties(table, source_name) %}
     {%- set places = {'found': {}, 'others': {}, 'unplaced': [], 'fractions': {}} -%}
@@ -187,7 +185,7 @@
 {% endmacro %}
 
 
-{#- The properties of a table's events in the order they were seen; of every event's context where the table is tracks. -#}
+{#- Returns the properties of a table's events in the order of their first sight; for tracks, those of every event's context. -#}
 {% macro seen_properties(table, source_name) %}
     {%- set query -%}
         select coalesce(
@@ -211,7 +209,7 @@
             group by path, column_name
         ) as properties
     {%- endset -%}
-    {#- As one JSON text: in rows, dbt would take a key named null for nothing and one named 1e3 for a number. -#}
+    {#- As one JSON text: in rows, dbt would read a key named null as no value, and a key named 1e3 as a number. -#}
     {{ return(fromjson(run_query(query).rows[0][0])) }}
 {% endmacro %}
 
@@ -221,7 +219,7 @@
 {%- endmacro %}
 
 
-{#- The least type that holds the values of some types. -#}
+{#- Returns the least type that holds the values of some types. -#}
 {% macro least_type(types) -%}
     {%- set several = types | unique | list -%}
     {%- if several | length == 1 -%}
@@ -232,7 +230,7 @@
 
 
 {#-
-    Gives a column a wider type. Returns what is in the way: a lock, an object on the column, or the table's size. `loader
+    Gives a column a wider type. Returns the obstacle, if any: a lock, an object on the column, or the table's size. `loader
     widen` makes views again and rewrites a table of any size.
 -#}
 {% macro widen_column(table, source_name, name, data_type) %}
@@ -247,7 +245,7 @@
 {% endmacro %}
 
 
-{#- The views that dbt makes from models of this project. dbt replaces them in every run, so a run may do so as well. -#}
+{#- Returns the views that models of this project make. dbt replaces them in every run, so a run may do so too. -#}
 {% macro project_views() %}
     {%- set views = [] -%}
     {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.config.materialized == 'view' -%}
@@ -257,19 +255,19 @@
 {% endmacro %}
 
 
-{#- Whether this is a run of `loader widen`, or one by hand with the variable it sets. -#}
+{#- Tells whether this is a run of `loader widen`, or a run by hand with the same variable. -#}
 {% macro is_widening() -%}
     {{ return(env_var('LOADER_WIDEN', '') == 'true') }}
 {%- endmacro %}
 
 
 {#-
-    Widened columns once more from raw.events, for the rows that are there: what the old type could not hold, and what it
-    held in another spelling (12 for 12.0). Reads up to where the table has come, so it must run before the new rows. A row
-    whose value changes gets this run's `uuid_ts`, by which readers find what is new.
+    Fills widened columns of existing rows once more from raw.events: values that the old type could not hold, and values
+    that it held in another spelling (12 for 12.0). It reads up to the table's cursor, so it must run before the new rows. A
+    row whose value changes gets this run's `uuid_ts`, by which readers find changes.
 
-    With a `from_snapshot`, columns that were missing for a while: in the rows of events which that snapshot does not show.
-    A row whose event it shows, and whose id came again, had no such value. What does not fit is listed, as in a rebuild.
+    With a `from_snapshot` it fills columns that were missing for a while, in the rows of events that this snapshot does not
+    show. A row whose event it shows, and whose id came again, had no such value. A rebuild lists the same mismatches.
 -#}
 {% macro refill_columns(table, source_name, run, columns, from_snapshot='') %}
     {%- do cast_in_place(columns) -%}
@@ -352,7 +350,7 @@
 {%- endmacro %}
 
 
-{#- Writes down which columns the table has, since when and why; nothing when the book says so already. -#}
+{#- Records the columns of the table, with times and first events. Writes nothing where raw.columns has them. -#}
 {% macro record_columns(table, source_name, notes) %}
     {%- do run_query(
         "insert into raw.columns (model, source, column_name, data_type, declared, paths, first_event_id, wanted_type, in_the_way, is_missing, fill_from)
@@ -379,7 +377,7 @@
 {% endmacro %}
 
 
-{#- Writes down which properties have no column of their own. -#}
+{#- Records the properties that have no column of their own. -#}
 {% macro record_collisions(table, source_name, unplaced) %}
     {%- do run_query(
         "insert into raw.collisions (model, source, digest, path, column_name, reason)

@@ -1,8 +1,9 @@
 {#-
-    The table as the model's yml describes it, created when missing. Returns whether it was `created`, with which
-    `new_columns`; what it is lacking: `missing` columns and the `statements` that add these and mend comments; and, of all
-    its columns, the `types` by name and how many `attributes` PostgreSQL counts, dropped ones too. A table that is as it
-    should be costs one query and no lock. A new table has no key yet: `add_primary_key` follows when its first rows are in.
+    Creates the table of a model's yml where it is missing, and compares an existing table with the yml. Returns:
+    - `created`, and the `new_columns` of a created table;
+    - `missing` columns, and the `statements` that add them and correct comments;
+    - the `types` of all columns by name, and the number of `attributes` that PostgreSQL counts, dropped columns included.
+    A table without differences costs one query and no lock. A new table has no key: `add_primary_key` follows its first rows.
 -#}
 {% macro shape_table(table) %}
     {%- set relation = table.relation -%}
@@ -52,15 +53,15 @@
 {% endmacro %}
 
 
-{#- The id is the primary key, as in a Segment warehouse on PostgreSQL; there is no other index. -#}
+{#- The id is the primary key, as in a Segment warehouse on PostgreSQL. There is no other index. -#}
 {% macro add_primary_key(relation) %}
     {%- do run_query("alter table " ~ relation ~ " add primary key (id)") -%}
 {% endmacro %}
 
 
 {#-
-    The key of a table foo is called foo_pkey, and an event may be called that as well: then the key gives way. No table
-    ends in an underscore, so its new name is nobody's.
+    The key of a table foo is called foo_pkey. An event may have that name too, and then the key gets another name. No table
+    ends in an underscore, so the new name is free.
 -#}
 {% macro make_way_sql(relation) -%}
     do $make_way$ begin
@@ -87,7 +88,7 @@
 {%- endmacro %}
 
 
-{#- dbt's own way to a schema, called before anything else of a run, which an error would end. -#}
+{#- dbt calls this macro to make a schema before a run begins. An error here would end the run. -#}
 {% macro postgres__create_schema(relation) %}
     {%- if may_create_schemas() -%}
         {%- call statement('create_schema') -%}
@@ -108,8 +109,8 @@
 
 
 {#-
-    The catalog's description of a table: its comment, its columns with theirs, and whether there is an object on the table that
-    a run did not make and that may refuse rows. None when there is no such table.
+    Returns the catalog's description of a table: its comment, its columns with their comments, and whether an object that a
+    run did not make may refuse rows. None when there is no such table.
 -#}
 {% macro described_columns(relation) %}
     {%- set query -%}

@@ -1,10 +1,10 @@
 {#-
-    The cut: the events this run is to add. An event is new when the run's snapshot sees its transaction and the snapshot
-    the model last finished with did not: it had not begun (xmax), or was running (xip). No watermark could say so: a
-    transaction that began early may commit late. Nor does the oldest one (xmin) make a run read again what came since.
+    The cut: the condition for the events that this run adds. An event is new if the run's snapshot shows its transaction and
+    the model's snapshot cursor does not. Then the transaction had not begun (xmax), or was running (xip). A watermark cannot
+    tell, because a transaction that began early may commit late. A long transaction (xmin) makes no run read events again.
 
-    The snapshots come from settings of the transaction (`read_from` sets them), so the compiled SQL is the same in every
-    run. Outside a run nothing is set and everything committed counts as new.
+    The snapshots come from settings of the transaction, which `read_from` sets. So the compiled SQL is the same in every run.
+    Outside a run nothing is set, and every committed event counts as new.
 -#}
 {% macro since_last_run() -%}
     (
@@ -15,7 +15,7 @@
 {%- endmacro %}
 
 
-{#- What the model has seen before; nothing at all (no transaction is older than 1) in its first run. -#}
+{#- The snapshot that the model has finished with. In its first run it shows nothing: no transaction is older than 1. -#}
 {% macro previous_snapshot() -%}
     coalesce(nullif(current_setting('loader.previous_snapshot', true), ''), '1:1:')::pg_snapshot
 {%- endmacro %}
@@ -31,28 +31,28 @@
 {%- endmacro %}
 
 
-{#- One moment for the whole invocation, the same in every table. -#}
+{#- The start of the invocation, the same in every table. -#}
 {% macro run_started_at() -%}
     coalesce(nullif(current_setting('loader.started_at', true), '')::timestamptz, now())
 {%- endmacro %}
 
 
 {#-
-    Locks the model's cursor for one source and sets what `since_last_run` reads, for this transaction.
+    Locks the model's snapshot cursor for one source, and sets the settings that `since_last_run` reads in this transaction.
 
-    The lock makes a second run of the model wait for the first to commit; it then finds the cursor moved. A run whose
-    snapshot is no newer than the cursor's (it started earlier and came later) has nothing to add.
+    A second run of the model waits at the lock for the commit of the first, and then finds the cursor moved. A run that
+    started earlier and came later has a snapshot that is not newer than the cursor's. It has nothing to add.
 -#}
 {% macro read_from(name, source_name, rebuild) %}
     {%- call statement('cursor', fetch_result=True) -%}
-        {#- A stranger's lock on the table of cursors fails the table. Another run may hold the cursor itself for hours. #}
+        {#- Another session's lock on raw.cursors fails the table. Another run may hold the cursor's row for hours. #}
         lock table raw.cursors in row exclusive mode;
 
         set local lock_timeout = 0;
 
         insert into raw.cursors (model, source) values ('{{ name }}', '{{ source_name }}') on conflict do nothing;
 
-        {# A statement of its own: the next one sees the cursor as the run it had to wait for has left it. #}
+        {# The lock has a statement of its own, so that the next statement sees the cursor as the other run has left it. #}
         select
             set_config('timezone', 'UTC', true),
             set_config('datestyle', 'ISO, MDY', true),
@@ -83,13 +83,13 @@
                 case when {{ rebuild }} then '' else coalesce(cursors.snapshot::text, '') end,
                 true
             ),
-            {#- Room to group a first run's ids by, on each of a few connections. -#}
+            {#- Memory for grouping the ids of a first run, on each of a few connections. -#}
             set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 32 * 1024 * 1024) / 1024 || 'kB', true),
             {#- An increment is small against the history: never read all of it, however old the statistics are. -#}
             set_config('enable_seqscan', case when {{ rebuild }} or cursors.snapshot is null then 'on' else 'off' end, true)
         from raw.cursors
         cross join raw.transforms
-        {#- A rebuild that had to wait for a run with a later snapshot reads up to that one: tables never go back in time. #}
+        {#- A rebuild that had to wait for a run with a later snapshot reads up to that snapshot: tables never go back in time. #}
         cross join lateral (
             select taken.snapshot
             from (values (transforms.snapshot), (cursors.snapshot)) as taken (snapshot)

@@ -1,10 +1,10 @@
 {#-
-    How a run changes tables that other sessions use. A change has a transaction of its own, before the rows: its lock would
-    stop readers for as long as the rows take. The functions in the schema raw wait for no lock for long and return what was
-    in the way; the run then goes on without the change.
+    Changes tables that other sessions use. A change has a transaction of its own before the rows, because its lock would
+    stop readers for as long as the rows take. The functions in the schema raw wait for no lock for long, and return the
+    obstacle. The run then goes on without the change.
 -#}
 
-{#- Runs statements that change a table. Returns what is in the way, or the empty string. -#}
+{#- Runs statements that change a table. Returns the obstacle, or the empty string. -#}
 {% macro change_table(table, source_name, statements) %}
     {%- set in_the_way = run_query(
         "select raw.change_table('" ~ table.name ~ "', '" ~ source_name ~ "', " ~ string_literal(table.relation) ~ "::regclass, "
@@ -15,7 +15,7 @@
 {% endmacro %}
 
 
-{#- Commits what was changed, and goes on with the same table: another run may have read events meanwhile. -#}
+{#- Commits the change and locks the cursor again: another run may have read events meanwhile. -#}
 {% macro commit_change(table, source_name, rebuild) %}
     {%- do adapter.commit() -%}
     {%- do begin() -%}
@@ -23,7 +23,7 @@
 {% endmacro %}
 
 
-{#- Takes the lock that rows need. Returns what is in the way, or the empty string. -#}
+{#- Takes the lock that rows need. Returns the obstacle, or the empty string. -#}
 {% macro lock_for_rows(table, source_name) %}
     {%- set in_the_way = run_query(
         "select raw.lock_for_rows('" ~ table.name ~ "', '" ~ source_name ~ "', " ~ string_literal(table.relation) ~ "::regclass, " ~ is_forced() ~ ")"
@@ -34,15 +34,15 @@
 {% endmacro %}
 
 
-{#- Whether a person asked for this run: it does not wait until a held table is due. -#}
+{#- Tells whether a person asked for this run. Such a run does not wait until a held table is due. -#}
 {% macro is_forced() -%}
     {{ return(should_full_refresh() or is_widening()) }}
 {%- endmacro %}
 
 
 {#-
-    Fills columns that were missing for a while: in the rows of events that came meanwhile, or in all rows where the yml
-    declares the column. A rebuild has filled them already; columns that are still missing will lack all values then.
+    Fills columns that were missing for a while: in the rows of events that came meanwhile, or in all rows if the yml
+    declares the column. A rebuild has filled them already. Columns that are still missing then lack all values.
 -#}
 {% macro fill_late_columns(table, source_name, run, columns, rebuild) %}
     {%- set key = "model = '" ~ table.name ~ "' and source = '" ~ source_name ~ "' and fill_from is not null" -%}

@@ -1,6 +1,6 @@
 {#-
-    What an invocation records of itself; one that reads no events (`--empty`) leaves no record. The snapshot taken at its start is what every one of its models reads up to,
-    so that its tables agree with each other whatever lands meanwhile.
+    Begins the record of an invocation, unless it reads no events (`--empty`). All its models read up to the snapshot taken
+    here, so its tables agree with each other whatever lands meanwhile.
 -#}
 {% macro start_transform() %}
     {%- if execute and flags.WHICH in ('run', 'build') -%}
@@ -16,13 +16,13 @@
             ) -%}
         {%- endif -%}
         {{ transaction_settings() }}
-        {#- Here and not with the tables: tables of a first run would wait for the one that makes the schema. Where the role
-            may not create schemas, the tables of that source are held, and those of the others are filled. -#}
+        {#- Schemas are made here, because tables of a first run would wait for the table that makes the schema. Where the
+            role may not create schemas, only the tables of that source are held. -#}
         {%- for source_name in registered_sources() if not schema_exists(source_name) and may_create_schemas() %}
         {{ create_schema_sql(source_name) }};
         {%- endfor %}
 
-        {#- After a restore into another cluster the stored transaction ids are history. -#}
+        {#- After a restore into another cluster the stored transaction ids mean nothing. -#}
         select raw.adopt_cluster();
 
         select raw.admit_readers(schema_name) from raw.sources;
@@ -42,8 +42,8 @@
 
 
 {#-
-    What the first statements of each transaction set, whatever the role or the database has as its default: a run takes as
-    long as it takes, and it reads what others have committed meanwhile. PostgreSQL 16 has no transaction_timeout.
+    Returns the first statements of each transaction. They replace the defaults of the role and the database: a run has no
+    time limit, and reads rows that others have committed meanwhile. PostgreSQL 16 has no transaction_timeout.
 -#}
 {% macro transaction_settings() -%}
     set transaction isolation level read committed, read write;
@@ -54,7 +54,7 @@
 {% endmacro %}
 
 
-{#- How long a statement waits for a lock of somebody else. -#}
+{#- Returns the time that a statement waits for a lock of another session. -#}
 {% macro lock_wait() -%}
     {{- return((env_var('LOADER_LOCK_WAIT', '30') | float * 1000) | round | int ~ "ms") -}}
 {%- endmacro %}
@@ -64,7 +64,7 @@
     {%- if execute and flags.WHICH in ('run', 'build') -%}
         {{ transaction_settings() }}
         {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error', 'fail']) | list -%}
-        {#- The scheduler asks only for what landed after a run that filled every table. -#}
+        {#- The scheduler asks only for events that landed after a run that filled every table. -#}
         {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | rejectattr('config.materialized', 'equalto', 'ephemeral') | list -%}
         {%- set filled = results | selectattr('node.resource_type', 'equalto', 'model') | selectattr('status', 'equalto', 'success') | list -%}
         {%- if flags.EMPTY %}
@@ -82,8 +82,7 @@
 {% endmacro %}
 
 
-{#- The sources whose events there may be, in a fixed order so that two runs lock their cursors in the same one.
-    `before` is SQL to run first. -#}
+{#- Returns the sources in a fixed order, so that two runs lock cursors in the same order. `before` is SQL to run first. -#}
 {% macro registered_sources(before='') %}
     {%- set found = run_query(before ~ "select schema_name from raw.sources order by id").columns[0].values() | list -%}
     {%- if not found -%}
@@ -93,7 +92,7 @@
 {% endmacro %}
 
 
-{#- The tables that a run has filled, by source; none before dbt executes anything. -#}
+{#- Returns the tables that a run has filled, by source; none while dbt only parses. -#}
 {% macro filled_tables() %}
     {%- set filled = {} -%}
     {%- if execute -%}
@@ -106,8 +105,8 @@
 
 
 {#-
-    The tables that `loader transform --select` names with their source, as `source.table`: those of a model, or those
-    without one. Empty where the run fills the tables of every source.
+    Returns the tables that `loader transform --select` names as `source.table`: those of a model, or those without a model.
+    Empty where the run fills the tables of every source.
 -#}
 {% macro only_tables(model_name=none) %}
     {%- set modelled = collection_models() -%}
@@ -120,7 +119,7 @@
 {% endmacro %}
 
 
-{#- The names of all models that are tables of the layout. -#}
+{#- Returns the names of all models that are tables of the layout. -#}
 {% macro collection_models() %}
     {{- return(
         graph.nodes.values() | selectattr('resource_type', 'equalto', 'model')
@@ -129,7 +128,7 @@
 {% endmacro %}
 
 
-{#- Whether a collection and tracks have read the same events of the collection. -#}
+{#- Tells whether a collection and tracks have read the same events of the collection. -#}
 {% macro have_read_the_same(source_name, collection) -%}
     not exists (
             select from raw.events

@@ -1,23 +1,23 @@
 {#-
-    Rows that PostgreSQL could not store. A table may have 1,600 columns, but a row must fit on a page of 8 kB, and a value
-    takes up to 18 bytes of it even when it is stored elsewhere. In a table that wide, an event that fills too many columns
-    gets the first of them, as many as always fit; the others are NULL in its row, whole in raw.events, and the event is
-    listed in raw.mismatches. Narrower tables never come here.
+    Wide rows: rows that PostgreSQL could not store. A table may have 1,600 columns, but a row must fit on a page of 8 kB. A
+    value takes up to 18 bytes of the page even when it is stored elsewhere. An event that fills too many columns gets the
+    first ones, as many as always fit. The others are NULL in its row and whole in raw.events, and raw.mismatches lists the
+    event. Narrower tables never come here.
 -#}
 
-{#- What a page leaves for values, after headers and the bitmap of NULLs. -#}
+{#- The bytes of a page for values, after headers and the bitmap of NULLs. -#}
 {% macro row_bytes() -%}
     {{ return(7900) }}
 {%- endmacro %}
 
 
-{#- The most a value takes in a row, padding included. -#}
+{#- The most bytes that a value takes in a row, padding included. -#}
 {% macro value_bytes(data_type) -%}
     {{ return({'boolean': 1, 'bigint': 16, 'timestamp with time zone': 16}.get(data_type, 18)) }}
 {%- endmacro %}
 
 
-{#- The columns that may have to give way in a row that is too wide: those after the ones that always fit. -#}
+{#- Returns the columns that may be left empty in a row that is too wide: those after the columns that always fit. -#}
 {% macro columns_at_risk(columns) %}
     {%- set used = namespace(bytes=0) -%}
     {%- set at_risk = [] -%}
@@ -29,7 +29,7 @@
 {% endmacro %}
 
 
-{#- An SQL condition: what is not NULL in a row of `selected` fits on a page. A function takes a hundred arguments at most. -#}
+{#- An SQL condition: the values of a row of `selected` fit on a page. A function takes at most a hundred arguments. -#}
 {% macro row_fits(columns) -%}
     {%- set sums = [] -%}
     {%- for data_type, alike in columns | groupby('data_type') -%}

@@ -16,13 +16,13 @@ _AS_ADMINISTRATOR = (
 
 @click.command()
 @click.option(
-    "--env", "as_environment", is_flag=True, help="As shell variables of the loader's role, for psql and dbt."
+    "--env", "as_environment", is_flag=True, help="Print shell variables of the loader's role, for psql and dbt."
 )
-@click.option("--owner", is_flag=True, help="Of the loader's role, which may change everything.")
+@click.option("--owner", is_flag=True, help="Print the URL of the loader's role, which may change everything.")
 def url(*, as_environment: bool, owner: bool) -> None:
-    """Print the URL to connect with, as in psql "$(loader url)".
+    """Print the URL of the database, for psql "$(loader url)".
 
-    Of the embedded database it is the URL of a role that only reads tables. With DATABASE_URL set, it is that URL.
+    For the embedded database it is the URL of a role that only reads tables. With DATABASE_URL set, it is that URL.
     """
     with context.database(for_reader=True) as (database, settings):
         if as_environment:
@@ -42,11 +42,13 @@ def reader() -> None:
 
 @reader.command(name="add")
 @click.argument("name")
-@click.option("--source", "sources", multiple=True, help="Only this source; may be given several times. [default: all]")
+@click.option(
+    "--source", "sources", multiple=True, help="Only this source. It may be given several times. [default: all]"
+)
 def reader_add(name: str, sources: tuple[str, ...]) -> None:
-    """Make a role that only reads, and print its connection URL, which is shown this once.
+    """Make a role that only reads tables, and print its URL. The URL is shown only once.
 
-    It reads the present tables and later ones; without --source it reads later sources too.
+    The role reads present and later tables. Without --source it reads later sources too.
     """
     with context.database() as (database, _), database.autocommit() as connection:
         schemas = [context.find_schema(database, source) for source in sources]
@@ -62,7 +64,7 @@ def reader_add(name: str, sources: tuple[str, ...]) -> None:
 @reader.command(name="list")
 @context.as_json
 def reader_list(*, as_json: bool) -> None:
-    """List the readers, with the sources they read."""
+    """List the readers and their sources."""
     with context.database() as (database, _), database.autocommit() as connection:
         output.show_records(list_readers(connection), as_json=as_json, empty="No reader yet: `loader reader add NAME`.")
 

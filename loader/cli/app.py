@@ -34,50 +34,52 @@ class _Entry(NamedTuple):
 
 # In the order of the help: what is used most comes first.
 _COMMANDS = {
-    "demo": _Entry("demo", "demo", "Run the main job on sample events, in a database of its own, and show the tables."),
+    "demo": _Entry("demo", "demo", "Load and transform sample events in a database of their own, and show the tables."),
     "up": _Entry(
         "up", "up", "Run the whole product: the collector, the transform every few seconds and the embedded database."
     ),
     "load": _Entry("load", "load", "Land files of events."),
-    "transform": _Entry("transform", "transform", "Split what has landed into the tables."),
-    "status": _Entry("status", "status", "Show what came in, where it is, and whether anything is missing."),
-    "sql": _Entry("sql", "sql", "Run a query and print its rows; - reads the query from standard input."),
+    "transform": _Entry("transform", "transform", "Split landed events into the tables."),
+    "status": _Entry(
+        "status", "status", "Show the numbers of messages, their places, and whether anything is missing."
+    ),
+    "sql": _Entry("sql", "sql", "Run a query and print its rows."),
     "schema": _Entry(
         "tables",
         "schema",
-        "List the tables, or show the columns of some: type, since when, and how often they are filled.",
+        "List the tables, or show the columns of some tables.",
     ),
-    "url": _Entry("access", "url", 'Print the URL to connect with, as in psql "$(loader url)".'),
-    "source": _Entry("sources", "source", "Sources: who sends events, and into which schema."),
-    "key": _Entry("sources", "key", "Write keys: what senders of a source identify themselves with."),
-    "quarantine": _Entry("quarantine", "quarantine", "Messages that could not land, and the way back in."),
+    "url": _Entry("access", "url", 'Print the URL of the database, for psql "$(loader url)".'),
+    "source": _Entry("sources", "source", "Sources: senders of events, each with a schema."),
+    "key": _Entry("sources", "key", "Write keys: secrets with which senders prove their source."),
+    "quarantine": _Entry(
+        "quarantine", "quarantine", "Messages that could not land: list, show, correct, retry and discard them."
+    ),
     "reader": _Entry(
         "access", "reader", "Readers: database roles for BI tools, which read the tables of sources and nothing else."
     ),
     "serve": _Entry(
-        "serve", "serve", "Take events over HTTP: from Segment's libraries, from Iterable and from Segment's webhooks."
+        "serve",
+        "serve",
+        "Accept events over HTTP from Segment's libraries, Iterable's webhooks and Segment's webhooks.",
     ),
-    "schedule": _Entry("schedule", "schedule", "Run the transform whenever something new has landed, until stopped."),
+    "schedule": _Entry("schedule", "schedule", "Run the transform whenever events have landed, until stopped."),
     "scaffold": _Entry(
         "tables",
         "scaffold",
-        "Write a dbt model (.sql and .yml) for an event that has none, from what has been seen of it.",
+        "Write a dbt model (.sql and .yml) for an event without a model, from its recorded properties.",
     ),
     "widen": _Entry(
         "transform",
         "widen",
-        "Finish the columns that something keeps from a wider type: views are made again, large tables rewritten.",
+        "Give waiting columns their wider type: make views again, rewrite large tables.",
     ),
-    "rescan": _Entry(
-        "tables", "rescan", "Record anew, from what has landed, which collections and properties there are."
-    ),
-    "spool": _Entry(
-        "spool", "spool", "Events that wait on this machine's disk, and those that belong to another warehouse."
-    ),
+    "rescan": _Entry("tables", "rescan", "Rebuild the record of collections and properties from the landed events."),
+    "spool": _Entry("spool", "spool", "The spool: events that wait on this machine's disk."),
     "warehouse-id": _Entry(
         "spool", "warehouse_id", "Print the id of this warehouse, which each segment of a spool carries."
     ),
-    "migrate": _Entry("migrate", "migrate", "Bring the raw schema up to this version of the loader."),
+    "migrate": _Entry("migrate", "migrate", "Migrate the schema raw to this version of the loader."),
 }
 
 
@@ -137,7 +139,7 @@ class Commands(click.Group):
             output.note(shown.getvalue().rstrip("\n"))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            output.note("Stopped. Committed work is kept; the same command goes on from there.")
+            output.note("Stopped. Committed work is kept, and the same command continues from there.")
             sys.exit(130)
 
 

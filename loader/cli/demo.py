@@ -49,7 +49,7 @@ limit 5"""
 
 @click.command()
 def demo() -> None:
-    """Run the main job on sample events, in a database of its own, and show the tables."""
+    """Load and transform sample events in a database of their own, and show the tables."""
     run_demo(read_settings())
 
 

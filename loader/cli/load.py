@@ -22,24 +22,26 @@ from loader.runtime.terminal import count
     type=click.Choice(["segment", "iterable-export"]),
     default="segment",
     show_default=True,
-    help="What the files hold: Segment's tracking calls, or events that Iterable exported.",
+    help="Content of the files: Segment's tracking calls, or events that Iterable exported.",
 )
-@click.option("--type", "kind", help="What an export holds, such as emailSend, where the file's name does not tell.")
+@click.option(
+    "--type", "kind", help="Type of an export's events, such as emailSend, where the file's name does not tell."
+)
 @click.option("--no-check", is_flag=True, help="Load a file although none of its first 1,000 lines is an event.")
 def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str | None, *, no_check: bool) -> None:
     """Land files of events.
 
-    PATH is a file, a glob pattern, a folder, or - for standard input. Plain, gzip and zstd are told apart by their
-    bytes. A file that was loaded before changes nothing; one that has grown, or whose load was stopped, goes on where
-    it was. What cannot land goes to quarantine and costs its neighbours nothing: exit code 3 says so.
+    PATH is a file, a glob pattern, a folder, or - for standard input. The loader recognises plain, gzip and zstd by
+    the bytes. A file that was loaded before changes nothing. A file that has grown is continued, and so is a stopped
+    load. A message that cannot land goes to quarantine, and the others land: exit code 3.
 
-    Tracking calls come one JSON object a line. Iterable's exports may be lines of JSON, CSV or Parquet.
+    Tracking calls are one JSON object a line. Iterable's exports may be lines of JSON, CSV or Parquet.
 
     Of a folder, only files whose names say that they hold events are loaded. A file whose first 1,000 lines hold no
-    event is stopped before anything of it lands.
+    event is stopped before anything lands.
     """
     if kind and file_format == "segment":
-        raise UsageError("--type says what an export of Iterable's holds: give --format iterable-export too.")
+        raise UsageError("--type needs --format iterable-export: it is the type of an export's events.")
     found = find_files(paths, CALLS if file_format == "segment" else export_naming(kind))
     files = found.paths
     if found.left_out:
@@ -81,7 +83,7 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
         output.note(f"{count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded whole.")
         sys.exit(1)
     if total.quarantined:
-        output.note("`loader quarantine list` shows what was refused, and why.")
+        output.note("`loader quarantine list` shows the refused messages and the reasons.")
         if total.quarantined > total.rows:
             output.note(f"More was refused than landed. To discard it: {first_names(discards, 3)}")
         sys.exit(context.EXIT_QUARANTINED)

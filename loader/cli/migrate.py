@@ -11,7 +11,7 @@ from loader.settings import read_settings
 
 @click.command()
 def migrate() -> None:
-    """Bring the raw schema up to this version of the loader."""
+    """Migrate the schema raw to this version of the loader."""
     with open_database(read_settings(), migrate_behind=True) as database:
         _, now = migrate_schema(database.engine)
         output.echo(f"The raw schema is at revision {now}.")

@@ -14,13 +14,13 @@ from loader.runtime.terminal import count, shorten
 
 @click.group()
 def quarantine() -> None:
-    """Messages that could not land, and the way back in."""
+    """Messages that could not land: list, show, correct, retry and discard them."""
 
 
 @quarantine.command(name="list")
-@click.option("--reason", help="Only those with this reason code.")
-@click.option("--all", "resolved", is_flag=True, help="Also those that have landed since.")
-@click.option("--limit", default=50, show_default=True, help="At most so many, the newest first.")
+@click.option("--reason", help="Only messages with this reason code.")
+@click.option("--all", "resolved", is_flag=True, help="Also messages that have landed since.")
+@click.option("--limit", default=50, show_default=True, help="Largest number of messages to list.")
 @context.as_json
 def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: bool) -> None:
     """List messages, the newest first."""
@@ -46,7 +46,7 @@ def quarantine_list(reason: str | None, limit: int, *, resolved: bool, as_json: 
 @quarantine.command(name="show")
 @click.argument("number", type=int)
 def quarantine_show(number: int) -> None:
-    """Print a message's original bytes to stdout; what is wrong with it goes to stderr."""
+    """Print a message's original bytes to stdout, and its reason to stderr."""
     with context.database() as (database, _), database.begin() as connection:
         message = find_message(connection, number)
     place = f"{message.path} at byte {message.byte_offset}" if message.path else message.entrance
@@ -60,15 +60,18 @@ def quarantine_show(number: int) -> None:
 @click.option("--reason", help="All open messages with this reason code.")
 @click.option("--all", "every", is_flag=True, help="All open messages.")
 @click.option(
-    "--file", "replacement", type=click.File("rb"), help="A corrected message to land in its place; - is stdin."
+    "--file",
+    "replacement",
+    type=click.File("rb"),
+    help="A corrected message to land in its place. - is standard input.",
 )
 def quarantine_retry(
     numbers: tuple[int, ...], reason: str | None, replacement: click.utils.LazyFile | None, *, every: bool
 ) -> None:
     """Try to land messages again, as they are or corrected.
 
-    Each is read as it was when it came: the body of a batch or a webhook may hold several calls. Those that can land
-    do, and the others are in quarantine by themselves. No limit of size or number applies.
+    Each message is read by the rules of its entrance. The body of a batch call or a webhook may hold several calls.
+    Calls that can land do, and each other call becomes a message of its own. No limit of size or number applies.
     """
     if bool(numbers) + bool(reason) + every != 1:
         raise UsageError("Say which messages: their numbers, or --reason, or --all.")
@@ -95,7 +98,7 @@ def quarantine_retry(
 def discard(load: int | None, reason: str | None, path: str | None, *, yes: bool) -> None:
     """Remove messages from the quarantine for good, and keep only their number.
 
-    A message must fit all the options given. The numbers stay in raw.discarded and in the conservation law.
+    A message must fit all given options. The numbers stay in raw.discarded and in the conservation law.
     """
     if load is None and reason is None and path is None:
         raise UsageError("Say which messages: --load, --reason or --path, or several of them.")

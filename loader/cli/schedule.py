@@ -13,10 +13,10 @@ from loader.transform.scheduler import Schedule
 @click.command()
 @services.every_option
 def schedule(every: float | None) -> None:
-    """Run the transform whenever something new has landed, until stopped.
+    """Run the transform whenever events have landed, until stopped.
 
-    Several may run, on any machines: one works, the others stand by. The first SIGTERM or Ctrl-C lets a run that is
-    under way finish, the second ends it at once.
+    Several schedulers may run, on any machines: one works, the others stand by. The first SIGTERM or Ctrl-C lets a
+    running transform finish. The second signal ends the transform at once.
     """
     settings = read_settings()
     configure_logs()

@@ -16,12 +16,12 @@ from loader.settings import read_settings
 @services.host_option
 @services.port_option
 @services.processes_option
-@click.option("--descriptor", type=int, hidden=True, help="A socket that is open already, inherited.")
+@click.option("--descriptor", type=int, hidden=True, help="An open socket, inherited.")
 def serve(host: str, port: int, processes: int | None, descriptor: int | None) -> None:
-    """Take events over HTTP: from Segment's libraries, from Iterable and from Segment's webhooks.
+    """Accept events over HTTP from Segment's libraries, Iterable's webhooks and Segment's webhooks.
 
-    A request is answered when its events are committed, or safe in the spool while the database is away. SIGTERM stops
-    it when every request under way is answered, a second one at once.
+    A request is answered when its events are committed, or synced to the spool while the database is away. SIGTERM
+    stops the collector after every request under way is answered. A second SIGTERM stops it at once.
     """
     settings = read_settings()
     if processes:

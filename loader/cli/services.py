@@ -25,7 +25,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
 
 
 every_option = click.option(
-    "--every", type=Duration(), help="Time between two looks for new events, e.g. 5s, 2m [default: LOADER_EVERY]."
+    "--every", type=Duration(), help="Time between two checks for new events, e.g. 5s, 2m [default: LOADER_EVERY]."
 )
 host_option = click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all."

@@ -9,16 +9,19 @@ from loader.raw.sources import add_key, add_source, find_source, list_keys, list
 
 @click.group()
 def source() -> None:
-    """Sources: who sends events, and into which schema."""
+    """Sources: senders of events, each with a schema."""
 
 
 @source.command(name="add")
 @click.argument("name")
-@click.option("--schema", default="", help="Schema of its tables; derived from the name by default.")
-@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label; may be given several times.")
+@click.option("--schema", default="", help="Schema of its tables. [default: derived from the name]")
+@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label. It may be given several times.")
 @context.as_json
 def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
-    """Add a source and print its write key, which is shown this once: the key on stdout, the words on stderr."""
+    """Add a source and print its write key. The key is shown only once.
+
+    The key goes to stdout, the words around it to stderr.
+    """
     for label in labels:
         if label.count(":") != 1:
             raise UsageError(f"--label {label} must look like environment:prod.")
@@ -43,17 +46,17 @@ def source_list(*, as_json: bool) -> None:
 
 @click.group()
 def key() -> None:
-    """Write keys: what senders of a source identify themselves with."""
+    """Write keys: secrets with which senders prove their source."""
 
 
 @key.command(name="add")
 @click.argument("source_name", metavar="[SOURCE]", required=False)
-@click.option("--label", default="", help="What the key is for.")
+@click.option("--label", default="", help="Purpose of the key.")
 @context.as_json
 def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
-    """Make a write key and print it, which is shown this once: the key on stdout, the words on stderr.
+    """Make a write key for a source and print it. The key is shown only once.
 
-    SOURCE may be left out when there is only one source.
+    The key goes to stdout, the words around it to stderr. SOURCE may be left out when there is only one source.
     """
     with context.database() as (database, _), database.begin() as connection:
         name = source_name or find_source(connection, None, naming="its name: `loader key add NAME`")
@@ -66,7 +69,7 @@ def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
 
 
 @key.command(name="list")
-@click.option("--source", "source_name", help="Only those of this source.")
+@click.option("--source", "source_name", help="Only keys of this source.")
 @context.as_json
 def key_list(source_name: str | None, *, as_json: bool) -> None:
     """List the write keys, with their last use."""

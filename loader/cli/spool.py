@@ -26,7 +26,7 @@ def _opened() -> Iterator[tuple[psycopg.Connection, Settings, str]]:
 
 @click.group()
 def spool() -> None:
-    """Events that wait on this machine's disk, and those that belong to another warehouse."""
+    """The spool: events that wait on this machine's disk."""
 
 
 @spool.command(name="list")
@@ -45,9 +45,7 @@ def spool_list(*, as_json: bool) -> None:
 def spool_land(names: tuple[str, ...], *, every: bool) -> None:
     """Land segments in this database, although they belong to another warehouse.
 
-    A collector leaves such segments alone. Land them when this database has replaced the other one for good.
-
-    Example: loader spool land --all
+    A collector leaves such segments alone. Land them when this database has replaced the other warehouse for good.
     """
     if bool(names) == every:
         raise UsageError("Say which segments: their names in `loader spool list`, or --all.")
@@ -71,11 +69,11 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
 
 
 @click.command(name="warehouse-id")
-@click.option("--renew", is_flag=True, help="Give this warehouse a new id first. Stop its collectors before.")
+@click.option("--renew", is_flag=True, help="Give this warehouse a new id. Stop its collectors first.")
 def warehouse_id(*, renew: bool) -> None:
     """Print the id of this warehouse, which each segment of a spool carries.
 
-    A dump keeps the id. A physical copy that goes on as a warehouse of its own needs a new id: --renew.
+    A dump keeps the id. A physical copy that continues as another warehouse needs a new id: --renew.
     """
     with _opened() as (connection, _, here):
         output.echo(renew_id(connection) if renew else here)

@@ -15,7 +15,7 @@ from loader.cli.results import show_result
     "--format",
     "form",
     type=click.Choice(["table", "lines", "csv", "json"]),
-    help="How to print the rows; `lines` gives each column a line. [default: table; on a terminal too narrow: lines]",
+    help="Form of the rows; `lines` gives each column a line. [default: table; on a terminal too narrow: lines]",
 )
 @click.option(
     "--limit",
@@ -24,12 +24,12 @@ from loader.cli.results import show_result
 )
 @click.option("--write", is_flag=True, help="Let the statements change the database, in one transaction.")
 def sql(statement: str, form: str | None, limit: int | None, *, write: bool) -> None:
-    """Run a query and print its rows; - reads the query from standard input.
+    """Run a query and print its rows.
 
-    The query runs in a read-only transaction, which the query itself cannot end. With --write a statement may change
-    the database, and several statements show each result.
+    With - as QUERY, the query is read from standard input. It runs in a read-only transaction, which it cannot end.
+    With --write, statements may change the database. Several statements show a result each.
 
-    CSV holds every value exactly. A spreadsheet takes a value that begins with = + - or @ for a formula: import such
+    CSV holds every value exactly. A spreadsheet reads a value that begins with = + - or @ as a formula. Import such
     columns as text.
     """
     with context.database(for_reader=True) as (database, _):

@@ -20,7 +20,7 @@ def check_record(database: Database) -> None:
 @click.command()
 @context.as_json
 def status(*, as_json: bool) -> None:
-    """Show what came in, where it is, and whether anything is missing."""
+    """Show the numbers of messages, their places, and whether anything is missing."""
     with context.database(for_reader=True) as (database, settings), database.begin() as connection:
         if database.is_reader:
             readable = read_readable_tables(connection)

@@ -13,9 +13,9 @@ from loader.transform.scaffold import scaffold as write_model
 
 
 @click.command()
-@click.option("--source", help="Name of the source; all of them by default.")
+@click.option("--source", help="Name of the source. [default: all sources]")
 def rescan(source: str | None) -> None:
-    """Record anew, from what has landed, which collections and properties there are."""
+    """Rebuild the record of collections and properties from the landed events."""
     with context.database() as (database, _), database.autocommit() as connection:
         schema = context.find_schema(database, source) if source else None
         found = run_rescan(connection, schema)
@@ -31,13 +31,13 @@ def rescan(source: str | None) -> None:
 
 @click.command()
 @click.argument("tables", nargs=-1)
-@click.option("--source", help="Name of the source; all of them by default.")
+@click.option("--source", help="Name of the source. [default: all sources]")
 @context.as_json
 def schema(tables: tuple[str, ...], source: str | None, *, as_json: bool) -> None:
-    """List the tables, or show the columns of some: type, since when, and how often they are filled.
+    """List the tables, or show the columns of some tables.
 
-    TABLE is a name such as email_opened or iterable.email_opened, or an event's name. As JSON, all columns of all
-    tables are printed when none is named.
+    A column has its type, the time it was added, and the share of rows that fill it. TABLE is a name such as
+    email_opened or iterable.email_opened, or an event's name. With --json and no TABLE, all columns are printed.
     """
     with context.database() as (database, _), database.autocommit() as connection:
         name = context.find_schema(database, source) if source else None
@@ -59,9 +59,9 @@ def schema(tables: tuple[str, ...], source: str | None, *, as_json: bool) -> Non
 @click.command()
 @click.argument("event")
 @click.option("--source", help="Name of the source; needed when there are several.")
-@click.option("--folder", type=click.Path(path_type=Path), default=".", help="Where to write them.  [default: here]")
+@click.option("--folder", type=click.Path(path_type=Path), default=".", help="Folder of the files.  [default: here]")
 def scaffold(event: str, source: str | None, folder: Path) -> None:
-    """Write a dbt model (.sql and .yml) for an event that has none, from what has been seen of it."""
+    """Write a dbt model (.sql and .yml) for an event without a model, from its recorded properties."""
     with context.database() as (database, _), database.begin() as connection:
         name = find_source(connection, source)
         for file in write_model(connection, name, event, folder):

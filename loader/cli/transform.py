@@ -15,14 +15,14 @@ from loader.transform.waiting_columns import WaitingColumn, advise, list_waiting
 
 @click.command()
 @click.option(
-    "--select", multiple=True, help="Only this table, as `loader status` names it, or what a selector of dbt's names."
+    "--select", multiple=True, help="Only this table, as `loader status` names it, or the tables of a selector of dbt."
 )
-@click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from what has landed.")
+@click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from the landed events.")
 @click.option(
     "--allow-loss", is_flag=True, help="Rebuild also where raw.events lacks events: their rows are deleted for good."
 )
 def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) -> None:
-    """Split what has landed into the tables."""
+    """Split landed events into the tables."""
     if allow_loss and not full_refresh:
         raise UsageError("--allow-loss needs --full-refresh: only a rebuild deletes rows.")
     with context.database() as (database, settings):
@@ -39,14 +39,17 @@ def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) 
         output.show_failures(failed)
         if failed:
             output.note(
-                f"The other tables are complete; run it again when it is mended. dbt's log: {log_file(settings)}"
+                f"The other tables are complete. Run it again after the repair. dbt's log: {log_file(settings)}"
             )
             sys.exit(1)
 
 
 @click.command()
 def widen() -> None:
-    """Finish the columns that something keeps from a wider type: views are made again, large tables rewritten."""
+    """Give waiting columns their wider type: make views again, rewrite large tables.
+
+    The command names each other obstacle, with advice.
+    """
     with context.database() as (database, settings):
         waiting = _read_waiting(database)
         if not waiting:

@@ -21,8 +21,8 @@ from loader.runtime.supervisor import Command, follow_supervisor, supervise
 def up(host: str, port: int, processes: int | None, every: float | None) -> None:
     """Run the whole product: the collector, the transform every few seconds and the embedded database.
 
-    It stays in the foreground. With `DATABASE_URL` it uses that database, otherwise the embedded one, which it keeps
-    up. SIGTERM stops everything in order, a second one at once.
+    The command stays in the foreground. It uses the database of `DATABASE_URL`, or else the embedded database.
+    SIGTERM stops everything in order. A second SIGTERM stops everything at once.
     """
     configure_logs()
     log = structlog.get_logger("loader")

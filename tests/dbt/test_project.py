@@ -56,7 +56,7 @@ def test_build_fills_tests_and_describes_everything(project: Path, served: Datab
         assert code == 0, output
         catalog = json.loads((project / "target" / "catalog.json").read_text(encoding="utf-8"))
         opened = catalog["nodes"]["model.iterable_warehouse.email_opened"]
-        assert opened["columns"]["campaign_id"]["comment"].startswith("Iterable campaign")
+        assert opened["columns"]["campaign_id"]["comment"].startswith("Campaign of Iterable")
 
 
 def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Database) -> None:

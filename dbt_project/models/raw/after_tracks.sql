@@ -1,2 +1,2 @@
--- Nothing but an order: dbt begins with the models nothing is below, and tracks, which takes longest, is one of them.
+-- This model only gives an order. dbt begins with models that have no parent, and tracks, which takes longest, is such a model.
 select 1 as nothing

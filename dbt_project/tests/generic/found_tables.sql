@@ -1,6 +1,6 @@
 {#-
-    The tables without a model: each has as many rows as its cursor's book says and as raw.events has ids of its events, and
-    holds events of its own name and no others. In the schema of every source.
+    Tests the tables without a model, in the schema of every source. Each has as many rows as its cursor records and as
+    raw.events has ids of its events. Each holds events of its own name only.
 -#}
 {% test found_tables(model) %}
     {%- set modelled = collection_models() if execute else [] %}

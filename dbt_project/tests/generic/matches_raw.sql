@@ -1,7 +1,7 @@
 {#-
-    In the schema of every source, the table has as many rows as its cursor's book says, and as many as raw.events has ids
-    of its events up to the cursor. A model with SQL of its own (`found_columns: false`) may leave events out, so only its
-    book counts.
+    Tests the number of rows, in the schema of every source. It equals the number that the cursor records, and the number of
+    ids in raw.events up to the cursor. A model with SQL of its own (`found_columns: false`) may leave events out, so only
+    the cursor's number counts.
 -#}
 {% test matches_raw(model) %}
     {%- set node = (graph.nodes.values() if execute else []) | selectattr('alias', 'equalto', model.identifier) | selectattr('resource_type', 'equalto', 'model') | first %}

@@ -1,4 +1,4 @@
-{#- A collection's table holds events of its own name and no others, in the schema of every source. -#}
+{#- Tests that a collection's table holds events of its own name only, in the schema of every source. -#}
 {% test one_event(model) %}
     {%- for source_name, filled in filled_tables().items() if model.identifier in filled %}
     select id, event from {{ model.incorporate(path={'schema': source_name}) }} where event is distinct from '{{ model.identifier }}'

@@ -1,14 +1,14 @@
 {#-
-    tracks is the union of the collections' tables and of the events that have none: no row of a table is absent from it,
-    and no row of it is absent from the table it names. In the schema of every source.
+    Tests that tracks is the union of the collections' tables and of the events without a table, in the schema of every
+    source. Every row of a table is in tracks, and every row of tracks is in the table that it names.
 
-    An id counts once a table. Where events of two names share an id, both tables have a row, and tracks has the first that
-    landed. Such rows are listed as a warning (`shared id`); anything else is an error.
+    An id counts once a table. Where events of two names share an id, both tables have a row, and tracks has the event that
+    landed first. Such rows are listed as a warning (`shared id`). Any other difference is an error.
 
-    Tables without a model are compared as those with one; `collections` makes dbt test after all models have run.
+    Tables without a model are compared in the same way. `collections` makes dbt test after all models have run.
 
-    A run of some models only (`--select`) may leave a table ahead of tracks or behind it; the two are compared again once
-    both have read the same events.
+    A run of some models (`--select`) may leave a table ahead of tracks or behind it. The two are compared again when both
+    have read the same events.
 -#}
 {% test union_of_collections(model, collections) %}
     {{ config(warn_if='<> 0', error_if="<> 0 and bool_or(problem <> 'shared id')") }}

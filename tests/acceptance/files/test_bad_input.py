@@ -82,7 +82,7 @@ def test_a_bad_line_goes_to_quarantine(
     path = write(tmp_path / "events.ndjson", line)
     done = run_here("load", str(path))
     assert done.returncode == 3
-    assert told(done) == ["`loader quarantine list` shows what was refused, and why."]
+    assert told(done) == ["`loader quarantine list` shows the refused messages and the reasons."]
     assert "2 events landed" in done.stdout
     assert f"1 message in quarantine: {reason}" in done.stdout
     assert sorted(landed(connection)) == ["after", "before"]

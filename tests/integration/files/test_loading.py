@@ -492,7 +492,7 @@ def test_ctrl_c_is_a_way_to_stop(
     workers = workers_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = finish(process)
-    assert (code, err) == (130, "Stopped. Committed work is kept; the same command goes on from there.\n")
+    assert (code, err) == (130, "Stopped. Committed work is kept, and the same command continues from there.\n")
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     wait_for_silence(connection)
     check_offset(connection, long_file)

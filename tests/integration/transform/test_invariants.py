@@ -1,4 +1,4 @@
-"""The invariants of docs/design.md, each where it is hardest to keep: against a real PostgreSQL and the real dbt."""
+"""The invariants of docs/design/invariants.md, each where it is hardest to keep, with a real PostgreSQL and dbt."""
 
 import json
 import subprocess
