@@ -45,7 +45,7 @@ class Warehouse:
         self.connection = connection
         self._landed = 0
 
-    def insert_event(self, *properties: dict[str, Any], event: str = "Email Opened", context: object = None) -> None:
+    def land(self, *properties: dict[str, Any], event: str = "Email Opened", context: object = None) -> None:
         """Land events e1, e2, … with these properties."""
         lines = []
         for each in properties:
@@ -83,14 +83,14 @@ def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
 
 def test_a_new_property_becomes_a_column_once(warehouse: Warehouse, shared_home: Path) -> None:
     """The run that reads its first event adds it, older rows are NULL, and no later run changes the table's shape."""
-    warehouse.insert_event({"campaignId": 1})
+    warehouse.land({"campaignId": 1})
     warehouse.run()
-    warehouse.insert_event({"fromSMSSenderId": 7, "deep": {"Ship To": {"city": "Köln"}}, "none": None, "empty": {}})
+    warehouse.land({"fromSMSSenderId": 7, "deep": {"Ship To": {"city": "Köln"}}, "none": None, "empty": {}})
     assert warehouse.run()["email_opened"].new_columns == ("from_smssender_id", "deep_ship_to_city")
     warehouse.connection.execute(DEFINITIONS)
     with EmbeddedServer(shared_home).connect(warehouse.connection.info.dbname, as_keeper=True) as superuser:
         superuser.execute(NOTED)
-    warehouse.insert_event({"fromSMSSenderId": 8})
+    warehouse.land({"fromSMSSenderId": 8})
     assert warehouse.run()["email_opened"].new_columns == ()
     assert warehouse.rows("select id, from_smssender_id, deep_ship_to_city from iterable.email_opened order by id") == [
         ("e1", None, None),
@@ -103,8 +103,8 @@ def test_a_new_property_becomes_a_column_once(warehouse: Warehouse, shared_home:
 
 def test_context_becomes_columns_of_the_table_and_of_tracks(warehouse: Warehouse) -> None:
     """With its prefix; tracks takes what any collection has."""
-    warehouse.insert_event({}, context={"app": {"build": 88}})
-    warehouse.insert_event({}, event="Email Delivered", context={"app": {"build": "88b"}})
+    warehouse.land({}, context={"app": {"build": 88}})
+    warehouse.land({}, event="Email Delivered", context={"app": {"build": "88b"}})
     warehouse.run()
     assert warehouse.rows("select id, context_app_build from iterable.tracks order by id") == [
         ("e1", "88"),
@@ -134,9 +134,9 @@ WIDENED: dict[str, tuple[Any, Any, str, list[str]]] = {
 
 def test_a_column_widens_to_hold_every_value(warehouse: Warehouse) -> None:
     """By itself, in the run that needs it, with what is there spelled as a rebuild would spell it."""
-    warehouse.insert_event({name: case[0] for name, case in WIDENED.items()})
+    warehouse.land({name: case[0] for name, case in WIDENED.items()})
     warehouse.run()
-    warehouse.insert_event({name: case[1] for name, case in WIDENED.items()})
+    warehouse.land({name: case[1] for name, case in WIDENED.items()})
     warehouse.run()
     assert {name: warehouse.type_of("email_opened", name) for name in WIDENED} == {
         name: case[2] for name, case in WIDENED.items()
@@ -152,7 +152,7 @@ def test_a_column_widens_to_hold_every_value(warehouse: Warehouse) -> None:
 
 def test_a_declared_column_keeps_its_type(warehouse: Warehouse) -> None:
     """What it cannot hold is NULL and listed; a second spelling of the property fills it where the first is missing."""
-    warehouse.insert_event({"campaignId": "many"}, {"campaign_id": 9}, {"campaign_id": 8, "campaignId": 7})
+    warehouse.land({"campaignId": "many"}, {"campaign_id": 9}, {"campaign_id": 8, "campaignId": 7})
     warehouse.run()
     assert warehouse.type_of("email_opened", "campaign_id") == "bigint"
     assert warehouse.rows("select id, campaign_id from iterable.email_opened order by id") == [
@@ -166,7 +166,7 @@ def test_a_declared_column_keeps_its_type(warehouse: Warehouse) -> None:
 
 def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None:
     """The run goes on with NULL and a note; `widen` makes the views again with their owner, grants and comments."""
-    warehouse.insert_event({"found": True})
+    warehouse.land({"found": True})
     warehouse.run()
     warehouse.connection.execute("""
         create role bi_reader;
@@ -181,7 +181,7 @@ def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None
         grant select (events) on public.counted to bi_reader;
         alter view public.counted owner to bi_reader;
     """)
-    warehouse.insert_event({"found": "maybe"})
+    warehouse.land({"found": "maybe"})
     warehouse.run()
     assert warehouse.rows("select id, found from public.opened order by id") == [("e1", True), ("e2", None)]
     assert warehouse.rows("select event_id, value from raw.mismatches") == [("e2", "maybe")]
@@ -207,9 +207,9 @@ def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None
 
 def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
     """In the same run, with key, comments and the columns all tables begin with; later runs add to it."""
-    warehouse.insert_event({"total": 5}, event="Order Placed")
+    warehouse.land({"total": 5}, event="Order Placed")
     assert warehouse.run()["order_placed"].rows == 1
-    warehouse.insert_event({"total": 6.5, "coupon": "x"}, event="order_placed")
+    warehouse.land({"total": 6.5, "coupon": "x"}, event="order_placed")
     warehouse.run()
     assert warehouse.rows("select id, event, event_text, total, coupon from iterable.order_placed order by id") == [
         ("e1", "order_placed", "Order Placed", 5, None),
@@ -229,16 +229,16 @@ def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
 
 def test_a_table_that_cannot_be_filled_keeps_the_others_waiting_for_one_run(warehouse: Warehouse) -> None:
     """The run fails for it each time, but from the second on all other tables are filled; mended, it goes on."""
-    warehouse.insert_event({}, event="First")
-    warehouse.insert_event({}, event="Second")
+    warehouse.land({}, event="First")
+    warehouse.land({}, event="Second")
     warehouse.run()
     warehouse.connection.execute("""
         create function public.refuse() returns trigger language plpgsql as
         $$ begin if new.model = 'first' then raise exception 'refuse'; end if; return new; end $$;
         create trigger refused before insert on raw.syncs for each row execute function refuse();
     """)
-    warehouse.insert_event({}, event="First")
-    warehouse.insert_event({}, event="Second")
+    warehouse.land({}, event="First")
+    warehouse.land({}, event="Second")
     for rows in ([("e2",)], [("e2",), ("e4",)]):
         (failed,) = [table for table in transform(warehouse.database, warehouse.settings, select=MODELS) if table.error]
         assert "refuse" in failed.error
@@ -252,8 +252,8 @@ def test_a_table_that_cannot_be_filled_keeps_the_others_waiting_for_one_run(ware
 def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
     """The events of those over the limit are in tracks, and are told of."""
     limited = warehouse.settings.model_copy(update={"tables": 1})
-    warehouse.insert_event({}, event="First")
-    warehouse.insert_event({}, event="Second")
+    warehouse.land({}, event="First")
+    warehouse.land({}, event="Second")
     transform(warehouse.database, limited)
     assert warehouse.rows("select to_regclass('iterable.first') is null, to_regclass('iterable.second') is null") == [
         (False, True)
@@ -265,7 +265,7 @@ def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
 
 def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
     """At 1,600 columns, with rows that fit on a page; what does not fit is in raw and listed, and no run fails."""
-    warehouse.insert_event({f"p{i}": i for i in range(1700)}, {"p1": 1, "p1500": 2}, event="Wide")
+    warehouse.land({f"p{i}": i for i in range(1700)}, {"p1": 1, "p1500": 2}, event="Wide")
     warehouse.run()
     assert warehouse.rows(
         "select count(*) from pg_attribute where attrelid = 'iterable.wide'::regclass and attnum > 0"
@@ -273,16 +273,16 @@ def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
     assert warehouse.rows("select id, p1, p1500 from iterable.wide order by id") == [("e1", 1, None), ("e2", 1, 2)]
     assert warehouse.rows("select event_id, column_name from raw.mismatches") == [("e1", "*")]
     assert warehouse.rows("select reason, count(*) from raw.collisions group by reason") == [("full", 110)]
-    warehouse.insert_event({"p3": 3}, event="Wide")
+    warehouse.land({"p3": 3}, event="Wide")
     assert warehouse.run()["wide"].rows == 1
 
 
 def test_a_column_given_another_type_by_hand_is_left_alone(warehouse: Warehouse) -> None:
     """The table is the team's; values its type cannot hold are NULL and listed."""
-    warehouse.insert_event({"found": 1})
+    warehouse.land({"found": 1})
     warehouse.run()
     warehouse.connection.execute("alter table iterable.email_opened alter column found type double precision")
-    warehouse.insert_event({"found": 2.5}, {"found": "x"})
+    warehouse.land({"found": 2.5}, {"found": "x"})
     warehouse.run()
     assert warehouse.type_of("email_opened", "found") == "double precision"
     assert warehouse.rows("select found from iterable.email_opened order by id") == [(1.0,), (2.5,), (None,)]
@@ -346,10 +346,10 @@ def land_again(connection: psycopg.Connection, message_id: str, user: str, prope
 
 def test_a16_a_refill_sets_uuid_ts_on_the_rows_it_changes(warehouse: Warehouse) -> None:
     """And on no other, so that a reader of increments by `uuid_ts` sees each change once."""
-    warehouse.insert_event({"found": 12.0}, {"found": 12}, {"other": 1})
+    warehouse.land({"found": 12.0}, {"found": 12}, {"other": 1})
     warehouse.run()
     before = moments(warehouse)
-    warehouse.insert_event({"found": "word"})
+    warehouse.land({"found": "word"})
     warehouse.run()
     assert warehouse.rows("select id, found from iterable.email_opened order by id") == [
         ("e1", "12.0"),
@@ -364,15 +364,15 @@ def test_a16_a_refill_sets_uuid_ts_on_the_rows_it_changes(warehouse: Warehouse) 
 
 def test_a16_a_refilled_row_gives_way_to_an_earlier_event_that_commits_late(warehouse: Warehouse) -> None:
     """The first landed counts, although `uuid_ts` no longer names the run that brought the row."""
-    warehouse.insert_event({"found": 12})
+    warehouse.land({"found": 12})
     warehouse.run()
     with warehouse.database.connect() as late:
         land_again(late, "x", "first", {"found": 7.0})
         land_again(warehouse.connection, "x", "second", {"found": 12.0})
         warehouse.run()
-        warehouse.insert_event({})
+        warehouse.land({})
         warehouse.run()
-        warehouse.insert_event({"found": "word"})
+        warehouse.land({"found": "word"})
         warehouse.run()
         refilled = moments(warehouse)
         assert refilled["x"] == refilled["e3"]
@@ -386,11 +386,11 @@ def test_a16_a_refilled_row_gives_way_to_an_earlier_event_that_commits_late(ware
 
 def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse: Warehouse) -> None:
     """Neither in the run that refills the row, nor in any other."""
-    warehouse.insert_event({"found": 12.0, "campaignId": 1})
+    warehouse.land({"found": 12.0, "campaignId": 1})
     warehouse.run()
     land_again(warehouse.connection, "e1", "u", {"campaignId": "many"})
     warehouse.run()
-    warehouse.insert_event({"found": "word"})
+    warehouse.land({"found": "word"})
     land_again(warehouse.connection, "e1", "u", {"campaignId": "more"})
     land_again(warehouse.connection, "e2", "u", {"campaignId": "most"})
     warehouse.run()
@@ -399,7 +399,7 @@ def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse:
         ("e2", "word", None),
     ]
     assert warehouse.rows("select event_id, value from raw.mismatches") == []
-    warehouse.insert_event({"campaignId": "lost"})
+    warehouse.land({"campaignId": "lost"})
     land_again(warehouse.connection, "e3", "u", {"campaignId": 3})
     warehouse.run()
     assert warehouse.rows("select event_id, value from raw.mismatches") == [("e3", "lost")]
@@ -407,8 +407,8 @@ def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse:
 
 def test_a16_a_repeated_event_is_not_noted_as_too_wide(warehouse: Warehouse) -> None:
     """What did not make the row says nothing of the row."""
-    warehouse.insert_event({"p1": 1}, event="Wide")
-    warehouse.insert_event({f"p{i}": i for i in range(700)}, event="Wide")
+    warehouse.land({"p1": 1}, event="Wide")
+    warehouse.land({f"p{i}": i for i in range(700)}, event="Wide")
     warehouse.run()
     assert warehouse.rows("select event_id from raw.mismatches") == [("e2",)]
     payload = {"event": "Wide", "userId": "u", "properties": {f"p{i}": i for i in range(700)}}
