@@ -319,6 +319,8 @@ def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]
 
 def _list_ids(fields: Mapping[str, Any]) -> list[str] | None:
     """Return the lists an event is about: an export may have the only one under a name of its own."""
+    if "emailListIds" not in fields and "emailListId" not in fields:
+        return None
     several = _canonical(fields.get("emailListIds"))
     one = _canonical(fields.get("emailListId"))
     listed = {*map(str, several if isinstance(several, list) else [several]), str(one)} - {"None"}
@@ -333,6 +335,9 @@ def _canonical(value: object) -> Any:
     """
     if isinstance(value, Raw):
         value = _value(value)
+    # Most values are text that stays as it is: it is no list, no object, and not a number such as 1.0.
+    if type(value) is str and value[:1] not in ("", "{", "[") and not value.endswith("0"):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
@@ -353,10 +358,7 @@ def _value(value: object) -> Any:
     """Decode a field; one that no value of Python's can hold is its text."""
     if not isinstance(value, Raw):
         return value
-    data = bytes(value)
-    if not data:
-        return None
     try:
-        return _decode_value(data)
+        return _decode_value(value)
     except (msgspec.MsgspecError, RecursionError, ValueError):
-        return data.decode()
+        return bytes(value).decode() or None
