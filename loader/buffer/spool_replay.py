@@ -4,7 +4,6 @@ How far a segment has been drained is written in the transaction of its rows, so
 side is killed.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from loader.raw.batches import land_parts
 from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import LandingResult
 from loader.runtime import metrics
+from loader.runtime.backoff import Backoff
 
 # What one transaction takes at most: beyond this, a larger one is not faster.
 BATCH_BYTES = 4_000_000
@@ -88,7 +88,7 @@ class SpoolReplay:
 
     def run(self) -> None:
         """Bring the database back, and the spool into it; try until it is done, or to be stopped."""
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         told = ""
         while not self._stopping.is_set():
             try:
@@ -104,8 +104,7 @@ class SpoolReplay:
                 if reason != told and not self._stopping.is_set():
                     log.warning("the spool cannot be drained yet", reason=reason)
                     told = reason
-                self._stopping.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - so that processes do not march in step
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                self._stopping.wait(backoff.fail())
             except Exception:
                 log.exception("the spool could not be drained; trying again")
                 self._stopping.wait(_LONGEST_PAUSE)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from loader.runtime.backoff import Backoff
 from loader.runtime.signals import handle_signals
 
 # Seconds between a process's end and its next start. A process that ran for the longest pause starts with the first.
@@ -87,7 +88,7 @@ class _Supervisor:
                 process.send_signal(number)
 
     async def _keep_running(self, command: Command) -> None:
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while not self._stopping.is_set():
             started = time.monotonic()
             process = await asyncio.create_subprocess_exec(
@@ -112,17 +113,19 @@ class _Supervisor:
                 # SIGTERM itself ends only a process that has not begun its work. Nothing was left to finish.
                 self._code = self._code or (1 if code not in {0, -signal.SIGTERM} else 0)
                 return
-            if code in {1, 2} and ran < _LONGEST_PAUSE and pause == _FIRST_PAUSE:
+            if code in {1, 2} and ran < _LONGEST_PAUSE and not backoff.failures:
                 log.error("a process cannot start; stopping the others", name=command.name, exit_code=code)
                 self._code = code
                 self._stop()
                 return
             if ran > _LONGEST_PAUSE:
-                pause = _FIRST_PAUSE
-            log.error("a process has ended and is started again", name=command.name, exit_code=code, pause=pause)
+                backoff.succeed()
+            pause = backoff.fail()
+            log.error(
+                "a process has ended and is started again", name=command.name, exit_code=code, pause=round(pause, 1)
+            )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def follow_supervisor() -> None:

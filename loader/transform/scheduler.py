@@ -7,7 +7,6 @@ from cron or by hand stay safe beside it, because the snapshot cursors do not de
 
 import logging
 import os
-import random
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from loader.postgres.connection import apply_settings, set_session
 from loader.postgres.database import open_database
 from loader.postgres.lock_holders import name_lock_holders
 from loader.postgres.statements import read_statement
+from loader.runtime.backoff import Backoff
 from loader.runtime.terminal import count, shorten
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled
@@ -29,6 +29,7 @@ from loader.transform.dbt_process import Runner
 logger = logging.getLogger("loader")
 
 BEAT_SECONDS = 3.0
+_FIRST_WAIT_SECONDS = 2.0
 LIMIT_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
 
@@ -83,7 +84,7 @@ class Schedule:
         self._runner = Runner(settings)
         self._identity = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "process_id": os.getpid()}
         self._stop = threading.Event()
-        self._failures = 0
+        self._backoff = Backoff(_FIRST_WAIT_SECONDS, LIMIT_SECONDS)
         self._error: str | None = None
         self._unmade: set[tuple[str, str]] = set()
         self._said = ""
@@ -153,7 +154,7 @@ class Schedule:
             if connection.execute(_SOURCES).fetchone() != (True,):
                 self._say_once("there is no source yet: nothing to do until `loader source add Iterable`")
                 self._recover()
-            elif first or self._failures or self._has_news(connection):
+            elif first or self._backoff.failures or self._has_news(connection):
                 error = self._run_once(guard, connection)
                 first = False
             self._forget(connection)
@@ -209,18 +210,17 @@ class Schedule:
             self._forget_at = time.monotonic() + FORGET_SECONDS
 
     def _recover(self) -> None:
-        if self._failures:
-            logger.info("it works again; failed runs before: %d", self._failures)
-        self._failures, self._error = 0, None
+        if self._backoff.failures:
+            logger.info("it works again; failed runs before: %d", self._backoff.failures)
+        self._backoff.succeed()
+        self._error = None
 
     def _fail(self, error: str) -> float:
         """Count and log a failure; return the seconds to wait before the next try."""
         self._error = error
-        self._failures += 1
-        # Half of the delay is random, so that many schedulers do not return to a database at the same time.
-        delay = min(LIMIT_SECONDS, 2.0**self._failures) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        delay = self._backoff.fail()
         if not self._stop.is_set():
-            logger.warning("failure %d in a row, next try in %.0f s: %s", self._failures, delay, error)
+            logger.warning("failure %d in a row, next try in %.0f s: %s", self._backoff.failures, delay, error)
         return delay
 
     def _pause(self, guard: psycopg.Connection, connection: psycopg.Connection, state: str, seconds: float) -> None:
@@ -238,7 +238,7 @@ class Schedule:
         self._report(connection, state, left)
 
     def _report(self, connection: psycopg.Connection, state: str, left: float | None = None) -> None:
-        report = self._identity | {"every": self._every, "state": state, "failures": self._failures}
+        report = self._identity | {"every": self._every, "state": state, "failures": self._backoff.failures}
         connection.execute(_REPORT, report | {"error": self._error, "next": left})
 
     def _say_once(self, message: str) -> None:

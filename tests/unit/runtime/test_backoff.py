@@ -1,0 +1,43 @@
+"""Waits between tries grow up to a limit, and begin anew after a success."""
+
+import pytest
+
+from loader.runtime import backoff
+from loader.runtime.backoff import Backoff
+
+
+@pytest.fixture
+def whole_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the random part of each wait at its largest."""
+    monkeypatch.setattr(backoff.random, "uniform", lambda _, most: most)
+
+
+def test_each_wait_is_twice_the_one_before_up_to_the_limit(whole_waits: None) -> None:
+    """The count of failures goes on when the waits do not grow any more."""
+    tries = Backoff(0.5, 3.0)
+    assert [tries.fail() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+    assert tries.failures == 5
+
+
+def test_a_success_begins_anew(whole_waits: None) -> None:
+    """The wait after it is the first again."""
+    tries = Backoff(0.5, 3.0)
+    tries.fail()
+    tries.fail()
+    tries.succeed()
+    assert tries.failures == 0
+    assert tries.fail() == 0.5
+
+
+def test_waits_differ_between_processes() -> None:
+    """Each lies between half of the whole wait and the whole wait."""
+    waits = {Backoff(2.0, 60.0).fail() for _ in range(50)}
+    assert len(waits) > 1
+    assert all(1.0 <= wait <= 2.0 for wait in waits)
+
+
+def test_days_of_failures_are_no_error() -> None:
+    """A power of two for each failure would leave the range of floating point numbers after 1,024."""
+    tries = Backoff(2.0, 60.0)
+    assert all(tries.fail() <= 60.0 for _ in range(5_000))
+    assert tries.failures == 5_000
