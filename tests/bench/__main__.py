@@ -15,6 +15,7 @@ BENCHMARKS = {
     "single": collecting.single,
     "webhooks": collecting.webhooks,
     "batches": collecting.batches,
+    "proxied": collecting.proxied,
     "freshness": collecting.freshness,
     "endurance": collecting.endurance,
 }

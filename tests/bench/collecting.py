@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -54,6 +55,29 @@ config = uvicorn.Config(
 )
 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
     runner.run(uvicorn.Server(config).serve(sockets=[bind("127.0.0.1", int(sys.argv[1]))]))
+"""
+
+
+# Without `proxy_http_version`, nginx opens a connection for each request.
+_NGINX = """
+daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    keepalive_requests 1000000;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://127.0.0.1:{collector};
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Request-Id $request_id;
+        }}
+    }}
+}}
 """
 
 
@@ -110,15 +134,46 @@ def batches(ground: Ground) -> None:
                 connection.execute("truncate raw.events, raw.loads")
                 connection.execute("checkpoint")
             loaded = _LOADED / seconds(lambda: ground.run_loader(url, "load", str(file)))
-            sent = _load(port, events, key, batch=100, connections=16, duration=_SECONDS)["rate"] * 100
+            plain, gzipped = (
+                _load(port, events, key, batch=100, connections=16, duration=_SECONDS, kind=kind)["rate"] * 100
+                for kind in ("track", "gzip")
+            )
             if round_:
-                pairs.append((sent, loaded))
-    ratio = statistics.median(sent / loaded for sent, loaded in pairs)
-    sent, loaded = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
-    report(
-        "collecting batches of 100",
-        f"{ratio:.2f} of the rate at which a file lands: {sent:,.0f} against {loaded:,.0f} events/s",
-    )
+                pairs.append((plain, gzipped, loaded))
+    for name, number in (("collecting batches of 100", 0), ("the same with gzip", 1)):
+        ratio = statistics.median(rates[number] / rates[2] for rates in pairs)
+        sent, loaded = (statistics.median(rates[i] for rates in pairs) for i in (number, 2))
+        report(name, f"{ratio:.2f} of the rate at which a file lands: {sent:,.0f} against {loaded:,.0f} events/s")
+
+
+def proxied(ground: Ground) -> None:
+    """Compare every kind of request through nginx with `GET /health` through nginx, over 64 connections, in turn.
+
+    nginx opens a connection to the collector for each request, and adds `X-Forwarded-For` and `X-Request-Id`.
+    """
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        report("through nginx", "not measured, because nginx is not installed")
+        return
+    events = ground.events_file(_EVENTS)
+    kinds = {"single calls": ("track", 1), "webhooks": ("webhook", 1), "batches": ("track", 100), "gzip": ("gzip", 100)}
+    rounds = []
+    with _collector(ground) as (collector, _, key), _proxy(ground, nginx, collector) as port:
+        for round_ in range(_ROUNDS + 1):
+            rates = [
+                _load(port, events, key, batch=batch, duration=_SINGLE_SECONDS, kind=kind)["rate"]
+                for kind, batch in [*kinds.values(), ("health", 1)]
+            ]
+            if round_:  # the first makes the tables' files
+                rounds.append(rates)
+    health = statistics.median(rates[-1] for rates in rounds)
+    for number, name in enumerate(kinds):
+        ratio = statistics.median(rates[number] / rates[-1] for rates in rounds)
+        rate = statistics.median(rates[number] for rates in rounds)
+        report(
+            f"{name} through nginx",
+            f"{ratio:.2f} of the rate of GET /health: {rate:,.0f} against {health:,.0f} requests/s",
+        )
 
 
 def endurance(ground: Ground) -> None:
@@ -187,6 +242,23 @@ def _nothing() -> Iterator[int]:
         yield port
     finally:
         process.kill()
+        process.wait()
+
+
+@contextmanager
+def _proxy(ground: Ground, nginx: str, collector: int) -> Iterator[int]:
+    """Run nginx before a collector, as people do who need TLS; yields its port."""
+    folder = ground.folder / "nginx"
+    folder.mkdir()
+    port = free_port()
+    configuration = folder / "nginx.conf"
+    configuration.write_text(_NGINX.format(folder=folder, port=port, collector=collector))
+    process = subprocess.Popen([nginx, "-e", str(folder / "error.log"), "-c", str(configuration)])
+    try:
+        _wait_for(port)
+        yield port
+    finally:
+        process.terminate()
         process.wait()
 
 

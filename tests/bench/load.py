@@ -54,7 +54,7 @@ class Client(asyncio.Protocol):
         # Nearly every answer is the same as the last.
         if data != self._answer:
             end = data.find(_HEAD_END)
-            at = data.find(b"content-length: ") + 16
+            at = data.lower().find(b"content-length: ") + 16
             if end < 0 or len(data) < end + 4 + int(data[at : data.find(b"\r", at)]):
                 self._buffer = data
                 return
