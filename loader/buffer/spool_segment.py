@@ -1,8 +1,10 @@
 """Reads and writes one segment of a spool: a file of records that only grows.
 
 The name of a segment has the time of its beginning, its nonce, and the id of a warehouse. The write keys of that
-warehouse admitted the segment's events. A record is the nonce, the length of the body, a checksum of the body with the nonce as the key, and the body.
-Senders do not know the nonce, so bytes of a sender cannot pass for a record.
+warehouse admitted the segment's events.
+
+A record is the nonce, the length of the body, a checksum of the body, and the body. The checksum has the nonce as its
+key. Senders do not know the nonce, so bytes of a sender cannot pass for a record.
 
 Segments of earlier versions have neither a nonce nor a warehouse. They are read as well.
 """
