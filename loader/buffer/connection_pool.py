@@ -77,7 +77,7 @@ class ConnectionPool:
         self._retire(self._connections)
 
     def mend(self) -> None:
-        """Retire broken connections, and open missing connections, one at a time."""
+        """Retire broken connections, and open missing connections, each after the previous connection."""
         for connection in (*self._connections, *self._retired):
             connection.notice()
         self._retire([connection for connection in self._connections if not connection.is_whole()])

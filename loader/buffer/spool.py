@@ -278,7 +278,7 @@ class Spool:
         return min(self._positions.get(segment.path.name, 0), segment.size)
 
     def _segment(self) -> Segment:
-        """Return the segment to append to; begin a new one if the segment is missing, full or of another warehouse."""
+        """Return the segment to append to; begin a segment if the last is missing, full or of another warehouse."""
         warehouse = self._warehouse.id
         writable = self._writable
         if writable is None or writable.size >= self._segment_bytes or writable.warehouse != warehouse:

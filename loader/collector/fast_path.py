@@ -17,8 +17,8 @@ from loader.runtime import metrics
 _BYTES = 60_000
 _LENGTH_DIGITS = 20
 
-# Headers of requests that the fast path leaves to the application. The head of such a request does not tell the body's
-# length, the client waits before it sends the body, or the client asks for another protocol.
+# Headers of requests that the fast path leaves to the application. With `transfer-encoding` or `upgrade`, the head does
+# not tell where the request ends. With `expect`, the client waits before it sends the body.
 _UNUSUAL_HEADERS = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 
 
