@@ -1,7 +1,7 @@
-"""Rows written over a connection of their own, driven by the event loop.
+"""An asynchronous database connection, driven by the event loop, that lands batches without blocking.
 
-A thread would have to be woken for each step, and wait for the interpreter each time: for a batch of a few dozen events
-that takes longer than the database does. The steps here are libpq's own for a program that does not wait:
+A thread would have to be woken for each step, and would wait for the interpreter each time. For a batch of a few dozen
+events, that takes longer than the database's own work. The steps here are those of libpq's asynchronous interface:
 https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
 """
 
@@ -23,7 +23,7 @@ _Done = Callable[[Exception | None], None]
 
 
 class AsyncConnection:
-    """One statement at a time; for the event loop's thread.
+    """A connection that runs one statement at a time; call its methods from the thread of the event loop.
 
     Args:
         connection: A connection in autocommit, so that each statement is a transaction of its own.
@@ -31,7 +31,7 @@ class AsyncConnection:
         seconds: How long the server may take for a statement.
 
     Attributes:
-        is_busy: A statement is under way.
+        is_busy: Whether a statement is under way.
     """
 
     def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
@@ -40,7 +40,7 @@ class AsyncConnection:
         self._pgconn: PGconn = connection.pgconn
         self._loop = loop
         self._seconds = seconds
-        # Looked at from the beginning: a connection may end while nothing is asked of it.
+        # The event loop watches the socket from the start, because a connection may end without a statement under way.
         self._socket = self._pgconn.socket if self.is_whole() else -1
         if self._socket >= 0:
             loop.add_reader(self._socket, self._read)
@@ -51,13 +51,14 @@ class AsyncConnection:
         self._done: _Done = lambda _: None
 
     def execute(self, statement: LandingStatement, done: _Done) -> None:
-        """Run a statement, without preparing it.
+        """Run a statement, without preparing the statement.
 
-        Behind a pooler, a server's session may have lost a prepared statement, or have the one of another process.
+        Behind a pooler, the server's session may have lost a prepared statement, or have that of another process.
 
         Args:
             statement: The statement.
-            done: Called when the statement is committed, or with the error; then it is not committed, or nobody knows.
+            done: Called with None when the statement is committed, else with the error. After an error, the statement
+                is not committed, or its outcome is unknown.
         """
         self.is_busy = True
         self._deadline = time.monotonic() + self._seconds
@@ -69,35 +70,36 @@ class AsyncConnection:
             else:
                 self._pgconn.send_query(statement.text)
         except psycopg.Error as error:
-            # Not at once: nobody expects to be told before this returns.
+            # The error is reported later, because callers expect `execute` to return before `done` is called.
             self._loop.call_soon(self._end, error)
             return
         self._flush()
 
     def is_late(self) -> bool:
-        """Say whether the server has taken too long."""
+        """Return whether the server has taken too long for the statement under way."""
         return time.monotonic() > self._deadline
 
     def is_whole(self) -> bool:
-        """Say whether the connection can be used, now or when the statement under way is done."""
+        """Return whether the connection works, so that it can be used now or after the statement under way."""
         return self._pgconn.status == ConnStatus.OK
 
     def notice(self) -> None:
-        """Read what has come without having been told that something has.
+        """Read from the socket although the event loop has reported nothing.
 
-        A connection that is reset behind the server's last words is one event to libuv, which then looks at the socket
-        no more: those words are read, and nobody learns of the end (`uv__poll_io` in its src/unix/poll.c).
+        This finds a connection that was reset behind the server's last bytes. libuv reports those bytes and the reset
+        as one event, and then stops watching the socket (`uv__poll_io` in its src/unix/poll.c). So the bytes are read,
+        but the reset goes unnoticed.
         """
         if self._socket >= 0:
             self._read()
 
     def cut(self) -> None:
-        """End a connection whose server takes too long: what is under way fails."""
+        """Shut down a connection whose server takes too long; the statement under way fails."""
         self._deadline = float("inf")
         cut(self._connection)
 
     def close(self) -> None:
-        """Close the connection; what is under way fails."""
+        """Close the connection; a statement under way fails."""
         self._let_go()
         if self.is_busy:
             self._end(psycopg.OperationalError("closed"))
@@ -105,7 +107,7 @@ class AsyncConnection:
             self._connection.close()
 
     def _flush(self) -> None:
-        """Send what libpq holds; what the socket does not take now is sent when it does."""
+        """Send the data that libpq holds; the event loop sends the rest when the socket can take more."""
         try:
             if self._pgconn.flush():
                 self._loop.add_writer(self._socket, self._flush)
@@ -117,11 +119,11 @@ class AsyncConnection:
             self._end(error)
 
     def _read(self) -> None:
-        """Go on with what the server has answered."""
+        """Read the server's answer and take the next step of the statement."""
         try:
             self._pgconn.consume_input()
             if not self.is_busy:
-                # A notice, or the end of the connection, which the next statement will find out.
+                # The server has sent a notice, or the connection has ended. The next statement finds out the end.
                 return
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
@@ -148,7 +150,7 @@ class AsyncConnection:
         done(error)
 
     def _let_go(self) -> None:
-        """Look at the socket no longer, before it is closed."""
+        """Stop watching the socket, before the socket is closed."""
         if self._socket >= 0:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)

@@ -1,4 +1,4 @@
-"""Deliveries that wait to be durable: never more bytes of them than the process may hold, each answered once."""
+"""The queue of deliveries that are not durable yet: bounds their bytes, and answers each delivery once."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -9,20 +9,20 @@ from loader.errors import UnavailableError
 from loader.events.model import Delivery
 from loader.runtime import metrics
 
-# Called when a delivery is durable, or with why it could not be made so.
+# Called with None when a delivery is durable, or with the error that prevented it.
 Done = Callable[[UnavailableError | None], None]
 
-# A delivery, its bytes, and who is to be told.
+# A delivery, its bytes, and the callback for its answer.
 Waiting = tuple[Delivery, int, Done]
 
 log = structlog.get_logger("loader")
 
 
 class Backlog:
-    """What was submitted and is not taken yet; for the event loop's thread.
+    """The deliveries that wait for a batch; call its methods from the thread of the event loop.
 
     Args:
-        limit: Bytes that may wait, those that are taken and not answered included.
+        limit: Bytes that may wait. Deliveries that are in a batch without an answer count too.
     """
 
     def __init__(self, limit: int) -> None:
@@ -31,14 +31,14 @@ class Backlog:
         self._bytes = 0
 
     def __len__(self) -> int:
-        """Return how many deliveries wait to be taken."""
+        """Return the number of deliveries that wait for a batch."""
         return len(self._waiting)
 
     def add(self, delivery: Delivery, done: Done) -> None:
-        """Have a delivery wait.
+        """Add a delivery to the queue.
 
         Raises:
-            UnavailableError: Too much is waiting already.
+            UnavailableError: Too many bytes are waiting. While nothing waits, a delivery of any size is accepted.
         """
         size = delivery.size
         if self._bytes + size > self._limit and self._bytes:
@@ -47,7 +47,14 @@ class Backlog:
         self._waiting.append((delivery, size, done))
 
     def take(self, limit: int) -> list[Waiting]:
-        """Take those that came first: so many that they have `limit` bytes, or all."""
+        """Remove the oldest deliveries from the queue and return them as a batch.
+
+        Args:
+            limit: The batch takes deliveries until it has this many bytes.
+
+        Returns:
+            The batch; all deliveries when they have fewer bytes.
+        """
         batch = []
         size = 0
         while self._waiting and size < limit:
@@ -57,11 +64,16 @@ class Backlog:
         return batch
 
     def answer(self, batch: Iterable[Waiting], error: UnavailableError | None) -> None:
-        """Tell everybody of a batch what became of it."""
+        """Answer all deliveries of a batch.
+
+        Args:
+            batch: The batch.
+            error: None when the batch is durable, else the error that prevented it.
+        """
         for _, size, done in batch:
             self._bytes -= size
             try:
                 done(error)
-            except Exception:  # a mistake of ours with one must not leave the others without their answers
+            except Exception:  # a bug in one callback must not leave other requests without answers
                 log.exception("a request could not be answered")
         metrics.queue_bytes.set(self._bytes)

@@ -1,12 +1,14 @@
-"""Makes what the collector takes durable: deliveries of all connections share a commit, or a sync of the spool.
+"""Makes accepted deliveries durable by group commit in the database, or in the spool while the database is away.
 
-No timer sets the pace. While one batch is on its way to the database, the next one gathers, and leaves when the first
-is committed. A single delivery waits for nothing; under load, hundreds share one commit. The event loop sends a batch
-over one of two asynchronous connections. A batch as large as the one ahead of it does not wait for that one. A thread
-takes the batches that need more than one statement, and those that failed.
+No timer sets the pace. While one batch is on its way to the database, the next batch gathers. The next batch leaves
+when the first batch is committed. A single delivery waits for nothing; under load, hundreds share one commit.
 
-When the database cannot take a batch, it goes to the spool instead, and so does everything after it until the spool has
-been drained: what came first lands first. Only the database's word that a row is at fault sends it to quarantine.
+The event loop sends a batch over one of two asynchronous connections. A batch as large as the batch ahead leaves
+without waiting for that batch. A thread lands the batches that need more than one statement, and failed batches.
+
+A batch that the database cannot take goes to the spool. All later batches go to the spool too, until the spool has been
+replayed. So deliveries land in their order. A row goes to quarantine only when the database reports that the row is at
+fault.
 """
 
 import asyncio
@@ -33,30 +35,30 @@ from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import LandingResult
 from loader.runtime import metrics
 
-# A larger batch is not worth a place in the event loop.
+# Bytes after which a batch for an asynchronous connection is full: a larger batch would hold up the event loop.
 ASYNC_BYTES = 1_000_000
 
-# How long a small batch waits for the one ahead of it: for longer than the database usually takes, and no more.
+# How long a small batch waits for the batch ahead. This is longer than the database usually takes for a batch.
 _HOLD_SECONDS = 0.05
 
-# How long it may go unnoticed that the database does not answer.
+# Longest time between two checks for a database that does not answer.
 _WATCH_SECONDS = 0.2
 
-# How long the end waits for a thread that waits for the database.
+# How long `stop` waits for each thread, which may be waiting for the database.
 _JOIN_SECONDS = 60.0
 
 log = structlog.get_logger("loader")
 
 
 class BatchWriter:
-    """Writes deliveries; its methods are for the event loop's thread.
+    """Makes deliveries durable; call its methods from the thread of the event loop.
 
     Args:
-        connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
-        spool: Where deliveries wait while the database is away.
-        warehouse: The warehouse the database is.
+        connect: Opens a connection to the database, in autocommit; may raise any exception.
+        spool: Keeps deliveries while the database is away.
+        warehouse: The id and the clock of the database's warehouse.
         queue_bytes: Bytes that may wait to be written.
-        commit_seconds: How long the database may take for a batch before it counts as away.
+        commit_seconds: How long the database may take for a batch. A slower database counts as away.
     """
 
     def __init__(
@@ -74,34 +76,36 @@ class BatchWriter:
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
         self._sending = False
-        # The number of deliveries in the last batch of the pool, and how long a smaller batch waits for that one.
+        # The number of deliveries in the last batch of the pool, and the time until which a smaller batch waits for
+        # that batch.
         self._ahead = 0
         self._held = 0.0
         self._holding: asyncio.TimerHandle | None = None
-        # Tasks the writing thread has, or will have next.
+        # The number of tasks that the writing thread has not finished.
         self._threaded = 0
         self._tasks = Tasks()
         self._connection: psycopg.Connection | None = None
         self._deadline = float("inf")
         self._registry = SchemaRegistry()
-        # Held by the writing and the draining thread, to change whether deliveries go to the spool or to rely on it.
+        # Protects the decision between database and spool. The writing thread and the replaying thread hold this lock
+        # while they change the decision or rely on it.
         self._mode = threading.RLock()
         self._spooling = True
         self._replay = self._new_replay()
         self._threads: list[threading.Thread] = []
         self._stopping = False
-        # There are these once it has started.
+        # `start` sets these.
         self._loop: asyncio.AbstractEventLoop
         self._pool: ConnectionPool
         self._watching: asyncio.Task[None] | None = None
 
     @property
     def spooling(self) -> bool:
-        """Whether deliveries go to the spool at the moment."""
+        """Whether deliveries go to the spool now."""
         return self._spooling
 
     async def start(self) -> None:
-        """Begin; what an earlier process has left in the spool is drained before anything new lands."""
+        """Start the threads; events that an earlier process left in the spool land before new events."""
         self._loop = asyncio.get_running_loop()
         self._pool = ConnectionPool(
             self._connect, self._loop, self._commit_seconds, lambda: not self._spooling and not self._stopping
@@ -113,14 +117,21 @@ class BatchWriter:
         self._watching = self._loop.create_task(self._watch())
 
     async def reached_database(self, seconds: float) -> bool:
-        """Wait until deliveries go to the database; say whether they do."""
+        """Wait until deliveries go to the database.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            Whether deliveries go to the database.
+        """
         until = self._loop.time() + seconds
         while self._spooling and self._loop.time() < until:
             await asyncio.sleep(0.01)
         return not self._spooling
 
     async def stop(self) -> None:
-        """End when everything that was submitted is written; what is in the spool stays there."""
+        """Wait until all submitted deliveries are written, then end; events in the spool stay there."""
         self._stopping = True
         while self._backlog or self._threaded or self._pool.are_busy:
             await asyncio.sleep(0.01)
@@ -136,15 +147,19 @@ class BatchWriter:
         metrics.flush()
 
     def delivery(self, source: str, entrance: str, events: list[Event], refused: list[Refused]) -> Delivery:
-        """Return messages as a delivery received now, by the database's clock as far as its offset is known."""
+        """Return messages as a delivery that was received now.
+
+        The time is that of the database's clock. Before the clock's offset has been measured, the time is that of this
+        machine's clock.
+        """
         warehouse = self._warehouse
         return Delivery(source, entrance, events, refused, warehouse.now(), is_corrected=warehouse.is_measured)
 
     async def write(self, delivery: Delivery) -> None:
-        """Write a delivery; it is durable when this returns.
+        """Write a delivery; the delivery is durable when this method returns.
 
         Raises:
-            UnavailableError: It could not be made durable, or too much is waiting already.
+            UnavailableError: The delivery could not be made durable, or too many bytes are waiting.
         """
         future: asyncio.Future[None] = self._loop.create_future()
 
@@ -160,26 +175,26 @@ class BatchWriter:
         await future
 
     def submit(self, delivery: Delivery, done: Done) -> None:
-        """Hand over a delivery.
+        """Queue a delivery to be written.
 
         Args:
             delivery: The delivery.
-            done: Called when it is durable, or with why it could not be made so.
+            done: Called with None when the delivery is durable, or with the error that prevented it.
 
         Raises:
-            UnavailableError: Too much is waiting already.
+            UnavailableError: Too many bytes are waiting.
         """
         self._backlog.add(delivery, done)
         self._send_soon()
 
     def _send_soon(self) -> None:
-        """Send what gathers until the event loop has seen to everything that came at the same time."""
+        """Schedule `_send`, so that deliveries that arrive in the same turn of the event loop share a batch."""
         if not self._sending:
             self._sending = True
             self._loop.call_soon(self._send)
 
     def _send(self) -> None:
-        """Send what has gathered on its way, as long as there is a way for it."""
+        """Send the waiting deliveries in batches, as long as a connection or the writing thread can take a batch."""
         self._sending = False
         while self._backlog:
             connection = None if self._spooling else self._pool.free()
@@ -189,7 +204,7 @@ class BatchWriter:
                 and len(self._backlog) < self._ahead
                 and self._loop.time() < self._held
             ):
-                # Each batch costs the database the same once more: it had better be as large as the one ahead.
+                # A commit costs the database 150 µs, whatever it holds. So a smaller batch waits and grows.
                 if self._holding is None:
                     self._holding = self._loop.call_at(self._held, self._release)
                 return
@@ -198,7 +213,7 @@ class BatchWriter:
                 if not self._send_by(connection, batch):
                     self._leave_to_thread(batch)
             elif self._threaded or (self._pool and not self._spooling):
-                # It gathers until one of those under way is back.
+                # Deliveries gather until a connection or the writing thread has finished a batch.
                 return
             else:
                 self._leave_to_thread(self._backlog.take(BATCH_BYTES))
@@ -208,12 +223,16 @@ class BatchWriter:
         self._send()
 
     def _send_by(self, connection: AsyncConnection, batch: list[Waiting]) -> bool:
-        """Send a batch over a connection, unless there is more to do for it; say whether it is on its way."""
+        """Send a batch over a connection, if one statement can land the batch.
+
+        Returns:
+            Whether the batch was sent.
+        """
         started = time.monotonic()
         deliveries = [delivery for delivery, _, _ in batch]
         try:
             statement = landing_statement(self._registry, deliveries)
-        except Exception:  # noqa: BLE001 - the thread meets it as well, and answers
+        except Exception:  # noqa: BLE001 - the same error occurs in the writing thread, which answers the batch
             statement = None
         if statement is None:
             return False
@@ -221,7 +240,8 @@ class BatchWriter:
         def done(error: Exception | None) -> None:
             self._pool.released(connection)
             if error is not None:
-                # The thread finds out what is wrong. Should it have landed all the same, its ids make it one.
+                # The writing thread finds the cause. A batch that has landed in spite of the error lands twice in
+                # `raw.events`. Its events have the same ids both times, so each event is in its table once.
                 self._leave_to_thread(batch, late=time.monotonic() - started >= self._commit_seconds)
                 return
             count_landed(
@@ -239,12 +259,12 @@ class BatchWriter:
         self._tasks.put(Task(batch, late=late))
 
     def _written(self, task: Task, error: UnavailableError | None) -> None:
-        """Go on after what the thread had to do."""
+        """Answer the batch of a task that the writing thread has finished."""
         self._threaded -= task.number
         self._answer(task.batch, error)
 
     def _answer(self, batch: list[Waiting], error: UnavailableError | None) -> None:
-        """Answer a batch, and send the next."""
+        """Answer a batch, and schedule the next batch."""
         self._backlog.answer(batch, error)
         self._send_soon()
 
@@ -255,7 +275,7 @@ class BatchWriter:
             self._start_thread(self._replay.run)
 
     async def _watch(self) -> None:
-        """Watch for a database that never answers, and for broken connections."""
+        """Cut connections whose database does not answer in time, and replace broken connections."""
         while True:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
             metrics.flush()
@@ -269,7 +289,7 @@ class BatchWriter:
             if late:
                 log.warning("the database has not answered in time", seconds=self._commit_seconds)
 
-    # From here on: the writing thread.
+    # The methods from here on run in the writing thread.
 
     def _write(self) -> None:
         refusing = False
@@ -283,17 +303,17 @@ class BatchWriter:
                 if not refusing:
                     log.warning("events are refused: neither the database nor the spool takes them", reason=str(failed))
                 refusing = True
-                # What the reason says of this machine is for its log.
+                # The sender does not get the reason: it may name a folder of this machine. The log has the reason.
                 error = UnavailableError("The database is away, and the spool takes no more. Try again in a moment.")
-            except Exception as failed:  # a mistake of ours must not be taken for success, nor stop the writer
+            except Exception as failed:  # a bug must neither pass for success nor stop the thread
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
             self._loop.call_soon_threadsafe(self._written, task, error)
-            # The next task may come late, and this one holds the connections of its senders.
+            # A finished task keeps its senders' connections in memory, and the next task may come much later.
             task = None
 
     def _store(self, task: Task, deliveries: list[Delivery]) -> None:
-        """Make deliveries durable, in the database or else in the spool."""
+        """Make deliveries durable in the database, or in the spool when the database cannot take them."""
         with self._mode:
             if self._spooling:
                 self._append(deliveries)
@@ -305,13 +325,14 @@ class BatchWriter:
         except AWAY as error:
             log.warning("the database is away, events go to the spool", reason=describe(error))
             with self._mode:
-                # One step: the draining thread, too, must find these in the spool before it finds it empty.
+                # Both calls are one step under the lock. Otherwise the replaying thread could find the spool empty
+                # before these deliveries are in the spool.
                 self._begin_spooling()
                 self._append(deliveries)
 
     def _land(self, deliveries: list[Delivery]) -> None:
         connection = self._connection
-        assert connection is not None  # noqa: S101 - not spooling
+        assert connection is not None  # noqa: S101 - the connection is set while `_spooling` is false
         started = time.monotonic()
         self._deadline = started + self._commit_seconds
         try:
@@ -319,7 +340,7 @@ class BatchWriter:
                 landed = land_deliveries(connection, self._registry, deliveries)
                 count_landed(landed, time.monotonic() - started)
             else:
-                # A probe: only a server that can write gives out a transaction id.
+                # A probe of readiness. Only a server that can write assigns a transaction id.
                 connection.execute("select pg_current_xact_id()")
         finally:
             self._deadline = float("inf")
@@ -337,9 +358,10 @@ class BatchWriter:
             metrics.spooled_events.inc(sum(len(delivery.events) for delivery in kept))
             metrics.spool_bytes.set(self._spool.size)
         else:
-            # A probe, for which anybody may ask: it costs the disk nothing.
+            # A probe of readiness writes nothing to the disk, because any client may ask for a probe.
             self._spool.check_room()
 
+    # The caller holds `_mode`.
     def _begin_spooling(self) -> None:
         self._disconnect()
         self._spooling = True
@@ -352,7 +374,7 @@ class BatchWriter:
         self._threads.append(thread)
         thread.start()
 
-    # From here on: the draining thread.
+    # `_end_spooling` runs in the replaying thread.
 
     def _new_replay(self) -> SpoolReplay:
         return SpoolReplay(
@@ -365,7 +387,14 @@ class BatchWriter:
         )
 
     def _end_spooling(self, connection: psycopg.Connection, registry: SchemaRegistry) -> None:
-        """Let deliveries go to the database again; by the thread, until there are connections."""
+        """Switch from the spool to the database.
+
+        The writing thread lands all batches until the asynchronous connections are open.
+
+        Args:
+            connection: The connection of the replay, which the writing thread uses from now on.
+            registry: The collections and properties that the replay knows.
+        """
         self._connection = connection
         self._registry = registry
         self._spooling = False

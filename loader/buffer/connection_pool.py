@@ -1,7 +1,7 @@
-"""The asynchronous connections of a process: opened while the database answers, closed when it does not.
+"""The asynchronous connections of a process: opened while the database answers, closed while it is away.
 
-No event depends on them: a batch that finds no free connection goes to the writing thread. So a thread opens them in
-the background. A database that grants no more connections, or breaks one, costs time and no event.
+No event depends on these connections, because the writing thread can land every batch. So a thread opens the
+connections in the background. A database that refuses or breaks a connection costs time, but no event is lost.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from loader.buffer.spool_replay import describe
 
 CONNECTIONS = 2
 
-# Until the next attempt, when one could not be opened.
+# Pause before the next attempt after a connection could not be opened.
 _AGAIN_SECONDS = 2.0
 
-# How long the end waits for a connection that is being opened.
+# How long `close` waits for a connection that is being opened.
 _JOIN_SECONDS = 60.0
 
 log = structlog.get_logger("loader")
 
 
 class ConnectionPool:
-    """The asynchronous connections to one database; for the event loop's thread.
+    """The asynchronous connections to one database; call its methods from the thread of the event loop.
 
     Args:
-        connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
+        connect: Opens a connection to the database, in autocommit; may raise any exception.
         loop: The event loop.
         seconds: How long the database may take for a statement.
-        wanted: Says whether there are to be any at the moment.
+        wanted: Returns whether the pool may open connections now.
     """
 
     def __init__(
@@ -48,36 +48,36 @@ class ConnectionPool:
         self._seconds = seconds
         self._wanted = wanted
         self._connections: list[AsyncConnection] = []
-        # No longer used, but still busy.
+        # Connections that get no further batch, but are still busy.
         self._retired: list[AsyncConnection] = []
         self._opening: threading.Thread | None = None
         self._open_again = 0.0
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of connections in use."""
         return len(self._connections)
 
     @property
     def are_busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether a statement is under way on any connection, retired connections included."""
         return any(connection.is_busy for connection in (*self._connections, *self._retired))
 
     def free(self) -> AsyncConnection | None:
-        """Return one that is not busy, if there is one."""
+        """Return a connection that is not busy; None when all connections are busy."""
         return next((connection for connection in self._connections if not connection.is_busy), None)
 
     def released(self, connection: AsyncConnection) -> None:
-        """Take note that a connection is done."""
+        """Close a connection that has finished its statement, if the connection is retired."""
         if connection in self._retired:
             self._retired.remove(connection)
             connection.close()
 
     def retire(self) -> None:
-        """Use none of them any more; one that is busy is closed when it is done."""
+        """Retire all connections: close them now, or after the statement under way."""
         self._retire(self._connections)
 
     def mend(self) -> None:
-        """Find out which are broken, replace them, and open those that are missing, one after the other."""
+        """Retire broken connections, and open missing connections, each after the previous connection."""
         for connection in (*self._connections, *self._retired):
             connection.notice()
         self._retire([connection for connection in self._connections if not connection.is_whole()])
@@ -87,14 +87,18 @@ class ConnectionPool:
             self._opening.start()
 
     def cut_late(self) -> bool:
-        """Cut those whose database takes too long, retired or not; say whether there were any."""
+        """Shut down all connections whose statement takes too long, retired connections included.
+
+        Returns:
+            Whether there was such a connection.
+        """
         late = [connection for connection in (*self._connections, *self._retired) if connection.is_late()]
         for connection in late:
             connection.cut()
         return bool(late)
 
     async def close(self) -> None:
-        """Close them all; none is wanted any more, and none is busy."""
+        """Close all connections; no connection may be busy, and `wanted` must return False."""
         if self._opening:
             await asyncio.to_thread(self._opening.join, _JOIN_SECONDS)
         self.retire()
@@ -108,11 +112,11 @@ class ConnectionPool:
                 connection.close()
 
     def _open(self) -> None:
-        """Open a connection, in a thread: the database may take its time."""
+        """Open a connection, in a thread of its own, because the database may take long."""
         connection = None
         try:
             connection = self._connect()
-        except Exception as error:  # noqa: BLE001 - events go on without it
+        except Exception as error:  # noqa: BLE001 - the writing thread lands events without this connection
             log.warning("a second connection for events could not be opened", reason=describe(error))
         self._loop.call_soon_threadsafe(self._opened, connection)
 

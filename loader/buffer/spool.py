@@ -1,12 +1,13 @@
-"""Keeps messages on the local disk while the database cannot take them, in the order in which they came.
+"""Keeps deliveries on the local disk, in the order of their arrival, while the database cannot take them.
 
-A spool is a folder of segment files that only grow (`segments.py`). Each append is one record and one fsync; a record
-carries its length and checksum, so what a power cut leaves of the last one is told apart from what was written whole.
-How far a segment has been drained is not kept here but in the database, in the transaction of its rows: nothing lands
-twice.
+A spool is a folder of segment files that only grow (`spool_segment.py`). Each append is one record and one fsync. A
+record carries its length and checksum, so a record that a power cut has truncated is recognised.
 
-Every process writes a segment of its own, which it holds locked. What a process leaves behind when it ends is adopted
-by the next one that looks. A segment of another warehouse is left alone.
+The database keeps the position up to which each segment has been replayed. The position changes in the transaction of
+the segment's rows, so no row lands twice.
+
+Each process writes to a segment of its own and holds a lock on that segment. The next process that looks into the
+folder adopts the segments of ended processes. Segments of another warehouse are left alone.
 """
 
 import os
@@ -27,13 +28,14 @@ from loader.postgres.warehouse import Warehouse
 from loader.runtime import metrics
 from loader.settings import Settings
 
-# A segment is deleted whole, so its size is what a spool keeps of what it has drained.
+# Size at which a new segment begins. Only whole segments are deleted, so replayed events may occupy this much disk.
 SEGMENT_BYTES = 64_000_000
 
 # How long a spool counts as broken after an append has failed.
 _BROKEN_SECONDS = 5.0
 
-# What a person reads of a segment whose warehouse is not known: versions before recorded none, or the name was changed.
+# The text that `loader spool list` shows for a segment whose warehouse is unknown: an earlier version wrote the segment
+# and recorded no warehouse, or the file was renamed.
 _OWNERS = {"": "not recorded", None: "renamed file"}
 
 log = structlog.get_logger("loader")
@@ -41,14 +43,14 @@ log = structlog.get_logger("loader")
 
 @dataclass(frozen=True)
 class Part:
-    """Some deliveries of a segment.
+    """Consecutive deliveries of a segment, which land in one transaction.
 
     Attributes:
         segment: The segment's name.
-        offset: Where they begin in it.
-        end: Where the next ones begin.
+        offset: The position in the segment at which the part begins.
+        end: The position at which the next part begins.
         deliveries: The deliveries.
-        last: Nothing follows them so far.
+        last: Whether this part is the last part of the spool so far.
     """
 
     segment: str
@@ -70,12 +72,12 @@ class SegmentListed:
 
 
 class Spool:
-    """The spool of one process. Not for use from several threads at once.
+    """The spool of one process; must not be used by several threads at once.
 
     Args:
-        folder: Where the segments lie; made when it is not there.
-        limit: Bytes that may wait in it; 0 for no spool at all.
-        warehouse: The warehouse that new segments belong to; by default one that is unknown.
+        folder: The folder of the segments; the first write creates the folder if it is missing.
+        limit: Bytes that may wait in the spool; 0 disables the spool.
+        warehouse: The warehouse that new segments belong to; an unknown warehouse by default.
         segment_bytes: Size at which a new segment begins.
     """
 
@@ -89,25 +91,26 @@ class Spool:
         self._segments: deque[Segment] = deque()
         self._positions: dict[str, int] = {}
         self._writable: Segment | None = None
-        # The warehouse that is drained into; empty while it is unknown.
+        # The id of the warehouse that the spool is replayed into; empty while the id is unknown.
         self._into = ""
         self._told: set[Path] = set()
         self._broken_until = float("-inf")
 
     @property
     def size(self) -> int:
-        """Bytes that wait to be drained."""
+        """Bytes that wait to be replayed."""
         return sum(segment.size - self._position(segment) for segment in self._segments)
 
     def adopt(self, warehouse: str = "") -> int:
-        """Take over what processes that are gone have left, before anything of this process's own.
+        """Adopt the segments of ended processes, and release the segments of other warehouses.
+
+        Segments are replayed in the order in which they were begun, so segments of ended processes come first.
 
         Args:
-            warehouse: The id of the warehouse to drain into. Segments of another one are let go of. While the id is
-                unknown, all segments are taken over.
+            warehouse: The id of the warehouse to replay into. While the id is unknown, all segments are adopted.
 
         Returns:
-            How many segments were taken over.
+            The number of adopted segments.
         """
         self._into = warehouse
         for segment in [each for each in self._segments if not self._is_own(each)]:
@@ -117,7 +120,7 @@ class Spool:
         for path in segment_files(self._folder):
             if path in held or warehouse_of(path) is None or (warehouse and warehouse_of(path) not in {"", warehouse}):
                 continue
-            with suppress(OSError):  # somebody else's, or gone
+            with suppress(OSError):  # another process holds the segment, or has deleted it
                 self._segments.append(Segment(path))
                 adopted += 1
         self._segments = deque(sorted(self._segments, key=lambda segment: segment.path))
@@ -126,10 +129,13 @@ class Spool:
         return adopted
 
     def take(self, name: str) -> None:
-        """Take over one segment, whatever warehouse it belongs to.
+        """Adopt one segment of any warehouse.
+
+        Args:
+            name: The segment's name.
 
         Raises:
-            SpoolError: There is no such segment, or a process holds it.
+            SpoolError: There is no such segment, or a process holds the segment.
         """
         path = self._folder / name
         if path not in segment_files(self._folder):
@@ -140,13 +146,13 @@ class Spool:
             raise SpoolError(f"Segment {name} is held by a collector, which drains it by itself.") from None
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
-        """Write deliveries to the disk; they are safe there when this returns.
+        """Write deliveries to the disk; the deliveries are durable when this method returns.
 
         Args:
             deliveries: The deliveries, in their order.
 
         Raises:
-            SpoolError: There is no room, or the disk does not take them. Nothing is kept of them.
+            SpoolError: There is no room, or the disk does not take the deliveries. The spool then keeps none of them.
         """
         body = encode(deliveries)
         self._check_limit(len(body))
@@ -155,7 +161,8 @@ class Spool:
             try:
                 segment.append(body)
             except OSError:
-                # What the disk did not take once it may not have taken at all: this segment ends here.
+                # After a failed write, the state of the file on the disk is uncertain. So the next append begins a new
+                # segment.
                 self._writable = None
                 if not segment.size:
                     self._segments.remove(segment)
@@ -167,10 +174,10 @@ class Spool:
         self._broken_until = float("-inf")
 
     def check_room(self) -> None:
-        """Make sure that deliveries could be written, without writing any.
+        """Check that deliveries could be written, without writing to the disk.
 
         Raises:
-            SpoolError: There is no room, or the disk takes nothing.
+            SpoolError: There is no room, or the folder cannot be written.
         """
         self._check_limit(0)
         if time.monotonic() < self._broken_until:
@@ -186,22 +193,26 @@ class Spool:
             raise self._unwritable("the disk is full")
 
     def resume(self, positions: dict[str, int]) -> None:
-        """Go by what the database says of how far segments have been drained, by their names."""
+        """Continue from the positions that the database keeps.
+
+        Args:
+            positions: For each segment's name, the position up to which the segment has been replayed.
+        """
         self._positions = dict(positions)
 
     def next_part(self, size: int) -> Part | None:
-        """Return the first deliveries that are not drained yet.
+        """Return the first deliveries that have not been replayed; delete segments without such deliveries.
 
         Args:
-            size: Bytes of deliveries to return at least, as far as the segment has them.
+            size: The part has at least this many bytes, unless the segment ends earlier.
 
         Returns:
-            The deliveries; None when nothing is left.
+            The deliveries; None when the spool is empty.
         """
         while self._segments:
             segment = self._segments[0]
             if not self._is_own(segment):
-                # Begun while another warehouse was there.
+                # This process began the segment while it was connected to another warehouse.
                 self._let_go(segment)
                 self._tell_foreign(self._into)
                 continue
@@ -209,7 +220,7 @@ class Spool:
             deliveries: list[Delivery] = []
             for end, found in segment.records(start):
                 deliveries += found
-                # What is passed over is no part of its own, however large it is: good records may follow it.
+                # A damaged piece of any size never makes a part of its own, because whole records may follow.
                 if deliveries and end - start >= size:
                     break
             if deliveries:
@@ -219,17 +230,17 @@ class Spool:
         return None
 
     def drained(self, part: Part) -> None:
-        """Remember that a part is in the database."""
+        """Record that a part has been committed to the database."""
         self._positions[part.segment] = part.end
 
     def close(self) -> None:
-        """Let go of the segments; what is not drained stays for the next process."""
+        """Release all segments; deliveries that have not been replayed stay for the next process."""
         while self._segments:
             self._segments.popleft().close()
         self._writable = None
 
     def _is_own(self, segment: Segment) -> bool:
-        """Say whether a segment is to be drained."""
+        """Return whether a segment belongs to the warehouse that the spool is replayed into."""
         return not self._into or segment.warehouse in {"", self._into}
 
     def _let_go(self, segment: Segment) -> None:
@@ -250,7 +261,7 @@ class Spool:
                 )
 
     def _check_limit(self, size: int) -> None:
-        """Make sure that a record may have a body of so many bytes."""
+        """Raise a `SpoolError` unless the spool has room for a record with a body of `size` bytes."""
         if not self._limit:
             raise SpoolError("There is no spool: LOADER_SPOOL_BYTES is 0.")
         if self.size + RECORD_BYTES + size > self._limit:
@@ -263,11 +274,11 @@ class Spool:
         return SpoolError(f"The spool in {self._folder} cannot be written: {reason}.")
 
     def _position(self, segment: Segment) -> int:
-        """Return how far a segment has been drained."""
+        """Return the position up to which a segment has been replayed."""
         return min(self._positions.get(segment.path.name, 0), segment.size)
 
     def _segment(self) -> Segment:
-        """Return the segment to write to."""
+        """Return the segment to append to; begin a segment if the last is missing, full or of another warehouse."""
         warehouse = self._warehouse.id
         writable = self._writable
         if writable is None or writable.size >= self._segment_bytes or writable.warehouse != warehouse:
@@ -292,7 +303,7 @@ class Spool:
 
 
 def spool_folder(settings: Settings) -> Path:
-    """Return the folder of the spool that settings name."""
+    """Return the folder of the spool: the setting `spool`, by default `spool` in the loader's home."""
     return settings.spool or settings.home / "spool"
 
 
@@ -308,7 +319,7 @@ def list_segments(folder: Path, warehouse: str) -> list[SegmentListed]:
         owner = warehouse_of(path)
         try:
             found = path.stat()
-        except FileNotFoundError:  # drained meanwhile
+        except FileNotFoundError:  # a process has replayed and deleted the segment meanwhile
             continue
         listed.append(
             SegmentListed(
@@ -334,7 +345,7 @@ def count_foreign(folder: Path, warehouse: str) -> list[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new file's name as durable as what is in it."""
+    """Sync a folder to the disk, so that the names of new files in it are durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

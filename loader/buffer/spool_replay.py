@@ -1,7 +1,7 @@
-"""Brings what waits in the spool into the database, once the database is back, in the order in which it came.
+"""Replays the spool: lands its events in their order, once the database is back.
 
-How far a segment has been drained is written in the transaction of its rows, so nothing lands twice, whenever either
-side is killed.
+The position up to which a segment has been replayed is written in the transaction of the rows. So no row lands twice,
+even if the collector or the database is killed at any moment.
 """
 
 import threading
@@ -24,13 +24,13 @@ from loader.raw.landing import LandingResult
 from loader.runtime import metrics
 from loader.runtime.backoff import Backoff
 
-# What one transaction takes at most: beyond this, a larger one is not faster.
+# Bytes after which a transaction takes no more deliveries. A larger transaction is no faster.
 BATCH_BYTES = 4_000_000
 
-# What the database may take for a part of the spool, for which nobody waits.
+# How long the database may take for a part of the spool while no request waits for that part.
 _PART_SECONDS = 60.0
 
-# Between attempts to reach a database that is away.
+# Pauses between attempts to reach a database that is away. Each pause is twice the previous one, up to the longest.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 
@@ -40,25 +40,26 @@ _ADVANCE = """
     on conflict (segment) do update set byte_offset = excluded.byte_offset, updated_at = now()
     where spools.byte_offset = %(offset)s
 """
-# A segment that is drained is deleted, so what nothing has moved for long is none any more.
+# Replayed segments are deleted from the disk. So a position that has not changed for a year belongs to no segment.
 _FORGET = "delete from raw.spools where updated_at < now() - interval '1 year'"
 
-# What says that the database could not do it, as opposed to a mistake of ours.
+# Errors that mean that the database could not do its work. All other exceptions are bugs of the loader.
 AWAY = (psycopg.Error, LoaderError, OSError)
 
 log = structlog.get_logger("loader")
 
 
 class SpoolReplay:
-    """Drains a spool until it is empty.
+    """Replays a spool until the spool is empty.
 
     Args:
-        connect: Opens a connection to the database, in autocommit; raises what it likes when it cannot.
+        connect: Opens a connection to the database, in autocommit; may raise any exception.
         spool: The spool.
-        warehouse: The warehouse the database is; read again before anything is drained into it.
-        mode: Held while it is decided whether deliveries go to the spool.
-        seconds: How long the database may take while somebody waits for it.
-        emptied: Called with a connection and what is known of the events, holding `mode`, when the spool is empty.
+        warehouse: The id and the clock of the database's warehouse. Each attempt reads both before it lands events.
+        mode: The lock that protects the decision between database and spool.
+        seconds: How long the database may take while requests wait.
+        emptied: Called when the spool is empty, while `mode` is held. The arguments are the connection and the
+            collections and properties that the replay knows.
     """
 
     def __init__(
@@ -81,13 +82,16 @@ class SpoolReplay:
         self._connection: psycopg.Connection | None = None
 
     def stop(self) -> None:
-        """Stop soon, from another thread; the next process learns from the database what of the last part landed."""
+        """Stop the replay soon; may be called from another thread.
+
+        The last part may have landed or not. The next process reads from the database how far the segment has landed.
+        """
         self._stopping.set()
         if connection := self._connection:
             cut(connection)
 
     def run(self) -> None:
-        """Bring the database back, and the spool into it; try until it is done, or to be stopped."""
+        """Connect to the database and replay the spool; repeat until the spool is empty or `stop` is called."""
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         told = ""
         while not self._stopping.is_set():
@@ -117,14 +121,19 @@ class SpoolReplay:
             self._connection = None
 
     def _drain(self, connection: psycopg.Connection) -> bool:
-        """Land what is in the spool, part by part; False when it was interrupted by the end of the process."""
+        """Land the deliveries of the spool, part by part.
+
+        Returns:
+            Whether the spool is empty; False when `stop` has interrupted the replay.
+        """
         with time_limit(connection, self._seconds):
             connection.execute(_FORGET)
             positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
             here = self._warehouse.identify(connection)
         with self._mode:
             self._spool.adopt(here)
-            # Also for what this process has drained itself: it may not know whether its last part has landed.
+            # This process takes the positions of its own segments from the database too, because the commit of its last
+            # part may have got no answer.
             self._spool.resume(positions)
         registry = SchemaRegistry()
         drained = 0
@@ -133,13 +142,14 @@ class SpoolReplay:
             with self._mode:
                 part = self._spool.next_part(BATCH_BYTES)
                 if part and part.last and proven:
-                    # More may come while it lands, and under load that would never end. The database has just shown
-                    # that it takes parts, so the writing thread can wait for this one.
+                    # The last part lands while `mode` is held, so the writing thread waits. Otherwise a steady load
+                    # would keep the spool from ever being empty. An earlier part has shown that the database accepts
+                    # parts.
                     drained += self._land(connection, registry, part, self._seconds)
                     part = self._spool.next_part(BATCH_BYTES)
                 if part is None:
                     self._emptied(connection, registry)
-                    # It is the other's now.
+                    # The connection belongs to the writing thread now.
                     self._connection = None
                     metrics.spool_bytes.set(0)
                     log.info("events go to the database", drained=drained)
@@ -149,7 +159,7 @@ class SpoolReplay:
         return False
 
     def _land(self, connection: psycopg.Connection, registry: SchemaRegistry, part: Part, seconds: float) -> int:
-        """Land a part of the spool and remember that, in one transaction; return how many events it had."""
+        """Land a part of the spool and record its position, in one transaction; return the number of landed events."""
         started = time.monotonic()
         with time_limit(connection, seconds):
             landed = _land_part(connection, registry, part, self._warehouse)
@@ -161,7 +171,7 @@ class SpoolReplay:
 
 
 def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> LandingResult:
-    """Land one segment of a spool, whatever warehouse it belongs to, and delete it.
+    """Land one segment of a spool, of any warehouse, and delete the segment.
 
     Args:
         connection: A connection in autocommit.
@@ -169,8 +179,9 @@ def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Lan
         name: The segment's name.
 
     Raises:
-        SpoolError: There is no such segment, or a process holds it.
-        LoaderError: It holds events of a source that this database does not have; what came before them has landed.
+        SpoolError: There is no such segment, or a process holds the segment.
+        LoaderError: The segment holds events of a source that this database does not have. The parts before them have
+            landed.
     """
     warehouse = Warehouse()
     warehouse.identify(connection)
@@ -197,7 +208,7 @@ def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Lan
 def _land_part(
     connection: psycopg.Connection, registry: SchemaRegistry, part: Part, warehouse: Warehouse
 ) -> LandingResult:
-    """Land a part of a spool and remember that, in one transaction."""
+    """Land a part of a spool and record its position, in one transaction."""
     deliveries = [
         each if each.is_corrected else msgspec.structs.replace(each, received_at=warehouse.correct(each.received_at))
         for each in part.deliveries
@@ -211,7 +222,7 @@ def _land_part(
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line, with its SQLSTATE; none of a row's content is in it."""
+    """Return the text of an error in one line, with the SQLSTATE and without any value of a row."""
     if isinstance(error, psycopg.Error):
         message = error.diag.message_primary or type(error).__name__
         return f"{error.sqlstate or 'connection lost'}: {without_values(message)}"
@@ -219,7 +230,12 @@ def describe(error: BaseException) -> str:
 
 
 def count_landed(landed: LandingResult, seconds: float) -> None:
-    """Count what a transaction has landed, for the metrics."""
+    """Add the landed events and quarantined messages of a transaction to the metrics.
+
+    Args:
+        landed: The result of the transaction.
+        seconds: The time from handing the batch to the database to the commit.
+    """
     metrics.landed_events.inc(landed.rows)
     metrics.batch_events.observe(landed.rows)
     metrics.commit_seconds.observe(seconds)

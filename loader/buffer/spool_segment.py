@@ -1,8 +1,12 @@
-"""One segment of a spool: a file of records that only grows.
+"""Reads and writes one segment of a spool: a file of records that only grows.
 
-A segment's name says when it was begun, its nonce and the warehouse whose write keys let its events in. A record is the
-nonce, the length of its body, and a checksum of the body under the nonce as the key. Senders do not know the nonce, so
-no bytes they send can pass for a record. Versions before had segments with neither; those are read as well.
+The name of a segment has the time of its beginning, its nonce, and the id of a warehouse. The write keys of that
+warehouse admitted the segment's events.
+
+A record is the nonce, the length of the body, a checksum of the body, and the body. The checksum has the nonce as its
+key. Senders do not know the nonce, so bytes of a sender cannot pass for a record.
+
+Segments of earlier versions have neither a nonce nor a warehouse. They are read as well.
 """
 
 import errno
@@ -27,17 +31,17 @@ _SUFFIX = ".segment"
 _OLD_SUFFIX = ".spool"
 _DAMAGED = ".damaged"
 
-# Time of the beginning, nonce, warehouse.
+# A segment's name: the time of its beginning, the nonce, the warehouse.
 _NAME = re.compile(r"\d{20}-([0-9a-f]{32})-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|unknown)\.segment")
 _UNKNOWN = "unknown"
 _NONCE_BYTES = 16
 
-# Of a record: what it begins with, the length of its body, the body's checksum.
+# The header of a record: the nonce, the length of the body, the checksum of the body.
 _HEADER = Struct(">16sI16s")
 _OLD_HEADER = Struct(">4sII")
 _OLD_MARK = b"IWSP"
 
-# What a record has besides its body.
+# Bytes that a record has besides its body.
 RECORD_BYTES = _HEADER.size
 
 log = structlog.get_logger("loader")
@@ -47,7 +51,7 @@ _decode = msgspec.msgpack.Decoder(list[Delivery]).decode
 
 
 def segment_files(folder: Path) -> list[Path]:
-    """Return the segments of a folder, the oldest first."""
+    """Return the paths of a folder's segments, the oldest first."""
     return sorted([*folder.glob(f"*{_SUFFIX}"), *folder.glob(f"*{_OLD_SUFFIX}")])
 
 
@@ -55,7 +59,7 @@ def warehouse_of(path: Path) -> str | None:
     """Return the id of the warehouse that a segment belongs to.
 
     Returns:
-        The id; empty when the segment has none, None when the file's name is not a segment's.
+        The id; empty when the segment has no id, None when the file's name is not the name of a segment.
     """
     if path.suffix == _OLD_SUFFIX:
         return ""
@@ -64,29 +68,29 @@ def warehouse_of(path: Path) -> str | None:
 
 
 def foreign_segments(folder: Path, warehouse: str) -> list[Path]:
-    """Return the segments of a folder that belong to another warehouse, the oldest first.
+    """Return the paths of a folder's segments that belong to another warehouse, the oldest first.
 
     Args:
         folder: The spool's folder.
-        warehouse: The id of the warehouse in use; while it is empty, none is another one.
+        warehouse: The id of the warehouse in use. With an empty id, no segment counts as one of another warehouse.
     """
     return [path for path in segment_files(folder) if warehouse and warehouse_of(path) not in {"", warehouse}]
 
 
 class Segment:
-    """One file, locked for as long as it is open.
+    """One segment's file, which is locked as long as it is open.
 
     Args:
         path: The file.
-        flags: Further flags to open it with.
+        flags: Further flags for opening the file.
 
     Attributes:
-        warehouse: The id of the warehouse it belongs to; empty when it has none.
-        size: Its bytes.
+        warehouse: The id of the warehouse that the segment belongs to; empty when the segment has no id.
+        size: Bytes of the file.
 
     Raises:
-        SpoolError: Its name is not a segment's.
-        OSError: Somebody else has it, or it cannot be opened.
+        SpoolError: The file's name is not the name of a segment.
+        OSError: Another process holds the file, or the file cannot be opened.
     """
 
     def __init__(self, path: Path, flags: int = 0) -> None:
@@ -109,7 +113,7 @@ class Segment:
             os.close(self.file)
             raise
         if not found.st_nlink:
-            # Whoever had it until now has deleted it: what is written there would be gone with this process.
+            # The previous holder has deleted the file. Records written to the file would be lost with this process.
             os.close(self.file)
             raise FileNotFoundError(errno.ENOENT, "Somebody has deleted it", str(path))
         self.size = found.st_size
@@ -119,50 +123,57 @@ class Segment:
         """Begin a segment.
 
         Args:
-            folder: Where it is to lie.
-            warehouse: The id of the warehouse it belongs to; empty when it is unknown.
+            folder: The spool's folder.
+            warehouse: The id of the warehouse that the segment belongs to; empty when the id is unknown.
         """
         name = f"{time.time_ns():020d}-{secrets.token_hex(_NONCE_BYTES)}-{warehouse or _UNKNOWN}{_SUFFIX}"
         return cls(folder / name, os.O_CREAT | os.O_EXCL)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file and release its lock."""
         os.close(self.file)
 
     def delete(self) -> None:
-        """Delete it."""
+        """Delete the file and release its lock."""
         try:
             self.path.unlink(missing_ok=True)
         finally:
             self.close()
 
     def append(self, body: bytes) -> None:
-        """Write a record to the disk; it is safe there when this returns.
+        """Write a record to the disk; the record is durable when this method returns.
 
         Args:
-            body: Deliveries, as `encode` gives them.
+            body: Deliveries, as `encode` returns them.
 
         Raises:
-            OSError: The disk does not take it. The segment is as it was.
+            OSError: The disk does not take the record. The segment is unchanged.
         """
         record = self._header.pack(self._mark, len(body), self._checksum(body)) + body
         try:
             _write(self.file, record, self.size)
             os.fsync(self.file)
         except OSError:
-            # Whatever of it got there must not be taken for a record.
+            # A partly written record must not stay in the file.
             os.ftruncate(self.file, self.size)
             raise
         self.size += len(record)
 
     def records(self, position: int) -> Iterator[tuple[int, list[Delivery]]]:
-        """Yield where each whole record ends and what it holds; what is damaged is reported and kept aside."""
+        """Yield each whole record from a position on; log damaged pieces and copy them to files beside the segment.
+
+        Args:
+            position: The position of the first record.
+
+        Yields:
+            The position at which the record ends, and its deliveries. A damaged piece has no deliveries.
+        """
         while position < self.size:
             read = self._read(position)
             if read is None:
                 following = self._next(position + 1)
                 self._report(position, following)
-                # Passed over for good, also when nothing follows it.
+                # The caller moves past the damaged piece, even if no record follows.
                 yield following, []
                 position = following
                 continue
@@ -175,7 +186,7 @@ class Segment:
         return hashlib.blake2b(body, key=self._mark, digest_size=16).digest()
 
     def _read(self, position: int) -> tuple[int, list[Delivery]] | None:
-        """Return where a record ends and what it holds; None when there is no whole one."""
+        """Return the end of the record at a position and its deliveries; None if there is no whole record."""
         header = os.pread(self.file, self._header.size, position)
         if len(header) < self._header.size:
             return None
@@ -192,7 +203,7 @@ class Segment:
             return None
 
     def _next(self, position: int) -> int:
-        """Return where the next whole record begins; the segment's end when there is none."""
+        """Return the position of the next whole record; the segment's end if there is no such record."""
         rest = os.pread(self.file, self.size - position, position)
         found = rest.find(self._mark)
         while found >= 0:
@@ -202,7 +213,8 @@ class Segment:
         return self.size
 
     def _report(self, start: int, end: int) -> None:
-        # One file for each piece, so that a piece found again, by another process too, is kept once.
+        # Each piece has a file of its own, named by its position. So a piece that is found again, even by another
+        # process, is kept once.
         if start in self._reported:
             return
         aside = self.path.with_name(f"{self.path.stem}-{start}{_DAMAGED}")

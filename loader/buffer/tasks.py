@@ -1,4 +1,4 @@
-"""What the writing thread has to do, one task after the other."""
+"""The queue of the writing thread's tasks: tasks that gather while the thread is busy share a commit."""
 
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -9,12 +9,12 @@ from loader.buffer.spool_replay import BATCH_BYTES
 
 @dataclass
 class Task:
-    """What the writing thread has to do at a time.
+    """A batch for the writing thread.
 
     Attributes:
         batch: Deliveries to write.
-        number: How many tasks it was made of.
-        late: The database has not answered the connection that sent the batch.
+        number: The number of queued tasks that this task combines.
+        late: Whether the database has left a connection with this batch without an answer in time.
     """
 
     batch: list[Waiting]
@@ -23,17 +23,21 @@ class Task:
 
 
 class Tasks:
-    """The tasks that wait for the writing thread; may be used from any thread."""
+    """The tasks that wait for the writing thread; any thread may use them."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[Task | None] = SimpleQueue()
 
     def put(self, task: Task | None) -> None:
-        """Have a task wait; None ends the thread when it has done the others."""
+        """Add a task to the queue; None ends the writing thread after the tasks before it."""
         self._waiting.put(task)
 
     def next(self) -> Task | None:
-        """Wait for something to do; what has gathered meanwhile shares a commit."""
+        """Wait for a task, and combine it with the tasks behind it, so that they share a commit.
+
+        Returns:
+            The combined task; None when the thread is to end.
+        """
         task = self._waiting.get()
         while task and not self._waiting.empty() and sum(size for _, size, _ in task.batch) < BATCH_BYTES:
             following = self._waiting.get()

@@ -1,7 +1,7 @@
-"""The collector: what each route takes, and what it answers.
+"""The collector's ASGI application: reads requests, stores their messages and answers.
 
-Nothing is answered with success before it is durable. What cannot be an event goes to quarantine, whatever the sender
-is told: a client that gets a 400 gives up, and what it sent would be gone.
+A request is answered with success only after its messages are durable. A message that cannot become an event goes to
+quarantine, whatever the answer is. A client gives up after a 400, so the message would otherwise be lost.
 """
 
 import asyncio
@@ -42,7 +42,8 @@ _PREFLIGHT = (
     (b"access-control-max-age", b"86400"),
 )
 
-# Segment, too, answers 400 to what it cannot read.
+# Reasons that are answered with 400 even when the collector answers as Segment does. Segment also answers 400 to a body
+# that it cannot read.
 _ALWAYS_TOLD = frozenset(
     {
         Reason.INVALID_JSON,
@@ -54,7 +55,7 @@ _ALWAYS_TOLD = frozenset(
     }
 )
 
-# Between two lines of the log about refusals.
+# Time between two reports of refusals in the log.
 REPORT_SECONDS = 5.0
 
 _OPENAPI = Path(__file__).with_name("openapi.json")
@@ -63,13 +64,13 @@ log = structlog.get_logger("loader")
 
 
 class Collector:
-    """An ASGI application.
+    """The ASGI application that serves the collector's routes.
 
     Args:
         settings: The process's settings.
         writer: Makes messages durable.
-        keys: Knows who may send.
-        observation: Looks at the database for the metrics.
+        keys: The write keys in use.
+        observation: Updates the metrics that come from the database.
     """
 
     def __init__(self, settings: Settings, writer: BatchWriter, keys: WriteKeys, observation: WarehouseMetrics) -> None:
@@ -81,7 +82,7 @@ class Collector:
         self._routes = event_routes(settings)
         self.fast_path = FastPath(writer, keys, self._routes)
         self._asking: asyncio.Task[None] | None = None
-        # analytics.js reports metrics of its own there, which are no events.
+        # analytics.js sends its own metrics to /v1/m. They are not events and are discarded.
         self._posts = {*self._routes, "/v1/m", "/v1/m/"}
         self._documents = {
             "/health": self._health,
@@ -92,7 +93,7 @@ class Collector:
         self.routes = dict.fromkeys(self._posts, ("POST", "OPTIONS")) | dict.fromkeys(self._documents, ("GET", "HEAD"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
+        """Answer one ASGI request."""
         if scope["type"] != "http":
             raise RuntimeError(f"unexpected {scope['type']}")
         path = scope["path"]
@@ -163,7 +164,7 @@ class Collector:
             if source is not None:
                 deliveries.append(self._store(route, source, part))
         await asyncio.gather(*deliveries)
-        # The calls whose key is known are stored all the same.
+        # Calls with a known key are stored although the request fails.
         if unknown:
             raise unknown
         return SUCCESS
@@ -172,7 +173,7 @@ class Collector:
         return Response(200, b'{"status":"ok"}')
 
     async def _ready(self) -> Response:
-        """Try to make something durable, on the way events go."""
+        """Check that events can be made durable, by a delivery without messages that takes the same path."""
         await self._writer.write(self._writer.delivery("", "", [], []))
         into = "spool" if self._writer.spooling else "database"
         return Response(200, msgspec.json.encode({"status": "ready", "writing_to": into}))
@@ -184,10 +185,11 @@ class Collector:
     async def _openapi(self) -> Response:
         return Response(200, _OPENAPI.read_bytes())
 
-    # Steps
-
     async def _store_part(self, route: Route, source: str, part: Part) -> Response:
-        """Store the messages of a request; refuse the request when none of them is an event."""
+        """Store the messages of a request; answer with an error if none of them is an event.
+
+        With the setting `segment_answers`, most refused messages are answered with success, as Segment answers them.
+        """
         if not part.events and not part.refused:
             raise HttpError(400, "bad_request", "The body holds no event.")
         await self._store(route, source, part)
@@ -199,21 +201,21 @@ class Collector:
         await self._writer.write(self._writer.delivery(source, route.entrance, part.events, part.refused))
 
     async def _keep_unreadable(self, route: Route, body: bytes, error: BadRequestError, key: str) -> HttpError:
-        """Put a body that cannot be read in quarantine, when its source is known."""
+        """Put an unreadable body in quarantine if its source is known; return the error for the answer."""
         key = key or find_write_key(body)
         source = await self._source(key) if key else None
         if source is not None and body.strip():
-            # The key may be written in a way that is no JSON at all.
+            # The key may be written in a form that is not JSON at all. So every copy of the key is removed.
             kept = blank_write_keys(body).replace(key.encode(), b"")
             refused = [Refused(kept, 1, error.code, error.message)]
             await self._writer.write(self._writer.delivery(source, route.body_entrance, [], refused))
         return HttpError(400, error.code, error.message)
 
     async def _source(self, key: str) -> str | None:
-        """Return the source of a write key; None when its events are to be dropped without a word.
+        """Return the source of a write key; None when its messages are to be dropped and answered with success.
 
         Raises:
-            HttpError: The key is not known.
+            HttpError: The key is unknown, or the database is away and the key is not among the last known keys.
         """
         if key:
             source = self._keys.find(key)
@@ -235,7 +237,7 @@ class Collector:
         )
 
     async def _first_known(self, keys: Sequence[str]) -> str:
-        """Return the first key that belongs to a source, else the first one, else the empty string."""
+        """Return the first key that belongs to a source, else the first key, else the empty string."""
         known = next((key for key in keys if self._keys.find(key)), None)
         if known is None and len(keys) > 1:
             await self._ask()
@@ -243,7 +245,7 @@ class Collector:
         return known or (keys[0] if keys else "")
 
     async def _ask(self) -> None:
-        """Read the write keys again: once for everybody who waits, and no more often than once a second."""
+        """Read the write keys again; waiting requests share one read, and reads are at least a second apart."""
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_later())
         await asyncio.shield(self._asking)
@@ -254,18 +256,18 @@ class Collector:
         await asyncio.to_thread(self._keys.refresh)
 
     async def report_refusals(self) -> None:
-        """Log every few seconds what was refused, for as long as the collector runs."""
+        """Log the numbers of refusals every `REPORT_SECONDS`, as long as the collector runs."""
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             self.log_refusals()
 
     def log_refusals(self) -> None:
-        """Log what was refused since the last time."""
+        """Log the numbers of refusals since the last report."""
         for line in metrics.refusals.take():
             log.warning(line)
 
     async def keep_keys_fresh(self) -> None:
-        """Read the write keys every few seconds, for as long as the collector runs."""
+        """Read the write keys every `REFRESH_SECONDS`, as long as the collector runs."""
         while True:
             await asyncio.to_thread(self._keys.refresh)
             await asyncio.sleep(REFRESH_SECONDS)

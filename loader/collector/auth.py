@@ -1,7 +1,7 @@
-"""Who sends a request: the write keys it shows, whether its signature is right, and from which address it comes.
+"""Finds the sender of a request: reads its write keys, checks its signature and determines its client address.
 
-Iterable puts a token into a header as it stands, or behind the name of a scheme; Segment's libraries use Basic
-authentication with the key as the user. All of that is the same key in another place.
+Iterable sends a token as the value of a header, alone or after the name of a scheme. Segment's libraries use Basic
+authentication with the key as the user. All these values are write keys.
 """
 
 import binascii
@@ -22,12 +22,12 @@ from loader.events.json_text import read_elements, strip_body
 
 _SCHEMES = frozenset({b"basic", b"bearer", b"oauth2", b"token"})
 
-# From here on JavaScript writes numbers with an exponent.
+# The smallest number that JavaScript writes with an exponent.
 _EXPONENT_FROM = 1e21
 
 
 def basic_key(scope: Scope) -> str:
-    """Return the write key of Basic authentication, with or without the colon; empty when there is none."""
+    """Return the write key of Basic authentication, with or without a colon after the key; empty if there is no key."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             return _basic_user(value)
@@ -43,11 +43,11 @@ def _basic_user(value: bytes) -> str:
 
 
 def shown_keys(scope: Scope, custom_header: str) -> tuple[str, ...]:
-    """Return everything in a webhook's request that may be meant as its write key, the likeliest first.
+    """Return all values in a webhook's request that may be its write key, the likeliest first.
 
     Args:
         scope: The request.
-        custom_header: A header of the receiver's own choice that holds the key.
+        custom_header: The name of a further header with the key, which the operator of the collector chooses.
     """
     own = header(scope, custom_header.lower().encode())
     return _keys_of(own, header(scope, b"authorization").strip(), scope["query_string"])
@@ -63,7 +63,7 @@ def _keys_of(own: bytes, authorization: bytes, query: bytes) -> tuple[str, ...]:
         if scheme.lower() in _SCHEMES and token:
             keys.append(token)
             if scheme.lower() == b"basic":
-                # The key may stand for the user, the password or both.
+                # The key may be the user, the password, or both.
                 user, _, password = _decoded(token).partition(b":")
                 keys += [part for part in (user, password) if part]
     shown = [key.decode(errors="replace") for key in keys]
@@ -78,14 +78,14 @@ def _decoded(value: bytes) -> bytes:
 
 
 def is_signed(body: bytes, signature: bytes, secret: str) -> bool:
-    """Say whether Segment has signed a webhook's body.
+    """Return whether Segment has signed a webhook's body.
 
-    The signature is the HMAC-SHA1 of the body as JavaScript writes it, and of the first event only when the body is a
-    batch. https://segment.com/docs/connections/destinations/catalog/actions-webhook/
+    The signature is the HMAC-SHA1 of the body as JavaScript writes it. When the body is a batch, Segment signs only the
+    first event. https://segment.com/docs/connections/destinations/catalog/actions-webhook/
 
     Args:
-        body: The body, as it came.
-        signature: The header `X-Signature`.
+        body: The decompressed body.
+        signature: The value of the header `X-Signature`.
         secret: The secret shared with Segment.
     """
     given = signature.strip().lower()
@@ -96,7 +96,7 @@ def is_signed(body: bytes, signature: bytes, secret: str) -> bool:
 
 
 def _number(text: str) -> float:
-    """Return a number that is written as JavaScript writes it: without a fraction of zero."""
+    """Convert a number to a value that is encoded as JavaScript writes it: without a fraction of zero."""
     value = float(text)
     return int(value) if value.is_integer() and abs(value) < _EXPONENT_FROM else value
 
@@ -105,7 +105,11 @@ _decode = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def _signed_texts(body: bytes) -> Iterator[bytes]:
-    """Yield the texts that a signature may be of; one event that cannot be read costs a batch no signature."""
+    """Yield the texts that Segment may have signed.
+
+    Each text is also yielded as JavaScript writes it. An unreadable text is yielded only as received, so an unreadable
+    event does not invalidate the signature of its batch.
+    """
     yield body
     texts = [body]
     text = strip_body(body)
@@ -118,10 +122,10 @@ def _signed_texts(body: bytes) -> Iterator[bytes]:
 
 
 def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:
-    """Read addresses and networks with commas between them.
+    """Parse a list of addresses and networks, separated by commas.
 
     Raises:
-        UsageError: One of them is none.
+        UsageError: An entry is neither an address nor a network.
     """
     try:
         return [ip_network(each.strip(), strict=False) for each in listed.split(",") if each.strip()]
@@ -130,11 +134,11 @@ def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:
 
 
 def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -> str:
-    """Return the IPv4 address a request comes from; empty when it has another kind, or nobody knows.
+    """Return the IPv4 address of a request's client; empty if the address is of another kind or unknown.
 
     Args:
         scope: The request.
-        trusted: Proxies that may say in `X-Forwarded-For` whom they speak for.
+        trusted: The proxies whose `X-Forwarded-For` is believed.
     """
     client = scope.get("client")
     if not client:
@@ -147,9 +151,9 @@ def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -
             address = ip_address(hop)
         except ValueError:
             return ""
-        # A socket that listens on both kinds writes the one as the other.
+        # A socket that listens on IPv4 and IPv6 reports IPv4 addresses as IPv6 addresses.
         address = getattr(address, "ipv4_mapped", None) or address
         if not any(address in network for network in trusted):
             return str(address) if isinstance(address, IPv4Address) else ""
-    # Everybody on the way is a proxy of ours: then the farthest is who it comes from.
+    # All addresses belong to trusted proxies, so the farthest address counts as the client's.
     return str(address) if isinstance(address, IPv4Address) else ""

@@ -1,7 +1,7 @@
-"""The fast path of small requests with a known write key: no task, and no ASGI messages.
+"""The fast path: answers small requests with a known write key without a task and without ASGI messages.
 
-The event loop parses such a request when its last byte is there, and answers it from the callback of its commit. The
-ASGI application takes every other request: large ones, and those that need a query or an error.
+The event loop parses such a request when its last byte has arrived, and answers from the callback of the commit. The
+ASGI application takes all other requests: large requests, and requests that need a query or an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,20 +13,21 @@ from loader.collector.write_keys import WriteKeys
 from loader.errors import UnavailableError
 from loader.runtime import metrics
 
-# A larger body is not parsed at once.
+# Largest body of the fast path, in bytes.
 _BYTES = 60_000
 _LENGTH_DIGITS = 20
 
-# A request with such a header is not whole when its head is, or its client waits before it sends.
+# Headers of requests that the fast path leaves to the application. With `transfer-encoding` or `upgrade`, the head does
+# not tell where the request ends. With `expect`, the client waits before it sends the body.
 _UNUSUAL_HEADERS = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 
 
 class FastPath:
-    """Takes requests; for the event loop's thread.
+    """The fast path of all routes; call its methods from the thread of the event loop.
 
     Args:
         writer: Makes messages durable.
-        keys: Knows the write keys in use.
+        keys: The write keys in use.
         routes: The routes that take events, by path.
     """
 
@@ -36,17 +37,17 @@ class FastPath:
         self._routes = routes
 
     def find(self, scope: Scope) -> Route | None:
-        """Return the route of a request that the fast path may take.
+        """Return the route of a request that the fast path may take; None for other requests.
 
         Args:
-            scope: The request, of which only the head may be there.
+            scope: The head of the request. The body may still arrive.
         """
         route = self._routes.get(scope["path"])
         if route is None or scope["method"] != "POST":
             return None
         length = -1
         for name, value in scope["headers"]:
-            # A number with thousands of zeros in front is valid HTTP, but int() refuses it.
+            # A number with thousands of leading zeros is valid HTTP, but `int` refuses such a number.
             if name == b"content-length" and len(value) < _LENGTH_DIGITS:
                 length = int(value)
             elif name == b"content-length" or name in _UNUSUAL_HEADERS:
@@ -54,16 +55,16 @@ class FastPath:
         return route if 0 <= length <= _BYTES else None
 
     def take(self, route: Route, scope: Scope, body: bytes, respond: Callable[[Response], None]) -> bool:
-        """Take a request, if its key is known and its body brings an event.
+        """Submit the events of a request, if its key is known and its body has an event.
 
         Args:
             route: The request's route.
             scope: The request.
-            body: The body, as it came.
+            body: The received body.
             respond: Called with the response, now or later, if the request was taken.
 
         Returns:
-            Whether the request was taken; otherwise nothing was done.
+            Whether the request was taken; if not, the call had no effect.
         """
         keys = route.find_keys(scope)
         source = next((found for key in keys if (found := self._keys.find(key))), None)
@@ -71,7 +72,7 @@ class FastPath:
             return False
         try:
             parts = route.parse(scope, decode_body(scope, body, route.limit), keys[0] if keys else "")
-        except Exception:  # noqa: BLE001 - the application meets the error as well, and answers
+        except Exception:  # noqa: BLE001 - the same error occurs in the application, which answers the request
             return False
         if len(parts) != 1 or not parts[0].events:
             return False

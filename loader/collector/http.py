@@ -1,7 +1,7 @@
-"""One HTTP exchange: a request's body read within its limits, and an answer in the one form clients understand.
+"""Reads the bodies of requests within their limits, and writes responses and errors in one form.
 
-Every error is JSON with `success`, `code` and `message`: Segment's Python library fails on an error without a `code`
-and then repeats for minutes what can never work.
+Every error is JSON with `success`, `code` and `message`. Segment's Python library fails on an error without a `code`,
+and then repeats for minutes a request that can never succeed.
 """
 
 import zlib
@@ -17,21 +17,21 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = b"application/json"
 
-# zlib's largest window, and that gzip's header and checksum are around the data.
+# zlib's largest window, and the flag for data with gzip's header and checksum.
 _GZIP_WINDOW = zlib.MAX_WBITS | 16
 
-# gzip data may be several one after the other. Each costs a copy of what follows it, so thousands of empty ones would
-# keep the process busy for minutes.
+# Largest number of members in gzip data. Each member costs a copy of all data behind it, so thousands of empty members
+# would keep the process busy for minutes.
 _GZIP_MEMBERS = 64
 
-# How much of a body that is too large is read all the same, and thrown away: most clients read an answer only when they
-# have sent everything.
+# How much of a body that is too large is read and discarded. Most clients read the answer only after they have sent the
+# whole body.
 _READ_OVER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a request is answered with."""
+    """The response to a request: its status, body and headers."""
 
     status: int
     body: bytes
@@ -45,12 +45,12 @@ SUCCESS = Response(200, b'{"success": true}')
 
 
 class HttpError(Exception):
-    """A request that is answered with an error.
+    """The error that a request is answered with.
 
     Args:
         status: The HTTP status.
-        code: What a program goes by.
-        message: What a person reads: what is wrong and what to do.
+        code: The code of the error, for programs.
+        message: The cause of the error and the remedy, for people.
         headers: Further headers.
     """
 
@@ -61,49 +61,54 @@ class HttpError(Exception):
 
 
 class DisconnectedError(Exception):
-    """The client has gone before its request was whole."""
+    """The client has disconnected before its request was complete."""
 
 
 def unavailable(message: str) -> HttpError:
-    """Return the error for what may pass in a moment."""
+    """Return the error for a condition that may pass soon: status 503, with `Retry-After` of 1 s."""
     return HttpError(503, "unavailable", message, ((b"retry-after", b"1"),))
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """Return a request's header, empty when it has none, joined when it has several; `name` is in lower case."""
+    """Return the value of a request's header; empty if it is missing, joined by commas if it is repeated.
+
+    Args:
+        scope: The request.
+        name: The header's name, in lower case.
+    """
     values = [value for each, value in scope["headers"] if each == name]
     return bytes(values[0]) if len(values) == 1 else b", ".join(values)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Read the body of a request, decompressed.
+    """Read the body of a request and return the body decompressed.
 
     Args:
         scope: The request.
-        receive: Where its body comes from.
-        limit: Bytes it may have, decompressed.
+        receive: Returns the next ASGI message of the request.
+        limit: Bytes that the decompressed body may have.
 
     Raises:
-        HttpError: It is too large, or compressed in a way that cannot be read.
-        DisconnectedError: The client has gone.
+        HttpError: The body is too large, or cannot be decompressed.
+        DisconnectedError: The client has disconnected.
     """
     headers = dict(scope["headers"])
     if b"expect" in headers and _announces_more(headers.get(b"content-length", b""), limit):
-        # It asks before it sends: not to be told to go on is what it waits for.
+        # The client asks before it sends the body. So the refusal is sent without reading the body.
         raise _too_large(limit, _CLOSE)
     return decode_body(scope, await _read_whole(receive, limit), limit)
 
 
 def decode_body(scope: Scope, body: bytes, limit: int) -> bytes:
-    """Return a body decompressed, as the head of its request says.
+    """Decompress a body by the `Content-Encoding` of its request, and return the result.
 
     Args:
         scope: The request.
-        body: The body, as it came.
-        limit: Bytes it may have, decompressed.
+        body: The received body.
+        limit: Bytes that the decompressed body may have.
 
     Raises:
-        HttpError: It is too large, or compressed in a way that cannot be read.
+        HttpError: The body is too large, or cannot be decompressed.
     """
     encoding = b""
     for name, value in scope["headers"]:
@@ -145,13 +150,13 @@ async def _read_whole(receive: Receive, limit: int) -> bytes:
 
 
 def _announces_more(length: bytes, limit: int) -> bool:
-    """Say whether a Content-Length is more than a limit; Python reads no number of thousands of digits."""
+    """Return whether a Content-Length exceeds a limit; counts digits first, because `int` refuses very long numbers."""
     digits = length.strip().lstrip(b"0")
     return len(digits) > len(str(limit)) or (digits.isdigit() and int(digits) > limit)
 
 
 def _decompress(body: bytes, limit: int) -> bytes:
-    """Decompress a body, but no further than it may go: a few kilobytes can become gigabytes."""
+    """Decompress a gzip body, and stop at the limit, because a few kilobytes can become gigabytes."""
     parts = []
     room = limit + 1
     members = 0
@@ -181,12 +186,12 @@ def _too_large(limit: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Htt
 
 
 async def send_response(send: Send, answer: Response, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """Send an answer.
+    """Send a response to the client.
 
     Args:
-        send: Where it goes.
-        answer: The answer.
-        headers: Headers beside its own.
+        send: Sends one ASGI message.
+        answer: The response.
+        headers: Further headers.
     """
     await send(
         {

@@ -1,8 +1,10 @@
-"""One client's connection: uvicorn's protocol with limits on a request's head, and the fast path of small requests.
+"""One client's HTTP connection: uvicorn's protocol with limits on a request's head, and the fast path.
 
-The fast path takes a request as soon as its last byte is there. One write answers the request when its events are
-durable. The request needs no task, no ASGI messages and no await. uvicorn has no public hook for this, so the method
-`_start_asgi_task` is overridden; pyproject.toml bounds uvicorn to the versions that were tested.
+The fast path takes a small request as soon as its last byte has arrived. One write answers the request when its events
+are durable. The request needs no task, no ASGI messages and no await.
+
+uvicorn has no public hook for the fast path, so the method `_start_asgi_task` is overridden. pyproject.toml bounds
+uvicorn to the versions that were tested.
 """
 
 import asyncio
@@ -18,23 +20,24 @@ from loader.collector.http import SUCCESS, HttpError, Response
 from loader.collector.routes import Route
 from loader.runtime import metrics
 
-# How long a connection may stay open with nothing on it: longer than a load balancer's 60 s, so that it closes first.
+# How long a connection may stay open without a request. A load balancer closes its idle connections after 60 s. This
+# time is longer, so the load balancer closes first.
 IDLE_SECONDS = 75
 
-# Of a request's head; no client has use for more.
+# Largest size of a request's head. No client needs a larger head.
 HEAD_BYTES = 65_536
 
-# How long a client may take to read why it was refused.
+# How long a client may take to read a refusal before the connection is closed.
 _LINGER_SECONDS = 2.0
 
-# The end of a head that the fast path writes.
+# The last lines of a response's head on the fast path.
 _HEAD_END = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One client's connection: uvicorn's, with limits on what comes before a request is known.
+    """One client's connection: uvicorn's protocol with limits on a request's head, and the fast path.
 
-    What is refused here is refused in its turn: requests that came before it on the connection get their answers first.
+    A refusal keeps its turn: earlier requests on the connection get their answers first.
     """
 
     _reading_head = False
@@ -44,34 +47,38 @@ class HttpProtocol(HttpToolsProtocol):
     _refusal: bytes | None = None
     # The request that has a task of its own.
     _answering: RequestResponseCycle | None = None
-    # The request under way that may take the fast path when it is whole.
+    # The request that takes the fast path when its body is complete, with its route.
     _short: tuple[RequestResponseCycle, Route] | None = None
-    # The answers to a success by the headers of their routes, and the server's default headers that they have.
+    # The prepared answers to a success, by the headers of the route, and the server's default headers in those answers.
     _success: ClassVar[dict[object, bytes]] = {}
     _success_of: ClassVar[object] = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; the kernel finds out whether a silent client is still there."""
+        """Start a connection with TCP keepalive, so that the kernel detects a client that has vanished."""
         super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         metrics.connections.inc()
         self._timer = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Clean up after the connection has ended, and tell the task of a request under way."""
         self._stop_timer()
-        # Also when it was reset, with a request under way that had left it running.
+        # uvicorn's keep-alive timer may still run if the connection was reset while a request was under way.
         self._unset_keepalive_if_required()
         metrics.connections.dec()
         if self._answering:
-            # Its task must not write to a connection that is gone; uvicorn tells only the last request that came.
+            # The request's task must not write to a lost connection. uvicorn informs only the last request.
             self._answering.disconnected = True
             self._answering.message_event.set()
             self._answering = None
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a client that has said all it has to say, then close; say whether there is something to answer."""
+        """Handle the end of a client's data: answer the request under way, then close.
+
+        Returns:
+            Whether the connection stays open for an answer.
+        """
         cycle = self.cycle
         if self._refusal or self._reading_head or cycle is None or cycle.more_body or cycle.response_complete:
             return False
@@ -79,7 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a request's head must come within its time and size."""
+        """Parse received bytes, and enforce the limits on the time and the size of a request's head."""
         if self._refusal:
             return
         self._head_began = False
@@ -95,14 +102,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._expect_rest(len(data))
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Start to read a request's head."""
         self._reading_head = True
         self._head_began = True
         self._head_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Begin its body."""
+        """Start the request and the reading of its body, unless the request asks for another protocol."""
         if self._asks_upgrade():
             return
         self._reading_head = False
@@ -110,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """End a request."""
+        """Finish reading a request; a request that waits for its body takes the fast path now."""
         if self._asks_upgrade():
             return
         self._stop_timer()
@@ -119,10 +126,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._take(*self._short)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Begin with a request, of which only the head may be there; a short one is taken when it is whole."""
+        """Choose between the fast path and a task for a request whose head is there; its body may still arrive."""
         self._short = None
         fast_path = self.config.app.fast_path  # type: ignore[union-attr]
-        # A client that does not read its answers waits for them to leave, which the fast path does not.
+        # While a client does not read its answers, a task waits for the client. The fast path cannot wait, so a task
+        # serves such a client.
         route = fast_path.find(cycle.scope) if fast_path and not self.flow.write_paused else None
         if route is None:
             self._start_task(cycle, app)
@@ -136,7 +144,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _take(self, cycle: RequestResponseCycle, route: Route) -> None:
-        """Take a whole request by the fast path, or else start its task."""
+        """Serve a complete request by the fast path; start a task if the fast path does not take the request."""
         self._short = None
         body = bytes(cycle.body)
         respond = partial(self._send, cycle, route)
@@ -173,7 +181,7 @@ class HttpProtocol(HttpToolsProtocol):
         return b"".join([*pieces, _HEAD_END % len(response.body), response.body])
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or with what is to be said of it."""
+        """Start the next request of the connection, or send the refusal that waits for its turn."""
         was_last = not self.pipeline
         super().on_response_complete()
         if was_last and self._refusal:
@@ -183,9 +191,12 @@ class HttpProtocol(HttpToolsProtocol):
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def _begin_without_upgrade(self, rest: bytes) -> None:
-        """Read a request again as if it had not asked for another protocol.
+        """Parse a request again without its request for another protocol.
 
-        HTTP/1.1 is an answer to whoever asks, but the parser takes no body behind such a head.
+        A server may answer such a request in HTTP/1.1. The parser reads no body after such a head.
+
+        Args:
+            rest: The bytes after the head.
         """
         version = self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
@@ -194,11 +205,15 @@ class HttpProtocol(HttpToolsProtocol):
         self.data_received(b"\r\n".join([*head, b"", rest]))
 
     def _expect_rest(self, size: int) -> None:
-        """Wait for what of a request is not there yet, after so many bytes more of something."""
+        """Set the time limit for the missing rest of a request, and check the size of its head.
+
+        Args:
+            size: The number of bytes that have just arrived.
+        """
         if not self._reading_head:
             if self._timer is None:
                 if self.cycle.response_complete:
-                    # What comes now belongs to no request, or to one that has its answer.
+                    # The bytes belong to no request, or to a request that has its answer.
                     self._timer = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
                 elif self.cycle.more_body:
                     self._expect("body")
@@ -211,13 +226,17 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(431, "head_too_large", f"The request's head may have {HEAD_BYTES:,} bytes.")
 
     def _expect(self, what: str) -> None:
-        """Wait for the rest of a request, but not for long."""
+        """Refuse the request unless the missing part arrives in time.
+
+        Args:
+            what: The name of the missing part, for the message.
+        """
         seconds = self.config.app.request_seconds  # type: ignore[union-attr]
         message = f"The request's {what} did not arrive within {seconds:g} seconds."
         self._timer = self.loop.call_later(seconds, self._refuse, 408, "timeout", message)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer what is no request, once those before it have their answers, and close."""
+        """Refuse a request that cannot be read, after the answers to earlier requests, and close the connection."""
         self._stop_timer()
         body = HttpError(status, code, message).response.body
         self._refusal = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
@@ -229,7 +248,7 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         waiting = cycle is not None and not cycle.response_complete
         if waiting and cycle.more_body:
-            # It is this request's body that cannot be read on.
+            # The rest of this request's body cannot be read.
             cycle.disconnected = True
             cycle.message_event.set()
             waiting = bool(self.pipeline)
@@ -243,7 +262,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self.transport.write(self._refusal)
-        # Closed while something of it is still on its way, a connection takes the answer with it.
+        # Only the sending side is closed now. Closing the connection while the rest of the request still arrives would
+        # also discard the answer.
         self.transport.write_eof()
         self.flow.resume_reading()
         self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)

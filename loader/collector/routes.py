@@ -1,6 +1,7 @@
-"""The routes that take events: for each, its size limit, the write keys of a request, and the parser of a body.
+"""Defines the routes that take events: size limits, how to find write keys, and how to parse bodies.
 
-The fast path and the ASGI application use the same routes, so a body means the same on both. Nothing here waits.
+The fast path and the ASGI application use the same routes, so a body means the same on both. No function here waits for
+input or output.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,7 @@ from loader.events.tracking_api import (
 )
 from loader.settings import Settings
 
-# The tracking API is also for browsers, on pages of any origin.
+# The tracking API also serves browsers, on pages of any origin.
 ANY_ORIGIN = ((b"access-control-allow-origin", b"*"),)
 
 
@@ -49,15 +50,15 @@ class Route:
     """A route that takes events.
 
     Attributes:
-        name: Its path, as requests are counted.
+        name: The path under which the metrics count its requests.
         limit: Bytes that a body may have, decompressed.
         entrance: The entrance of its messages, for the quarantine.
         body_entrance: The entrance of a body that cannot be read as a whole.
-        is_batch: A request brings many calls. It succeeds although some of them are refused.
-        has_key_in_body: A request whose head has no write key may have one in its body.
-        find_keys: Returns the write keys that the head of a request may mean, the likeliest first.
-        parse: Reads a decompressed body; the last argument is the write key of the head, or empty. Raises
-            `BadRequestError` where nothing can be taken from the body, `HttpError` where its signature is wrong.
+        is_batch: Whether a request has many calls. Such a request succeeds although some of its calls are refused.
+        has_key_in_body: Whether the body may have a write key if the head has none.
+        find_keys: Returns all values in a request's head that may be its write key, the likeliest first.
+        parse: Parses a decompressed body. The last argument is the write key of the head, or empty. The function raises
+            `BadRequestError` if the body cannot be read, and `HttpError` if its signature is wrong.
         headers: Headers of every response.
     """
 
@@ -73,7 +74,7 @@ class Route:
 
 
 def event_routes(settings: Settings) -> dict[str, Route]:
-    """Return the routes that take events, by path, with and without a slash at the end.
+    """Return the routes that take events, by path, with and without a final slash.
 
     Args:
         settings: The process's settings.
@@ -185,7 +186,7 @@ def _has_origin(scope: Scope) -> bool:
 
 
 def _with_addresses(calls: list[Call], is_client_side: bool, address_of: Callable[[], str]) -> list[Call]:
-    """Add the client's address to the calls that Segment adds it to."""
+    """Add the client's address to the same calls to which Segment adds the address."""
     if not is_client_side and not any(b'"direct"' in call.line for call in calls):
         return calls
     address = address_of()

@@ -1,7 +1,7 @@
-"""`loader serve`: the collector on a port, from the first connection to the last answer.
+"""Runs the collector on a port, from its start to the last answer (`loader serve`).
 
-The first SIGTERM or SIGINT stops it in order: no new connections, an answer to every request that is under way, exit
-code 0. The second one ends it at once.
+The first SIGTERM or SIGINT stops the collector in order. The collector then accepts no new connections, answers every
+request under way and exits with code 0. The second signal ends the process at once.
 """
 
 import asyncio
@@ -32,22 +32,23 @@ from loader.postgres.reconnect import Connector
 from loader.postgres.warehouse import Warehouse
 from loader.settings import Settings
 
-# How long the requests under way may take once the server is to stop.
+# How long the requests under way may take after the signal to stop.
 STOP_SECONDS = 30
 
-# How long the first connections wait for the database before the spool serves them.
+# How long the start waits for the database before the collector accepts connections and writes to the spool.
 _START_SECONDS = 5.0
 
 _BACKLOG = 4096
 
-# Objects a request makes are gone with it; only what refers to itself is left, and there is little of that.
+# The threshold of the garbage collection. Reference counting frees nearly all objects of a request at once, so few
+# reference cycles are left to collect.
 _GARBAGE = 20_000
 
 log = structlog.get_logger("loader")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, with signals as the module's docstring has them."""
+    """uvicorn's server with the handling of signals that the module's docstring describes."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -69,10 +70,14 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Open the port to listen on.
+    """Open a listening socket.
+
+    Args:
+        host: The address or name to listen on.
+        port: The port; 0 picks a free port.
 
     Raises:
-        UsageError: This machine has no such address, or the port is not to be had.
+        UsageError: This machine has no such address, or the port is taken or not permitted.
     """
     other_host = "Choose another with --host: 127.0.0.1 is for this machine alone, 0.0.0.0 for all networks."
     try:
@@ -102,18 +107,19 @@ def _reason(error: OSError | UnicodeError) -> str:
 def run_server(
     settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None] = lambda _: None
 ) -> None:
-    """Answer requests until a signal ends it, or whoever `started` has told of the server.
+    """Run the collector until a signal, or the receiver of `started`, stops the server.
 
     Args:
         settings: The process's settings.
         listening: The socket to accept connections from.
-        started: Called with the server before it accepts connections; `should_exit` ends it as a signal does.
+        started: Called with the server before the server accepts connections. Setting the server's `should_exit` stops
+            the server like a signal.
 
     Raises:
-        LoaderError: The database is there, but will not do.
+        LoaderError: The database answers, but the loader cannot use it.
     """
     _allow_connections()
-    # What is there now stays; looking through it again and again for garbage would only keep requests waiting.
+    # The present objects live as long as the process. Scanning them for garbage would only delay requests.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE, 20, 100)
@@ -123,17 +129,17 @@ def run_server(
 
 @contextmanager
 def serve_in_thread(settings: Settings, port: int = 0) -> Iterator[str]:
-    """Run a collector on this machine, in a thread of this process, for the length of a block.
+    """Run a collector in a thread of this process for the length of a `with` block, on 127.0.0.1.
 
     Args:
         settings: The process's settings.
-        port: The port to listen on; 0 picks a free one.
+        port: The port to listen on; 0 picks a free port.
 
     Yields:
-        Its URL. Every request under way is answered before the block is left.
+        The URL of the collector. The end of the block waits for the answers to all requests under way.
 
     Raises:
-        LoaderError: It could not start.
+        LoaderError: The collector could not start.
     """
     servers: Queue[uvicorn.Server | BaseException] = Queue()
     with bind("127.0.0.1", port) as listening:
@@ -141,7 +147,7 @@ def serve_in_thread(settings: Settings, port: int = 0) -> Iterator[str]:
         def run() -> None:
             try:
                 run_server(settings, listening, servers.put)
-            except BaseException as error:  # noqa: BLE001 - raised below, where somebody waits for it
+            except BaseException as error:  # noqa: BLE001 - raised below, in the calling thread
                 servers.put(error)
 
         thread = threading.Thread(target=run, name="loader-collector")
@@ -210,12 +216,12 @@ async def _serve(settings: Settings, listening: socket.socket, started: Callable
 
 
 def _check(connector: Connector) -> None:
-    """Refuse to start on a database that answers and will not do; one that is away is waited for."""
+    """Raise an error if the database answers but cannot be used; a database that is away only gives a warning."""
     try:
         connector().close()
     except (SchemaBehindError, UsageError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever keeps it away, events can wait for it
+    except Exception as error:  # noqa: BLE001 - events wait in the spool, whatever the cause
         log.warning("the database is away; events go to the spool until it is there", reason=without_values(error))
 
 
@@ -225,7 +231,7 @@ def _address(listening: socket.socket) -> str:
 
 
 def _allow_connections() -> None:
-    """Let this process have as many open connections as the system lets anybody have."""
+    """Raise the limit of open files, and so of connections, to the highest value that the system permits."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,6 +1,6 @@
-"""What the metrics tell of the database: how far the tables are behind, and how the scheduler fares.
+"""Updates the metrics that come from the database: the lag of the tables, the quarantine, and the scheduler's state.
 
-Read when somebody asks for the metrics, and no more often than every few seconds, whoever asks.
+The metrics are updated when a client requests `/metrics`, but at most once every few seconds.
 """
 
 import math
@@ -16,15 +16,15 @@ from loader.postgres.connection import time_limit
 from loader.raw.lag import Freshness, freshness
 from loader.runtime import metrics
 
-# Between two looks.
+# Shortest time between two updates.
 _AGAIN_SECONDS = 2.0
 
-# How long the database may take for one.
+# How long the database may take for an update.
 _ANSWER_SECONDS = 5.0
 
 
 class WarehouseMetrics:
-    """Looks at the database for the metrics; may be called from any thread.
+    """Updates the metrics that come from the database; any thread may call `refresh`.
 
     Args:
         connect: Opens a connection to the database, in autocommit.
@@ -40,7 +40,10 @@ class WarehouseMetrics:
         self._reasons: set[str] = set()
 
     def refresh(self) -> None:
-        """Look, unless somebody has just looked or is looking."""
+        """Update the metrics, unless they have just been updated or another thread is updating them.
+
+        If the database does not answer, the lag of the tables and the scheduler's failures become NaN.
+        """
         if time.monotonic() - self._looked < _AGAIN_SECONDS or not self._looking.acquire(blocking=False):
             return
         try:

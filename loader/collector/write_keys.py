@@ -1,11 +1,12 @@
-"""The write keys a collector knows, so that a request costs no query.
+"""Keeps the write keys in memory and in a file, so that a request needs no query.
 
-They are read again every few seconds, and at once when somebody comes with one that is not known. A copy of them, which
-like the database holds digests only, lies beside the spool: a collector that starts while the database is away
-goes on taking events.
+The keys are read again every few seconds, and sooner when a request has an unknown key.
 
-The keys of one warehouse let nobody into another. The copy says whose keys it has, and so does each segment of the
-spool that fills while those are the keys in use.
+A copy of the keys lies beside the spool. With the copy, a collector that starts while the database is away still
+accepts events. Like the database, the copy has only digests.
+
+Write keys of one warehouse admit no sender to another warehouse. The copy has the id of the warehouse of its keys. Each
+segment of the spool has the id of the warehouse whose keys admitted its events.
 """
 
 import json
@@ -25,13 +26,13 @@ from loader.postgres.statements import read_statement
 from loader.postgres.warehouse import Warehouse
 from loader.raw.sources import key_digest
 
-# How old what is known may become while the database is there.
+# Time between two reads of the keys. While the database answers, known keys are hardly older than this.
 REFRESH_SECONDS = 5.0
 
-# Somebody who guesses keys does not make us ask for each.
+# Shortest time between two reads because of unknown keys. So a sender who guesses keys does not cause a read for each.
 ASK_AGAIN_SECONDS = 1.0
 
-# How exact the last use of a key is.
+# Time between two reports of used keys to the database. The recorded last use of a key may be late by this time.
 _USED_SECONDS = 60.0
 
 _ANSWER_SECONDS = 10.0
@@ -48,16 +49,16 @@ log = structlog.get_logger("loader")
 
 
 class WriteKeys:
-    """The write keys in use; every method may be called from any thread.
+    """The write keys in use; any thread may call its methods.
 
     Args:
         connect: Opens a connection to the database, in autocommit.
-        copy: The file that remembers them; None for none.
-        warehouse: The warehouse whose keys they are; read again with them.
+        copy: The file for the copy of the keys; None disables the copy.
+        warehouse: The id and the clock of the database's warehouse. Each read of the keys reads both again.
 
     Attributes:
-        asked: When the database was asked last, as `time.monotonic()` has it.
-        current: Whether it answered.
+        asked: The time of the last attempt to read the keys, by `time.monotonic()`.
+        current: Whether the last attempt succeeded.
     """
 
     def __init__(self, connect: Callable[[], psycopg.Connection], copy: Path | None, warehouse: Warehouse) -> None:
@@ -76,7 +77,7 @@ class WriteKeys:
         self.current = False
 
     def find(self, key: str) -> str | None:
-        """Return the schema of the source a key belongs to; None when it is not known."""
+        """Return the schema of a key's source; None if the key is unknown."""
         if self._read_from != self._warehouse.id:
             return None
         found = self._found.get(key)
@@ -91,7 +92,7 @@ class WriteKeys:
         return found[1]
 
     def refresh(self) -> None:
-        """Read the keys, and tell the database which have been used; what cannot be read stays as it was."""
+        """Read the keys, and report used keys to the database; if the read fails, the known keys stay in use."""
         with self._refreshing:
             try:
                 if self._connection is None or self._connection.closed:
@@ -117,7 +118,7 @@ class WriteKeys:
             self.current = True
 
     def close(self) -> None:
-        """Close the connection; a question that is under way gets no answer."""
+        """Close the connection; a query under way fails."""
         if connection := self._connection:
             cut(connection)
         with self._refreshing:
@@ -152,7 +153,7 @@ class WriteKeys:
             return
         with suppress(OSError, ValueError):
             copy = json.loads(self._copy.read_text())
-            # Versions before wrote the keys alone.
+            # Earlier versions wrote the keys without the id of the warehouse.
             read_from, keys = (copy["warehouse"], copy["keys"]) if "keys" in copy else ("", copy)
             if self._warehouse.id not in {"", read_from}:
                 return
