@@ -81,7 +81,7 @@ class _UnfitError(Exception):
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-# A number with a fraction or an exponent stays text, because a float would not be exact.
+# A number with a fraction or an exponent stays text, because a float might not be exact.
 _decode_value = msgspec.json.Decoder(float_hook=str).decode
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
@@ -324,7 +324,7 @@ def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]
         found = {name: _canonical(fields[name]) for name in names}
     else:
         found = {name: _canonical(fields[name]) for name in names if name in fields}
-        # `url` is Segment's name for a link, and `linkUrl` is Iterable's. Only webhooks carry both.
+        # `url` is Iterable's name for a link, and `linkUrl` is Segment's. Only webhooks carry both.
         found["url"] = _canonical(fields.get("url")) or _canonical(fields.get("linkUrl"))
         found["lists"] = _list_ids(fields)
     content = {name: value for name, value in found.items() if value is not None}
