@@ -1,4 +1,4 @@
-"""The commands about who may read: readers and connection URLs."""
+"""Defines `loader url` and `loader reader`, the commands for connection URLs and readers."""
 
 import shlex
 

@@ -1,9 +1,9 @@
-"""The command line: finds the command that is asked for, runs it, and shows errors as one line.
+"""Runs the command line: finds a command by its name, runs the command, and shows errors as one line.
 
-Data goes to stdout, progress and notes to stderr. Exit code 0: done; 1: work failed; 2: wrong use; 3: files were
+Data goes to stdout, and progress and notes go to stderr. Exit code 0: done; 1: work failed; 2: wrong use; 3: files were
 loaded, but some of their messages are in quarantine.
 
-Only the module of the command that is asked for is imported, so that each command starts as fast as it can.
+Only the module of the called command is imported, so each command starts quickly.
 """
 
 import io
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class _Entry(NamedTuple):
-    """Where a command is, and its summary in the help of `loader`: the first paragraph of the command's own help."""
+    """The place of a command, and its summary in the help of `loader`: the first paragraph of the command's help."""
 
     module: str
     name: str
     summary: str
 
 
-# In the order of the help: what is used most comes first.
+# The order is the order of the help: the most used commands come first.
 _COMMANDS = {
     "demo": _Entry("demo", "demo", "Load and transform sample events in a database of their own, and show the tables."),
     "up": _Entry(
@@ -84,7 +84,7 @@ _COMMANDS = {
 
 
 class _LazyCommands(Mapping[str, click.Command]):
-    """The commands by name; a command's module is imported when the command is looked up."""
+    """The commands by name; the lookup of a command imports its module."""
 
     def __getitem__(self, name: str) -> click.Command:
         entry = _COMMANDS[name]
@@ -101,7 +101,7 @@ class _LazyCommands(Mapping[str, click.Command]):
 
 
 class Commands(click.Group):
-    """The group of all commands; its help also lists the settings, and its errors are for people."""
+    """The group of all commands, with settings and exit codes in its help, and errors without tracebacks."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands in the order of their use, without importing them."""
@@ -123,7 +123,7 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; an error of ours is one line, never a traceback."""
+        """Run a command, and show an error of the loader as one line without a traceback."""
         output.configure_warnings()
         for problem in unknown_variables():
             output.note(f"Warning: {problem}")
@@ -133,7 +133,7 @@ class Commands(click.Group):
             output.note(f"Error: {error}")
             sys.exit(error.exit_code)
         except click.ClickException as error:
-            # It quotes arguments, and a shell makes arguments of the names of files.
+            # The error quotes arguments, which may be file names with control characters. `note` escapes these.
             shown = io.StringIO()
             error.show(shown)
             output.note(shown.getvalue().rstrip("\n"))

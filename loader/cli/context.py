@@ -1,4 +1,4 @@
-"""What commands have in common: the database the settings name, open for as long as the command runs."""
+"""Opens the database of the settings for the time of a command, and finds the source that a command names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def database(*, for_reader: bool = False) -> Iterator[tuple[Database, Settings]]
         for_reader: The command also works with the URL of a reader.
 
     Raises:
-        LoaderError: A setting cannot be read, or the database cannot be used.
+        LoaderError: A setting is not valid, or the database cannot be used.
     """
     settings = read_settings()
     with open_database(settings, for_reader=for_reader) as opened:
@@ -31,10 +31,10 @@ def database(*, for_reader: bool = False) -> Iterator[tuple[Database, Settings]]
 
 
 def find_schema(opened: Database, source: str | None) -> str:
-    """Return the schema of a source that a command names; None names the only source there is.
+    """Return the schema of a source that a command names; None names the only source.
 
     Raises:
-        SourceError: There is no such source, or none was named and there are several.
+        SourceError: The source does not exist, or there are several sources and `source` is None.
     """
     with opened.begin() as connection:
         return find_source(connection, source)

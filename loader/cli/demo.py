@@ -1,7 +1,7 @@
-"""`loader demo`: the main job on sample events, so that a new user sees what they came for within a minute.
+"""Defines `loader demo`, which loads and transforms sample events and shows the tables within a minute.
 
-The events go the way they will go in earnest: Segment's own library sends them to the collector. The demo has a
-database of its own under `LOADER_HOME`, so sample events never meet real ones.
+The sample events take the same way as real events: Segment's own library sends them to the collector. The demo has a
+database of its own under `LOADER_HOME`, so sample events never mix with real events.
 """
 
 import json
@@ -32,7 +32,7 @@ from loader.runtime.terminal import count
 from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
 
-# Each sample event becomes so many, minutes apart and with ids of their own.
+# Number of copies of each sample event. The copies are minutes apart and have their own ids.
 _COPIES = 100
 
 _COUNTS = """
@@ -54,10 +54,10 @@ def demo() -> None:
 
 
 def run_demo(settings: Settings) -> None:
-    """Send sample events, transform them, and print the tables.
+    """Send sample events, transform the events, and print the tables.
 
     Args:
-        settings: The process's settings; `database_url` is not used.
+        settings: The settings of the process; `database_url` is not used.
 
     Raises:
         LoaderError: The embedded database cannot be started, or a step failed.
@@ -95,7 +95,7 @@ def _read_rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
 
 
 def _this_program() -> str:
-    """Return how a shell in this folder finds the program that runs."""
+    """Return the text that starts the running program from a shell in this folder."""
     program = Path(sys.argv[0])
     if program.suffix == ".py":
         return shlex.join([sys.executable, *sys.orig_argv[1:-1]])
@@ -135,7 +135,7 @@ def _send(database: Database, settings: Settings) -> None:
 
 
 def sample_events() -> Iterator[dict[str, Any]]:
-    """Yield sample track calls, the same ones every time: all 22 documented collections, in Iterable's own shapes."""
+    """Yield the sample `track` calls of all 22 documented collections, with Iterable's properties; always the same."""
     lines = (Path(__file__).parent / "sample_events.ndjson").read_text(encoding="utf-8").splitlines()
     for copy in range(_COPIES):
         for line in lines:

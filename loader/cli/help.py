@@ -1,4 +1,4 @@
-"""What the help of each command says beside its options: examples that work as typed, and exit codes."""
+"""Adds examples and exit codes to the help of each command; the examples work as typed."""
 
 from collections.abc import Iterator
 
@@ -52,7 +52,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 _DONE = "done"
 _FAILED = "the work failed"
 _WRONG = "wrong use"
-# Of commands for which a code means more than that, or that have further ones.
+# The codes of commands for which a code has a more exact meaning, or that have further codes.
 _CODES: dict[str, dict[int, str]] = {
     "load": {1: "a file could not be loaded whole", 3: "loaded, with messages in quarantine"},
     "status": {1: "the conservation law does not hold, or the work failed"},
@@ -67,12 +67,12 @@ _CODES: dict[str, dict[int, str]] = {
 
 
 def exit_codes(path: str) -> dict[int, str]:
-    """Return the exit codes of a command, such as `key add`, and what each means."""
+    """Return the exit codes of a command, such as `key add`, with their meanings."""
     return dict(sorted(({0: _DONE, 1: _FAILED, 2: _WRONG} | _CODES.get(path, {})).items()))
 
 
 def walk(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Yield every command with what is typed to run it, without `loader`; groups come before their commands."""
+    """Yield every command with the words that run it, without `loader`; groups come before their commands."""
     for name, command in group.commands.items():
         path = f"{before}{name}"
         yield path, command
@@ -81,7 +81,7 @@ def walk(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Comm
 
 
 def complete_help(path: str, command: click.Command) -> None:
-    """Give a command, and the commands below it, examples, exit codes and an uncut summary.
+    """Add examples, exit codes and a complete summary to a command and the commands of its group.
 
     Args:
         path: The words that run the command, without `loader`.
@@ -93,5 +93,5 @@ def complete_help(path: str, command: click.Command) -> None:
         if not isinstance(each, click.Group):
             examples = "\n".join(f"  {example}" for example in EXAMPLES.get(words, ()))
             codes = "\n".join(f"  {code}  {meaning}" for code, meaning in exit_codes(words).items())
-            # The mark keeps the lines as they are.
+            # click does not rewrap a paragraph after the mark \b.
             each.epilog = f"\b\nExamples:\n{examples}\n\n\b\nExit codes:\n{codes}"

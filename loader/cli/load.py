@@ -1,4 +1,4 @@
-"""`loader load`: files of events, from the command line into the schema raw."""
+"""Defines `loader load`, which lands files of events in the schema raw."""
 
 import sys
 

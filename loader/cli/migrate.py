@@ -1,4 +1,4 @@
-"""`loader migrate`: the raw schema of this version of the loader."""
+"""Defines `loader migrate`, which migrates the schema raw to this version of the loader."""
 
 import click
 

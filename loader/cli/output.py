@@ -1,7 +1,8 @@
-"""How the command line shows things: tables for people, JSON for scripts, progress for those who wait.
+"""Formats the output of the commands: tables for people, JSON for scripts, and the progress of loads.
 
-Data goes to stdout, everything else to stderr. Tables, lines and notes hold no character that a terminal obeys: names,
-ids and values come from outside. JSON holds such characters as escapes of its own; `echo_exact` changes nothing.
+Data goes to stdout, and everything else goes to stderr. Names, ids and values come from outside and may contain
+control characters for a terminal. Tables, lines and notes therefore show control characters as escapes. JSON holds
+control characters as JSON escapes, and `echo_exact` changes nothing.
 """
 
 import json
@@ -20,18 +21,18 @@ import click
 from loader.runtime.terminal import count, escape_controls, escape_json_controls, shorten
 
 if TYPE_CHECKING:
-    # Every command imports this module, and most show none of these.
+    # Every command imports this module, but most commands need none of these types.
     from loader.files.load import Progress
     from loader.raw.landing import LandingResult
     from loader.transform.columns import Column
     from loader.transform.dbt import TableFilled
     from loader.transform.status import Status
 
-# Of each list that `loader status` shows, the rows and the characters of a value; `--json` has all of it.
+# Largest number of rows in each list of `loader status`, and of characters in a value. `--json` prints everything.
 _SHOWN_ROWS = 20
 _SHOWN_CHARACTERS = 200
 
-# Plain progress lines are for logs: seldom enough not to fill them.
+# Shortest time between two progress lines, in seconds. The lines go to logs, which more lines would fill.
 _LINE_SECONDS = 10.0
 
 
@@ -41,8 +42,8 @@ def echo(message: str = "") -> None:
 
 
 def echo_exact(message: str) -> None:
-    """Write data to stdout, to the character."""
-    # With colours, or click removes what looks like one.
+    """Write data to stdout without any change."""
+    # With `color`, click keeps sequences that look like terminal colours.
     click.echo(message, color=True)
 
 
@@ -52,7 +53,7 @@ def echo_json(value: Any) -> None:
 
 
 def echo_message(payload: bytes) -> None:
-    """Write a message to stdout: its bytes, or on a terminal its text without control characters."""
+    """Write a message to stdout: its exact bytes, or on a terminal its text with escaped control characters."""
     if sys.stdout.isatty():
         echo(payload.decode(errors="backslashreplace"))
     else:
@@ -70,23 +71,23 @@ class _EscapingFormatter(logging.Formatter):
 
 
 def configure_warnings() -> None:
-    """Let the warnings of commands that keep no log reach stderr without control characters."""
+    """Escape control characters in warnings that reach stderr because the command keeps no log."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_EscapingFormatter())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as a table; the first row's keys are the heading."""
+    """Return rows as a table, with the keys of the first row as the heading."""
     return grid(list(rows[0]), (row.values() for row in rows)) if rows else ""
 
 
 def grid(names: Sequence[str], rows: Iterable[Iterable[Any]], *, exact: bool = False) -> str:
-    """Return a heading and rows as a table, columns of numbers to the right.
+    """Return a heading and rows as a table, with columns of numbers aligned to the right.
 
     Args:
         names: The heading.
-        rows: Values, in the order of the heading.
-        exact: Show values as the database prints them, rather than as a person likes to read counts and times.
+        rows: The values of each row, in the order of the heading.
+        exact: Show values as the database prints them, and not in the form for people, such as `1,000`.
     """
     names = [_one_line(name) for name in names]
     values = [list(row) for row in rows]
@@ -107,7 +108,7 @@ def to_json(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a span of time in two units at most, e.g. `3 min 20 s`."""
+    """Return a time span in at most two units, e.g. `3 min 20 s`."""
     seconds = max(seconds, 0)
     for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
@@ -117,7 +118,7 @@ def duration(seconds: float) -> str:
 
 
 def landed_lines(landed: "LandingResult") -> list[str]:
-    """Return what became of messages, a line each."""
+    """Return the numbers of landed and refused messages, one line for each number."""
     lines = [f"{count(landed.rows, 'event')} landed"]
     lines += [f"{count(number, 'message')} in quarantine: {reason}" for reason, number in landed.reasons.most_common()]
     if landed.repaired:
@@ -126,7 +127,7 @@ def landed_lines(landed: "LandingResult") -> list[str]:
 
 
 class ProgressDisplay:
-    """Shows how far a load has come: a bar on a terminal, a line now and then in a log."""
+    """Shows the progress of a load: a bar on a terminal, or a line every 10 seconds in a log."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -135,7 +136,7 @@ class ProgressDisplay:
         self._last = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
-        """Show the state."""
+        """Show the progress, at most once in `_LINE_SECONDS` if there is no bar."""
         if self._terminal and progress.bytes_total:
             self._show_bar(progress)
         elif time.monotonic() - self._last >= _LINE_SECONDS:
@@ -143,7 +144,7 @@ class ProgressDisplay:
             note(self._line(progress))
 
     def close(self) -> None:
-        """Leave the line to what comes next."""
+        """End the line of the bar, so that later output starts on a new line."""
         if self._bar is not None:
             self._bar.render_finish()
 
@@ -179,7 +180,7 @@ class ProgressDisplay:
 
 
 def cell(value: Any, *, exact: bool = False) -> str:
-    """Return a value as one line of visible text; `grid` tells what `exact` means."""
+    """Return a value as one line of visible text; `exact` has the meaning that `grid` describes."""
     if value is None:
         return ""
     if exact:
@@ -225,7 +226,7 @@ def _plain(value: object) -> object:
 
 
 def show_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> None:
-    """Print rows as a table or as JSON; `empty` is what a person reads when there are none."""
+    """Print rows as a table or as JSON; `empty` is the text that replaces an empty table."""
     if as_json:
         echo_json(rows)
     else:
@@ -233,7 +234,7 @@ def show_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> N
 
 
 def show_records(records: Sequence[Any], *, as_json: bool, empty: str) -> None:
-    """Print dataclass instances as `show_rows` does."""
+    """Print dataclass instances as a table or as JSON, as `show_rows` does."""
     show_rows([asdict(record) for record in records], as_json=as_json, empty=empty)
 
 
@@ -256,7 +257,7 @@ def show_columns(columns: "Sequence[Column]") -> None:
 
 
 def show_failures(failed: "Sequence[TableFilled]") -> None:
-    """Say which tables a run left as they were, each reason once."""
+    """Print the tables that a run left as they were, with each reason once."""
     reasons: dict[str, list[str]] = {}
     for each in failed:
         reasons.setdefault(each.error or each.held, []).append(f"{each.source}.{each.table}")
@@ -266,7 +267,7 @@ def show_failures(failed: "Sequence[TableFilled]") -> None:
 
 
 def table_filled(filled: "TableFilled") -> dict[str, Any]:
-    """Return what a run did to a table, as a row to show."""
+    """Return the results of a run for one table, as a row of output."""
     return {
         "table": f"{filled.source}.{filled.table}",
         "rows added": filled.rows,
@@ -278,7 +279,7 @@ def table_filled(filled: "TableFilled") -> dict[str, Any]:
 
 
 def scheduler(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of a scheduler, as a row to show."""
+    """Return the state of a scheduler, as a row of output."""
     return {
         "host": row["host"],
         "process": str(row["process_id"]),
@@ -359,7 +360,7 @@ def show_status(status: "Status") -> None:
 
 
 def ask_for_rescan() -> None:
-    """Say that events wait for `loader rescan`."""
+    """Print that landed events need `loader rescan`."""
     note(
         "Error: events have landed in an older version of the loader, which did not record their properties. Those "
         "properties have no columns yet. Run `loader rescan`, then `loader transform`."
@@ -367,7 +368,7 @@ def ask_for_rescan() -> None:
 
 
 def _headline(status: "Status") -> str:
-    """Return in one line what landed, what waits, and which share of the messages is in quarantine."""
+    """Return one line with the numbers of landed and waiting events, and the share of messages in quarantine."""
     if status.freshness_seconds is None:
         waiting = "every event is in its table"
     else:
@@ -380,14 +381,17 @@ def _headline(status: "Status") -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    """Return a share in per cent, which is neither none nor all of it when it is not."""
+    """Return a share in whole per cent, rounded down, so that only all messages are 100 %.
+
+    A share below 1 % is `less than 1 %`, because 0 % would mean no message.
+    """
     if part * 100 < whole:
         return "less than 1 %"
     return f"{part * 100 // whole} %"
 
 
 def _first_rows(rows: Sequence[dict[str, Any]], most: int = _SHOWN_ROWS) -> str:
-    """Return the first rows as a table of bounded size, and how many are left out."""
+    """Return the first rows as a table of limited size, with the number of omitted rows."""
     shown = [{name: _shortened(value) for name, value in row.items()} for row in rows[:most]]
     more = f"\nand {len(rows) - most:,} more (`loader status --json` shows all)" if len(rows) > most else ""
     return table(shown) + more

@@ -1,4 +1,4 @@
-"""The commands about messages that could not land: to list, show, correct, retry and discard them."""
+"""Defines `loader quarantine`, the commands that list, show, correct, retry and discard quarantined messages."""
 
 import sys
 

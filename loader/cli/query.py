@@ -1,4 +1,4 @@
-"""Runs a statement of a person's own and yields its results: read-only unless the caller says otherwise."""
+"""Runs a person's SQL statements and yields their results; read-only, unless the caller allows changes."""
 
 import difflib
 import re
@@ -16,28 +16,28 @@ from loader.errors import UsageError
 from loader.postgres.database import Database
 from loader.postgres.statements import read_statement
 
-# Python has no moment before the year 1 nor after 9999, PostgreSQL has.
+# PostgreSQL has moments before the year 1 and after the year 9999, but Python has not.
 _MOMENTS = ("date", "timestamp", "timestamptz")
-# Read as text: the document as it is stored, and bytes and spans of time as PostgreSQL writes them.
+# Types whose values stay in PostgreSQL's text form.
 _TEXTS = ("bytea", "interval", "time", "timetz", "inet", "cidr")
 _CHUNK_ROWS = 500
 _TABLES = read_statement(__file__, "tables")
 
 
 class Document(str):
-    """A JSON document, as the database prints it."""
+    """A JSON document, as text in the form that the database prints."""
 
     __slots__ = ()
 
 
 @dataclass
 class Result:
-    """What one statement gave.
+    """The result of one statement.
 
     Attributes:
-        columns: Names of the columns; None when the statement returns no rows.
-        rows: The rows, which can be read once, before the next result is asked for.
-        status: PostgreSQL's own word for it, e.g. `INSERT 0 1`.
+        columns: Names of the columns; None if the statement returns no rows.
+        rows: The rows. They can be read once, and only before the next result.
+        status: PostgreSQL's status of the statement, e.g. `INSERT 0 1`.
     """
 
     columns: list[str] | None
@@ -46,15 +46,15 @@ class Result:
 
 
 def run_query(database: Database, statement: str, *, write: bool = False) -> Iterator[Result]:
-    """Run a statement and yield its result; of several, with `write`, each one's.
+    """Run a statement and yield its result; with `write`, several statements yield a result each.
 
-    Without `write` it is a single statement in a read-only transaction that has begun to read: PostgreSQL lets no
-    statement make such a transaction writable again.
+    Without `write`, only a single statement runs, in a read-only transaction that has already read. PostgreSQL does not
+    let a statement make such a transaction writable again.
 
     Args:
         database: An open database.
-        statement: The SQL.
-        write: Let it change the database; several statements are one transaction, which is committed.
+        statement: The SQL text.
+        write: Allow changes of the database. Several statements are one transaction, which is committed.
 
     Raises:
         UsageError: The database refuses the statement.
@@ -67,7 +67,7 @@ def run_query(database: Database, statement: str, *, write: bool = False) -> Ite
 
 
 def _read(database: Database, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Yield rows; a statement may fail in the middle of them."""
+    """Yield rows, and explain an error, because a statement may fail after some rows."""
     with _explained(database):
         yield from rows
 
@@ -90,7 +90,7 @@ def _run_reading(connection: psycopg.Connection, statement: str) -> Iterator[Res
     with connection.cursor() as cursor:
         size = _CHUNK_ROWS if psycopg.capabilities.has_stream_chunked() else 1
         rows = cast("Generator[tuple[Any, ...]]", cursor.stream(statement.encode(), size=size))
-        # Closed here, or rows that nobody reads any more would still be fetched.
+        # Closing the stream stops the query, so that unread rows are not fetched.
         with closing(rows):
             yield Result(names, rows)
 
@@ -106,10 +106,10 @@ def _run_writing(connection: psycopg.Connection, statement: str) -> Iterator[Res
 
 
 def _describe(connection: psycopg.Connection, statement: str) -> list[str]:
-    """Return the columns of a single statement; it is parsed, and not run yet.
+    """Return the columns of a single statement, which is parsed but not run.
 
     Raises:
-        psycopg.Error: It cannot be parsed, or there are several.
+        psycopg.Error: The statement cannot be parsed, or there are several statements.
     """
     encoding = connection.info.encoding
     names: list[str] = []
@@ -125,7 +125,7 @@ def _names(answer: PGresult, encoding: str) -> list[str]:
 
 
 def _register_loaders(connection: psycopg.Connection) -> None:
-    """Read values as exactly as the database has them."""
+    """Register loaders that give values exactly as the database has them, as text where Python types are not exact."""
     types = connection.adapters.types
 
     class DocumentLoader(psycopg.types.string.TextLoader):
@@ -143,7 +143,7 @@ def _register_loaders(connection: psycopg.Connection) -> None:
 
 
 def _tolerant(plain: type[psycopg.abc.Loader]) -> type[psycopg.adapt.Loader]:
-    """Return a loader that leaves a moment Python cannot hold as the text that PostgreSQL prints."""
+    """Return a loader for a type of moments that gives PostgreSQL's text for moments that Python cannot hold."""
 
     class TolerantLoader(psycopg.adapt.Loader):
         def __init__(self, oid: int, context: psycopg.abc.AdaptContext | None = None) -> None:
@@ -160,7 +160,7 @@ def _tolerant(plain: type[psycopg.abc.Loader]) -> type[psycopg.adapt.Loader]:
 
 
 def _refused(database: Database, error: psycopg.Error) -> UsageError:
-    """Return what to tell a person about a statement that the database refuses, with a hint where there is one."""
+    """Return an error for a person about a refused statement, with a hint for some errors."""
     lines = [f"The database refuses the query: {str(error).strip()}"]
     if isinstance(error, errors.UndefinedTable):
         lines.append(_suggest_table(database, str(error)))
@@ -174,7 +174,7 @@ def _refused(database: Database, error: psycopg.Error) -> UsageError:
 
 
 def _suggest_table(database: Database, message: str) -> str:
-    """Return a hint at the tables whose name is like the one that is missing."""
+    """Return a hint that lists the tables with names similar to the missing table."""
     found = re.search(r'"([^"]+)"', message)
     missing = found[1] if found else ""
     with database.connect() as connection:

@@ -1,4 +1,4 @@
-"""A query's rows for a person (a table, or a line for each column) and for programs (CSV, JSON)."""
+"""Prints the rows of a query for a person (a table, or a line for each column) or for programs (CSV, JSON)."""
 
 import re
 import sys
@@ -17,19 +17,19 @@ from loader.runtime.terminal import escape_json_controls
 
 Form = Literal["table", "lines", "csv", "json"]
 
-# Rows that a terminal is sent when nobody says how many.
+# Number of rows that a terminal shows without a limit from the caller.
 TERMINAL_ROWS = 100
 
 _QUOTED = re.compile(r'[",\r\n]|^\s|\s$|^$')
 
 
 def show_result(result: Result, form: Form | None, limit: int | None) -> None:
-    """Write the rows of a query to stdout, and what there is to say of them to stderr.
+    """Write the rows of a query to stdout, and notes about the rows to stderr.
 
     Args:
-        result: What the query gave.
-        form: How; None for a table, or lines where the terminal is too narrow for the table.
-        limit: Rows to show, 0 for all; None for all but on a terminal.
+        result: The result of the query.
+        form: The form of the rows; None for a table, or for lines if the terminal is too narrow for the table.
+        limit: Largest number of rows, 0 for all rows; None for all rows, or `TERMINAL_ROWS` on a terminal.
     """
     if result.columns is None:
         note(result.status or "Done.")
@@ -74,7 +74,7 @@ def _write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _quoted(text: str) -> str:
-    """Return a field of CSV; one without a value is written as nothing, and an empty text as quotes."""
+    """Return a text as a field of CSV; an empty text becomes two quotes, which distinguish the text from NULL."""
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
@@ -104,7 +104,7 @@ def _encode(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: documents as they are, numbers exactly, the rest as text."""
+    """Return a value in its JSON form: documents unchanged, numbers exact, and other values as text."""
     if isinstance(value, Document):
         return msgspec.Raw(value.encode())
     if isinstance(value, Decimal) and value.is_finite():

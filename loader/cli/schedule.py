@@ -1,4 +1,4 @@
-"""`loader schedule`: the transform whenever something new has landed."""
+"""Defines `loader schedule`, which runs the transform whenever events have landed."""
 
 import click
 

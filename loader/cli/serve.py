@@ -1,4 +1,4 @@
-"""`loader serve`: the collector, in one process or several."""
+"""Defines `loader serve`, which runs the collector in one or several processes."""
 
 import socket
 import sys

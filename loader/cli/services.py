@@ -1,4 +1,4 @@
-"""What the commands that run for long have in common: their options, and the collectors of several processes."""
+"""Defines the options of the long-running commands, and prepares several collector processes on one port."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from loader.settings import read_duration
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A span of time on the command line, in seconds once it is read."""
+    """A time span as a value on the command line, such as `2m`, which is converted to seconds."""
 
     name = "duration"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
+        """Return the time span in seconds."""
         try:
             return read_duration(str(value))
         except ValueError as error:
@@ -44,7 +44,16 @@ processes_option = click.option(
 
 @contextmanager
 def collectors(descriptor: int, processes: int) -> Iterator[tuple[list[Command], Callable[[int], None]]]:
-    """Yield the commands of several collectors on one port, and what to call with the number of one that has ended."""
+    """Prepare several collector processes on one port, with a shared folder for their metrics.
+
+    Args:
+        descriptor: The descriptor of the listening socket.
+        processes: The number of collectors.
+
+    Yields:
+        The commands of the collectors, and a function that takes the process id of an ended collector and removes its
+        metrics.
+    """
     arguments = ["serve", f"--processes={processes}", f"--descriptor={descriptor}"]
     with tempfile.TemporaryDirectory(prefix="loader-metrics-") as folder:
         environment = {SHARED_FOLDER: folder} if processes > 1 else {}

@@ -1,4 +1,4 @@
-"""The commands about who may send events: sources and write keys."""
+"""Defines `loader source` and `loader key`, the commands for sources and write keys."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""The commands about a collector's spool, and about the id that says which warehouse a spool belongs to."""
+"""Defines `loader spool` and `loader warehouse-id`, the commands for a collector's spool and the warehouse id."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from loader.settings import Settings
 
 @contextmanager
 def _opened() -> Iterator[tuple[psycopg.Connection, Settings, str]]:
-    """Open the database for a command; yields the id of the warehouse as well."""
+    """Open the database for a command, and yield a connection, the settings and the warehouse id."""
     with context.database() as (database, settings), database.autocommit() as connection:
         yield connection, settings, Warehouse().identify(connection)
 

@@ -1,4 +1,4 @@
-"""`loader sql`: a person's own queries."""
+"""Defines `loader sql`, which runs a person's SQL and prints the rows."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`loader status`: what came in, where it is, and whether anything is missing."""
+"""Defines `loader status`, which shows the numbers of messages, their places, and whether anything is missing."""
 
 import sys
 
@@ -11,7 +11,7 @@ from loader.transform.status import is_rescan_wanted, read_readable_tables, read
 
 
 def check_record(database: Database) -> None:
-    """Tell a person when `loader rescan` has work to do."""
+    """Print a note if landed events need `loader rescan`."""
     with database.begin() as connection:
         if is_rescan_wanted(connection):
             output.ask_for_rescan()

@@ -1,4 +1,4 @@
-"""The commands about what the tables are made of: which columns there are, of which types, and where they come from."""
+"""Defines `loader schema`, `loader scaffold` and `loader rescan`, the commands for tables and their columns."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The commands that run dbt: `loader transform`, `loader widen`."""
+"""Defines `loader transform` and `loader widen`, the commands that run dbt."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`loader up`: the whole product in the foreground."""
+"""Defines `loader up`, which runs the whole product in the foreground."""
 
 import shlex
 import sys

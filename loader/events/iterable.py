@@ -1,8 +1,9 @@
-"""Iterable's own events, from a webhook's body or an export's row to the `track` call Segment would have carried.
+"""Converts Iterable's own events, from webhooks and exports, to the `track` calls that Segment would have sent.
 
-Iterable gives its events no id. Theirs is made here of what tells one event from another and what a webhook and an
-export both carry, so that one delivered twice, or by both, is one row: the kind, the user, the second it happened in,
-and the fields of `_IDENTITY`. A field counts only where it has a value. Nothing in this module does I/O.
+Iterable gives its events no id, so this module makes an id from the parts that distinguish events. The parts are the
+kind, the user, the second of the event, and the fields of `_IDENTITY` that have a value. Webhooks and exports both
+carry these parts. An event that arrives twice, or through both entrances, is therefore one row. Nothing in this module
+does I/O.
 """
 
 import hashlib
@@ -23,26 +24,27 @@ from loader.events.timestamps import iso_text, read_moment
 
 _Fields = dict[str, Any]
 
-# One user, one message, one device, one link. A device or a link that only one entrance carries (an export has no
-# `browserToken`) counts all the same: two rows for one event can be told, one row for two events is a loss.
+# The fields that identify a message, a device and a link. A field counts even if only one entrance carries it, as an
+# export has no `browserToken`. Two rows for one event can be recognized later, but one row for two events is a loss.
 _MESSAGE = (
     "campaignId messageId platformEndpoint browserToken deviceInfo clickedUrl hrefIndex ip userAgent fromPhoneNumber"
     " toPhoneNumber"
 ).split()
 _LISTS = ["channelIds", "messageTypeIds", "userListIds"]
-# What tells the events of a kind apart; of a kind that is not here, everything does.
+# The fields that distinguish the events of a kind. For a kind that is absent here, all fields count.
 _IDENTITY = dict.fromkeys(SEGMENT_EVENTS, _MESSAGE) | {
     "smsReceived": [*_MESSAGE, "smsMessage"],
     "emailSubscribe": ["signupSource", *_LISTS],
     "emailUnSubscribe": ["campaignId", "messageId", "channelId", "unsubSource", *_LISTS],
 }
 
-# Segment has these fields in the context, where it has them at all.
+# Kinds for which Segment has the IP address and the user agent, and has both in the context.
 _WITH_CLIENT = frozenset({"emailOpen", "emailClick", "hostedUnsubscribeClick", "smsClick"})
 _SYSTEMS = re.compile("Windows|iPhone|iPad|iPod|Android|Mac OS X|CrOS|Linux")
 _SYSTEM_NAMES = {"iPhone": "iOS", "iPad": "iOS", "iPod": "iOS", "CrOS": "Chrome OS"}
 
-# Who wrote an inbound message is its sender; any other went to the user.
+# Kinds of messages that the user sent. The user's phone number is the sender's for these kinds, and the recipient's
+# for all other kinds.
 _INBOUND = frozenset({"smsReceived", "whatsAppReceived"})
 
 _INTEGRATION = {"name": "Iterable", "version": "1.0.0"}
@@ -56,7 +58,7 @@ _WHOLE = re.compile(r"(-?[0-9]+)\.0+")
 
 
 class _Body(msgspec.Struct, gc=False, rename="camel"):
-    """A webhook's body."""
+    """The body of a webhook with one event."""
 
     event_name: Raw = _ABSENT
     user_id: Raw = _ABSENT
@@ -65,7 +67,7 @@ class _Body(msgspec.Struct, gc=False, rename="camel"):
 
 
 class _Told(NamedTuple):
-    """What a message tells of an event."""
+    """The kind, the user and the properties of an event, as read from a message."""
 
     kind: str
     user_id: Raw
@@ -74,12 +76,12 @@ class _Told(NamedTuple):
 
 
 class _UnfitError(Exception):
-    """What was sent cannot become an event; its arguments are the reason and the detail."""
+    """The message cannot become an event; the arguments are the reason and the detail."""
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-# Numbers stay text where a float would not be exact.
+# A number with a fraction or an exponent stays text, because a float might not be exact.
 _decode_value = msgspec.json.Decoder(float_hook=str).decode
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
@@ -90,11 +92,12 @@ def parse_webhook(body: bytes, offset: int = 0) -> list[Event | Refused]:
 
     Args:
         body: One event as Iterable's system webhooks send it, or an array of them.
-        offset: Where the body begins, if it is one of many; what comes of its elements is placed after that.
+        offset: The offset of the body, if the body is one of many. The offsets of the elements count from it.
 
     Returns:
-        An `Event` for what can land, a `Refused` with its bytes for what cannot, and both, the refusal marked
-        `repaired`, for what lands with characters replaced. A bad element never costs its neighbours.
+        An `Event` for a message that can land, and a `Refused` with the bytes of a message that cannot land. A message
+        that lands with replaced characters gives both, and its `Refused` is marked `repaired`. An invalid element does
+        not affect the other elements.
     """
     text = strip_body(body)
     if not text:
@@ -117,23 +120,23 @@ def parse_export(line: bytes, offset: int, kind: str) -> list[Event | Refused]:
     """Turn one row of an export into an event.
 
     Args:
-        line: A flat JSON object, without its newline; a blank line gives nothing.
-        offset: Where it begins, in bytes of the decompressed file.
-        kind: The kind of event its file holds, Iterable's `dataTypeName`.
+        line: A flat JSON object, without its newline. A blank line gives an empty list.
+        offset: The offset of the line, in bytes of the decompressed file.
+        kind: The kind of the events in the file, Iterable's `dataTypeName`.
 
     Returns:
-        What `parse_webhook` returns.
+        The event or the refusal of the row, or both, as `parse_webhook` describes.
     """
     return list(_parse(line, offset, kind))
 
 
 def parse_export_lines(data: bytes, offset: int, kind: str) -> list[Event | Refused]:
-    """Turn lines of an export into events; `parse_export` says how.
+    """Turn lines of an export into events, each line as `parse_export` does.
 
     Args:
-        data: Lines, each with its newline but perhaps the last.
-        offset: Where the first line begins, in bytes of the decompressed file.
-        kind: The kind of event their file holds.
+        data: Lines, each with its newline. The last line may lack the newline.
+        offset: The offset of the first line, in bytes of the decompressed file.
+        kind: The kind of the events in the file.
     """
     messages: list[Event | Refused] = []
     for line in data.split(b"\n"):
@@ -143,7 +146,7 @@ def parse_export_lines(data: bytes, offset: int, kind: str) -> list[Event | Refu
 
 
 def _parse(line: bytes, offset: int, exported: str | None) -> Iterator[Event | Refused]:
-    """Read one message: a row of an export of some kind, otherwise a webhook's body."""
+    """Read one message: a row of an export if `exported` names its kind, and a webhook's body otherwise."""
     text, flaw = prepare(line, offset)
     if flaw and not flaw.repaired:
         yield flaw
@@ -183,7 +186,11 @@ def _read_body(text: bytes) -> _Told:
 
 
 def _read_row(text: bytes, kind: str) -> _Told:
-    """Return an exported row's kind, user id, e-mail and properties, with objects and types as a webhook has them."""
+    """Return the kind, user id, e-mail and properties of an exported row.
+
+    The properties get the objects and types that a webhook has: dotted names become objects, and text becomes typed
+    values.
+    """
     row = decode(_decode_fields, text)
     if isinstance(row, tuple):
         raise _UnfitError(*row)
@@ -197,7 +204,7 @@ def _read_row(text: bytes, kind: str) -> _Told:
         for step in outer:
             inner = place.setdefault(step, {})
             if not isinstance(inner, dict):
-                # A value and an object of one name: the dotted name stays.
+                # The row has a value and an object of the same name, so the dotted name stays.
                 place, last = fields, name
                 break
             place = inner
@@ -208,7 +215,10 @@ def _read_row(text: bytes, kind: str) -> _Told:
 
 
 def _typed(name: str, value: Raw) -> Raw:
-    """Return a value that is text as what a webhook has in its place, where that is known to be something else."""
+    """Convert an exported text to the number, boolean or JSON document that a webhook has for this property.
+
+    A property without a known type, and a text that does not fit the type, stay unchanged.
+    """
     if name not in NUMBERS and name not in BOOLEANS and name not in DOCUMENTS:
         return value
     text = _value(value)
@@ -228,7 +238,7 @@ def _typed(name: str, value: Raw) -> Raw:
 
 
 def _event(text: bytes, offset: int, told: _Told) -> Event:
-    """Make the `track` call of what a message tells."""
+    """Make the event with its `track` call from the parts of a message."""
     fields = told.fields
     kind = known_kind(told.kind) or told.kind
     address = _identifier("email", told.email) or _identifier("email", fields.get("email"))
@@ -239,13 +249,13 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
 
     created = _value(fields.get("createdAt", _ABSENT))
     moment = read_moment(created)
-    # The e-mail comes first, because every entrance has it; not every one has the user id.
+    # The e-mail has precedence over the user id, because every entrance has the e-mail. The user id is often missing.
     happened = [kind.lower(), address or user or anonymous, moment.replace(microsecond=0) if moment else str(created)]
     message_id = _message_id(kind, happened if kind in _IDENTITY else [*happened, user], fields)
 
     traits: _Fields = {"email": address} if address else {}
     context: _Fields = {"integration": _INTEGRATION, "library": _LIBRARY, "traits": traits}
-    # Another column of that name would be the call's own.
+    # The column `user_id` belongs to the call's own `userId`.
     properties = {key: value for key, value in fields.items() if key != "userId"}
     if kind in _WITH_CLIENT:
         _move_client(properties, context)
@@ -266,7 +276,7 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
 
 
 def _time_of_call(created: object, moment: datetime | None) -> _Fields:
-    """Return the call's time; one that cannot be read stays as it is written, so that a run notes it."""
+    """Return the call's timestamp; an unreadable time stays as it is, so that a run reports it as a mismatch."""
     if moment:
         return {"timestamp": iso_text(moment)}
     is_told = isinstance(created, str | int | float) and not isinstance(created, bool) and created != ""
@@ -274,7 +284,7 @@ def _time_of_call(created: object, moment: datetime | None) -> _Fields:
 
 
 def _move_client(properties: _Fields, context: _Fields) -> None:
-    """Move what is known of the user's device to the context."""
+    """Move the IP address and the user agent to the context, and add the operating system."""
     if "ip" in properties:
         context["ip"] = properties.pop("ip")
     if "userAgent" in properties:
@@ -284,7 +294,11 @@ def _move_client(properties: _Fields, context: _Fields) -> None:
 
 
 def _identifier(name: str, value: object) -> str | None:
-    """Return what identifies a user as text, None when it is not there."""
+    """Return an id of a user as text; None if the field is absent or empty.
+
+    Raises:
+        _UnfitError: The value is neither a string nor an integer.
+    """
     found = _value(value)
     if found is None or found == "":
         return None
@@ -294,7 +308,7 @@ def _identifier(name: str, value: object) -> str | None:
 
 
 def _phone_number(kind: str, fields: _Fields) -> str | None:
-    """Return the user's phone number, for a user who has nothing else."""
+    """Return the user's phone number, which identifies a user without other ids; None if there is no number."""
     names = ["toPhoneNumber", "fromPhoneNumber"]
     for name in reversed(names) if kind in _INBOUND else names:
         if name in fields and (number := _identifier(name, fields[name])):
@@ -303,14 +317,14 @@ def _phone_number(kind: str, fields: _Fields) -> str | None:
 
 
 def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]) -> str:
-    """Return the id that an event has however it came in."""
+    """Return the id of an event, which is the same at every entrance."""
     names = _IDENTITY.get(kind)
     if names is None:
         names = [name for name in fields if name not in ("createdAt", "email", "userId")]
         found = {name: _canonical(fields[name]) for name in names}
     else:
         found = {name: _canonical(fields[name]) for name in names if name in fields}
-        # Segment's name for a link stands beside Iterable's own, in webhooks only.
+        # `url` is Iterable's name for a link, and `linkUrl` is Segment's. Only webhooks carry both.
         found["url"] = _canonical(fields.get("url")) or _canonical(fields.get("linkUrl"))
         found["lists"] = _list_ids(fields)
     content = {name: value for name, value in found.items() if value is not None}
@@ -318,7 +332,7 @@ def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]
 
 
 def _list_ids(fields: Mapping[str, Any]) -> list[str] | None:
-    """Return the lists an event is about: an export may have the only one under a name of its own."""
+    """Return the ids of an event's lists; an export may name a single list `emailListId`."""
     if "emailListIds" not in fields and "emailListId" not in fields:
         return None
     several = _canonical(fields.get("emailListIds"))
@@ -328,10 +342,10 @@ def _list_ids(fields: Mapping[str, Any]) -> list[str] | None:
 
 
 def _canonical(value: object) -> Any:
-    """Return a value in a form that does not depend on how it was written; None for what says nothing.
+    """Return a value in a form that does not depend on its notation; None for an empty value.
 
-    Text and numbers are one, because a CSV file does not tell them apart; so are null, the empty string, and lists and
-    objects of nothing.
+    Text and numbers have one form, because a CSV file does not distinguish them. Null, the empty string, and empty
+    lists and objects also have one form.
     """
     if isinstance(value, Raw):
         value = _value(value)
@@ -355,7 +369,7 @@ def _canonical(value: object) -> Any:
 
 
 def _value(value: object) -> Any:
-    """Decode a field; one that no value of Python's can hold is its text."""
+    """Decode a field; a field that Python cannot hold gives its JSON text."""
     if not isinstance(value, Raw):
         return value
     try:

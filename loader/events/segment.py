@@ -1,8 +1,8 @@
-"""Segment's tracking calls, from bytes to events.
+"""Parses Segment's tracking calls from bytes into events.
 
-A line of a file holds one call (https://segment.com/docs/connections/spec/common/). The database has the last word
-on what is JSON: here only the few fields that decide where an event lands are read, and a line that looks unusual gets
-a second, slower look. Nothing in this module does I/O.
+A line of a file holds one call (https://segment.com/docs/connections/spec/common/). This module reads only the few
+fields that decide where an event lands, and PostgreSQL checks the JSON of the whole call. `parse_line` reads an unusual
+line a second time, more slowly. Nothing in this module does I/O.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from loader.events.model import Event, Reason, Refused
 from loader.events.naming import table_name
 from loader.events.written_keys import blank_write_keys, take_write_key
 
-# Segment keeps no longer message ids.
+# Longest message id that Segment keeps, in characters.
 MESSAGE_ID_LENGTH = 100
 
-# What ids begin with that are made of a line which brings none.
+# Prefix of the ids that this module makes for lines without an id.
 MADE_ID = "loader-"
 
-# Longest event name whose table is remembered.
+# Longest event name whose table name is cached, in characters.
 _KNOWN_LENGTH = 200
 
 _CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
 
 
 class _Object(msgspec.Struct, gc=False):
-    """Any JSON object: its fields are skipped, what is not an object is refused."""
+    """Any JSON object: the decoder skips the fields of an object, and refuses any other value."""
 
 
 class _Integrations(msgspec.Struct, gc=False):
@@ -43,7 +43,10 @@ class _Integrations(msgspec.Struct, gc=False):
 
 
 class UsualCall(msgspec.Struct, gc=False, rename="camel"):
-    """The fields of a call that decide where it lands, as they usually are; the rest is skipped, not built."""
+    """The fields of a call that decide where the call lands, with their usual types.
+
+    The decoder skips all other fields and builds no objects for them.
+    """
 
     type: str | None = None
     event: str | None = None
@@ -54,12 +57,12 @@ class UsualCall(msgspec.Struct, gc=False, rename="camel"):
     properties: _Object | None = None
     traits: _Object | None = None
     integrations: _Integrations | None = None
-    # The decoder refuses a call with a key: the key has to be taken out first.
+    # The decoder refuses a call with a write key, because the key must be removed first.
     write_key: _Object | UnsetType = UNSET
 
 
 class _LooseCall(msgspec.Struct, gc=False, rename="camel"):
-    """The same fields whatever their types, to say which of them is wrong."""
+    """The same fields with any type, so that a refusal names the wrong field."""
 
     type: Any = None
     event: Any = None
@@ -90,16 +93,17 @@ _decode_choice = msgspec.json.Decoder(_Choice).decode
 
 
 def parse_lines(data: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:
-    """Turn lines into events, or into refusals with a reason; blank lines are passed over.
+    """Turn lines into events, or into refusals with a reason; blank lines are skipped.
 
     Args:
-        data: Lines, each with its newline but perhaps the last.
-        offset: Where the first line begins, in bytes of the decompressed file.
-        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
+        data: Lines, each with its newline. The last line may lack the newline.
+        offset: The offset of the first line, in bytes of the decompressed file.
+        warehouse_id: The id of this warehouse in calls; if empty, the ids in calls do not count.
 
     Returns:
-        An `Event` for a call that can land, a `Refused` for what cannot, and both, the refusal marked `repaired`, for
-        a call that lands with characters replaced. One bad line never costs its neighbours.
+        An `Event` for a call that can land, and a `Refused` for a line that cannot land. A call that lands with
+        replaced characters gives both, and its `Refused` is marked `repaired`. An invalid line does not affect the
+        other lines.
     """
     lines = data.split(b"\n")
     if not lines[-1]:
@@ -108,8 +112,8 @@ def parse_lines(data: bytes, offset: int, warehouse_id: str = "") -> list[Event 
     messages: list[Event | Refused] = []
     for line in lines:
         try:
-            # Line by line, although the decoder reads many at once in less time: it does not mind two objects on a
-            # line or one on two, and a single such line would give those after it each other's ids.
+            # The decoder gets one line at a time. Decoding many lines at once takes less time, but then the decoder
+            # accepts two objects on a line, and one object on two lines. The later lines would get wrong ids.
             call = _decode_usual(line) if all_text or is_utf8(line) else None
         except (msgspec.MsgspecError, RecursionError):
             call = None
@@ -122,15 +126,15 @@ def parse_lines(data: bytes, offset: int, warehouse_id: str = "") -> list[Event 
 
 
 def event_of(call: UsualCall, line: bytes, offset: int) -> Event | None:
-    """Return the event of a `track` call that has everything and in which nothing is unusual.
+    """Return the event of a complete `track` call without anything unusual.
 
     Args:
         call: The call.
-        line: What it was read from, which is UTF-8.
-        offset: Where that begins, in bytes of the decompressed file.
+        line: The line of the call, which is valid UTF-8.
+        offset: The offset of the line, in bytes of the decompressed file.
 
     Returns:
-        The event; None when `parse_line` has to look at the line.
+        The event; None if `parse_line` must read the line.
     """
     if (
         call.type == "track"
@@ -153,11 +157,11 @@ def parse_webhook(body: bytes, offset: int = 1, warehouse_id: str = "") -> list[
 
     Args:
         body: A call, or an array of calls.
-        offset: The number of the first call; each further call has the next one.
-        warehouse_id: As `parse_lines` has it.
+        offset: The number of the first call; each further call has the next number.
+        warehouse_id: The id of this warehouse, as for `parse_lines`.
 
     Returns:
-        What `parse_lines` returns.
+        The events and refusals of the calls, as from `parse_lines`.
     """
     text = strip_body(body)
     elements = read_elements(text) if text.startswith(b"[") else [text]
@@ -171,15 +175,15 @@ def parse_webhook(body: bytes, offset: int = 1, warehouse_id: str = "") -> list[
 
 
 def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> Iterator[Event | Refused]:
-    """Turn one line into an event or a refusal, taking the time to say what is wrong with it.
+    """Turn one line into an event or a refusal; slower than `event_of`, but with the exact reason of a refusal.
 
     Args:
         line: The line without its newline.
-        offset: Where it begins, in bytes of the decompressed file.
-        warehouse_id: As `parse_lines` has it.
+        offset: The offset of the line, in bytes of the decompressed file.
+        warehouse_id: The id of this warehouse, as for `parse_lines`.
 
     Yields:
-        What `parse_lines` returns.
+        The event, the refusal, or both, as in the list from `parse_lines`.
     """
     came = line
     _, line = take_write_key(line)
@@ -195,7 +199,7 @@ def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> Iterator[Eve
         return
     wrong = _wrong(call)
     if wrong:
-        # What is no call may hold calls, with their keys.
+        # An object that is no call may contain calls with write keys.
         yield Refused(blank_write_keys(line) if wrong[0] == Reason.BAD_REQUEST else line, offset, *wrong)
         return
     is_served = _type_of(call) == "track" and not _is_excluded(call.integrations, warehouse_id)
@@ -211,7 +215,7 @@ def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> Iterator[Eve
 
 
 def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:
-    """Say what keeps a call from landing, in the order Segment checks."""
+    """Return the reason why a call cannot land, in the order of Segment's checks; None if the call can land."""
     kind = _type_of(call)
     if kind not in _CALLS:
         return Reason.BAD_REQUEST, f"type must be one of {', '.join(sorted(_CALLS))}"
@@ -240,7 +244,7 @@ def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:
 
 
 def _type_of(call: _LooseCall) -> str | None:
-    """Return the call's type; a call without one that names an event is a track call, as on `/v1/track`."""
+    """Return the type of a call; a call with an event but without a type is a track call, as on `/v1/track`."""
     if call.type is None and call.event is not None:
         return "track"
     return call.type if isinstance(call.type, str) else None
@@ -254,8 +258,8 @@ def _is_excluded(integrations: msgspec.Raw, warehouse_id: str) -> bool:
     https://segment.com/docs/connections/spec/common/#integrations
 
     Args:
-        integrations: The field, as it came.
-        warehouse_id: The id of this warehouse; without it, the list does not count.
+        integrations: The unchanged bytes of the field.
+        warehouse_id: The id of this warehouse; if empty, the list does not count.
     """
     try:
         warehouses = _decode_integrations(integrations).warehouses
@@ -268,7 +272,7 @@ def _is_excluded(integrations: msgspec.Raw, warehouse_id: str) -> bool:
 
 
 def _is_object(raw: msgspec.Raw) -> bool:
-    """Say whether a field of unknown type is absent, null or an object."""
+    """Return whether a field of unknown type is absent, null or an object."""
     return bytes(memoryview(raw)[:1]) in (b"", b"{", b"n")
 
 
@@ -278,14 +282,14 @@ def _json_type(value: object) -> str:
 
 
 def collection_of(event: str) -> str:
-    """Return the table of an event; empty when its name gives none."""
-    # Names are few and short; what is neither is not worth the memory.
+    """Return the name of an event's table; empty if the event's name gives no table name."""
+    # The cache has a limited size, and most names are few and short. Long names would only use memory.
     return _known_table(event) if len(event) <= _KNOWN_LENGTH else table_name(event)
 
 
 def _read_time(value: str) -> datetime | None:
-    """Read a time that has an offset; None for anything else."""
-    # PostgreSQL, and so whatever was exported from one, leaves the minutes of an offset out when there are none.
+    """Return a time that has an offset from UTC; None for any other text."""
+    # PostgreSQL writes an offset of whole hours without minutes, so exports from PostgreSQL contain such offsets.
     for text in (value, value + "00"):
         with suppress(msgspec.ValidationError):
             moment = msgspec.convert(text, datetime)
@@ -295,7 +299,7 @@ def _read_time(value: str) -> datetime | None:
 
 
 def _message_id(given: object, line: bytes, offset: int) -> str:
-    """Return the call's own message id, or one that is the same whenever the same line of a file is read again."""
+    """Return the call's own message id, or make an id that is the same whenever the same line is read again."""
     if isinstance(given, str) and 0 < len(given) <= MESSAGE_ID_LENGTH:
         return given
     if isinstance(given, int) and not isinstance(given, bool):

@@ -1,8 +1,9 @@
-"""The tracking API's bodies, from bytes to events: one call, or a batch of them.
+"""Parses the bodies of the tracking API from bytes into events: one call, or a batch of calls.
 
-What a request says of all its calls (their type, when they were sent, the context they share) and the id the server
-gives to a call without one are put in front of the call's own fields. Of two fields of one name, PostgreSQL's jsonb and
-the parser here both keep the last, so a call's own word wins, and its bytes stay as they came.
+The loader puts additional fields in front of the call's own fields. They are the fields that a request gives for all
+its calls (type, `sentAt`, shared context), and an id for a call without one. Of two fields with the same name,
+PostgreSQL's jsonb and the parser here both keep the last. The call's own field therefore has precedence, and the bytes
+of the call stay unchanged.
 
 https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/
 """
@@ -20,11 +21,11 @@ from loader.events.model import Event, Reason, Refused
 from loader.events.segment import UsualCall, event_of, parse_line, parse_lines
 from loader.events.written_keys import may_have_write_key, read_write_key, take_write_key
 
-# What the paths of single calls end with, long and short, and those of batches.
+# The last parts of the paths: the short and long names for single calls, and the names for batches.
 CALLS = {"t": "track", "i": "identify", "p": "page", "s": "screen", "g": "group", "a": "alias"}
 BATCHES = ("batch", "import", "b")
 
-# What ids begin with that this process gives.
+# Prefix of the message ids that this process makes.
 _ID_OF_PROCESS = b"api-%b" % secrets.token_hex(12).encode()
 _numbers = count()
 _ABSENT = (b"", b"null")
@@ -32,12 +33,12 @@ _ABSENT = (b"", b"null")
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a request may hold, decompressed; Segment's own numbers unless somebody sets others.
+    """The largest decompressed sizes of a request; the defaults are Segment's own limits.
 
     Attributes:
-        event_bytes: Bytes of one call.
-        batch_bytes: Bytes of a batch's whole body.
-        batch_items: Calls in a batch.
+        event_bytes: Largest size of one call, in bytes.
+        batch_bytes: Largest size of a batch's whole body, in bytes.
+        batch_items: Largest number of calls in a batch.
     """
 
     event_bytes: int = 32_768
@@ -49,11 +50,11 @@ _UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
 
 
 class BadRequestError(Exception):
-    """A body nothing can be taken from.
+    """A body cannot be read as a call or a batch.
 
     Args:
-        code: Why.
-        message: What exactly, for the sender.
+        code: The code of the reason.
+        message: The exact reason, for the sender.
     """
 
     def __init__(self, code: Reason, message: str) -> None:
@@ -63,7 +64,7 @@ class BadRequestError(Exception):
 
 
 class _Batch(msgspec.Struct, rename="camel"):
-    """A batch's body; its calls are not looked into yet."""
+    """The body of a batch, with the unread bytes of its calls."""
 
     batch: list[msgspec.Raw]
     write_key: str | None = None
@@ -73,20 +74,20 @@ class _Batch(msgspec.Struct, rename="camel"):
 
 
 class _Context(msgspec.Struct, gc=False):
-    """Of a call's context, what asks for the client's address."""
+    """The part of a call's context that may request the client's address."""
 
     direct: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _WholeCall(UsualCall, gc=False, rename="camel"):
-    """A call to a path that says it is a `track` call, and what would have to be done to it."""
+    """A call to the path of `track` calls, with the fields that may require a change of the call."""
 
     type: str | None = "track"
     context: _Context | None = None
 
 
 class _Type(msgspec.Struct):
-    """A call's own type."""
+    """The type that a call itself gives."""
 
     type: str | None = None
 
@@ -98,12 +99,12 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 class Call(msgspec.Struct, gc=False):
-    """One call as it came, and what was put in front of it.
+    """One call of a request, with the fields that were put in front of its own fields.
 
     Attributes:
-        line: The call, complete.
-        write_key: The key it carries itself; empty when it carries none.
-        excess: Why it cannot be taken whatever it says.
+        line: The complete call.
+        write_key: The write key in the call itself; empty if the call has none.
+        excess: The exceeded limit, for which the call is refused whatever its content; None within the limits.
     """
 
     line: bytes
@@ -115,19 +116,19 @@ def read_call(body: bytes, kind: str, limits: Limits) -> Call:
     """Read the body of a request with one call.
 
     Args:
-        body: The body, decompressed.
-        kind: What the path says it is, e.g. `track`; its own `type` counts for nothing.
-        limits: How much it may hold.
+        body: The decompressed body.
+        kind: The type that the path names, e.g. `track`. The call's own `type` has no effect.
+        limits: The largest sizes.
 
     Raises:
-        BadRequestError: It is no JSON object.
+        BadRequestError: The body is not a JSON object.
     """
     text = strip_body(body)
     if not text.startswith(b"{"):
         raise BadRequestError(*explain(_decode_fields, text))
     write_key, text = take_write_key(text)
     line = _complete(text, b'{"type":"%b","messageId":"%b",' % (kind.encode(), new_message_id()))
-    # A letter of a name may be written as its number.
+    # JSON allows a letter of a name to be written as an escape, such as `\u0074`.
     may_have_type = b'"type"' in text or b"\\u00" in text
     if may_have_type and not _is_of_type(line, kind) and (fields := read_fields(line)):
         fields["type"] = msgspec.Raw(b'"%b"' % kind.encode())
@@ -136,17 +137,17 @@ def read_call(body: bytes, kind: str, limits: Limits) -> Call:
 
 
 def read_whole_call(body: bytes, kind: str, limits: Limits) -> Event | None:
-    """Read the body of a request with one `track` call that has everything a line of a file has.
+    """Read the body of a request with one `track` call that is as complete as a line of a file.
 
-    It lands as the bytes it came as; nothing needs to be put in front of it.
+    The call lands with its unchanged bytes, because it needs no additional fields.
 
     Args:
-        body: The body, decompressed.
-        kind: What the path says it is.
-        limits: How much it may hold.
+        body: The decompressed body.
+        kind: The type that the path names.
+        limits: The largest sizes.
 
     Returns:
-        The event; None when `read_call` has to look at the body.
+        The event; None if `read_call` must read the body.
     """
     if kind != "track" or len(body) > limits.event_bytes or not is_utf8(body):
         return None
@@ -164,14 +165,14 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
     """Read the body of a request with several calls.
 
     Args:
-        body: The body, decompressed.
-        limits: How much it may hold.
+        body: The decompressed body.
+        limits: The largest sizes.
 
     Returns:
-        The write key of the whole batch, empty when it has none, and its calls.
+        The write key of the whole batch, and the calls. The key is empty if the batch has none.
 
     Raises:
-        BadRequestError: It is no JSON, holds no batch, or an empty one.
+        BadRequestError: The body is not JSON, has no batch, or has an empty batch.
     """
     text = strip_body(body)
     try:
@@ -206,15 +207,16 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
 
 
 def parse_calls(calls: list[Call], offset: int, warehouse_id: str = "") -> tuple[list[Event], list[Refused]]:
-    """Turn calls into events, and those that cannot be into refusals.
+    """Turn calls into events, or into refusals if they cannot land.
 
     Args:
         calls: The calls.
-        offset: A number no other message has that is written with these; those up to the calls' length on are theirs.
-        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
+        offset: The first offset of the calls. Each call takes as many offsets as its line has bytes, and one more. No
+            other message of the delivery may have one of these offsets.
+        warehouse_id: The id of this warehouse in calls; if empty, the ids in calls do not count.
 
     Returns:
-        The events, and the refusals; a call that lands repaired is in both.
+        The events and the refusals. A call that lands with replaced characters is in both lists.
     """
     lines = [call.line for call in calls if call.excess is None]
     refused: list[Refused] = []
@@ -227,7 +229,7 @@ def parse_calls(calls: list[Call], offset: int, warehouse_id: str = "") -> tuple
     if joined.count(b"\n") == len(lines) - 1:
         messages = parse_lines(joined, offset, warehouse_id)
     else:
-        # JSON may be printed over several lines.
+        # A call may be JSON text of several lines, so each call is parsed by itself.
         for line in lines:
             messages.extend(parse_line(line, offset, warehouse_id))
             offset += len(line) + 1
@@ -237,12 +239,12 @@ def parse_calls(calls: list[Call], offset: int, warehouse_id: str = "") -> tuple
 
 
 def parse_kept(body: bytes, kind: str = "", warehouse_id: str = "") -> list[Event | Refused]:
-    """Turn a body, or a call of one, that is in quarantine into events; no limit applies to it any more.
+    """Turn a quarantined body, or one call of a body, into events and refusals; no limit applies.
 
     Args:
-        body: One call or a batch of them, as it came or corrected.
-        kind: The type of the only call, where only the request's path said it.
-        warehouse_id: As `parse_calls` has it.
+        body: One call or a batch of calls, in original or corrected form.
+        kind: The type of the only call, if only the path of the request gave it.
+        warehouse_id: The id of this warehouse, as for `parse_calls`.
     """
     text = strip_body(body)
     try:
@@ -266,20 +268,20 @@ def _is_batch(text: bytes) -> bool:
 
 
 def _received_now(event: Event) -> Event:
-    """Return an event received now: when, is for the server to say, not for its clients."""
+    """Return an event without a time of receipt, because the server sets this time, and not its clients."""
     return msgspec.structs.replace(event, received_at=None) if event.received_at else event
 
 
 def with_address(call: Call, address: str, *, client_side: bool) -> Call:
-    """Add the client's address to a call's context where Segment does.
+    """Add the client's address to the context of a call, in the same cases as Segment.
 
-    That is for calls from a client's device, and for those that ask for it (`context.direct`); never over an address
-    that is there, and never an IPv6 one.
+    These are the calls from a client's device, and the calls that request the address (`context.direct`). An address
+    in the call stays unchanged, and an IPv6 address is never added.
 
     Args:
         call: The call.
         address: The client's IPv4 address.
-        client_side: Whether a browser sent it.
+        client_side: Whether a browser sent the call.
     """
     if not client_side and b'"direct"' not in call.line:
         return call
@@ -295,12 +297,12 @@ def with_address(call: Call, address: str, *, client_side: bool) -> Call:
 
 
 def new_message_id() -> bytes:
-    """Return an id for a call that brings none: one that no other call of any process has."""
+    """Return a new message id for a call without one; no other call of any process has this id."""
     return b"%b%08x" % (_ID_OF_PROCESS, next(_numbers))
 
 
 def _complete(text: bytes, front: bytes) -> bytes:
-    """Put fields in front of an object's own."""
+    """Return an object with additional fields in front of its own fields."""
     rest = text[1:]
     return front.removesuffix(b",") + rest if rest.lstrip().startswith(b"}") else front + rest
 
@@ -323,10 +325,10 @@ def _too_large(text: bytes, limits: Limits) -> tuple[Reason, str] | None:
 
 
 def _split_batch(text: bytes) -> _Batch:
-    """Read a batch in which the decoder refuses something, so that a call which cannot be read is refused by itself.
+    """Read a batch that the decoder refuses, so that only the invalid calls are refused later.
 
     Raises:
-        BadRequestError: It holds no calls, or their ends cannot be found.
+        BadRequestError: The batch has no calls, or the ends of the calls cannot be found.
     """
     fields = split_object(text) or {}
     batch = split_array(bytes(fields.get("batch", b"")))
@@ -340,7 +342,11 @@ def _split_batch(text: bytes) -> _Batch:
 
 
 def _merged(item: bytes, shared: Fields) -> bytes:
-    """Add to an item's own fields what the batch has in its; what an item has as null it has not."""
+    """Merge shared fields of a batch into the fields of the same name in an item.
+
+    The fields of two objects are merged, and the item's own fields have precedence. A field of the item that is null
+    counts as absent.
+    """
     if not any(b'"%b"' % name.encode() in item for name in shared):
         return item
     fields = read_fields(item)

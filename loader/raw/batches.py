@@ -1,7 +1,8 @@
-"""Lands what a collector's senders have sent: many deliveries in one transaction.
+"""Lands the deliveries of a collector's senders, many in one transaction.
 
-Nearly all batches bring only events whose properties are recorded. `landing_statement` makes one statement of such a
-batch, which is the whole transaction. A batch with refused messages or new properties takes several statements.
+Nearly all batches contain only events whose properties are recorded. `landing_statement` makes one statement from such
+a batch, and the statement is the whole transaction. A batch with refused messages or new properties needs several
+statements.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from loader.raw.catalog import PendingChanges, SchemaRegistry
 from loader.raw.copy_format import COPY, END, FEW, HEADER, arrays_of, partition, rows_of
 from loader.raw.landing import LandingResult, land
 
-# Both fail when the record of properties has another generation by now.
+# Both statements fail if the generation of the schema registry has changed in the meantime.
 _LAND = b"select raw.land($1, $2, $3, $4, $5, $6)"
 _COPY = b"select raw.require_generation('%b'); %b"
 
@@ -24,9 +25,9 @@ class LandingStatement(NamedTuple):
     """A statement that lands a batch.
 
     Attributes:
-        text: The statement.
+        text: The SQL text of the statement.
         arguments: The arguments, in binary; empty for a COPY.
-        copied: The data of a COPY.
+        copied: The data of a COPY; empty for other statements.
     """
 
     text: bytes
@@ -37,17 +38,17 @@ class LandingStatement(NamedTuple):
 def landing_statement(registry: SchemaRegistry, deliveries: Sequence[Delivery]) -> LandingStatement | None:
     """Make the statement that lands deliveries with known properties, without a query.
 
-    The statement fails when the record has been replaced since the registry read it, so a batch never lands with a
-    property that is not recorded.
+    The statement fails if the record has been replaced since the registry read it. A batch therefore never lands with
+    a property that is not recorded.
 
     Args:
         registry: The recorded collections and properties that the process knows.
-        deliveries: The deliveries.
+        deliveries: The deliveries of the batch.
 
     Returns:
-        The statement; None when there are refused messages or unknown properties, or no event.
+        The statement; None for a batch with refused messages or unknown properties, or without an event.
     """
-    # Read first: a thread may replace what the registry knows while the events are compared.
+    # The generation is read first, because a thread may replace the content of the registry during the comparison.
     generation = (registry.generation or "").encode()
     by_source: dict[str, list[Event]] = {}
     for delivery in deliveries:
@@ -73,15 +74,15 @@ def landing_statement(registry: SchemaRegistry, deliveries: Sequence[Delivery]) 
 def land_deliveries(
     connection: psycopg.Connection, registry: SchemaRegistry, deliveries: Sequence[Delivery]
 ) -> LandingResult:
-    """Land deliveries in a transaction of their own, whatever there is to do for them.
+    """Land any deliveries in a transaction of their own, with refused messages and new properties.
 
     Args:
         connection: A connection in autocommit.
         registry: The recorded collections and properties that the process knows.
-        deliveries: The deliveries.
+        deliveries: The deliveries of the batch.
 
     Raises:
-        psycopg.Error: The database cannot take anything at the moment, or nobody knows whether it has.
+        psycopg.Error: The database cannot land anything at the moment, or the result of the commit is unknown.
     """
     with registry.transaction(connection) as changes:
         return land_parts(connection, deliveries, changes)
@@ -94,11 +95,11 @@ def land_parts(
 
     Args:
         connection: An open connection; the caller commits.
-        deliveries: The deliveries.
+        deliveries: The deliveries of the batch.
         changes: Records the properties of landed events.
 
     Raises:
-        psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
+        psycopg.Error: The database cannot land anything at the moment, and the caller must not commit.
     """
     parts: dict[tuple[str, str], list[Event | Refused]] = {}
     numbers: dict[tuple[int, int], int] = {}

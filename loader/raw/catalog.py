@@ -1,8 +1,8 @@
-"""Keeps raw.collections and raw.properties: which collections there are, and what their events are made of.
+"""Maintains the schema registry: raw.collections and raw.properties, with all collections and their properties.
 
-What is new is recorded in the transaction of the events that brought it, as the last thing before the commit and under
-a lock of the source. So whoever sees an event sees what it is made of, and a transaction that waits for its turn to
-commit keeps nobody waiting for it.
+New collections and properties are recorded in the transaction of the events that contain them. A transaction that sees
+an event therefore also sees the event's properties. Recording needs a lock of the source and is the last step before
+the commit. A transaction that waits for this lock therefore holds no lock that blocks others.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from loader.postgres.statements import read_statement
 # A source and one of its collections.
 Key = tuple[str, str]
 
-# Collections remembered at a time: many more than anybody means to have.
+# Largest number of collections that a process keeps in memory. It is far above the number in any intended use.
 _REMEMBERED = 10_000
 
 _collection = attrgetter("collection")
@@ -67,12 +67,12 @@ class Property:
     """A property with types that are not recorded yet.
 
     Attributes:
-        source: The schema name of its source.
-        collection: Its collection.
-        path: The keys that lead to it.
-        first_event_id: The message id of the first such event.
-        offset: Where that event is; what is new is recorded in this order.
-        types: The types.
+        source: The schema name of the source.
+        collection: The name of the collection.
+        path: The keys that lead to the property.
+        first_event_id: The message id of the first event with the property.
+        offset: The offset of that event. Properties are recorded in the order of their offsets.
+        types: The types that are not recorded yet.
     """
 
     source: str
@@ -88,11 +88,11 @@ class Collection:
     """A collection that is not recorded yet.
 
     Attributes:
-        source: The schema name of its source.
-        collection: Its name.
-        event: The name of the first such event, as it came.
-        first_event_id: Its message id.
-        offset: Where it is.
+        source: The schema name of the source.
+        collection: The name of the collection.
+        event: The unchanged name of the first event of the collection.
+        first_event_id: The message id of that event.
+        offset: The offset of that event. Collections are recorded in the order of their offsets.
     """
 
     source: str
@@ -103,12 +103,14 @@ class Collection:
 
 
 class SchemaRegistry:
-    """The recorded collections and properties that a process knows, so that an event with known fields costs no query.
+    """The copy of the schema registry in a process, which saves a query for an event with known fields.
 
     Attributes:
-        generation: The generation of the record that this was read from: how often it has been rebuilt, its file, and
-            the start of its server. A rescan, a restore, a failover and a pooler that changes servers give another one.
-            None while nothing is known.
+        shapes: The known properties, by collection.
+        collections: The collections that are known to be recorded.
+        generation: The generation of the record that the copy was read from; None while the copy is empty. It consists
+            of the number of rebuilds, the file of the table, and the start time of the server. A rescan, a restore, a
+            failover, and a pooler that changes servers all change the generation.
     """
 
     def __init__(self) -> None:
@@ -118,13 +120,13 @@ class SchemaRegistry:
 
     @contextmanager
     def transaction(self, connection: psycopg.Connection) -> Iterator["PendingChanges"]:
-        """Open a transaction that records the new fields of its events as it commits.
+        """Open a transaction that records the new fields of its events just before the commit.
 
         Args:
-            connection: A connection with no transaction open.
+            connection: A connection without an open transaction.
 
         Yields:
-            The changes that the transaction's events bring.
+            The pending changes, to which the caller adds the fields of the transaction's events.
         """
         changes = PendingChanges(self, connection)
         recorded = False
@@ -133,12 +135,13 @@ class SchemaRegistry:
             yield changes
             changes.record()
             recorded = True
-        # Only now: a rollback, also one the caller asked for, must not leave anything known that is not recorded.
+        # The registry learns the changes after the commit. After a rollback, even one by the caller, the registry must
+        # not know a field that is not recorded.
         if recorded:
             changes.mark_recorded()
 
     def _forget_outdated(self, connection: psycopg.Connection) -> None:
-        """Forget everything when the record is another one, since what we know of it may not be in this one."""
+        """Clear the copy when the generation has changed, because the new record may lack known fields."""
         cursor = connection.execute(f"{NO_TIMEOUTS}; select raw.lock_generation()")
         while cursor.nextset():
             pass
@@ -152,17 +155,17 @@ class SchemaRegistry:
         self.collections.clear()
 
     def knows_all(self, source: str, events: Iterable[Event]) -> bool:
-        """Say whether events hold nothing that is not known to be recorded, without asking the database.
+        """Return whether all fields of events are known to be recorded, without a query.
 
         Args:
-            source: The schema name of their source.
-            events: The events, alike ones one after the other.
+            source: The schema name of the source.
+            events: The events, with those of one collection next to each other.
         """
         for collection, group in groupby(events, key=_collection):
             if collection is None:
                 continue
             shape = self.shapes.get((source, collection))
-            # A transaction that has not committed may have made a shape for a collection that is not recorded.
+            # A transaction without a commit may have made a shape for a collection that is not recorded.
             if shape is None or (source, collection) not in self.collections:
                 return False
             if next(_refused(shape, list(group)), None) is not None:
@@ -170,7 +173,13 @@ class SchemaRegistry:
         return True
 
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:
-        """Read what is recorded of collections this process has not met yet."""
+        """Read the recorded properties of those collections that the copy lacks.
+
+        Args:
+            connection: An open connection.
+            source: The schema name of the source.
+            collections: The names of the collections.
+        """
         missing = [name for name in collections if (source, name) not in self.shapes]
         if len(self.shapes) + len(missing) > _REMEMBERED:
             self._forget()
@@ -188,14 +197,14 @@ class PendingChanges:
     """The collections, properties and types of one transaction's events that are not recorded yet.
 
     Args:
-        registry: What is known.
+        registry: The copy of the schema registry in this process.
         connection: An open connection.
-        reserved: By collection, the paths that are kept whatever other paths the events have.
+        reserved: The paths, by collection, that always have room within the limit of tracked properties.
 
     Attributes:
-        collections: Those not recorded.
-        properties: Those not recorded, or not with all their types.
-        untracked: Collections with more properties than are tracked.
+        collections: The collections that are not recorded.
+        properties: The properties that are not recorded, or not with all their types.
+        untracked: The collections with more properties than the loader tracks.
     """
 
     def __init__(
@@ -215,17 +224,22 @@ class PendingChanges:
         self.untracked: set[Key] = set()
 
     def prepare(self, source: str, events: Iterable[Event]) -> None:
-        """Read what is recorded of events' collections; nothing can be read while they are being copied."""
+        """Read the recorded properties of the events' collections, because a COPY allows no query while it runs.
+
+        Args:
+            source: The schema name of the source.
+            events: The events.
+        """
         names = set(map(_collection, events)) - {None}
         if any((source, name) not in self._registry.shapes for name in names):
             self._registry.load(self._connection, source, names)
 
     def unknown_events(self, source: str, events: Iterable[Event]) -> list[Event]:
-        """Return the events that `record_fields` would take apart.
+        """Return the events whose values `record_fields` would inspect.
 
         Args:
-            source: The schema name of their source.
-            events: Events of collections that are prepared, alike ones one after the other.
+            source: The schema name of the source.
+            events: Events of prepared collections, with those of one collection next to each other.
         """
         found: list[Event] = []
         for collection, group in groupby(events, key=_collection):
@@ -234,11 +248,11 @@ class PendingChanges:
         return found
 
     def record_fields(self, source: str, events: Sequence[Event]) -> None:
-        """Record the new fields of landed events.
+        """Add the new fields of landed events to the pending changes.
 
         Args:
-            source: The schema name of their source.
-            events: The events; only those of collections count.
+            source: The schema name of the source.
+            events: The events. Calls other than `track` have no collection and are ignored.
         """
         self.prepare(source, events)
         for collection, group in groupby(events, key=_collection):
@@ -248,7 +262,7 @@ class PendingChanges:
                     self._record_unknown((source, collection), shape, event)
 
     def _record_unknown(self, key: Key, shape: Shape, event: Event) -> None:
-        """Take an event apart."""
+        """Inspect an event and add its new fields to the pending changes."""
         try:
             if key not in self._registry.collections and key not in self.collections:
                 self.collections[key] = Collection(*key, event_name(event.payload), event.message_id, event.offset)
@@ -263,7 +277,7 @@ class PendingChanges:
             self._mark_untracked(key, shape)
 
     def _add(self, key: Key, shape: Shape, path: Path, event: Event) -> Property | None:
-        """Make room for a property; None when the collection has no room left."""
+        """Add a property to the pending changes; None if the collection has reached the limit of properties."""
         if not shape.knows(path):
             reserved = self._reserved.get(key, frozenset())
             room = self._room.setdefault(key, TRACKED_PROPERTIES - max(shape.tracked, len(reserved)))
@@ -281,7 +295,7 @@ class PendingChanges:
             self.untracked.add(key)
 
     def record(self) -> None:
-        """Record what is new, in the order in which it came, under the locks of the sources until the commit."""
+        """Write the pending changes in the order of their events; the locks of the sources last until the commit."""
         found = [each for properties in self.properties.values() for each in properties.values()]
         sources = sorted({of for of, _ in (*self.collections, *self.untracked)} | {each.source for each in found})
         if not sources:
@@ -295,7 +309,7 @@ class PendingChanges:
             mark_untracked(cursor, self.untracked)
 
     def _respect_limit(self, source: str) -> None:
-        """Keep to the limit although others have recorded properties of the same collections since we looked."""
+        """Remove properties above the limit, which other transactions may have used up in the meantime."""
         names = [name for of, name in self.properties if of == source]
         counts = self._connection.execute(_COUNT_PROPERTIES, (source, names)).fetchall()
         for name, count in counts:
@@ -311,7 +325,7 @@ class PendingChanges:
                 self._outdated.add((source, name))
 
     def mark_recorded(self) -> None:
-        """Tell the registry that all this is recorded."""
+        """Add the recorded changes to the copy of the registry."""
         shapes = self._registry.shapes
         self._registry.collections.update(self.collections)
         for key, path, kind in self._unlearned:
@@ -326,11 +340,14 @@ class PendingChanges:
 
 
 def _refused(shape: Shape, events: Sequence[Event]) -> Iterator[Event]:
-    """Yield the events the shape's decoder does not take, the decoder there is when their turn comes."""
+    """Yield the events that the decoder of a shape refuses.
+
+    The caller may replace the decoder between two events, and the next event meets the new decoder.
+    """
     waiting = iter(events)
     while True:
         try:
-            # Without a line of Python for each event, for this is what nearly all of them go through.
+            # Nearly all events pass here, so no Python code runs for a single event.
             deque(map(shape.decode, map(_payload, waiting)), maxlen=0)
         except (msgspec.MsgspecError, RecursionError):
             yield events[len(events) - length_hint(waiting) - 1]
@@ -339,19 +356,19 @@ def _refused(shape: Shape, events: Sequence[Event]) -> Iterator[Event]:
 
 
 def digest(path: Path) -> bytes:
-    """Return what a property is found by, since keys may be longer than an index entry."""
+    """Return the hash that identifies a property in an index; the path itself may be longer than an index entry."""
     return hashlib.sha256(msgspec.json.encode(path)).digest()
 
 
 def lock_sources(connection: psycopg.Connection, sources: Iterable[str]) -> None:
-    """Keep everybody else from recording anything of some sources, until this transaction ends."""
+    """Lock the records of sources, so that no other transaction changes them until this transaction ends."""
     for source in sorted(sources):
         key = hashlib.sha256(f"raw.properties {source}".encode()).digest()[:8]
         connection.execute(_LOCK_SOURCE, {"key": int.from_bytes(key, signed=True)})
 
 
 def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties: Iterable[Property]) -> None:
-    """Record collections and properties in the order of their events; types are added to those recorded."""
+    """Record collections and properties in the order of their events; new types are added to the recorded types."""
     cursor.executemany(
         _RECORD_COLLECTION,
         [
@@ -377,5 +394,5 @@ def insert(cursor: psycopg.Cursor, collections: Iterable[Collection], properties
 
 
 def mark_untracked(cursor: psycopg.Cursor, collections: Iterable[Key]) -> None:
-    """Record that collections have had more properties than are tracked."""
+    """Record that collections have had more properties than the loader tracks."""
     cursor.executemany(_RECORD_UNTRACKED, sorted(collections))

@@ -1,7 +1,7 @@
-"""Events as rows of COPY's binary format, which is how they get into raw.events; a few at a time, as arrays.
+"""Encodes events for raw.events: as rows of COPY's binary format, or, for a few events, as binary arrays.
 
-Binary, because the server then takes a payload as it is instead of looking at each byte for what text format escapes: a
-tenth of its work. https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
+With the text format, the server would look for escapes in each byte of a payload. The binary format saves that, which
+is a tenth of the server's work. https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from typing import LiteralString
 
 from loader.events.model import Event
 
-# Events that bring no time of their own get the column's default.
+# Without a time of receipt, the events get the default of the column.
 _COPY: LiteralString = "copy raw.events (source, collection, message_id, payload) from stdin (format binary)"
 _COPY_RECEIVED: LiteralString = (
     "copy raw.events (source, collection, received_at, message_id, payload) from stdin (format binary)"
 )
 
-# Of rows that all have a time.
+# For rows that all have a time of receipt.
 COPY = _COPY_RECEIVED.encode()
 
-# How many events `raw.land` takes as arrays. COPY needs one more round trip, but above this number it costs the server
-# less.
+# Largest number of events that go to `raw.land` as arrays. COPY needs one more round trip, but COPY costs the server
+# less for more events.
 FEW = 50
 
-# What stands before and after the rows.
+# The bytes before and after the rows.
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
 
@@ -33,43 +33,43 @@ _LENGTH = Struct(">i").pack
 _TIME_AND_LENGTH = Struct(">qi").pack
 _LENGTH_AND_VERSION = Struct(">iB").pack
 _JSONB_VERSION = 1
-# An array of one dimension that may hold nulls: the type of its elements, their number, the number of the first.
+# The head of a one-dimensional array: dimensions, a flag for nulls, the type and number of the elements, lower bound.
 _ARRAY = Struct(">iiIii").pack
 _TIME = Struct(">iq").pack
 _NULL = _LENGTH(-1)
-# The types' numbers, as pg_type has them.
+# The oids of the types in pg_type.
 _TEXT, _TIMESTAMPTZ, _JSONB = 25, 1184, 3802
-# What PostgreSQL counts times from, and in.
+# PostgreSQL stores a time as the number of microseconds since this moment.
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def partition(event: Event) -> str:
-    """Return what tells which partition an event belongs to.
+    """Return the sort key that puts the events of one partition next to each other.
 
-    The server writes a partition's rows many at a time only when they come one after the other.
+    The server writes several rows of a partition at once only if they follow each other.
     """
     return event.collection or ""
 
 
 def copy_statement(now: datetime | None) -> LiteralString:
-    """Return the COPY that takes what `rows_of` returns for the same `now`."""
+    """Return the COPY statement for the rows that `rows_of` returns for the same `now`."""
     return _COPY if now is None else _COPY_RECEIVED
 
 
 def rows_of(source: str, events: Sequence[Event], now: datetime | None) -> bytes:
-    """Return events as rows.
+    """Return events as rows of COPY's binary format.
 
-    Written out rather than divided into functions, for it runs once for each event.
+    The loop calls no function of this module, because the loop runs once for each event.
 
     Args:
         source: The schema name of the source.
-        events: The events.
-        now: The transaction's time, where the rows have a `received_at`; None where they have none.
+        events: The events to encode.
+        now: The time of the transaction, for events without a `received_at`; None for rows without that column.
     """
     beginnings = {collection: _beginning(source, collection, now) for collection in {e.collection for e in events}}
     pieces: list[bytes] = []
-    # Events that came together have one time: it is worked out once.
+    # Events of one delivery have the same time, which is converted once.
     known, microseconds = None, 0
     for event in events:
         message_id = event.message_id.encode()
@@ -91,7 +91,7 @@ def arrays_of(by_source: Mapping[str, Sequence[Event]], now: datetime) -> list[b
 
     Args:
         by_source: The events, by the schema name of their source.
-        now: The transaction's time, for those that bring none.
+        now: The time of the transaction, for events without a `received_at`.
     """
     sources: list[bytes] = []
     collections: list[bytes] = []
@@ -120,7 +120,7 @@ def _text(value: str) -> bytes:
 
 
 def _beginning(source: str, collection: str | None, now: datetime | None) -> bytes:
-    """Return a row up to where one event differs from the next of its collection."""
+    """Return the beginning of a row, which all events of a collection share."""
     return b"".join(
         [
             (4 if now is None else 5).to_bytes(2, "big"),

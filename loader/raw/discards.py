@@ -1,4 +1,4 @@
-"""Takes messages out of the quarantine for good; raw.discarded keeps how many there were, and of which kind."""
+"""Deletes messages from the quarantine for good; raw.discarded keeps the number of deleted messages of each kind."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,12 @@ from loader.raw.tables import discarded, fits_bigint, loads, quarantine
 
 @dataclass(frozen=True)
 class Selection:
-    """Which open messages: those that fit everything that is given.
+    """A choice of open messages: a message must fit all given attributes.
 
     Attributes:
         load: The number of a load in raw.loads.
         reason: A reason code.
-        path: A file, or a folder with all files in it.
+        path: A file, or a folder with all its files.
     """
 
     load: int | None = None
@@ -36,10 +36,10 @@ class Selection:
 
 
 def count_messages(connection: Connection, selection: Selection) -> tuple[int, int]:
-    """Return how many open messages there are, and how many bytes they have.
+    """Return the number of open messages in a selection, and their size in bytes.
 
     Raises:
-        UsageError: There is no such load.
+        UsageError: There is no load with the number of the selection.
     """
     if selection.load is not None and not _has_load(connection, selection.load):
         raise UsageError(f"There is no load {selection.load}: the table raw.loads has the numbers.")
@@ -48,7 +48,15 @@ def count_messages(connection: Connection, selection: Selection) -> tuple[int, i
 
 
 def discard_messages(connection: Connection, selection: Selection) -> tuple[int, int]:
-    """Remove open messages, and note in the same transaction how many; return that, and how many bytes they had."""
+    """Delete open messages and record their number in the same transaction.
+
+    Args:
+        connection: An open transaction.
+        selection: The messages to delete.
+
+    Returns:
+        The number of deleted messages, and their size in bytes.
+    """
     gone = (
         delete(quarantine)
         .where(*_conditions(selection))
@@ -100,7 +108,10 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
 
 
 def _came_with(load: int) -> ColumnElement[bool]:
-    """Return the condition that a message came with a load: from its file, before the next load of that file began."""
+    """Return the condition that a message belongs to a load.
+
+    The message is from the file of the load, and arrived before the next load of that file began.
+    """
     later = loads.alias("later")
     next_start = (
         select(func.min(later.c.started_at))

@@ -1,7 +1,7 @@
-"""How far the tables are behind what has landed, at a price that can be paid every few seconds.
+"""Measures how far the tables are behind the landed events, cheaply enough for a query every few seconds.
 
-`loader status` counts everything where it lies; this only looks into the indexes, at what came after each table's last
-run, and stops counting early.
+`loader status` counts all rows in all tables. This module reads only indexes, only the events after each table's last
+run, and stops counting at `COUNTED_AT_MOST`.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ COUNTED_AT_MOST = 10_000
 
 @dataclass(frozen=True)
 class Freshness:
-    """How far the tables are behind, at one moment.
+    """The delay of the tables behind the landed events, at one moment.
 
     Attributes:
-        oldest_seconds: Age of the oldest event that is not in its table yet; None when none is waiting.
-        waiting: How many events are waiting, of each table `COUNTED_AT_MOST` at most; of a table that is to be made
-            again, all.
-        quarantine: Open messages by reason, of all sources.
-        failures: Failures in a row of the scheduler at work; None when there is none alive.
-        last_success_at: When a run last filled every table, whoever started it; None before the first.
+        oldest_seconds: Age of the oldest event that is not in its table yet; None if no event is waiting.
+        waiting: Number of waiting events, at most `COUNTED_AT_MOST` of each table. If a table is to be rebuilt, all
+            its events are waiting.
+        quarantine: Number of open messages by reason, of all sources.
+        failures: Failures in a row of the working scheduler; None if no scheduler is working.
+        last_success_at: Time of the last run that filled every table, by any program; None before the first such run.
     """
 
     oldest_seconds: float | None
@@ -44,13 +44,13 @@ _LAST_SUCCESS = "select finished_at from raw.transforms where whole order by sta
 
 
 def freshness(connection: psycopg.Connection) -> Freshness:
-    """Read how far the tables are behind.
+    """Read how far the tables are behind the landed events.
 
     Args:
         connection: An open connection.
 
     Raises:
-        psycopg.Error: The database cannot say.
+        psycopg.Error: The database cannot run the queries.
     """
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute("set local enable_seqscan = off")

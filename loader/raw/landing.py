@@ -1,8 +1,9 @@
-"""Writes events into raw.events, and what cannot be an event into raw.quarantine.
+"""Writes events into raw.events, and refused messages into raw.quarantine.
 
-One COPY carries many events. When the database refuses one of them, it is asked which ones, and what it cannot say is
-halved until the culprit stands alone. That goes to quarantine with the database's own reason: a bad row costs its
-neighbours nothing but time. Nothing here commits: the caller's transaction also holds what it says about the file.
+One COPY carries many events. If the database refuses the COPY, a query finds the invalid events. If the query finds
+none, the events are copied in halves until each refused event is alone. A refused event goes to quarantine with the
+database's reason, and the other events still land, only later. This module never commits, because the caller also
+records the progress of a file in the same transaction.
 """
 
 from collections import Counter
@@ -20,16 +21,17 @@ from loader.raw.catalog import PendingChanges
 from loader.raw.copy_format import END, HEADER, copy_statement, partition, rows_of
 from loader.runtime.terminal import shorten
 
-# SQLSTATE classes and codes that blame the row: data exception, integrity violation, and a value larger than the server
-# can hold or nested deeper than its stack. Everything else (a lost connection, a full disk, a lock) is the database's
-# trouble, never the row's.
+# SQLSTATE classes and codes of errors that a row causes: data exception, integrity violation, and a value that is too
+# large for the server or nested too deep for its stack. All other errors (a lost connection, a full disk, a lock) come
+# from the database, never from the row.
 _ROW_CLASSES = ("22", "23")
 _ROW_CODES = frozenset({"54000", "54001"})
 
-# Events handed to the driver at a time, so that the server parses while the next ones are made ready.
+# Number of events in one block for the driver. The server parses a block while the next block is prepared.
 _BLOCK = 256
 
-# Of a detail in raw.quarantine: one may quote a value, and the message itself is kept whole.
+# Largest number of characters of a detail in raw.quarantine. A detail may quote a long value, and the quarantine has
+# the whole message anyway.
 _DETAIL_CHARACTERS = 1000
 
 _QUARANTINE = read_statement(__file__, "quarantine")
@@ -39,12 +41,12 @@ _INVALID = read_statement(__file__, "invalid")
 
 @dataclass
 class LandingResult:
-    """What became of some messages.
+    """The numbers of landed and refused messages.
 
     Attributes:
-        rows: Events that landed.
-        reasons: Messages in quarantine, by reason; those that landed repaired are counted here too.
-        repaired: How many of the messages in quarantine landed all the same.
+        rows: Number of landed events.
+        reasons: Number of messages in quarantine, by reason. Messages that landed with replaced characters count too.
+        repaired: Number of messages in quarantine that landed with replaced characters.
     """
 
     rows: int = 0
@@ -53,11 +55,11 @@ class LandingResult:
 
     @property
     def quarantined(self) -> int:
-        """Messages put in quarantine."""
+        """Number of messages in quarantine."""
         return self.reasons.total()
 
     def add(self, other: "LandingResult") -> None:
-        """Add what became of others."""
+        """Add the numbers of another result."""
         self.rows += other.rows
         self.reasons.update(other.reasons)
         self.repaired += other.repaired
@@ -78,14 +80,14 @@ def land(
     Args:
         connection: An open connection; the caller commits.
         source: The schema name of the source.
-        entrance: Where they came in, for the quarantine.
-        messages: Events for raw.events, refusals for raw.quarantine.
+        entrance: The entrance of the messages, for the quarantine.
+        messages: Events for raw.events, and refusals for raw.quarantine.
         changes: Records the properties of landed events; None disables recording.
-        path: The file they came from, for the quarantine, as text that PostgreSQL takes.
-        times: When they were received, by their offsets, for the quarantine; those not in it are received now.
+        path: The file of the messages, for the quarantine, as text that PostgreSQL accepts.
+        times: The times of receipt by offset, for the quarantine. Messages without an entry are received now.
 
     Raises:
-        psycopg.Error: The database cannot take anything at the moment; nothing is to be committed.
+        psycopg.Error: The database cannot land anything at the moment, and the caller must not commit.
     """
     events: list[Event] = []
     refused: list[Refused] = []
@@ -94,13 +96,13 @@ def land(
             events.append(message)
         else:
             refused.append(message)  # type: ignore[arg-type]
-    # Events of one collection stay in their order.
+    # The sort is stable, so events of one collection stay in their order.
     events.sort(key=partition)
     with connection.cursor() as cursor:
         culprits: list[Refused] = []
         now = None
         if times:
-            # Every event has a time then.
+            # Every event has its own time in this case.
             now = next(iter(times.values()))
         elif any(event.received_at for event in events):
             row = cursor.execute("select now()").fetchone()
@@ -149,7 +151,11 @@ def land(
 
 
 def _merge_refusals(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
-    """Add what the database refused to what was refused before; nothing is repaired that did not land after all."""
+    """Add the refusals of the database to the earlier refusals.
+
+    An event with replaced characters that the database refuses has not landed. Only the refusal of the database remains
+    for this event, with the original bytes.
+    """
     if not culprits:
         return refused
     originals = {r.offset: r.payload for r in refused if r.repaired}
@@ -167,9 +173,15 @@ def _copy(
     *,
     meanwhile: Callable[[Sequence[Event]], None] = lambda _: None,
 ) -> None:
-    """Copy events; of those the database refuses, ask it for the culprits, and halve the rest until they are known.
+    """Copy events, and find the events that the database refuses.
 
-    `meanwhile` gets each block that was handed over, while the server is busy with it.
+    Args:
+        cursor: A cursor in the caller's transaction.
+        source: The schema name of the source.
+        events: The events to copy.
+        now: The time of the transaction, as for `rows_of`.
+        refused: The list to which the refused events are added.
+        meanwhile: Called with each block after the driver has got the block, while the server reads the block.
     """
     if not events:
         return
@@ -197,12 +209,15 @@ def _copy(
 
 
 def _invalid(cursor: psycopg.Cursor, events: Sequence[Event]) -> dict[int, Refused]:
-    """Return by their places the events whose payloads are no jsonb; where all are bad, halving would take minutes."""
+    """Return the refusals of events whose payloads are not valid jsonb, by the events' positions.
+
+    One query finds all such events. If all events are invalid, copying in halves would take minutes.
+    """
     try:
         with cursor.connection.transaction():
             rows = cursor.execute(_INVALID, {"payloads": [event.payload.decode() for event in events]}).fetchall()
     except psycopg.Error as error:
-        if blames_row(error):  # some payloads end even this, e.g. one nested deeper than the server's stack
+        if blames_row(error):  # a payload can also fail this query, e.g. if it is nested deeper than the server's stack
             return {}
         raise
     return {place: _refuse(events[place], *info) for place, *info in rows}
@@ -214,13 +229,13 @@ def _refuse(event: Event, state: object, message: object) -> Refused:
 
 
 def blames_row(error: psycopg.Error) -> bool:
-    """Say whether an error of the database is about the row it was given, so that another row may pass."""
+    """Return whether a row caused an error of the database, so that other rows may still land."""
     state = error.sqlstate or ""
     return state.startswith(_ROW_CLASSES) or state in _ROW_CODES
 
 
 def explain(error: psycopg.Error) -> DatabaseError:
-    """Return an error of the database as one a person can act on."""
+    """Convert an error of the database to an error with advice for a person."""
     state = error.sqlstate or ""
     message = without_values(error.diag.message_primary or error)
     if state == "53100":

@@ -11,7 +11,7 @@ from loader.raw.tables import fits_bigint, quarantine
 
 @dataclass(frozen=True)
 class Message:
-    """A message in quarantine."""
+    """A message in quarantine, with the columns of raw.quarantine."""
 
     id: int
     source: str
@@ -46,9 +46,9 @@ def list_messages(
 
     Args:
         connection: An open transaction.
-        reason: Only those with this reason code.
-        resolved: Also those that have landed since.
-        limit: At most so many.
+        reason: Return only messages with this reason code.
+        resolved: Also return messages that have landed since.
+        limit: Largest number of messages.
     """
     query = _MESSAGES.order_by(quarantine.c.id.desc()).limit(literal(limit, BigInteger))
     if not resolved:
@@ -59,10 +59,10 @@ def list_messages(
 
 
 def find_message(connection: Connection, number: int) -> Message:
-    """Return one message.
+    """Return the message with a number.
 
     Raises:
-        UsageError: There is none of this number.
+        UsageError: There is no message with this number.
     """
     query = _MESSAGES.where(quarantine.c.id == number)
     found = connection.execute(query).mappings().first() if fits_bigint(number) else None

@@ -1,7 +1,7 @@
-"""Readers: database roles for BI tools and people, which may select from the tables of sources and do nothing else.
+"""Manages readers: database roles for BI tools and people, which may only select from the tables of sources.
 
-`raw.readers` remembers them. A run that creates the schema of a source calls `raw.admit_readers`, so that a reader of
-every source reads later ones as well; default privileges cover later tables.
+The table `raw.readers` lists all readers. A run that creates the schema of a source calls `raw.admit_readers`, so that
+a reader of all sources can also read later sources. Default privileges cover later tables.
 """
 
 import re
@@ -19,7 +19,7 @@ from loader.postgres.database import url_of_role
 from loader.postgres.file_locks import LockedFolder
 from loader.postgres.statements import read_statement
 
-# Of the embedded database: its URL is what `loader url` prints.
+# The reader of the embedded database. `loader url` prints the URL of this reader.
 DEFAULT_READER = "warehouse_reader"
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
@@ -29,7 +29,7 @@ _SESSION_SETTINGS = {
     "statement_timeout": "5min",
     "idle_in_transaction_session_timeout": "10min",
 }
-# A run that creates a schema holds it as well.
+# A run that creates a schema holds the same lock.
 _LOCK = "select pg_advisory_xact_lock(hashtext('create schema'))"
 _READERS = read_statement(__file__, "list")
 _MAY_CREATE_ROLES = "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
@@ -41,9 +41,11 @@ class Reader:
     """A reader, as `loader reader list` shows it.
 
     Attributes:
-        sources: Schemas of the sources whose tables it reads; `all` includes later ones.
-        sessions: How many sessions it has now.
-        role: `present`, or `missing` where the database has no such role, as after a restore.
+        name: The name of the role.
+        sources: Schemas of the sources whose tables the reader can read; `all` includes later sources.
+        created_at: The time when the reader was added.
+        sessions: Number of present sessions of the reader.
+        role: `present`, or `missing` if the database has no such role, as after a restore.
     """
 
     name: str
@@ -55,11 +57,11 @@ class Reader:
 
 @dataclass(frozen=True)
 class NewReader:
-    """What became of a request for a reader.
+    """The URL of a new reader, and the SQL that is still to run.
 
     Attributes:
-        url: The URL to connect with.
-        statements: SQL that makes the reader, for a role with the right to create roles; empty when it is made.
+        url: The URL for connections of the reader.
+        statements: SQL that makes the reader, for a role with the right to create roles; empty if the reader exists.
     """
 
     url: str
@@ -67,16 +69,16 @@ class NewReader:
 
 
 def add_reader(connection: psycopg.Connection, url: str, name: str, schemas: Sequence[str] = ()) -> NewReader:
-    """Make a reader of some sources, or of all of them and of later ones.
+    """Make a reader of some sources, or of all present and later sources.
 
     Args:
         connection: A connection in autocommit.
         url: The URL of the database.
         name: The name of the role.
-        schemas: Schemas of sources; none for all.
+        schemas: Schemas of sources; empty for all sources.
 
     Raises:
-        UsageError: The name cannot be a role's, or the role exists.
+        UsageError: The name is not valid for a reader, or the role exists.
     """
     if not _NAME.match(name) or len(name) > IDENTIFIER_BYTES or name.startswith("pg_"):
         raise UsageError(
@@ -114,17 +116,17 @@ def list_readers(connection: psycopg.Connection) -> list[Reader]:
 
 
 def remove_reader(connection: psycopg.Connection, name: str) -> str:
-    """Take a reader's rights, end its sessions and drop its role.
+    """Revoke the rights of a reader, end its sessions and drop its role.
 
     Args:
         connection: A connection in autocommit.
         name: The name of the role.
 
     Returns:
-        SQL that removes the role, for a role with the right to drop it; empty when it is removed.
+        SQL that removes the reader, for a role with the right to drop roles; empty if the reader is removed.
 
     Raises:
-        UsageError: There is no such reader, or it owns something.
+        UsageError: There is no such reader, or the reader owns something.
     """
     if connection.execute("select from raw.readers where name = %s", [name]).fetchone() is None:
         raise UsageError(f"There is no reader {name}. `loader reader list` shows them.")
@@ -152,7 +154,7 @@ def remove_reader(connection: psycopg.Connection, name: str) -> str:
         return "".join(f"{statement.as_string(connection)};\n" for statement in statements)
     with connection.transaction():
         connection.execute(_LOCK)
-        # Who created a role may grant it, and only its members may end its sessions.
+        # Only members of a role may end its sessions. The creator of a role may grant the membership.
         connection.execute(sql.SQL("grant {} to current_user with inherit true").format(role))
         for statement in statements:
             connection.execute(statement)
@@ -160,7 +162,7 @@ def remove_reader(connection: psycopg.Connection, name: str) -> str:
 
 
 def default_reader_url(connection: psycopg.Connection, url: str, folder: LockedFolder) -> str:
-    """Return the URL of the embedded database's own reader, which is made when it is first asked for.
+    """Return the URL of the embedded database's own reader; the first call makes the reader.
 
     Args:
         connection: A connection in autocommit.
@@ -185,7 +187,7 @@ def _role_exists(connection: psycopg.Connection, name: str) -> bool:
 
 
 def _creation(connection: psycopg.Connection, name: str, password: str, *, alter: bool = False) -> list[sql.Composed]:
-    """Return the statements that make a role; the server and its log never see the password itself."""
+    """Return the statements that make a role; they hold a verifier, so no server and no log sees the password."""
     role, database = sql.Identifier(name), sql.Identifier(connection.info.dbname)
     verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
     create = sql.SQL("alter role {} " if alter else "create role {} ")
@@ -203,7 +205,7 @@ def _creation(connection: psycopg.Connection, name: str, password: str, *, alter
 
 
 def _admission(connection: psycopg.Connection, name: str, schemas: Sequence[str]) -> list[sql.Composed]:
-    """Return the statements that let a role read sources: now, and whatever comes later."""
+    """Return the statements that let a role read sources, with their present and later tables."""
     noted = [
         sql.SQL("insert into raw.readers (name, source) values ({}, {}) on conflict do nothing").format(
             sql.Literal(name), sql.Literal(schema)

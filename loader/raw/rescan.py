@@ -1,7 +1,7 @@
-"""`loader rescan`: makes raw.collections and raw.properties again from the events themselves.
+"""Rebuilds raw.collections and raw.properties from the landed events, for `loader rescan`.
 
-For events that landed before the two were kept, or when somebody has deleted events. What is found is what landing
-would have recorded, since the same code looks at the events.
+A rebuild is needed for events that landed before the two tables existed, and after events have been deleted. The same
+code inspects the events as for landing, so a rebuild finds the same properties.
 """
 
 import time
@@ -30,7 +30,7 @@ from loader.raw.catalog import (
 from loader.raw.landing import explain
 
 _BATCH = 1000
-# How long a transaction that lands events may take before a rescan gives up on its end.
+# Longest time, in seconds, that a rescan waits for the end of a landing transaction.
 _LANDING_SECONDS = 60.0
 
 _EVENTS = """
@@ -59,29 +59,30 @@ _FORGET_UNTRACKED = """
 _REPLACE_TYPES = """
     update raw.properties set types = %s where source = %s and collection = %s and digest = %s
 """
-# The next run makes the rows again, in place. Null where there is no such table yet.
+# Orders a rebuild, in which the next run replaces all rows in place. The result is false if the rebuild would lose
+# rows. A table that does not exist yet gives no result.
 _MAKE_AGAIN = """
     select raw.order_rebuild(source, model) from raw.cursors where source = %s and model = %s
 """
 
 _NEXT_GENERATION = read_statement(__file__, "next_generation")
 
-# What a query's placeholders stand for.
+# The values of a query's placeholders.
 Values = Sequence[Any] | Mapping[str, Any]
-# By collection, the types of each path.
+# The types of each path, by collection.
 Types = dict[Key, dict[Path, set[str]]]
 
 
 @dataclass
 class RescanResult:
-    """What a scan found.
+    """The numbers of a rescan.
 
     Attributes:
-        events: Events read; those that are no track calls are made of nothing.
-        collections: Collections they are of.
-        properties: Properties they have.
-        new: Properties that were not recorded, or not with all their types.
-        held: Tables that lack some of them and are not made again, because rows would be lost.
+        events: Number of events read. Calls other than `track` have no collection and no properties.
+        collections: Number of collections of these events.
+        properties: Number of properties of these events.
+        new: Number of properties that were not recorded, or not with all their types.
+        held: Tables that lack new properties but are not rebuilt, because a rebuild would lose rows.
     """
 
     events: int
@@ -92,29 +93,32 @@ class RescanResult:
 
 
 def rescan(connection: psycopg.Connection, source: str | None = None) -> RescanResult:
-    """Make what is recorded of the events again, in one transaction, and look after what landed meanwhile.
+    """Rebuild the record of collections and properties in one transaction, then inspect the events landed meanwhile.
 
-    What was recorded before keeps its place, its first event and its time, unless no event has it any more. Landing
-    goes on meanwhile, but what brings something new waits. Tables that lack something found here are made again by the
-    next run.
+    A recorded property keeps its number, its first event and its time, unless no event has the property any more.
+    Landing continues during the rebuild, but events with new properties wait for its end. The next run rebuilds the
+    tables that lack a property that the rescan found.
 
-    Who lands events remembers what is recorded. A transaction that begins after ours sees the new generation and
-    forgets. One that had begun before may leave unrecorded what we have just removed: it is waited for, and what has
-    landed since we looked is looked at once more.
+    Each landing process keeps a copy of the record. A landing transaction that begins after the rebuild sees the new
+    generation and clears the copy. A landing transaction that began before the rebuild may rely on a property that the
+    rebuild has removed. The rescan therefore waits for these transactions, and then inspects the events that have
+    landed since the first inspection.
 
     Args:
         connection: A connection in autocommit.
-        source: The schema name of a source; None for all of them.
+        source: The schema name of a source; None for all sources.
 
     Raises:
-        DatabaseError: The database failed. What was recorded before, or after, is there; the same again completes it.
+        DatabaseError: The database failed, or an older landing transaction stayed open too long. The record is the
+            one before or the one after the rebuild. Another rescan completes the work.
     """
     try:
         with connection.transaction():
             connection.execute(NO_TIMEOUTS)
             query = "select schema_name from raw.sources where %(source)s::text is null or schema_name = %(source)s"
             sources = [name for (name,) in connection.execute(query, {"source": source})]
-            # Nothing new is recorded from here on, so the events of all that is recorded are there to be read.
+            # From here on, no other transaction records anything. The events of all recorded properties are therefore
+            # committed and readable.
             lock_sources(connection, sources)
             recorded = _recorded(connection, sources)
             changes = PendingChanges(
@@ -145,10 +149,10 @@ def rescan(connection: psycopg.Connection, source: str | None = None) -> RescanR
 
 
 class _EmptyRegistry(SchemaRegistry):
-    """A registry to which nothing is recorded, so that everything is found."""
+    """An empty copy of the schema registry, for which all properties of all events are new."""
 
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:  # noqa: ARG002
-        """Begin with nothing."""
+        """Add collections without any known property, and without a query."""
         for name in collections:
             self.shapes.setdefault((source, name), Shape())
 
@@ -160,7 +164,15 @@ def _look(
     query: LiteralString,
     values: Values,
 ) -> int:
-    """Read events in the order they landed, and return how many there are."""
+    """Inspect the events of a query in the order of their landing, and return the number of events.
+
+    Args:
+        connection: A connection with an open transaction.
+        changes: The pending changes, to which the fields of the events are added.
+        sources: The schema names of the sources.
+        query: The query for the events.
+        values: The values of the query's placeholders.
+    """
     events = 0
     with connection.cursor("rescan") as cursor:
         cursor.execute(query, values)
@@ -180,10 +192,10 @@ def _look(
 
 
 def _await_landing(connection: psycopg.Connection) -> None:
-    """Wait until the transactions that land events at this moment have ended; new ones may begin.
+    """Wait until all landing transactions of this moment have ended; later transactions do not matter.
 
     Raises:
-        DatabaseError: One of them has not ended in time.
+        DatabaseError: A landing transaction has not ended in time.
     """
     deadline = time.monotonic() + _LANDING_SECONDS
     under_way: dict[str, int] = dict(connection.execute(_LANDING).fetchall())
@@ -195,7 +207,7 @@ def _await_landing(connection: psycopg.Connection) -> None:
                 f"{_LANDING_SECONDS:.0f} s, and may land what nobody has looked at. End that transaction, then run "
                 "`loader rescan` again."
             )
-        time.sleep(POLL_SECONDS)  # the server tells nobody of the end of somebody else's transaction
+        time.sleep(POLL_SECONDS)  # PostgreSQL sends no notice of the end of another session's transaction
         now: dict[str, int] = dict(connection.execute(_LANDING).fetchall())
         under_way = {transaction: pid for transaction, pid in under_way.items() if transaction in now}
 
@@ -239,7 +251,10 @@ def _is_new(each: Property, recorded: Types) -> bool:
 
 
 def _make_again(connection: psycopg.Connection, new: Sequence[Property]) -> list[str]:
-    """Have the next run make the tables again that lack some properties; return those that would lose rows by it."""
+    """Order rebuilds of the tables that lack new properties, and return the tables that would lose rows by a rebuild.
+
+    The next run makes the rebuilds. A table that would lose rows is not rebuilt.
+    """
     held = []
     for source, model in sorted({model for each in new for model in _models(each)}):
         if connection.execute(_MAKE_AGAIN, (source, model)).fetchone() == (False,):
@@ -248,6 +263,6 @@ def _make_again(connection: psycopg.Connection, new: Sequence[Property]) -> list
 
 
 def _models(each: Property) -> list[Key]:
-    """Return the source and model of the tables that have a column for a property."""
+    """Return the source and model of each table that has a column for a property."""
     models = [(each.source, each.collection)]
     return [*models, (each.source, "tracks")] if each.path[0] == "context" else models

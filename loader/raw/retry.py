@@ -1,4 +1,4 @@
-"""Retries messages of the quarantine: those that can land do, each in the transaction that resolves the message."""
+"""Retries messages of the quarantine: a message that can land does so in the transaction that resolves the message."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from loader.raw.landing import explain, land
 
 @dataclass(frozen=True)
 class Retried:
-    """What became of a message that was tried again.
+    """The result of a retry of one message.
 
     Attributes:
-        number: The message's.
-        landed: How many calls of it landed.
-        refused: How many were refused.
-        why: Why the first of them was.
+        number: The number of the message.
+        landed: Number of landed calls of the message.
+        refused: Number of refused calls of the message.
+        why: The reason of the first refusal.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Retried:
 
 @dataclass(frozen=True)
 class _Original:
-    """A message as it came, with what reading it again needs."""
+    """The original message, with the columns of raw.quarantine that a retry needs."""
 
     id: int
     source: str
@@ -78,22 +78,22 @@ def retry(
 ) -> list[Retried]:
     """Try to land messages again, each in a transaction of its own.
 
-    A message is read as its entrance reads it. One that holds several calls (the body of a batch or a webhook) is
-    resolved as soon as one of them lands, and the others go to quarantine by themselves.
+    A message is read by the rules of its entrance. The body of a batch or a webhook may hold several calls. The message
+    is resolved if at least one call lands, and each refused call then goes to quarantine as a message of its own.
 
     Args:
         connection: A connection in autocommit.
-        numbers: Which messages.
-        replacement: A corrected message to land in the place of the only one named.
-        warehouse_id: The id that calls name this warehouse by; empty where the ids in calls do not count.
+        numbers: The numbers of the messages.
+        replacement: A corrected message that lands in place of the original; requires a single number.
+        warehouse_id: The id of this warehouse in calls; if empty, the ids in calls do not count.
 
     Returns:
-        What became of each message, but those that somebody else has landed meanwhile. A message of which nothing
-        lands stays as it is.
+        The result of each message, except messages that another session has landed in the meantime. A message without
+        a landed call stays in quarantine unchanged.
 
     Raises:
-        UsageError: There is no such message, or it has landed already.
-        DatabaseError: The database cannot take events.
+        UsageError: A message does not exist or has landed already.
+        DatabaseError: The database cannot land events.
     """
     chosen = list(dict.fromkeys(numbers))
     _refuse_landed(connection, chosen)
@@ -118,7 +118,7 @@ def _retry(
     replacement: bytes | None,
     warehouse_id: str,
 ) -> Retried | None:
-    """Try to land one message; None when somebody else has landed it meanwhile."""
+    """Try to land one message; None if another session has landed the message in the meantime."""
     payload = message.payload.rstrip(b"\n") if replacement is None else strip_body(replacement)
     offset = 1 if message.byte_offset is None else message.byte_offset
     parsed: list[Event | Refused] = []
@@ -127,7 +127,7 @@ def _retry(
         if isinstance(part, Event):
             parsed.append(replace(part, received_at=part.received_at or message.received_at))
         elif not part.repaired:
-            # The original of an event that lands repaired is this message itself.
+            # The refusal of a repaired event is left out, because its original is this message itself.
             parsed.append(part)
             refused.append(part)
     times = dict.fromkeys((part.offset for part in parsed), message.received_at)
@@ -153,7 +153,11 @@ def _retry(
 
 
 def _refuse_landed(connection: psycopg.Connection, numbers: Sequence[int]) -> None:
-    """Refuse all when one is not there or has landed already, before anything is done."""
+    """Check, before any message lands, that all messages exist and none has landed.
+
+    Raises:
+        UsageError: A message does not exist or has landed already.
+    """
     rows = connection.execute("select id, resolution from raw.quarantine where id = any(%s)", (list(numbers),))
     resolutions: dict[int, str | None] = dict(rows.fetchall())
     for number in numbers:

@@ -1,7 +1,7 @@
-"""Sources and write keys: who may send events, and into which schema.
+"""Manages sources and write keys, which decide the senders of events and the schemas of their tables.
 
-A source feeds one schema, which no other source may feed. Any number of keys name a source, so that one can be replaced
-while the other still works. Only a key's SHA-256 is stored.
+A source feeds one schema, and no other source may feed this schema. A source can have any number of keys, so a key can
+be replaced while the old key still works. The database keeps only the SHA-256 of a key.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from loader.raw.tables import fits_bigint, sources, write_keys
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
 
-# Schemas that are somebody's already in every database.
+# Schemas that every database uses for other purposes.
 _TAKEN = frozenset({"raw", "public", "information_schema"})
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source, as `loader source list` shows it."""
+    """A source, with the fields that `loader source list` shows."""
 
     name: str
     schema: str
@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class WriteKey:
-    """A write key, as `loader key list` shows it; the key itself is gone."""
+    """A write key, with the fields that `loader key list` shows; the key itself is not stored."""
 
     id: int
     source: str
@@ -55,15 +55,15 @@ def add_source(
 
     Args:
         connection: An open transaction.
-        name: What people call it, e.g. `Iterable`.
-        schema: Its schema; derived from the name when empty.
-        labels: Labels, e.g. `{"environment": "prod"}`.
+        name: The name for people, e.g. `Iterable`.
+        schema: The name of the schema; if empty, it is derived from the name of the source.
+        labels: Labels of the source, e.g. `{"environment": "prod"}`.
 
     Returns:
-        The schema's name and the write key, which cannot be had again.
+        The name of the schema, and the write key. The key cannot be read again later.
 
     Raises:
-        SourceError: The name or the schema is taken, or cannot be one.
+        SourceError: The name, the schema or a label is not valid, or the name or the schema is in use.
     """
     name = name.strip()
     schema = schema or schema_name(name)
@@ -96,11 +96,11 @@ def find_source(connection: Connection, name: str | None, *, naming: str = "--so
 
     Args:
         connection: An open transaction.
-        name: The source's name or schema; None for the only one there is.
-        naming: How the caller is told to name one of several.
+        name: The name or schema of the source; None for the only source.
+        naming: The option that names a source, for the error message.
 
     Raises:
-        SourceError: There is no such source, or none was named and there are several.
+        SourceError: The source does not exist, or there are several sources and `name` is None.
     """
     rows = connection.execute(select(sources.c.name, sources.c.schema_name).order_by(sources.c.id)).all()
     if not rows:
@@ -135,7 +135,7 @@ def list_sources(connection: Connection) -> list[Source]:
 
 
 def add_key(connection: Connection, source: str, *, label: str = "") -> str:
-    """Make a write key for a source, and return it; it cannot be had again.
+    """Make a write key for a source and return the key, which cannot be read again later.
 
     Raises:
         SourceError: There is no such source.
@@ -153,14 +153,14 @@ def add_key(connection: Connection, source: str, *, label: str = "") -> str:
 
 
 def _make_key() -> str:
-    """Return a new write key; none begins with a hyphen, which a command would take for an option."""
+    """Return a new write key without a hyphen at its start, because a command would read such a key as an option."""
     while (key := secrets.token_urlsafe(24)).startswith("-"):
         pass
     return key
 
 
 def list_keys(connection: Connection, source: str | None = None) -> list[WriteKey]:
-    """Return the write keys of one source, or of all.
+    """Return the write keys of one source, or of all sources.
 
     Raises:
         SourceError: There is no such source.
@@ -184,10 +184,10 @@ def list_keys(connection: Connection, source: str | None = None) -> list[WriteKe
 
 
 def revoke_key(connection: Connection, number: int) -> None:
-    """Revoke a write key; doing so again changes nothing.
+    """Revoke a write key; a second revocation of the same key changes nothing.
 
     Raises:
-        SourceError: There is no key of this number.
+        SourceError: There is no key with this number.
     """
     statement = (
         update(write_keys)
@@ -199,7 +199,7 @@ def revoke_key(connection: Connection, number: int) -> None:
 
 
 def key_digest(key: str) -> bytes:
-    """Return what is stored of a write key."""
+    """Return the SHA-256 of a write key, which the database keeps in place of the key."""
     return hashlib.sha256(key.encode()).digest()
 
 

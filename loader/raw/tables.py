@@ -1,7 +1,7 @@
-"""The control tables of the schema raw, as SQLAlchemy builds its statements from them.
+"""Defines the control tables of the schema raw for SQLAlchemy's statements.
 
-The migrations build the tables; nothing is created from here. The definitions hold names, types, nullability and
-primary keys, and a test compares them with a migrated database. Tables that only the data path uses are left out.
+Only the migrations create the tables. The definitions hold names, types, nullability and primary keys, and a test
+compares the definitions with a migrated database. Tables that only the data path uses are left out.
 """
 
 from sqlalchemy import (
@@ -33,7 +33,7 @@ class Snapshot(UserDefinedType[str]):
 
 
 def fits_bigint(number: int) -> bool:
-    """Say whether a column of type `bigint` can hold a number: of a larger one the database makes an error."""
+    """Return whether a column of type `bigint` can hold a number; the database raises an error for larger numbers."""
     return -(2**63) <= number < 2**63
 
 
