@@ -31,7 +31,6 @@ _REMEMBERED = 10_000
 _collection = attrgetter("collection")
 _payload = attrgetter("payload")
 
-_GENERATION = read_statement(__file__, "generation")
 _LOCK_SOURCE = read_statement(__file__, "lock_source")
 _RECORDED_COLLECTIONS = """
     select collection, untracked from raw.collections where source = %s and collection = any(%s)

@@ -1,5 +1,5 @@
--- A table that got nothing for long has an old snapshot, so the last run that filled all counts where it is later.
--- What tracks waits for is only counted where the event's own table, if it has one, does not wait for it as well.
+-- A table without new events keeps an old snapshot. So the snapshot of the last run that filled all tables counts, where
+-- it is later. An event that waits for its own table and for tracks is counted once, for its own table.
 with done as materialized (
     select coalesce(
         (
@@ -18,7 +18,7 @@ readers as materialized (
         case
             when cursors.snapshot is null then '1:1:'
             when pg_snapshot_xmax(cursors.snapshot) >= pg_snapshot_xmax(done.snapshot) then cursors.snapshot
-            -- The run that filled all others left it out.
+            -- The last run that filled all tables has held this table back.
             when exists (
                 select from raw.held_tables as tables
                 where tables.source = cursors.source and tables.model = cursors.model and tables.held = 'fill'

@@ -9,6 +9,6 @@ where
     )
     and (
         (relation = 'raw.generation'::regclass and mode = 'RowShareLock')
-        -- A collector's COPY asks for nothing but this.
+        -- A COPY that a person runs by hand holds no other lock.
         or (relation = 'raw.events'::regclass and mode = 'RowExclusiveLock')
     )

@@ -1,4 +1,4 @@
--- Events of another source may still be without a record.
+-- Other sources may still have events without a record.
 update raw.generation
 set
     number = number + 1,

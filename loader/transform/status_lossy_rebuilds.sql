@@ -1,4 +1,4 @@
--- A version before this one deleted such rows without a word.
+-- An earlier version deleted such rows without a note.
 with reports as (
     select
         *,

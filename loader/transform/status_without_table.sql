@@ -1,4 +1,4 @@
--- Seen before the last run, and still not a table.
+-- The last run could have seen the event, and there is still no table.
 select
     collections.source,
     collections.event,
