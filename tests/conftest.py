@@ -125,9 +125,14 @@ def start_server(folder: Path, made: Path) -> str:
 
 def create_database(server: str, name: str, template: str = "template1") -> str:
     """Clone a database and return its URL; one that a failed test has left behind under the name gives way."""
+    statement = f'create database "{name}" template "{template}" strategy file_copy'
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'drop database if exists "{name}" with (force)')
-        connection.execute(f'create database "{name}" template "{template}" strategy file_copy')
+        try:
+            connection.execute(statement)
+        except psycopg.errors.InternalError:
+            # The strategy needs a checkpoint, and a checkpoint may fail beside a database that another process drops.
+            connection.execute(statement)
     return f"{server.rsplit('/', 1)[0]}/{name}"
 
 

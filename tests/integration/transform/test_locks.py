@@ -63,13 +63,13 @@ def lock(url: str, table: str, mode: str) -> Iterator[int]:
 
 def test_b1_a_locked_table_gets_its_rows_without_the_column(warehouse: Warehouse) -> None:
     """While a BI session holds the table, runs name it and go on; later the column is added and filled."""
-    warehouse.insert_event({"campaignId": 1})
+    warehouse.land({"campaignId": 1})
     warehouse.run()
     with lock(warehouse.database.url, "iterable.email_opened", "access share") as process:
-        warehouse.insert_event({"coupon": "a", "size": 1})
-        warehouse.insert_event({"coupon": "b"}, event="Email Delivered")
+        warehouse.land({"coupon": "a", "size": 1})
+        warehouse.land({"coupon": "b"}, event="Email Delivered")
         warehouse.run()
-        warehouse.insert_event({"coupon": "c", "size": 2})
+        warehouse.land({"coupon": "c", "size": 2})
         warehouse.run()
         assert warehouse.type_of("email_opened", "coupon") is None
         assert warehouse.rows("select id from iterable.email_opened order by id") == [("e1",), ("e2",), ("e4",)]
@@ -101,10 +101,10 @@ def test_b1_a_locked_table_gets_its_rows_without_the_column(warehouse: Warehouse
 
 def test_b1_a_table_without_a_model_gets_its_column_without_new_events(warehouse: Warehouse) -> None:
     """The run that adds and fills a missing column needs no event of that collection."""
-    warehouse.insert_event({}, event="Order Placed")
+    warehouse.land({}, event="Order Placed")
     warehouse.run()
     with lock(warehouse.database.url, "iterable.order_placed", "access share"):
-        warehouse.insert_event({"total": 5}, event="Order Placed")
+        warehouse.land({"total": 5}, event="Order Placed")
         warehouse.run()
     warehouse.connection.execute(DUE)
     warehouse.run()
@@ -113,13 +113,13 @@ def test_b1_a_table_without_a_model_gets_its_column_without_new_events(warehouse
 
 def test_b1_a_late_column_takes_the_value_of_the_event_that_made_the_row(warehouse: Warehouse) -> None:
     """An id that came before the column was first missed has a row without the value, as in a rebuild."""
-    warehouse.insert_event({})
+    warehouse.land({})
     warehouse.run()
     warehouse.connection.execute("update raw.events set message_id = 'same'")
     warehouse.connection.execute("update iterable.email_opened set id = 'same'")
     warehouse.connection.execute("update iterable.tracks set id = 'same'")
     with lock(warehouse.database.url, "iterable.email_opened", "access share"):
-        warehouse.insert_event({"coupon": "a"}, {"coupon": "b"})
+        warehouse.land({"coupon": "a"}, {"coupon": "b"})
         warehouse.connection.execute("update raw.events set message_id = 'same' where message_id = 'e2'")
         warehouse.run()
     warehouse.connection.execute(DUE)
@@ -174,12 +174,12 @@ def test_b1_a_declared_column_is_filled_from_all_events(warehouse: Warehouse) ->
 def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: str) -> None:
     """An increment, a new column, a wider type and a full refresh; released, the tables end as a rebuild makes them."""
     stops_columns, stops_rows = MODES[mode]
-    warehouse.insert_event({"vip": True}, {"campaignId": 1})
+    warehouse.land({"vip": True}, {"campaignId": 1})
     warehouse.run()
     with lock(warehouse.database.url, "iterable.email_opened", mode):
-        warehouse.insert_event({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
-        warehouse.insert_event({}, event="Email Delivered")
-        warehouse.insert_event({}, event="Order Placed")
+        warehouse.land({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
+        warehouse.land({}, event="Email Delivered")
+        warehouse.land({}, event="Order Placed")
         warehouse.run()
         counted = warehouse.rows("select count(*) from iterable.email_delivered, iterable.order_placed")
         assert counted == [(1,)]
@@ -209,9 +209,9 @@ def test_b1_a_lock_in_the_raw_schema_loses_nothing(
     warehouse: Warehouse, impatient: Settings, table: str, mode: str
 ) -> None:
     """A run ends all the same, though it may fail; once the lock is free, the tables end as a rebuild makes them."""
-    warehouse.insert_event({"vip": True})
+    warehouse.land({"vip": True})
     warehouse.run()
-    warehouse.insert_event({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
+    warehouse.land({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
     with lock(warehouse.database.url, table, mode), suppress(TransformError):
         transform(warehouse.database, impatient, select=MODELS)
     warehouse.connection.execute(DUE)
@@ -241,9 +241,9 @@ def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
     if first:
         warehouse.connection.execute("drop schema iterable cascade; delete from raw.cursors; delete from raw.syncs")
     else:
-        warehouse.insert_event({"size": 1}, {"size": 2})
+        warehouse.land({"size": 1}, {"size": 2})
         warehouse.run()
-    warehouse.insert_event({"size": "large"}, {"size": 4, "campaignId": "x"})
+    warehouse.land({"size": "large"}, {"size": 4, "campaignId": "x"})
     for table, mode in RAW.items():
         with lock(warehouse.database.url, table, mode) as process:
             done = loader_here(impatient)("transform")
@@ -307,7 +307,7 @@ def test_b1_the_scheduler_names_the_session_that_locks_the_events(
         await_state(warehouse.connection, "idle")
         with lock(warehouse.database.url, "raw.events", "access exclusive") as process:
             wait_until(lambda: f"held by process {process} of user" in caplog.text, "the scheduler's report")
-        warehouse.insert_event({"size": 1})
+        warehouse.land({"size": 1})
         wait_until(lambda: warehouse.rows("select id from iterable.email_opened") == [("e1",)], "the row")
 
 
