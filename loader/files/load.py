@@ -288,7 +288,7 @@ class Load:
         """Return the chunks of a file, after a check that its first lines contain an event.
 
         Raises:
-            FileError: None of the first lines is an event.
+            FileError: The first lines hold no event.
         """
         entrance = self._entrance(path)
         held: list[Chunk] = []

@@ -47,7 +47,7 @@ def succeed(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, output.decode(errors="replace")
 
 
-# What the project was parsed with; with anything else, dbt parses it again.
+# The environment of the first parse. In another environment, dbt parses the project again.
 AS_PARSED = {"LOADER_SCHEMA": "iterable"}
 
 

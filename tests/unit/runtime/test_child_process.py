@@ -46,7 +46,7 @@ def test_closing_ends_a_child_that_does_not_read_its_pipe(children: list[ChildPr
 
 
 def test_a_child_ends_when_its_parent_closes_the_pipe(children: list[ChildProcess]) -> None:
-    """Nobody else holds the parent's end, so a parent that was killed closes the pipe too."""
+    """Only the parent holds its end of the pipe. So the pipe closes even when the parent is killed."""
     child = start(children)
     second = start(children)
     second.pipe.recv()
