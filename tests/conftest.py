@@ -23,8 +23,10 @@ from sqlalchemy import text
 from loader.cli.app import main
 from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
+from loader.raw.sources import add_key
 from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
+from tests.support.tcp_proxy import Proxy, proxied
 
 # dbt makes and forgets a million objects in each run; looking through all of them so often takes a tenth of the time.
 gc.set_threshold(50_000, 50, 50)
@@ -130,8 +132,10 @@ def create_database(server: str, name: str, template: str = "template1") -> str:
         connection.execute(f'drop database if exists "{name}" with (force)')
         try:
             connection.execute(statement)
-        except psycopg.errors.InternalError:
-            # The strategy needs a checkpoint, and a checkpoint may fail beside a database that another process drops.
+        except psycopg.errors.InternalError as error:
+            # The strategy needs a checkpoint, which failed once in some thousand clones for a reason not found.
+            if "checkpoint request failed" not in str(error):
+                raise
             connection.execute(statement)
     return f"{server.rsplit('/', 1)[0]}/{name}"
 
@@ -264,6 +268,20 @@ def database(settings: Settings) -> Iterator[Database]:
     """That database, open."""
     with open_database(settings) as opened:
         yield opened
+
+
+@pytest.fixture
+def key(database: Database) -> str:
+    """A write key of the source Iterable."""
+    with database.begin() as connection:
+        return add_key(connection, "Iterable")
+
+
+@pytest.fixture
+def proxy(settings: Settings) -> Iterator[Proxy]:
+    """A proxy in front of the test's database."""
+    with proxied(settings.database_url) as between:
+        yield between
 
 
 @pytest.fixture

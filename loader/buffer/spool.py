@@ -143,7 +143,7 @@ class Spool:
         try:
             self._segments.append(Segment(path))
         except OSError:
-            raise SpoolError(f"Segment {name} is held by a collector, which drains it by itself.") from None
+            raise SpoolError(f"Segment {name} is held by a collector, which replays it by itself.") from None
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
         """Write deliveries to the disk; the deliveries are durable when this method returns.
@@ -229,7 +229,7 @@ class Spool:
             self._delete(segment)
         return None
 
-    def drained(self, part: Part) -> None:
+    def mark_committed(self, part: Part) -> None:
         """Record that a part has been committed to the database."""
         self._positions[part.segment] = part.end
 

@@ -98,7 +98,7 @@ class SpoolReplay:
             try:
                 self._connection = self._connect()
                 try:
-                    if self._drain(self._connection):
+                    if self._replay(self._connection):
                         return
                 except BaseException:
                     self._disconnect()
@@ -106,11 +106,11 @@ class SpoolReplay:
             except AWAY as error:
                 reason = describe(error)
                 if reason != told and not self._stopping.is_set():
-                    log.warning("the spool cannot be drained yet", reason=reason)
+                    log.warning("the spool cannot be replayed yet", reason=reason)
                     told = reason
                 self._stopping.wait(backoff.fail())
             except Exception:
-                log.exception("the spool could not be drained; trying again")
+                log.exception("the spool could not be replayed; trying again")
                 self._stopping.wait(_LONGEST_PAUSE)
         self._disconnect()
 
@@ -120,7 +120,7 @@ class SpoolReplay:
                 self._connection.close()
             self._connection = None
 
-    def _drain(self, connection: psycopg.Connection) -> bool:
+    def _replay(self, connection: psycopg.Connection) -> bool:
         """Land the deliveries of the spool, part by part.
 
         Returns:
@@ -136,7 +136,7 @@ class SpoolReplay:
             # part may have got no answer.
             self._spool.resume(positions)
         registry = SchemaRegistry()
-        drained = 0
+        replayed = 0
         proven = False
         while not self._stopping.is_set():
             with self._mode:
@@ -145,16 +145,16 @@ class SpoolReplay:
                     # The last part lands while `mode` is held, so the writing thread waits. Otherwise a steady load
                     # would keep the spool from ever being empty. An earlier part has shown that the database accepts
                     # parts.
-                    drained += self._land(connection, registry, part, self._seconds)
+                    replayed += self._land(connection, registry, part, self._seconds)
                     part = self._spool.next_part(BATCH_BYTES)
                 if part is None:
                     self._emptied(connection, registry)
                     # The connection belongs to the writing thread now.
                     self._connection = None
                     metrics.spool_bytes.set(0)
-                    log.info("events go to the database", drained=drained)
+                    log.info("events go to the database", replayed=replayed)
                     return True
-            drained += self._land(connection, registry, part, _PART_SECONDS)
+            replayed += self._land(connection, registry, part, _PART_SECONDS)
             proven = True
         return False
 
@@ -165,7 +165,7 @@ class SpoolReplay:
             landed = _land_part(connection, registry, part, self._warehouse)
         count_landed(landed, time.monotonic() - started)
         with self._mode:
-            self._spool.drained(part)
+            self._spool.mark_committed(part)
             metrics.spool_bytes.set(self._spool.size)
         return landed.rows
 
@@ -199,7 +199,7 @@ def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Lan
                     f"not have. Run `loader source add NAME --schema {min(missing)}`, then this command again."
                 )
             total.add(_land_part(connection, registry, part, warehouse))
-            spool.drained(part)
+            spool.mark_committed(part)
     finally:
         spool.close()
     return total
@@ -217,7 +217,7 @@ def _land_part(
         landed = land_parts(connection, deliveries, changes)
         moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
         if moved.rowcount != 1:
-            raise LoaderError(f"Segment {part.segment} is being drained by somebody else.")
+            raise LoaderError(f"Segment {part.segment} is being replayed by another process.")
     return landed
 
 

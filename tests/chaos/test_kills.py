@@ -15,7 +15,7 @@ from loader.raw.sources import add_key
 from loader.settings import Settings
 from tests.support.collector_process import serving
 from tests.support.dbt_runs import run
-from tests.support.load import assert_landed, load, wait_until_drained
+from tests.support.load import assert_landed, load, wait_until_replayed
 from tests.support.served_tables import law
 from tests.support.waiting import wait_until
 
@@ -51,7 +51,7 @@ def kill_database(settings: Settings) -> None:
 def test_what_was_answered_is_there_once_whatever_is_killed(
     own: Settings, tmp_path: Path, seed: int, kills: list[str] | None
 ) -> None:
-    """In raw.events after the last drain, each sender's in their order, and in the tables exactly once."""
+    """In raw.events after the last replay, each sender's in their order, and in the tables exactly once."""
     drawn = random.Random(seed)
     victims = kills or drawn.choices(["collector", "database", "both"], k=20)
     with open_database(own) as database, database.begin() as transaction:
@@ -69,7 +69,7 @@ def test_what_was_answered_is_there_once_whatever_is_killed(
         sent.wait_for(BETWEEN)
         sent.stop()
         with open_database(embedded) as database, database.connect(autocommit=True) as connection:
-            wait_until_drained(connection, sent)
+            wait_until_replayed(connection, sent)
             assert_landed(connection, sent)
             run(database, embedded.model_copy(update={"database_url": database.url}))
             rows = connection.execute("select id from iterable.tracks").fetchall()

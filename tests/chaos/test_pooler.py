@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -17,19 +16,10 @@ from loader.transform.dbt import transform
 from tests.support.collector_process import free_port
 from tests.support.collector_thread import collecting
 from tests.support.load import assert_landed, load, track
-from tests.support.waiting import wait_until
+from tests.support.waiting import can_connect, wait_until
 
 SOME = 400
 NEW = 30
-
-
-def can_connect(url: str) -> bool:
-    """Say whether a database can be reached."""
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 @pytest.fixture

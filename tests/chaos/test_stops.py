@@ -9,21 +9,13 @@ import psycopg
 import pytest
 
 from loader.postgres.database import Database
-from loader.raw.sources import add_key
 from loader.settings import Settings
 from tests.support.collector_process import serving
-from tests.support.load import assert_landed, load, wait_until_drained
+from tests.support.load import assert_landed, load, wait_until_replayed
 from tests.support.tcp_proxy import proxied
 from tests.support.waiting import wait_until
 
 SOME = 20
-
-
-@pytest.fixture
-def key(database: Database) -> str:
-    """A write key of the source Iterable."""
-    with database.begin() as connection:
-        return add_key(connection, "Iterable")
 
 
 @pytest.fixture
@@ -93,7 +85,7 @@ def test_one_process_of_several_is_started_again(
         wait_until(lambda: len(collector.children()) == 2, "another process in its place")
         sent.wait_for(SOME)
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
     assert_landed(connection, sent)
 
 

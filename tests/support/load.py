@@ -111,6 +111,6 @@ def assert_landed(connection: psycopg.Connection, sent: Load) -> None:
         assert seen == sorted(seen)
 
 
-def wait_until_drained(connection: psycopg.Connection, sent: Load) -> None:
+def wait_until_replayed(connection: psycopg.Connection, sent: Load) -> None:
     """Wait until every event answered with 200 is in raw.events."""
     wait_until(lambda: sent.ids <= landed(connection).keys(), "what was spooled to land")

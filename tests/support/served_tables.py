@@ -101,8 +101,7 @@ def law(connection: psycopg.Connection, source: str = "iterable") -> dict[str, i
         row = cursor.execute("select * from raw.conservation where source = %s", (source,)).fetchone()
     assert row is not None
     numbers = {name: int(value) for name, value in row.items() if name != "source"}
-    parts = ("in_collections", "in_tracks_only", "quarantined", "discarded", "duplicates", "other_calls")
-    parts += ("excluded", "waiting")
+    parts = "in_collections in_tracks_only quarantined discarded duplicates other_calls excluded waiting".split()
     assert numbers["accepted"] == sum(numbers[part] for part in parts), numbers
     assert numbers.pop("missing_in_collections") == 0
     assert numbers.pop("missing_in_tracks") == 0

@@ -22,3 +22,12 @@ def waiting(connection: psycopg.Connection) -> int:
     """Return how many wait for a lock in this connection's database; others' tests have locks of the same names."""
     query = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
     return len(connection.execute(query).fetchall())
+
+
+def can_connect(url: str) -> bool:
+    """Return whether a database accepts a connection."""
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True

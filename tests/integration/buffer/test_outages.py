@@ -14,7 +14,7 @@ from loader.raw.sources import add_key
 from loader.settings import Settings
 from tests.support.collector_thread import Collecting, Reply, collecting
 from tests.support.dbt_runs import run
-from tests.support.load import Load, assert_landed, load, track, wait_until_drained
+from tests.support.load import Load, assert_landed, load, track, wait_until_replayed
 from tests.support.served_tables import contents, law
 from tests.support.tcp_proxy import Proxy, proxied
 from tests.support.waiting import wait_until, waiting
@@ -24,25 +24,11 @@ SOME = 20
 
 
 @pytest.fixture
-def proxy(settings: Settings) -> Iterator[Proxy]:
-    """A proxy in front of the test's database."""
-    with proxied(settings.database_url) as between:
-        yield between
-
-
-@pytest.fixture
 def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
     """The settings of a collector that reaches its database by the proxy, and has a spool of its own."""
     return settings.model_copy(
         update={"database_url": proxy.url, "spool": tmp_path / "spool", "commit_seconds": 1.0, "processes": 1}
     )
-
-
-@pytest.fixture
-def key(database: Database) -> str:
-    """A write key of the source Iterable."""
-    with database.begin() as connection:
-        return add_key(connection, "Iterable")
 
 
 @pytest.fixture
@@ -101,10 +87,10 @@ def test_answers_go_on_while_the_database_is_gone(served_settings: Settings, ser
                 sent.wait_for(SOME)
                 assert destination(collector) == "spool"
                 proxy.start()
-                wait_until(lambda: destination(collector) == "database", "the spool to be drained under load")
+                wait_until(lambda: destination(collector) == "database", "the spool to be replayed under load")
                 sent.wait_for(SOME)
             sent.stop()
-            wait_until_drained(connection, sent)
+            wait_until_replayed(connection, sent)
         assert sent.statuses.keys() == {200}
         assert_landed(connection, sent)
         assert list((tmp_path / "spool").glob("*.segment")) == []
@@ -127,7 +113,7 @@ def test_a_database_that_never_answers_counts_as_gone(
         proxy.hear()
         wait_until(lambda: destination(collector) == "database", "the database to be found again")
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
     assert sent.statuses.keys() == {200}
     assert_landed(connection, sent)
 
@@ -154,7 +140,7 @@ def test_a_copy_that_breaks_off_is_sent_again(
             wait_until(proxy.happened.is_set, "the connection to be cut")
             wait_until(lambda: destination(collector) == "database", "the database to be found again")
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
     assert sent.statuses.keys() == {200}
     assert_landed(connection, sent)
 
@@ -171,11 +157,11 @@ def test_a_commit_whose_answer_is_lost_lands_at_least_once(
         proxy.swallow(b"land\0")
         assert send(collector, key, "twice").status == 200
         assert proxy.happened.is_set()
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
     assert ids(connection) == [*usual, "twice", "twice"]
 
 
-def test_a_drain_whose_answer_is_lost_is_not_repeated(
+def test_a_replay_whose_answer_is_lost_is_not_repeated(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
     """The position in the database tells that the part has landed, and the collector goes on behind it."""
@@ -187,7 +173,7 @@ def test_a_drain_whose_answer_is_lost_is_not_repeated(
         proxy.start()
         wait_until(proxy.happened.is_set, "the answer to get lost")
         assert send(collector, key, "third").status == 200
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
         assert send(collector, key, "fourth").status == 200
     assert ids(connection) == ["first", "second", "third", "fourth"]
 
@@ -195,7 +181,7 @@ def test_a_drain_whose_answer_is_lost_is_not_repeated(
 def test_nothing_stays_behind_when_the_database_is_back_at_once(
     beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Whoever turns to the spool while somebody else finds it empty: no event lies there that nobody drains."""
+    """Whoever turns to the spool while somebody else finds it empty: no event lies there that nobody replays."""
     with under_load(beyond, key) as (collector, sent):
         for _ in range(40):
             connection.execute(
@@ -203,9 +189,9 @@ def test_nothing_stays_behind_when_the_database_is_back_at_once(
                 " where datname = current_database() and application_name = 'loader' and pid <> pg_backend_pid()"
             )
             sent.wait_for(2)
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
         assert spooled(beyond) == 0
     assert sent.statuses.keys() == {200}
     assert_landed(connection, sent)
@@ -245,7 +231,7 @@ def test_a_collector_starts_without_its_database(
         assert send(collector, key, "started").status == 200
         assert send(collector, "nobody's", "stranger").status == 503
         proxy.start()
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
         assert send(collector, key, "after").status == 200
         wait_until(lambda: send(collector, "nobody's", "stranger").status == 401, "the write keys to be read")
     assert ids(connection) == ["before", "spooled", "started", "after"]
@@ -261,12 +247,12 @@ def test_what_a_stopped_collector_has_spooled_waits_for_the_next(
         assert send(collector, key, "spooled").status == 200
     proxy.start()
     with collecting(beyond.model_copy(update={"spool_bytes": 0})) as collector:
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
         assert send(collector, key, "after").status == 200
     assert ids(connection) == ["spooled", "after"]
 
 
-def test_a_collector_stops_while_it_drains_into_a_database_that_never_answers(
+def test_a_collector_stops_while_it_replays_into_a_database_that_never_answers(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
     """It waits for no answer then; the next one asks the database what has landed."""
@@ -276,10 +262,10 @@ def test_a_collector_stops_while_it_drains_into_a_database_that_never_answers(
         with psycopg.connect(connection.info.dsn, password=connection.info.password) as locking:
             locking.execute("lock table raw.events in access exclusive mode")
             proxy.start()
-            wait_until(lambda: waiting(connection), "the drain to wait for the lock")
+            wait_until(lambda: waiting(connection), "the replay to wait for the lock")
             assert send(collector, key, "meanwhile").status == 200
     with collecting(beyond) as collector:
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
     assert ids(connection) == ["spooled", "meanwhile"]
 
 
@@ -337,7 +323,7 @@ def test_a_spool_that_fills_refuses_and_recovers(
         proxy.start()
         sent.wait_for(SOME * 5)
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
     assert_landed(connection, sent)
 
 
@@ -396,7 +382,7 @@ def test_the_databases_own_trouble_blames_no_event(
             connection.execute(f"alter database {connection.info.dbname} reset default_transaction_read_only")
         wait_until(lambda: destination(collector) == "database", "the trouble to be over")
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
     assert sent.statuses.keys() == {200}
     assert reasons(connection) == []
     assert_landed(connection, sent)
@@ -413,7 +399,7 @@ def test_a_lock_held_too_long_sends_events_to_the_spool(
             assert destination(collector) == "spool"
         wait_until(lambda: destination(collector) == "database", "the lock to be gone")
         sent.stop()
-        wait_until_drained(connection, sent)
+        wait_until_replayed(connection, sent)
     assert sent.statuses.keys() == {200}
     assert_landed(connection, sent)
 
@@ -444,7 +430,7 @@ def test_one_bad_row_costs_its_neighbours_nothing(
         assert send_batch(collector, key, batch).status == 200
         proxy.stop()
         proxy.start()
-        wait_until(lambda: destination(collector) == "database", "the spool to be drained")
+        wait_until(lambda: destination(collector) == "database", "the spool to be replayed")
     assert ids(connection) == [f"good-{number}" for number in range(400)]
     assert reasons(connection) == ["refused_by_database"]
 

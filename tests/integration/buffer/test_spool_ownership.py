@@ -99,7 +99,7 @@ def spool_events(settings: Settings, key: str, *message_ids: str) -> None:
 Named = tuple[Settings, str]
 
 
-def test_a8_a_spool_does_not_drain_into_another_database(
+def test_a8_a_spool_does_not_replay_into_another_database(
     ours: Named, theirs: Named, spool: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """DATABASE_URL changes between restarts: the events wait, are reported, and land where they were acknowledged."""
@@ -118,7 +118,7 @@ def test_a8_a_spool_does_not_drain_into_another_database(
     assert "belongs to another warehouse" in printed.out + printed.err + caplog.text
     with collecting(ours[0]) as collector:
         wait_until(lambda: ids(ours[0]) == ["a", "b"], "the events to land in their own warehouse")
-        wait_until(lambda: reaches_database(collector), "the spool to be drained")
+        wait_until(lambda: reaches_database(collector), "the spool to be replayed")
     assert list(spool.glob("*.segment")) == []
     assert ids(theirs[0]) == ["theirs"]
 
@@ -264,7 +264,7 @@ def test_a8_a_physical_clone_gets_a_new_id(ours: Named) -> None:
     assert renewed.strip() == id_of(ours[0])
 
 
-def test_a8_what_an_older_version_left_drains(ours: Named, spool: Path) -> None:
+def test_a8_what_an_older_version_left_replays(ours: Named, spool: Path) -> None:
     """Segments and a copy of the write keys, written by the version before: they have no id, and count as before."""
     shutil.copytree(DATA / "spool", spool)
     settings, _ = ours
@@ -278,7 +278,7 @@ def test_a8_what_an_older_version_left_drains(ours: Named, spool: Path) -> None:
         with collecting(beyond(settings, proxy)) as collector:
             assert send(collector, "old-write-key", "new") == 200
             proxy.start()
-            wait_until(lambda: reaches_database(collector), "the spool to be drained")
+            wait_until(lambda: reaches_database(collector), "the spool to be replayed")
             copy = spool / "write_keys.json"
             wait_until(lambda: id_of(settings) in copy.read_text(), "the copy of the keys to get the id")
     assert ids(settings) == [*(f"old-{number}" for number in range(1, 6)), "new"]

@@ -13,11 +13,10 @@ import pytest
 import loader.postgres.warehouse
 from loader.postgres.database import Database
 from loader.postgres.warehouse import Warehouse
-from loader.raw.sources import add_key
 from loader.settings import Settings
 from tests.support.collector_thread import Collecting, collecting
 from tests.support.load import track
-from tests.support.tcp_proxy import Proxy, proxied
+from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import wait_until
 
 YEAR = timedelta(days=365)
@@ -30,20 +29,6 @@ def connection(database: Database) -> Iterator[psycopg.Connection]:
     """A connection that no proxy is in the way of."""
     with database.connect(autocommit=True) as opened:
         yield opened
-
-
-@pytest.fixture
-def key(database: Database) -> str:
-    """A write key of the source Iterable."""
-    with database.begin() as transaction:
-        return add_key(transaction, "Iterable")
-
-
-@pytest.fixture
-def proxy(settings: Settings) -> Iterator[Proxy]:
-    """A proxy in front of the test's database."""
-    with proxied(settings.database_url) as between:
-        yield between
 
 
 @pytest.fixture
@@ -101,7 +86,7 @@ def test_a11_every_way_in_has_the_databases_clock(
         assert send(collector, key, "spool", n=1) == 200
         after = database_time(connection)
         proxy.start()
-        wait_until(lambda: writes_to(collector) == "database", "the spool to be drained")
+        wait_until(lambda: writes_to(collector) == "database", "the spool to be replayed")
         metrics = collector.get("/metrics").body.decode()
     found = times(connection)
     assert len(found) == 62
@@ -115,7 +100,7 @@ def test_a11_every_way_in_has_the_databases_clock(
 
 
 @pytest.mark.usefixtures("a_year_ahead")
-def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_drained(
+def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_replayed(
     beyond: Settings,
     proxy: Proxy,
     key: str,
@@ -132,7 +117,7 @@ def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_draine
         assert send(collector, key, "spooled") == 200
         after = database_time(connection)
         proxy.start()
-        wait_until(lambda: writes_to(collector) == "database", "the spool to be drained")
+        wait_until(lambda: writes_to(collector) == "database", "the spool to be replayed")
     assert before - EXACT < times(connection)["spooled"] < after + EXACT
 
 

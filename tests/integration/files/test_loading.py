@@ -401,6 +401,14 @@ def check_offset(connection: psycopg.Connection, path: Path) -> int:
     return int(rows)
 
 
+def assert_continues(database: Database, connection: psycopg.Connection, path: Path, home: Path) -> None:
+    """Check that a stopped load has its rows up to its offset, and that the same command lands the rest, once."""
+    wait_for_silence(connection)
+    check_offset(connection, path)
+    assert finish(start_loader(database, path, home))[0] == 0
+    assert Counter(landed(connection)) == ids(4000)
+
+
 def watch_until(connection: psycopg.Connection, path: Path, process: "subprocess.Popen[str]", rows: int) -> None:
     """Wait until so many rows are committed, checking all the way that rows and offset agree."""
     while check_offset(connection, path) < rows:
@@ -456,10 +464,7 @@ def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
     assert err.count("\n") == 1
     assert err.startswith("Error: A worker process ended without a message")
     assert psutil.wait_procs([victim, other], timeout=30)[1] == []
-    wait_for_silence(connection)
-    check_offset(connection, long_file)
-    assert finish(start_loader(database, long_file, home))[0] == 0
-    assert Counter(landed(connection)) == ids(4000)
+    assert_continues(database, connection, long_file, home)
 
 
 def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
@@ -476,10 +481,7 @@ def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
     errors = [line for line in err.splitlines() if line.startswith("Error:")]
     assert (code, len(errors)) == (1, 1)
     assert "goes on where it stopped" in errors[0]
-    wait_for_silence(connection)
-    check_offset(connection, long_file)
-    assert finish(start_loader(database, long_file, home))[0] == 0
-    assert Counter(landed(connection)) == ids(4000)
+    assert_continues(database, connection, long_file, home)
     assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
 
 
@@ -494,10 +496,7 @@ def test_ctrl_c_is_a_way_to_stop(
     code, _, err = finish(process)
     assert (code, err) == (130, "Stopped. Committed work is kept, and the same command continues from there.\n")
     assert psutil.wait_procs(workers, timeout=30)[1] == []
-    wait_for_silence(connection)
-    check_offset(connection, long_file)
-    assert finish(start_loader(database, long_file, home))[0] == 0
-    assert Counter(landed(connection)) == ids(4000)
+    assert_continues(database, connection, long_file, home)
 
 
 def test_two_loaders_on_one_file_land_it_once(

@@ -14,7 +14,7 @@ from loader.postgres.embedded import EmbeddedServer
 from loader.postgres.embedded_cluster import ENVIRONMENT, Cluster
 from tests.conftest import open_settings
 from tests.integration.postgres.test_embedded import AS_ROOT, is_alive, keepers, kill_hard, open_folder, postmaster
-from tests.support.waiting import wait_until
+from tests.support.waiting import can_connect, wait_until
 
 PASSWORD = "known to a BI tool"
 
@@ -113,15 +113,6 @@ def start_old_server(server: EmbeddedServer) -> str:
     server.release()
     wait_until(lambda: can_connect(url), "the old server")
     return url
-
-
-def can_connect(url: str) -> bool:
-    """Tell whether a server answers."""
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 @pytest.fixture

@@ -393,12 +393,11 @@ def test_every_message_is_accounted_for(
     calls = [json.dumps({"type": "track", "userId": "u"} | line) for line in lines]
     path.write_text("\n".join([*calls, "{broken"]) + "\n", encoding="utf-8")
     assert loader_here(small_settings)("load", str(path)).returncode == 3
-    names = ("accepted", "in_collections", "in_tracks_only", "quarantined", "duplicates", "other_calls", "excluded")
-    names = (*names, "waiting")
+    parts = "accepted in_collections in_tracks_only quarantined duplicates other_calls excluded waiting".split()
 
     def numbers() -> tuple[int, ...]:
         told = law(reader)
-        return tuple(told[name] for name in names)
+        return tuple(told[part] for part in parts)
 
     models = (*MODELS, "email_delivered", "found_collections")
     assert numbers() == (11, 0, 0, 2, 0, 2, 1, 6)

@@ -68,12 +68,12 @@ def names(deliveries: list[Delivery]) -> list[str]:
     return [event.message_id for each in deliveries for event in each.events]
 
 
-def drain(spool: Spool, size: int = 1) -> list[Part]:
+def replay(spool: Spool, size: int = 1) -> list[Part]:
     """Take everything out of a spool."""
     parts = []
     while part := spool.next_part(size):
         parts.append(part)
-        spool.drained(part)
+        spool.mark_committed(part)
     return parts
 
 
@@ -87,7 +87,7 @@ def contents(folder: Path, positions: dict[str, int] | None = None) -> list[str]
         found += names(part.deliveries)
         if part.last:
             break
-        spool.drained(part)
+        spool.mark_committed(part)
     spool.close()
     return found
 
@@ -124,14 +124,14 @@ def test_everything_comes_out_as_it_went_in(
     spool = Spool(folder, ROOM, segment_bytes=segment_bytes)
     for deliveries in appends:
         spool.append(deliveries)
-    parts = drain(spool, part_bytes)
+    parts = replay(spool, part_bytes)
     assert [each for part in parts for each in part.deliveries] == [each for some in appends for each in some]
     assert spool.size == 0
     assert list(folder.iterdir()) == []
 
 
 def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
-    """So a spool that is drained gives its room back piece by piece."""
+    """So a spool that is replayed gives its room back piece by piece."""
     spool = Spool(tmp_path, ROOM, segment_bytes=1000)
     for number in range(10):
         spool.append([delivery(str(number), 500)])
@@ -140,25 +140,25 @@ def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
         for _ in range(2):
             part = spool.next_part(1)
             assert part
-            spool.drained(part)
+            spool.mark_committed(part)
         spool.next_part(1)
         assert len(segments(tmp_path)) == left
     spool.close()
 
 
-def test_what_is_appended_while_it_is_drained_comes_last(spool: Spool) -> None:
+def test_what_is_appended_while_it_is_replayed_comes_last(spool: Spool) -> None:
     """The last part is the one after which nothing has come."""
     spool.append([delivery("a")])
     part = spool.next_part(1)
     assert part
     assert part.last
     spool.append([delivery("b")])
-    spool.drained(part)
-    assert [names(part.deliveries) for part in drain(spool)] == [["b"]]
+    spool.mark_committed(part)
+    assert [names(part.deliveries) for part in replay(spool)] == [["b"]]
 
 
 def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
-    """What does not fit is refused whole; room comes back with what has been drained."""
+    """What does not fit is refused whole; room comes back with what has been replayed."""
     spool = Spool(tmp_path, 3000)
     for number in range(4):
         spool.append([delivery(str(number), 500)])
@@ -168,9 +168,9 @@ def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in segments(tmp_path)) == spool.size
     part = spool.next_part(1)
     assert part
-    spool.drained(part)
+    spool.mark_committed(part)
     spool.append([delivery("after", 500)])
-    assert [name for part in drain(spool) for name in names(part.deliveries)] == [
+    assert [name for part in replay(spool) for name in names(part.deliveries)] == [
         *"123",
         "after",
     ]
@@ -185,7 +185,7 @@ def test_a_spool_of_no_size_takes_nothing_but_gives_back_what_is_there(tmp_path:
     with pytest.raises(SpoolError, match="LOADER_SPOOL_BYTES"):
         spool.append([delivery("b")])
     assert spool.adopt() == 1
-    assert [names(part.deliveries) for part in drain(spool)] == [["a"]]
+    assert [names(part.deliveries) for part in replay(spool)] == [["a"]]
 
 
 def test_what_is_spooled_is_for_its_owner_only(spool: Spool, tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_what_is_spooled_is_for_its_owner_only(spool: Spool, tmp_path: Path) -> 
 # What the database says
 
 
-def test_draining_goes_on_where_the_database_stands(tmp_path: Path) -> None:
-    """Its word on how far a segment has been drained is what counts, for another process too."""
+def test_replaying_goes_on_where_the_database_stands(tmp_path: Path) -> None:
+    """Its word on how far a segment has been replayed is what counts, for another process too."""
     first = Spool(tmp_path, ROOM)
     for name in "abc":
         first.append([delivery(name)])
@@ -217,7 +217,7 @@ def test_a_part_of_unknown_outcome_is_asked_about(spool: Spool) -> None:
     part = spool.next_part(1)
     assert part
     spool.resume({part.segment: part.end})
-    assert [names(part.deliveries) for part in drain(spool)] == [["b"], ["c"]]
+    assert [names(part.deliveries) for part in replay(spool)] == [["b"], ["c"]]
 
 
 def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> None:
@@ -226,13 +226,13 @@ def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> N
         spool.append([delivery(name)])
     part = spool.next_part(1)
     assert part
-    spool.drained(part)
+    spool.mark_committed(part)
     spool.resume({})
-    assert [names(part.deliveries) for part in drain(spool)] == [["a"], ["b"]]
+    assert [names(part.deliveries) for part in replay(spool)] == [["a"], ["b"]]
 
 
 def test_a_position_beyond_the_end_is_the_end(tmp_path: Path) -> None:
-    """A disk that lost the end of what has been drained already has lost nothing."""
+    """A disk that lost the end of what has been replayed already has lost nothing."""
     first = Spool(tmp_path, ROOM)
     first.append([delivery("a")])
     first.close()
@@ -361,7 +361,7 @@ def test_large_damage_costs_nothing_that_follows(tmp_path: Path) -> None:
     segment.write_bytes(data)
     spool = Spool(tmp_path, ROOM)
     spool.adopt()
-    assert [names(part.deliveries) for part in drain(spool, 100)] == [["a"], ["c"]]
+    assert [names(part.deliveries) for part in replay(spool, 100)] == [["a"], ["c"]]
 
 
 def test_damage_is_kept_aside_once(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_damage_that_cannot_be_kept_aside_is_not_passed_over(tmp_path: Path, mon
         for _ in range(2):
             with pytest.raises(OSError, match="No space"):
                 spool.next_part(ROOM)
-    assert [names(part.deliveries) for part in drain(spool, ROOM)] == [["a"]]
+    assert [names(part.deliveries) for part in replay(spool, ROOM)] == [["a"]]
     assert set_aside(tmp_path) == b"rubbish"
 
 
@@ -421,7 +421,7 @@ def test_a_segment_carries_the_warehouse_it_was_written_for(tmp_path: Path) -> N
     assert [warehouse_of(path) for path in segments(tmp_path)] == ["", OURS, THEIRS]
 
 
-def test_only_segments_of_the_warehouse_are_drained(tmp_path: Path) -> None:
+def test_only_segments_of_the_warehouse_are_replayed(tmp_path: Path) -> None:
     """Those of another one are let go of, for whoever they belong to; those without one count as before."""
     for identity in (THEIRS, "", OURS):
         spool = Spool(tmp_path, ROOM, of(identity))
@@ -432,13 +432,13 @@ def test_only_segments_of_the_warehouse_are_drained(tmp_path: Path) -> None:
     assert theirs.adopt(THEIRS) == 0
     ours.adopt(OURS)
     assert theirs.adopt(THEIRS) == 1
-    assert [names(part.deliveries) for part in drain(ours)] == [[""], [OURS]]
-    assert [names(part.deliveries) for part in drain(theirs)] == [[THEIRS]]
+    assert [names(part.deliveries) for part in replay(ours)] == [[""], [OURS]]
+    assert [names(part.deliveries) for part in replay(theirs)] == [[THEIRS]]
     assert segments(tmp_path) == []
 
 
-def test_what_is_written_for_another_warehouse_meanwhile_is_not_drained(tmp_path: Path) -> None:
-    """Whoever drains one warehouse comes by a segment that was begun for another."""
+def test_what_is_written_for_another_warehouse_meanwhile_is_not_replayed(tmp_path: Path) -> None:
+    """Whoever replays one warehouse comes by a segment that was begun for another."""
     warehouse = of(THEIRS)
     spool = Spool(tmp_path, ROOM, warehouse)
     spool.adopt(OURS)
@@ -447,7 +447,7 @@ def test_what_is_written_for_another_warehouse_meanwhile_is_not_drained(tmp_path
     assert spool.size == 0
     warehouse.id = OURS
     spool.append([delivery("ours")])
-    assert [names(part.deliveries) for part in drain(spool)] == [["ours"]]
+    assert [names(part.deliveries) for part in replay(spool)] == [["ours"]]
     assert [warehouse_of(path) for path in segments(tmp_path)] == [THEIRS]
 
 
@@ -492,7 +492,7 @@ def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
     first.append([delivery("c")])
     first.close()
     assert second.adopt() == 1
-    assert [name for part in drain(second) for name in names(part.deliveries)] == ["a", "c", "b"]
+    assert [name for part in replay(second) for name in names(part.deliveries)] == ["a", "c", "b"]
     assert segments(tmp_path) == []
 
 
@@ -561,7 +561,7 @@ def test_a_full_disk_takes_nothing_of_what_it_refuses(spool: Spool, tmp_path: Pa
     assert spool.size == before
     assert [path.stat().st_size for path in segments(tmp_path)] == [before]
     spool.append([delivery("c")])
-    assert [name for part in drain(spool) for name in names(part.deliveries)] == ["a", "c"]
+    assert [name for part in replay(spool) for name in names(part.deliveries)] == ["a", "c"]
 
 
 def test_a_disk_that_stays_full_does_not_use_up_files(spool: Spool, tmp_path: Path) -> None:
@@ -632,7 +632,7 @@ def test_times_survive(spool: Spool) -> None:
     """To the microsecond, and as the time of their zone."""
     there = NOW.astimezone() + timedelta(microseconds=123456)
     spool.append([Delivery("a", "b", [Event(b"{}", 1, "id", None, there)], [], NOW)])
-    [part] = drain(spool)
+    [part] = replay(spool)
     assert part.deliveries[0].events[0].received_at == there
     assert part.deliveries[0].received_at == NOW
     assert json.dumps(names(part.deliveries)) == '["id"]'
