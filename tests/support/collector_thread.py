@@ -5,6 +5,7 @@ import json
 import select
 import socket
 import struct
+import sys
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import psycopg
+import structlog
 
 from loader.collector.server import serve_in_thread
 from loader.postgres.database import open_database
@@ -189,6 +191,15 @@ def opened_entrance(settings: Settings) -> Iterator[Entrance]:
 
 @contextmanager
 def collecting(settings: Settings) -> Iterator[Collecting]:
-    """Run a collector until the end of the block; every request under way is answered before it ends."""
-    with serve_in_thread(settings) as url:
-        yield Collecting(int(url.rsplit(":", 1)[1]))
+    """Run a collector until the end of the block; every request under way is answered before it ends.
+
+    The collector logs to the output of this moment. A command that runs in this process replaces the output, and would
+    get the lines of the collector into its own.
+    """
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stdout))
+    try:
+        with serve_in_thread(settings) as url:
+            yield Collecting(int(url.rsplit(":", 1)[1]))
+    finally:
+        structlog.configure(**before)

@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -771,3 +772,22 @@ def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance:
         assert {"event", "level", "timestamp"} <= json.loads(line).keys()
     assert secret not in "".join(log)
     assert entrance.key not in "".join(log)
+
+
+def test_a_command_beside_a_collector_has_its_own_output(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector logs in another thread of this process, while the command's output is the process's."""
+    monkeypatch.setattr("loader.collector.app.REPORT_SECONDS", 0.001)
+    with entrance.with_settings() as collector, ThreadPoolExecutor(1) as beside:
+        ended = threading.Event()
+
+        def refuse() -> None:
+            while not ended.is_set():
+                collector.post("/v1/track", {}, key="unknown")
+
+        refusing = beside.submit(refuse)
+        try:
+            made = loader_here(entrance.settings)("key", "add", "Iterable")
+        finally:
+            ended.set()
+        refusing.result()
+    assert len(made.stdout.split()) == 1
