@@ -194,9 +194,10 @@ def collecting(settings: Settings) -> Iterator[Collecting]:
     """Run a collector until the end of the block; every request under way is answered before it ends.
 
     The collector logs to the output of this moment. A command that runs in this process replaces the output, and would
-    get the lines of the collector into its own.
+    get the lines of the collector into its own. Structlog's defaults replace the settings of an earlier command.
     """
     before = structlog.get_config()
+    structlog.reset_defaults()
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stdout))
     try:
         with serve_in_thread(settings) as url:

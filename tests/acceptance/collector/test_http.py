@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -774,6 +775,16 @@ def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance:
     assert entrance.key not in "".join(log)
 
 
+@pytest.fixture
+def logs_of_a_command() -> Iterator[None]:
+    """Leave structlog as a long-lived command leaves it that ran in this process."""
+    before = structlog.get_config()
+    structlog.configure(processors=[structlog.stdlib.filter_by_level], logger_factory=structlog.stdlib.LoggerFactory())
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("logs_of_a_command")
 def test_a_command_beside_a_collector_has_its_own_output(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
     """The collector logs in another thread of this process, while the command's output is the process's."""
     monkeypatch.setattr("loader.collector.app.REPORT_SECONDS", 0.001)
