@@ -118,7 +118,9 @@ class Collector:
             answer = unavailable("The collector is stopping. Try again.").response
         except Exception:
             log.exception("a request could not be answered", route=name)
-            answer = HttpError(500, "internal_error", "The collector has failed; its log says how. Try again.").response
+            answer = HttpError(
+                500, "internal_error", "The collector has failed; its log has the reason. Try again."
+            ).response
         metrics.count_request(name, answer.status)
         await send_response(send, answer, ANY_ORIGIN if path.startswith("/v1/") else ())
 
@@ -133,7 +135,7 @@ class Collector:
         if methods := self.routes.get(path):
             allow = ((b"allow", ", ".join(methods).encode()),)
             raise HttpError(405, "method_not_allowed", f"{path} takes {methods[0]}.", allow)
-        raise HttpError(404, "not_found", f"There is no {path} here; /openapi.json lists what there is.")
+        raise HttpError(404, "not_found", f"There is no {path} here; /openapi.json lists the routes.")
 
     async def _take(self, route: Route, scope: Scope, receive: Receive) -> Response:
         """Read, parse and store the messages of one request."""
@@ -191,7 +193,7 @@ class Collector:
         With the setting `segment_answers`, most refused messages are answered with success, as Segment answers them.
         """
         if not part.events and not part.refused:
-            raise HttpError(400, "bad_request", "The body holds no event.")
+            raise HttpError(400, "bad_request", "The body contains no event.")
         await self._store(route, source, part)
         if not part.events and not (self._settings.segment_answers and part.refused[0].reason not in _ALWAYS_TOLD):
             raise HttpError(400, part.refused[0].reason, part.refused[0].detail)
@@ -225,7 +227,9 @@ class Collector:
             if source is not None:
                 return source
             if not self._keys.current:
-                raise unavailable("The database is away, and the write key is not among those known last.")
+                raise unavailable(
+                    "The database is away, and the collector does not know this write key. Try again in a moment."
+                )
         metrics.refusals.add(unknown_keys=1)
         if self._settings.segment_answers and key:
             metrics.dropped.inc()
@@ -233,7 +237,7 @@ class Collector:
         raise HttpError(
             401,
             "invalid_write_key",
-            "An invalid write key was provided. `loader key add` makes one; with several sources, name the source.",
+            "An invalid write key was provided. `loader key add` makes a key; with several sources, name the source.",
         )
 
     async def _first_known(self, keys: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ def _decompress(body: bytes, limit: int) -> bytes:
                 raise HttpError(400, "bad_request", "The gzip data is cut short.")
             body = member.unused_data
     except zlib.error as error:
-        raise HttpError(400, "bad_request", f"The body is no gzip data: {error}.") from None
+        raise HttpError(400, "bad_request", f"The body is not gzip data: {error}.") from None
     return b"".join(parts)
 
 

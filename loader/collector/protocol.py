@@ -97,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._begin_without_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
-            self._refuse(400, "bad_request", "What was sent is no HTTP request.")
+            self._refuse(400, "bad_request", "The bytes received are not an HTTP request.")
         if not self._refusal:
             self._expect_rest(len(data))
 

@@ -168,7 +168,9 @@ def _parse_webhook(
     warehouse_id: str,
 ) -> list[Part]:
     if secret and not is_signed(body, header(scope, b"x-signature"), secret):
-        raise HttpError(401, "bad_signature", "X-Signature is not that of the body under LOADER_SEGMENT_SECRET.")
+        raise HttpError(
+            401, "bad_signature", "X-Signature is not the signature of the body with LOADER_SEGMENT_SECRET."
+        )
     messages = parse_message(entrance, body, 1, warehouse_id)
     events = [message for message in messages if type(message) is Event]
     return [Part("", events, [message for message in messages if type(message) is Refused])]

@@ -79,13 +79,13 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: This machine has no such address, or the port is taken or not permitted.
     """
-    other_host = "Choose another with --host: 127.0.0.1 is for this machine alone, 0.0.0.0 for all networks."
+    other_host = "Choose another address with --host: 127.0.0.1 is for this machine alone, 0.0.0.0 for all networks."
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"{host!r} is no address to listen on: {_reason(error)}. {other_host}") from None
+        raise UsageError(f"{host!r} is not an address to listen on: {_reason(error)}. {other_host}") from None
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,7 +94,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-            other = "Choose another with --port; 0 picks a free one."
+            other = "Choose another port with --port; 0 picks a free port."
             raise UsageError(f"Cannot listen on {host} port {port}: {_reason(error)}. {other}") from None
         raise UsageError(f"This machine cannot listen on {host}: {_reason(error)}. {other_host}") from None
     return listening
@@ -222,7 +222,9 @@ def _check(connector: Connector) -> None:
     except (SchemaBehindError, UsageError):
         raise
     except Exception as error:  # noqa: BLE001 - events wait in the spool, whatever the cause
-        log.warning("the database is away; events go to the spool until it is there", reason=without_values(error))
+        log.warning(
+            "the database is away; events go to the spool until the database is back", reason=without_values(error)
+        )
 
 
 def _address(listening: socket.socket) -> str:

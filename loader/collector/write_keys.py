@@ -146,7 +146,7 @@ class WriteKeys:
             unfinished.chmod(0o600)
             unfinished.replace(self._copy)
         except OSError as error:
-            log.warning("the write keys cannot be remembered for a start without the database", reason=str(error))
+            log.warning("the write keys could not be saved for a start without the database", reason=str(error))
 
     def _recall(self) -> None:
         if self._copy is None:
@@ -159,4 +159,4 @@ class WriteKeys:
                 return
             self._warehouse.id = self._read_from = read_from
             self._sources = {digest: (number, schema) for digest, (number, schema) in keys.items()}
-            log.warning("the database is away; write keys are those known last", keys=len(self._sources))
+            log.warning("the database is away; the collector uses the write keys it read last", keys=len(self._sources))

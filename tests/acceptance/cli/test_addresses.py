@@ -32,7 +32,7 @@ def test_d2_a_port_in_use_asks_for_another_port(run_loader: Loader) -> None:
         port = taken.getsockname()[1]
         refused = run_loader("serve", f"--port={port}")
     assert refused.returncode == 2
-    assert f"127.0.0.1 port {port}: Address already in use. Choose another with --port" in refused.stderr
+    assert f"127.0.0.1 port {port}: Address already in use. Choose another port with --port" in refused.stderr
 
 
 def test_d2_a_database_url_with_an_impossible_port_is_refused(
