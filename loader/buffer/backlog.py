@@ -42,7 +42,7 @@ class Backlog:
         """
         size = delivery.size
         if self._bytes + size > self._limit and self._bytes:
-            raise UnavailableError("The collector has more waiting than it may hold. Try again in a moment.")
+            raise UnavailableError("The collector's queue is full. Try again in a moment.")
         self._bytes += size
         self._waiting.append((delivery, size, done))
 

@@ -301,10 +301,14 @@ class BatchWriter:
                 refusing = False
             except SpoolError as failed:
                 if not refusing:
-                    log.warning("events are refused: neither the database nor the spool takes them", reason=str(failed))
+                    log.warning(
+                        "events are refused: neither the database nor the spool accepts them", reason=str(failed)
+                    )
                 refusing = True
                 # The sender does not get the reason: it may name a folder of this machine. The log has the reason.
-                error = UnavailableError("The database is away, and the spool takes no more. Try again in a moment.")
+                error = UnavailableError(
+                    "The database is away, and the spool accepts no events. Try again in a moment."
+                )
             except Exception as failed:  # a bug must neither pass for success nor stop the thread
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
@@ -320,10 +324,10 @@ class BatchWriter:
                 return
         try:
             if task.late:
-                raise UnavailableError("A batch has had no answer in time.")
+                raise UnavailableError("The database has not answered a batch in time.")
             self._land(deliveries)
         except AWAY as error:
-            log.warning("the database is away, events go to the spool", reason=describe(error))
+            log.warning("the database is away; events go to the spool", reason=describe(error))
             with self._mode:
                 # Both calls are one step under the lock. Otherwise the replaying thread could find the spool empty
                 # before these deliveries are in the spool.

@@ -143,7 +143,9 @@ class Spool:
         try:
             self._segments.append(Segment(path))
         except OSError:
-            raise SpoolError(f"Segment {name} is held by a collector, which replays it by itself.") from None
+            raise SpoolError(
+                f"Segment {name} is held by a collector, which replays the segment without a command."
+            ) from None
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
         """Write deliveries to the disk; the deliveries are durable when this method returns.
@@ -188,7 +190,7 @@ class Spool:
         except OSError as error:
             raise self._unwritable(error.strerror) from None
         if not os.access(self._folder, os.W_OK | os.X_OK):
-            raise self._unwritable("this process may not write there")
+            raise self._unwritable("this process may not write to the folder")
         if not disk.f_bavail:
             raise self._unwritable("the disk is full")
 
@@ -254,7 +256,7 @@ class Spool:
             if path not in self._told:
                 self._told.add(path)
                 log.warning(
-                    "a segment of the spool belongs to another warehouse and is left alone; `loader spool list`",
+                    "a segment of the spool belongs to another warehouse and is not landed; see `loader spool list`",
                     segment=str(path),
                     belongs_to=warehouse_of(path),
                     warehouse=warehouse,
@@ -266,8 +268,8 @@ class Spool:
             raise SpoolError("There is no spool: LOADER_SPOOL_BYTES is 0.")
         if self.size + RECORD_BYTES + size > self._limit:
             raise SpoolError(
-                f"The spool in {self._folder} is full ({self.size:,} of {self._limit:,} bytes). It empties when the "
-                "database is back; LOADER_SPOOL_BYTES sets its size."
+                f"The spool in {self._folder} is full ({self.size:,} of {self._limit:,} bytes). The collector "
+                "empties the spool when the database is back. LOADER_SPOOL_BYTES limits the size of the spool."
             )
 
     def _unwritable(self, reason: str | None) -> SpoolError:

@@ -98,7 +98,7 @@ class Segment:
         warehouse = warehouse_of(path)
         if warehouse is None:
             raise SpoolError(
-                f"{path} was renamed: a segment's name has the key to its checksums. Give it back its name."
+                f"{path} was renamed, and its checksums depend on its name. Give the file its former name again."
             )
         self.warehouse = warehouse
         self._is_old = path.suffix == _OLD_SUFFIX
@@ -115,7 +115,7 @@ class Segment:
         if not found.st_nlink:
             # The previous holder has deleted the file. Records written to the file would be lost with this process.
             os.close(self.file)
-            raise FileNotFoundError(errno.ENOENT, "Somebody has deleted it", str(path))
+            raise FileNotFoundError(errno.ENOENT, "The previous owner has deleted the segment", str(path))
         self.size = found.st_size
 
     @classmethod
@@ -225,7 +225,7 @@ class Segment:
             os.fsync(file.fileno())
         self._reported.add(start)
         log.error(
-            "part of the spool is damaged and cannot be landed; it is kept aside",
+            "part of the spool is damaged and cannot land; the damaged bytes are kept in another file",
             segment=str(self.path),
             offset=start,
             bytes=end - start,

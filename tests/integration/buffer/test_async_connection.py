@@ -611,7 +611,7 @@ def test_nobody_waits_twice_for_a_database_that_does_not_answer(
 
     writing(connecting, tmp_path, work, commit_seconds=0.5)
     told = capsys.readouterr()
-    assert (told.out + told.err).count("A batch has had no answer in time.") == 1
+    assert (told.out + told.err).count("The database has not answered a batch in time.") == 1
 
 
 def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
