@@ -121,7 +121,7 @@ def explain(decoder: Callable[[bytes], object], text: bytes) -> tuple[Reason, st
     if not prepared:
         return Reason.INVALID_JSON, "the body is empty"
     found = decode(decoder, prepared)
-    return found if isinstance(found, tuple) else (Reason.BAD_REQUEST, "there is nothing in it")
+    return found if isinstance(found, tuple) else (Reason.BAD_REQUEST, "the array is empty")
 
 
 def decode(decoder: Callable[[bytes], T], text: bytes) -> T | tuple[Reason, str]:

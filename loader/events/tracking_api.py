@@ -201,7 +201,10 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
         line = _complete(line, b'{"messageId":"%b-%d",%b' % (base, number, front))
         excess = _too_large(item, limits)
         if number >= limits.batch_items:
-            excess = (Reason.TOO_MANY_ITEMS, f"number {number + 1} of a batch; {limits.batch_items} are taken")
+            excess = (
+                Reason.TOO_MANY_ITEMS,
+                f"call {number + 1} of a batch; a batch may have {limits.batch_items} calls",
+            )
         calls.append(Call(line, write_key, excess))
     return read.write_key or "", calls
 
@@ -321,7 +324,7 @@ def _is_of_type(line: bytes, kind: str) -> bool:
 def _too_large(text: bytes, limits: Limits) -> tuple[Reason, str] | None:
     if len(text) <= limits.event_bytes:
         return None
-    return Reason.EVENT_TOO_LARGE, f"{len(text):,} bytes; {limits.event_bytes:,} are taken"
+    return Reason.EVENT_TOO_LARGE, f"{len(text):,} bytes; a call may have {limits.event_bytes:,}"
 
 
 def _split_batch(text: bytes) -> _Batch:

@@ -49,10 +49,12 @@ def find_entrances(paths: Iterable[str], kind: str | None) -> dict[str, str]:
         if named is None:
             raise UsageError(f"The name of {path} contains no type of event. Give the type with --type. {known}")
         if named.lower() in PROFILES:
-            raise UsageError(f"{'--type ' + kind if kind else path} is for profiles of users, which are not events.")
+            raise UsageError(
+                f"{'--type ' + kind if kind else path} contains profiles of users, and profiles are not events."
+            )
         spelled = known_kind(named)
         if spelled is None:
-            raise UsageError(f"Iterable exports no {named}. {known}")
+            raise UsageError(f"Iterable has no events of type {named}. {known}")
         entrances[path] = export_entrance(spelled)
     return entrances
 
@@ -67,7 +69,9 @@ def export_naming(kind: str | None) -> Naming:
     def fits(path: str) -> bool:
         return holds_rows(path) and bool(kind or (kind_of_file(path) or PROFILES[0]) not in PROFILES)
 
-    return Naming(fits, "emailSend.csv, smsBounce/part-1.ndjson.gz; --type gives the type where no name does")
+    return Naming(
+        fits, "emailSend.csv, smsBounce/part-1.ndjson.gz; --type gives the type of files without a type in their names"
+    )
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def open_lines(path: str, entrance: str) -> Iterator[tuple[io.BufferedReader, IO
             refuse_foreign(path, start)
             yield stream, beneath
         elif start.lstrip().startswith(b"["):
-            raise FileError(f"{path} is a JSON array. An export has one object a line. Nothing of it was loaded.")
+            raise FileError(f"{path} is a JSON array. An export has one object a line. Nothing of the file was loaded.")
         else:
             refuse_foreign(path, start.partition(b"\n")[0] + b"\n", "an export")
             yield _buffered(_csv_lines(path, stream)), beneath
@@ -139,7 +143,7 @@ def _csv_lines(path: str, stream: io.BufferedReader) -> Iterator[bytes]:
     header = source.row(lambda row: _split(row.removeprefix(_BYTE_ORDER_MARK), _delimiter(row)))
     names = [name.strip() for name in header[1] or []]
     if not any(names):
-        raise FileError(f"{path} does not begin with the names of its columns. Nothing of it was loaded.")
+        raise FileError(f"{path} does not begin with the names of its columns. Nothing of the file was loaded.")
     _refuse_twins(path, names)
     delimiter = _delimiter(header[0])
 
@@ -159,7 +163,7 @@ def _csv_lines(path: str, stream: io.BufferedReader) -> Iterator[bytes]:
 def _refuse_twins(path: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise FileError(f"{path} has more than one column called {', '.join(twice)}. Nothing of it was loaded.")
+        raise FileError(f"{path} has more than one column called {', '.join(twice)}. Nothing of the file was loaded.")
 
 
 def _delimiter(header: bytes) -> str:
@@ -225,7 +229,7 @@ def _parquet_lines(path: str, stream: io.BufferedReader, beneath: IO[bytes]) -> 
     try:
         file = ParquetFile(beneath)
     except (ArrowException, OSError) as error:
-        raise FileError(f"{path} is a damaged Parquet file ({error}). Nothing of it was loaded.") from None
+        raise FileError(f"{path} is a damaged Parquet file ({error}). Nothing of the file was loaded.") from None
     names = file.schema_arrow.names
     _refuse_twins(path, names)
     try:

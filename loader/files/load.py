@@ -304,11 +304,11 @@ class Load:
         if not lines:
             return chain(held, chunks)
         reason = (
-            f"none of its first {len(lines):,} lines is an event" if len(lines) > 1 else "its only line is no event"
+            f"none of its first {len(lines):,} lines is an event" if len(lines) > 1 else "its only line is not an event"
         )
         raise FileError(
-            f"{path} was not loaded: {reason}. {describe_lines(lines, export=entrance != FILE)} With --no-check it is "
-            "loaded all the same, and such lines go to quarantine."
+            f"{path} was not loaded: {reason}. {describe_lines(lines, export=entrance != FILE)} --no-check loads the "
+            "file, and such lines go to quarantine."
         )
 
     def _find_known(self, head: bytes) -> list[_Load]:
@@ -342,7 +342,7 @@ class Load:
         self._guard.execute("set local lock_timeout = 0")
         taken = self._guard.execute("select pg_try_advisory_xact_lock(%s)", (key,)).fetchone()
         if taken != (True,):
-            logger.warning("waiting for another loader, which loads %s or a file that begins like it", path)
+            logger.warning("waiting for another loader, which loads %s or a file with the same beginning", path)
             self._guard.execute("select pg_advisory_xact_lock(%s)", (key,))
         try:
             yield

@@ -56,14 +56,14 @@ _ENDING = re.compile(r"\.[A-Za-z]{1,5}")
 # Formats that people load by mistake, by their first bytes.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file (one of Iterable's exports is read with --format iterable-export)",
+    b"PAR1": "a Parquet file (--format iterable-export loads Parquet files of Iterable)",
     b"%PDF": "a PDF document",
     b"\x89PNG": "a picture",
     b"SQLite format 3": "an SQLite database",
-    b"BZh": "bzip2, which is not read: decompress it, or use gzip or zstd",
-    b"\xfd7zXZ": "xz, which is not read: decompress it, or use gzip or zstd",
-    b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
-    b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+    b"BZh": "compressed with bzip2 (decompress the file, or use gzip or zstd)",
+    b"\xfd7zXZ": "compressed with xz (decompress the file, or use gzip or zstd)",
+    b"\xff\xfe": "UTF-16 text (convert the file to UTF-8)",
+    b"\xfe\xff": "UTF-16 text (convert the file to UTF-8)",
 }
 
 
@@ -141,7 +141,7 @@ def _expand(path: str, naming: Naming, left_out: dict[str, None]) -> Iterator[st
         yield path
         return
     if not path:
-        raise FileError("An empty path names no file.")
+        raise FileError("A path is empty. Give the path of a file.")
     literal = not glob.has_magic(path) or _answers(Path(path).exists)
     names = [path] if literal else sorted(glob.glob(path, recursive=True))
     if not names:
@@ -154,8 +154,8 @@ def _expand(path: str, naming: Naming, left_out: dict[str, None]) -> Iterator[st
         events = [file for file in files if naming.fits(file)]
         if not events:
             raise FileError(
-                f"The folder {name} contains no file named like a file of events ({naming.example}), but "
-                f"{first_names(files, 3)}. Name the files themselves to load them anyway."
+                f"The folder {name} contains no file with the name of an event file ({naming.example}). It contains "
+                f"{first_names(files, 3)}. Name these files to load them anyway."
             )
         left_out.update(dict.fromkeys(file for file in files if not naming.fits(file)))
         yield from events
@@ -346,11 +346,11 @@ def refuse_foreign(path: str, start: bytes, expected: str = "lines of JSON") -> 
     """
     for magic, name in _FOREIGN.items():
         if start.startswith(magic):
-            raise FileError(f"{path} is {name}, not {expected}. Nothing of it was loaded.")
+            raise FileError(f"{path} is {name}, not {expected}. Nothing of the file was loaded.")
     # A NUL in one of several lines of JSON makes that line invalid, and not the file.
     first = start.lstrip().partition(b"\n")[0]
     if b"\0" in start and (b"\0" in first or not first.startswith((b"{", _BYTE_ORDER_MARK))):
-        raise FileError(f"{path} is a binary file, not {expected}. Nothing of it was loaded.")
+        raise FileError(f"{path} is a binary file, not {expected}. Nothing of the file was loaded.")
 
 
 def read_head(stream: io.BufferedReader) -> bytes:

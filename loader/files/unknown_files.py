@@ -23,34 +23,34 @@ def describe_lines(lines: Sequence[bytes], *, export: bool) -> str:
     """
     first = lines[0].removeprefix(b"\xef\xbb\xbf").strip() if lines else b""
     if first.startswith(b"["):
-        return "It looks like a JSON array: `jq -c '.[]'` writes one object a line."
+        return "The content looks like a JSON array: `jq -c '.[]'` writes one object a line."
     if first.startswith(b"{"):
         return _describe_objects(first, export=export)
     if first.startswith(b"<"):
-        return "It looks like XML or HTML."
+        return "The content looks like XML or HTML."
     names = _column_names(first)
     if len(names) > 1:
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-        advice = "" if export else " An export of Iterable's is loaded with --format iterable-export."
-        return f"It looks like CSV with the columns {shown}.{advice}"
-    return "It looks like text, and not like lines of JSON."
+        advice = "" if export else " An export of Iterable is loaded with --format iterable-export."
+        return f"The content looks like CSV with the columns {shown}.{advice}"
+    return "The content looks like text, not like lines of JSON."
 
 
 def _describe_objects(first: bytes, *, export: bool) -> str:
     try:
         document = msgspec.json.decode(first)
     except (msgspec.MsgspecError, RecursionError):
-        return "It looks like JSON over several lines, or damaged: `jq -c .` writes one object a line."
+        return "The content looks like JSON over several lines, or damaged: `jq -c .` writes one object a line."
     fields = set(document) if isinstance(document, dict) else set()
     if export and fields & _SEGMENT_FIELDS:
-        return "It looks like tracking calls: they are loaded without --format."
+        return "The content looks like tracking calls, which are loaded without --format."
     if not export and fields & _ITERABLE_FIELDS:
         named = document.get("dataTypeName", document.get("eventName"))
         kind = known_kind(named) if isinstance(named, str) else None
         option = f"--format iterable-export --type {kind}" if kind else "--format iterable-export"
-        return f"It looks like an export of Iterable's, which is loaded with {option}."
+        return f"The content looks like an export of Iterable, which is loaded with {option}."
     names = sorted(fields)[:_NAMES_SHOWN]
-    return f"It looks like JSON objects of another kind, with {', '.join(names) or 'no fields'}."
+    return f"The content looks like JSON objects of another kind, with {', '.join(names) or 'no fields'}."
 
 
 def _column_names(first: bytes) -> list[str]:

@@ -83,7 +83,8 @@ def land_and_advance(
             )
             if advanced.rowcount != 1:
                 raise LoaderError(
-                    f"Another loader is loading {work.path}. Let it finish, or stop it and run this command again."
+                    f"Another loader is loading {work.path}. Let that loader finish or stop it, then run this command "
+                    "again."
                 )
     except psycopg.errors.LockNotAvailable:
         raise lock_error(connection, f"Loading {work.path} stopped at byte {work.chunk.offset}") from None

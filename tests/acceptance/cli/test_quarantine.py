@@ -135,8 +135,8 @@ def test_a_correction_that_is_none_is_refused(
     number = numbers["invalid_json"]
     for correction, why in (
         (b"{", "truncated_line"),
-        (b"\n", "it is empty"),
-        (TOO_LARGE, "the database refuses it as before"),
+        (b"\n", "the message is empty"),
+        (TOO_LARGE, "the database refuses the message as before"),
         (GOOD + b"\n" + GOOD, "invalid_json"),
     ):
         done = run_here("quarantine", "retry", number, "--file", "-", stdin=correction)
@@ -268,7 +268,7 @@ def test_a_batch_of_which_nothing_can_land_stays_as_it_is(run_here: Loader, conn
     """Whoever refuses its calls."""
     for calls, why in (
         ([NOBODY, NOBODY], "no_user_anon_id: neither userId nor anonymousId"),
-        ([TOO_LARGE, TOO_LARGE], "the database refuses it as before"),
+        ([TOO_LARGE, TOO_LARGE], "the database refuses the message as before"),
     ):
         number = keep_body(connection, "tracking", b'{"batch":[%b]}' % b",".join(calls))
         done = run_here("quarantine", "retry", number)
@@ -294,8 +294,8 @@ def test_what_has_landed_does_not_land_again(
     [
         (["show", "999"], "There is no message 999 in quarantine."),
         (["retry", "999"], "There is no message 999 in quarantine."),
-        (["retry"], "Say which messages"),
-        (["retry", "1", "--all"], "Say which messages"),
+        (["retry"], "Select messages"),
+        (["retry", "1", "--all"], "Select messages"),
         (["retry", "--all", "--file", "-"], "--file corrects one message"),
         (["retry", "1", "2", "--file", "-"], "--file corrects one message"),
         (["retry", "1", "--file", "/no/such/file"], "No such file or directory"),

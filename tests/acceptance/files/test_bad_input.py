@@ -121,7 +121,7 @@ def test_characters_that_cannot_be_stored_are_replaced(
     path = write(tmp_path / "events.ndjson", with_value(value))
     done = run_here("load", str(path))
     assert (done.returncode, len(told(done))) == (3, 1)
-    assert "1 of these landed all the same, with characters replaced" in done.stdout
+    assert "1 of these landed with replaced characters" in done.stdout
     assert landed(connection) == ["before", "odd", "after"]
     query = "select payload -> 'properties' ->> 'x' from raw.events where message_id = 'odd'"
     assert connection.execute(query).fetchall() == [(stored,)]
@@ -162,7 +162,7 @@ def test_odd_lines_land_as_they_are(run_here: Loader, connection: psycopg.Connec
     [
         pytest.param(b"\x7fELF\x02\x01\x01\0\0\0", "is a binary file, not lines of JSON", id="binary"),
         pytest.param(b"PK\x03\x04\x14\0\0\0", "is a zip archive, not lines of JSON", id="zip"),
-        pytest.param("{}".encode("utf-16"), "is UTF-16 text: convert it to UTF-8", id="UTF-16"),
+        pytest.param("{}".encode("utf-16"), "is UTF-16 text (convert the file to UTF-8)", id="UTF-16"),
         pytest.param(b"\x1f\x8b\x08\0\xff\xff\xff", "the compressed data is damaged at its beginning", id="no gzip"),
         pytest.param(
             gzip.compress(call_line("kept") + b"\n" + call_line("lost") + b"\n")[:-12],
@@ -185,7 +185,7 @@ def test_a_bad_file_is_named_and_the_others_land(
     assert error.startswith("Error: ")
     assert str(bad) in error
     assert message in error
-    assert summary == "1 file of 2 could not be loaded whole."
+    assert summary == "1 file of 2 could not be loaded completely."
     assert [name for name in landed(connection) if name != "kept"] == ["before", "odd", "after"]
     assert quarantined(connection) == []
 
@@ -219,7 +219,7 @@ def test_wrong_use_is_told(run: Loader, tmp_path: Path) -> None:
     path = write(tmp_path / "events.ndjson", call_line("odd"))
     assert run("load").returncode == 2
     done = run("load", "--source", "Nobody", str(path))
-    assert (done.returncode, told(done)) == (2, ["Error: There is no source Nobody. There are: Iterable."])
+    assert (done.returncode, told(done)) == (2, ["Error: There is no source Nobody. The sources are: Iterable."])
 
 
 def run_without_privileges(settings: Settings, *arguments: str) -> Done:
@@ -255,7 +255,7 @@ def test_files_without_permission_are_named(
         assert told(done) == [
             f"Error: Cannot read {secret}: Permission denied.",
             f"Error: Cannot read {closed}/inside: Permission denied.",
-            "2 files of 3 could not be loaded whole.",
+            "2 files of 3 could not be loaded completely.",
         ]
         assert landed(connection) == ["before", "odd", "after"]
 
@@ -379,7 +379,7 @@ def test_files_are_what_their_bytes_are(run: Loader, connection: psycopg.Connect
     assert done.stdout.startswith("4 events landed")
     assert sorted(landed(connection)) == ["gzip", "more", "plain", "zstd"]
     done = run("load", str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, "4 files loaded before, nothing new in them\n")
+    assert (done.returncode, done.stdout) == (0, "4 files loaded before and unchanged since\n")
 
 
 def test_vector_74_raw_logs_keep_their_times(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:

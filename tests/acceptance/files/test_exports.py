@@ -271,7 +271,7 @@ def test_an_export_comes_through_a_pipe(
     ("arguments", "file", "code", "says"),
     [
         (EXPORT, ("part-1.csv", SHAPES["csv"]), 2, "whatsAppUsageInfo"),
-        ((*EXPORT, "--type", "emailSent"), ("a.csv", SHAPES["csv"]), 2, "exports no emailSent"),
+        ((*EXPORT, "--type", "emailSent"), ("a.csv", SHAPES["csv"]), 2, "has no events of type emailSent"),
         ((*EXPORT, "--type", "user"), ("a.csv", SHAPES["csv"]), 2, "profiles"),
         (EXPORT, ("users.csv", SHAPES["csv"]), 2, "profiles"),
         (("load", "--type", "emailSend"), ("a.csv", SHAPES["csv"]), 2, "--format iterable-export"),

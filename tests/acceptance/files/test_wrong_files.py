@@ -36,7 +36,7 @@ def test_d3_a_mixed_folder_loads_its_events_and_lists_the_rest_in_one_line(
     assert done.returncode == 0
     assert done.stdout.startswith("1 event landed")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("Passed over 5 files of folders, not called like events: ")
+    assert line.startswith("Skipped 5 files in folders, because their names are not those of event files: ")
     assert line.endswith(" and 2 more")
     assert count(connection, "raw.quarantine") == 0
 
@@ -72,7 +72,7 @@ def test_d3_a_file_without_events_is_stopped_and_named(
     assert error.startswith(f"Error: {path} was not loaded: ")
     assert looks in error
     assert option in error
-    assert "With --no-check it is loaded all the same" in error
+    assert "--no-check loads the file" in error
     assert count(connection, "raw.quarantine") == count(connection, "raw.loads") == 0
 
     forced = run_here("load", "--no-check", str(path))
@@ -86,7 +86,7 @@ def test_d3_calls_taken_for_an_export_are_told_apart(run_here: Loader, tmp_path:
     path.write_text(CALL.replace("userId", "anonymousId") + "\n", encoding="utf-8")
     stopped = run_here("load", "--format", "iterable-export", str(path))
     assert stopped.returncode == 1
-    assert "It looks like tracking calls: they are loaded without --format." in stopped.stderr
+    assert "The content looks like tracking calls, which are loaded without --format." in stopped.stderr
 
 
 @pytest.mark.parametrize("before", [1, CHECKED_LINES - 1])
@@ -124,7 +124,7 @@ def test_d3_a_stream_without_events_is_stopped_too(module_settings: Settings, co
     run = loader_command(module_settings)
     stopped = run("load", "-", stdin=b"a,b\n1,2\n")
     assert stopped.returncode == 1
-    assert "It looks like CSV" in stopped.stderr
+    assert "The content looks like CSV" in stopped.stderr
     assert run("load", "-", stdin=b"\n\n").returncode == 0
     assert count(connection, "raw.quarantine") == 0
 
@@ -191,7 +191,7 @@ def test_d3_a_discard_is_confirmed(
     """Without --yes a script is refused and a person is asked; what has landed is never discarded."""
     unconfirmed = run_here("quarantine", "discard", "--load", "1", stdin=b"")
     assert unconfirmed.returncode == 2
-    assert "3 messages would be gone for good. Confirm it with --yes." in unconfirmed.stderr
+    assert "3 messages would be deleted for good. Confirm the deletion with --yes." in unconfirmed.stderr
     assert run_here("quarantine", "discard").returncode == 2
     unknown = run_here("quarantine", "discard", "--yes", "--load", "99")
     assert (unknown.returncode, "There is no load 99" in unknown.stderr) == (2, True)

@@ -480,7 +480,7 @@ def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
     code, _, err = finish(process)
     errors = [line for line in err.splitlines() if line.startswith("Error:")]
     assert (code, len(errors)) == (1, 1)
-    assert "goes on where it stopped" in errors[0]
+    assert "continues after the last commit" in errors[0]
     assert_continues(database, connection, long_file, home)
     assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
 
@@ -494,7 +494,7 @@ def test_ctrl_c_is_a_way_to_stop(
     workers = workers_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = finish(process)
-    assert (code, err) == (130, "Stopped. Committed work is kept, and the same command continues from there.\n")
+    assert (code, err) == (130, "Stopped. Committed work is kept. Run the same command again to continue.\n")
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     assert_continues(database, connection, long_file, home)
 
@@ -513,7 +513,7 @@ def test_two_loaders_on_one_file_land_it_once(
     assert said.startswith(f"waiting for another loader, which loads {long_file}")
     assert finish(first)[0] == 0
     code, out, _ = finish(second)
-    assert (code, out) == (0, "1 file loaded before, nothing new in it\n")
+    assert (code, out) == (0, "1 file loaded before and unchanged since\n")
     assert Counter(landed(connection)) == ids(4000)
     assert connection.execute("select count(*) from raw.loads").fetchone() == (1,)
 
@@ -536,7 +536,7 @@ def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
     first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
     code, out, _ = finish(second)
-    assert (code, out) == (0, "1 file loaded before, nothing new in it\n")
+    assert (code, out) == (0, "1 file loaded before and unchanged since\n")
 
 
 def test_an_offset_that_somebody_moved_lands_nothing(

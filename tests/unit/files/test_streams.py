@@ -94,7 +94,7 @@ def test_d3_a_folder_without_such_a_name_is_an_error(tmp_path: Path) -> None:
     """The error names what is there, and what files of events are called."""
     for name in "abcd":
         (tmp_path / f"{name}.csv").write_bytes(LINES)
-    with pytest.raises(FileError, match=r"\.ndjson.*a\.csv.*and 1 more\. Name the files themselves"):
+    with pytest.raises(FileError, match=r"\.ndjson.*a\.csv.*and 1 more\. Name these files"):
         found([str(tmp_path)])
 
 
@@ -143,7 +143,7 @@ def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
 
 def test_an_empty_path_is_an_error() -> None:
     """A variable that was never set does not mean the current folder."""
-    with pytest.raises(FileError, match="empty path"):
+    with pytest.raises(FileError, match="path is empty"):
         found([""])
 
 
@@ -213,8 +213,8 @@ def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
         (b"%PDF-1.7", "a PDF document"),
         (b"\x89PNG\r\n", "a picture"),
         (b"SQLite format 3\0", "an SQLite database"),
-        (b"BZh91AY", "bzip2"),
-        (b"\xfd7zXZ\0", "xz"),
+        (b"BZh91AY", "compressed with bzip2"),
+        (b"\xfd7zXZ\0", "compressed with xz"),
         ('{"a":1}'.encode("utf-16"), "UTF-16"),
         (b"\x7fELF\n\0", "a binary file"),
         ('{"a":1}\n'.encode("utf-16-le"), "a binary file"),
