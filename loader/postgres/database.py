@@ -300,7 +300,7 @@ def check_database(connection: psycopg.Connection) -> None:
     _refuse_newer(revision)
     head = _revisions()[-1]
     if revision != head:
-        state = "is not there yet" if revision is None else f"is at revision {revision}, behind {head}"
+        state = "does not exist yet" if revision is None else f"is at revision {revision}, behind {head}"
         raise SchemaBehindError(f"The raw schema {state}. Run `loader migrate`, then this command again.")
     with name_lock_holders(connection, "Nothing was done"):
         connection.execute("select raw.adopt_cluster()")

@@ -273,9 +273,9 @@ class EmbeddedServer:
             except EmbeddedError:
                 raise EmbeddedError(
                     f"Processes of an earlier server still use {self._cluster.data}. A second server would destroy the "
-                    f"data. `fuser -v {self.folder.path / 'server.lock'}` shows the processes: end them. If it shows "
-                    "none, they run in another container with the same folder: use one PostgreSQL for both, with "
-                    "DATABASE_URL."
+                    f"data. `fuser -v {self.folder.path / 'server.lock'}` shows the processes: end them. If fuser "
+                    "shows none, the processes run in another container with the same folder. In both "
+                    "containers, set DATABASE_URL to the same PostgreSQL."
                 ) from None
         try:
             yield lock
@@ -359,7 +359,7 @@ class EmbeddedServer:
         if self._port and not _is_free(self._port):
             raise EmbeddedError(
                 f"Port {self._port} of {ADDRESS} is in use by another program, so the embedded PostgreSQL cannot "
-                "listen there. End that program, or set LOADER_EMBEDDED_PORT to another port, or to 0 for a free one."
+                "listen there. End that program, or set LOADER_EMBEDDED_PORT to another port, or to 0 for a free port."
             )
         if not port or not _is_free(port):
             # These ports lie below those of outgoing connections. A folder gets the same port whenever it is free.

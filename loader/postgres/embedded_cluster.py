@@ -93,7 +93,7 @@ class Cluster:
         version = self.folder.read("data/PG_VERSION")
         if not version:
             raise EmbeddedError(
-                f"{self.data} is not the data of a PostgreSQL: PG_VERSION is missing. Restore the folder from a "
+                f"{self.data} is not a PostgreSQL data folder: PG_VERSION is missing. Restore the folder from a "
                 "backup, move it away to start with an empty database, or set LOADER_HOME to another folder."
             )
         if version != MAJOR_VERSION:
@@ -140,8 +140,8 @@ class Cluster:
             return None
         if owner and owner.st_uid == 0:
             raise EmbeddedError(
-                f"{self.data} belongs to root, and PostgreSQL refuses to run as root. Give it to the user it belonged "
-                f"to, e.g. `chown -R {SYSTEM_USERS[0]}: {self.data}`."
+                f"{self.data} belongs to root, and PostgreSQL refuses to run as root. Give the folder back to "
+                f"its user, e.g. `chown -R {SYSTEM_USERS[0]}: {self.data}`."
             )
         if owner:
             return Account(_user_name(owner.st_uid), owner.st_uid, owner.st_gid)
@@ -348,7 +348,7 @@ def _run_checked(command: Sequence[str | Path], account: Account | None, lock: i
     if finished.returncode:
         raise EmbeddedError(
             f"The embedded PostgreSQL cannot be set up: {Path(command[0]).name} failed (exit {finished.returncode}). "
-            "Fix the problem that it names and run this again, or set DATABASE_URL to a PostgreSQL of yours.\n"
+            "Fix the problem that the program names and run this again, or set DATABASE_URL to a PostgreSQL of yours.\n"
             f"{finished.stderr.strip() or finished.stdout.strip()}"
         )
     return finished.stdout

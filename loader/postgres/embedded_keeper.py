@@ -101,7 +101,8 @@ class Keeper:
             if self._connection:
                 self._connection.close()
                 self._connection = None
-            sys.stderr.write("keeper: nothing uses the server any more: stopping it\n")  # stderr is the server's log
+            # stderr is the server's log.
+            sys.stderr.write("keeper: nothing uses the server any more; stopping the server\n")
             self._server.shut_down()
             os.close(self._lock)
             return True

@@ -100,7 +100,7 @@ class LockedFolder:
                         raise EmbeddedError(
                             f"Another process has held {self.path / name} for {waited:.0f} s: a loader command that "
                             f"starts or stops the embedded PostgreSQL. `fuser -v {self.path / name}` shows the "
-                            "process. Wait for its end or end it, then run this again."
+                            "process. Wait until that process ends or end the process, then run this again."
                         ) from None
                     if waited > TELL_SECONDS and not is_told:
                         logger.warning("waiting for another process, which holds %s", self.path / name)
@@ -152,7 +152,7 @@ class LockedFolder:
         except OSError as error:
             problem = f"{error.strerror}: {error.filename}" if error.filename else str(error)
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                advice = "Free some space on that disk, or set LOADER_HOME to a folder on another one."
+                advice = "Free some space on that disk, or set LOADER_HOME to a folder on another disk."
             elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 advice = "Run as the user the folder belongs to, or set LOADER_HOME to a folder of your own."
             else:

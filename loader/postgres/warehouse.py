@@ -58,7 +58,7 @@ class Warehouse:
         if row is None:
             raise DatabaseError("raw.cluster is empty, so the warehouse has no id. Restore raw.cluster from a backup.")
         if self.id and self.id != row[0]:
-            log.warning("DATABASE_URL leads to another warehouse now", before=self.id, now=row[0])
+            log.warning("DATABASE_URL names another warehouse now", before=self.id, now=row[0])
         self.id = row[0]
         self._measure(row[1] - after, row[1] - before)
         return self.id

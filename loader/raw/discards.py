@@ -42,7 +42,7 @@ def count_messages(connection: Connection, selection: Selection) -> tuple[int, i
         UsageError: There is no load with the number of the selection.
     """
     if selection.load is not None and not _has_load(connection, selection.load):
-        raise UsageError(f"There is no load {selection.load}: the table raw.loads has the numbers.")
+        raise UsageError(f"There is no load {selection.load}. The table raw.loads lists the loads.")
     size = func.octet_length(quarantine.c.payload)
     return _read_sums(connection, select(func.count(), _sum(size)).where(*_conditions(selection)))
 

@@ -239,11 +239,13 @@ def explain(error: psycopg.Error) -> DatabaseError:
     state = error.sqlstate or ""
     message = without_values(error.diag.message_primary or error)
     if state == "53100":
-        advice = "The database's disk is full. Make room, then run the command again: it goes on where it stopped."
+        advice = (
+            "The database's disk is full. Make room, then run the command again: it continues after the last commit."
+        )
     elif state.startswith(("08", "57")) or not state:
-        advice = "The connection was lost. Run the command again: it goes on where it stopped."
+        advice = "The connection was lost. Run the command again: it continues after the last commit."
     elif state.startswith("42"):
         advice = "Check that the role may write to the raw schema, and that `loader migrate` has run."
     else:
-        advice = "Run the command again: it goes on where it stopped."
+        advice = "Run the command again: it continues after the last commit."
     return DatabaseError(f"The database refused ({state or 'no answer'}): {message}. {advice}")

@@ -67,5 +67,5 @@ def find_message(connection: Connection, number: int) -> Message:
     query = _MESSAGES.where(quarantine.c.id == number)
     found = connection.execute(query).mappings().first() if fits_bigint(number) else None
     if found is None:
-        raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows them.")
+        raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows the messages.")
     return Message(**found)

@@ -86,9 +86,7 @@ def add_reader(connection: psycopg.Connection, url: str, name: str, schemas: Seq
             f"pg_, at most {IDENTIFIER_BYTES} of them."
         )
     if _role_exists(connection, name):
-        raise UsageError(
-            f"There is a role {name} already. Choose another name; `loader reader list` shows the readers."
-        )
+        raise UsageError(f"Role {name} exists already. Choose another name; `loader reader list` shows the readers.")
     password = secrets.token_urlsafe(24)
     statements = [*_creation(connection, name, password), *_admission(connection, name, schemas)]
     reader_url = url_of_role(url, name, password)
@@ -129,7 +127,7 @@ def remove_reader(connection: psycopg.Connection, name: str) -> str:
         UsageError: There is no such reader, or the reader owns something.
     """
     if connection.execute("select from raw.readers where name = %s", [name]).fetchone() is None:
-        raise UsageError(f"There is no reader {name}. `loader reader list` shows them.")
+        raise UsageError(f"There is no reader {name}. `loader reader list` shows the readers.")
     role = sql.Identifier(name)
     forget = sql.SQL("delete from raw.readers where name = {}").format(sql.Literal(name))
     if not _role_exists(connection, name):
@@ -138,7 +136,8 @@ def remove_reader(connection: psycopg.Connection, name: str) -> str:
     owned = [found for (found,) in connection.execute(_OWNS, {"role": role.as_string(connection)}).fetchall()]
     if owned:
         raise UsageError(
-            f"Role {name} owns {', '.join(owned)}. Drop that or give it to another role, then run this command again."
+            f"Role {name} owns {', '.join(owned)}. Drop these objects or give them to another role, then run this "
+            "command again."
         )
     statements = [
         forget,

@@ -203,9 +203,9 @@ def _await_landing(connection: psycopg.Connection) -> None:
         if time.monotonic() > deadline:
             processes = ", ".join(sorted(f"process {pid}" for pid in set(under_way.values())))
             raise DatabaseError(
-                f"What was found is recorded, but {processes} has held a transaction on raw.events open for "
-                f"{_LANDING_SECONDS:.0f} s, and may land what nobody has looked at. End that transaction, then run "
-                "`loader rescan` again."
+                f"The rescan is recorded, but {processes} has held a transaction on raw.events open for "
+                f"{_LANDING_SECONDS:.0f} s. That transaction may land events without a record of their properties. "
+                "End the transaction, then run `loader rescan` again."
             )
         time.sleep(POLL_SECONDS)  # PostgreSQL sends no notice of the end of another session's transaction
         now: dict[str, int] = dict(connection.execute(_LANDING).fetchall())

@@ -38,7 +38,7 @@ class Retried:
         told = f"{self.number}: {self.landed:,} of {self.landed + self.refused:,} calls landed"
         if not self.refused:
             return told
-        rest = "Each other call is now a message of its own" if self.landed else "The message stays as it is"
+        rest = "Each refused call is now a separate message" if self.landed else "The message stays as it is"
         return f"{told}. {rest}. First refusal: {self.why}"
 
 
@@ -131,9 +131,9 @@ def _retry(
             parsed.append(part)
             refused.append(part)
     times = dict.fromkeys((part.offset for part in parsed), message.received_at)
-    why = f"{refused[0].reason}: {refused[0].detail}" if refused else "the database refuses it as before"
+    why = f"{refused[0].reason}: {refused[0].detail}" if refused else "the database refuses the message as before"
     if not parsed:
-        return Retried(message.id, 0, 1, "it is empty")
+        return Retried(message.id, 0, 1, "the message is empty")
     if len(refused) == len(parsed):
         return Retried(message.id, 0, len(refused), why)
     try:
@@ -162,6 +162,8 @@ def _refuse_landed(connection: psycopg.Connection, numbers: Sequence[int]) -> No
     resolutions: dict[int, str | None] = dict(rows.fetchall())
     for number in numbers:
         if number not in resolutions:
-            raise UsageError(f"There is no message {number} in quarantine. `loader quarantine list` shows them.")
+            raise UsageError(
+                f"There is no message {number} in quarantine. `loader quarantine list` shows the messages."
+            )
         if resolutions[number]:
             raise UsageError(f"Message {number} has landed already ({resolutions[number]}).")

@@ -71,22 +71,25 @@ def add_source(
     for key, value in (labels or {}).items():
         if not _LABEL.match(key) or not _LABEL.match(value):
             raise SourceError(
-                f"Label {key}:{value} cannot be one: key and value start with a letter and hold letters, digits and -."
+                f"Label {key}:{value} is not valid: key and value start with a letter and contain only letters, digits "
+                "and -."
             )
     holder = connection.execute(
         select(sources.c.name).where(or_(sources.c.name == name, sources.c.schema_name == schema))
     ).first()
     if holder and holder.name == name:
-        raise SourceError(f"There is a source {name} already; `loader key add {shlex.quote(name)}` makes another key.")
+        raise SourceError(f"Source {name} exists already; `loader key add {shlex.quote(name)}` makes another key.")
     if holder:
         raise SourceError(
             f"Schema {schema} belongs to source {holder.name}: two sources cannot feed one schema. "
-            "Choose another with --schema."
+            "Choose another schema with --schema."
         )
     if connection.execute(
         text("select exists (select from pg_class where relnamespace = to_regnamespace(:schema))"), {"schema": schema}
     ).scalar_one():
-        raise SourceError(f"Schema {schema} exists and is in use by somebody else. Choose another with --schema.")
+        raise SourceError(
+            f"Schema {schema} exists, and no source has this schema. Choose another schema with --schema."
+        )
     connection.execute(insert(sources).values(name=name, schema_name=schema, labels=labels or {}))
     return schema, add_key(connection, name)
 
@@ -104,16 +107,16 @@ def find_source(connection: Connection, name: str | None, *, naming: str = "--so
     """
     rows = connection.execute(select(sources.c.name, sources.c.schema_name).order_by(sources.c.id)).all()
     if not rows:
-        raise SourceError("There is no source yet. Add one with `loader source add Iterable`.")
+        raise SourceError("There is no source yet. `loader source add Iterable` adds a source.")
     names = ", ".join(row.name for row in rows)
     if name is None:
         if len(rows) > 1:
-            raise SourceError(f"There are several sources ({names}). Say which one with {naming}.")
+            raise SourceError(f"There are several sources ({names}). Name the source with {naming}.")
         return str(rows[0].schema_name)
     for row in rows:
         if name in {row.name, row.schema_name}:
             return str(row.schema_name)
-    raise SourceError(f"There is no source {name}. There are: {names}.")
+    raise SourceError(f"There is no source {name}. The sources are: {names}.")
 
 
 def list_sources(connection: Connection) -> list[Source]:
@@ -195,7 +198,7 @@ def revoke_key(connection: Connection, number: int) -> None:
         .values(revoked_at=func.coalesce(write_keys.c.revoked_at, func.now()))
     )
     if not fits_bigint(number) or connection.execute(statement).rowcount == 0:
-        raise SourceError(f"There is no key {number}. `loader key list` shows them.")
+        raise SourceError(f"There is no key {number}. `loader key list` shows the keys.")
 
 
 def key_digest(key: str) -> bytes:
@@ -205,11 +208,11 @@ def key_digest(key: str) -> bytes:
 
 def _check_schema(name: str, schema: str) -> None:
     if not name or not schema:
-        raise SourceError(f"No schema can be derived from the name {name!r}. Choose one with --schema.")
+        raise SourceError(f"No schema can be derived from the name {name!r}. Choose a schema with --schema.")
     if not _SCHEMA.match(schema) or len(schema) > IDENTIFIER_BYTES:
         raise SourceError(
-            f"{schema} cannot be a schema: lower-case letters, digits and _, not starting with a digit, "
+            f"{schema} cannot be the name of a schema: lower-case letters, digits and _, not starting with a digit, "
             f"at most {IDENTIFIER_BYTES} of them."
         )
     if schema in _TAKEN or schema.startswith("pg_"):
-        raise SourceError(f"Schema {schema} is taken by the database itself. Choose another with --schema.")
+        raise SourceError(f"Schema {schema} is reserved by the database. Choose another schema with --schema.")

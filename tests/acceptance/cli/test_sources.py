@@ -61,7 +61,7 @@ def test_d1_a_key_needs_no_source_where_there_is_one(run_here: Loader) -> None:
     refused = run_here("key", "add")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert told(refused) == [
-        "Error: There are several sources (Iterable, Shop). Say which one with its name: `loader key add NAME`."
+        "Error: There are several sources (Iterable, Shop). Name the source with `loader key add NAME`."
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_source_is_added_once(run_here: Loader) -> None:
     """A name that is taken is told, with the way to another key."""
     done = run_here("source", "add", "Iterable")
     assert done.returncode == 2
-    assert told(done)[0].startswith("Error: There is a source Iterable already; `loader key add")
+    assert told(done)[0].startswith("Error: Source Iterable exists already; `loader key add")
 
 
 def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psycopg.Connection) -> None:
@@ -112,7 +112,7 @@ def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psyc
     done = run_here("source", "add", "Taken")
     assert (done.returncode, told(done)) == (
         2,
-        ["Error: Schema taken exists and is in use by somebody else. Choose another with --schema."],
+        ["Error: Schema taken exists, and no source has this schema. Choose another schema with --schema."],
     )
     assert read(run_here("source", "add", "Prepared", "--json"))["schema"] == "prepared"
 
@@ -178,9 +178,9 @@ def test_keys_of_one_source(run_here: Loader) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["key", "add", "Nobody"], "There is no source Nobody. There are: Iterable."),
-        (["key", "list", "--source", "Nobody"], "There is no source Nobody. There are: Iterable."),
-        (["key", "revoke", "99"], "There is no key 99. `loader key list` shows them."),
+        (["key", "add", "Nobody"], "There is no source Nobody. The sources are: Iterable."),
+        (["key", "list", "--source", "Nobody"], "There is no source Nobody. The sources are: Iterable."),
+        (["key", "revoke", "99"], "There is no key 99. `loader key list` shows the keys."),
     ],
 )
 def test_what_is_not_there_is_told(run_here: Loader, arguments: list[str], message: str) -> None:
@@ -192,9 +192,9 @@ def test_what_is_not_there_is_told(run_here: Loader, arguments: list[str], messa
 def test_lists_of_nothing_are_for_people_and_for_scripts(run_here: Loader, connection: psycopg.Connection) -> None:
     """An empty list says what to do; as JSON it is an empty list."""
     connection.execute("truncate raw.sources, raw.write_keys")
-    assert run_here("source", "list").stdout == "No source yet: `loader source add Iterable`.\n"
+    assert run_here("source", "list").stdout == "There is no source yet. `loader source add Iterable` adds a source.\n"
     assert read(run_here("source", "list", "--json")) == []
-    assert run_here("key", "list").stdout == "No write key yet: `loader key add`.\n"
+    assert run_here("key", "list").stdout == "There is no write key yet. `loader key add` makes a write key.\n"
     assert read(run_here("key", "list", "--json")) == []
 
 
@@ -206,8 +206,8 @@ def test_several_sources_must_be_told_apart(run_here: Loader, tmp_path: Path, co
     done = run_here("load", str(path))
     assert (done.returncode, told(done)) == (
         2,
-        ["Error: There are several sources (Iterable, My Shop). Say which one with --source."],
+        ["Error: There are several sources (Iterable, My Shop). Name the source with --source."],
     )
     assert run_here("load", "--source", "My Shop", str(path)).returncode == 0
-    assert run_here("load", "--source", "shop", str(path)).stdout == "1 file loaded before, nothing new in it\n"
+    assert run_here("load", "--source", "shop", str(path)).stdout == "1 file loaded before and unchanged since\n"
     assert connection.execute("select source from raw.events").fetchall() == [("shop",)]

@@ -211,7 +211,7 @@ def test_errors_of_the_server_are_judged_as_they_come(connection: psycopg.Connec
         ("57P01", "connection was lost"),
         ("08006", "connection was lost"),
         ("42501", "may write to the raw schema"),
-        ("55P03", "goes on where it stopped"),
+        ("55P03", "continues after the last commit"),
     ],
 )
 def test_errors_of_the_database_say_what_to_do(state: str, advice: str) -> None:

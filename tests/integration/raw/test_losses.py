@@ -121,7 +121,7 @@ def test_a5_a_rescan_orders_no_rebuild_that_would_lose_rows(
     """Such a table keeps its cursor, goes on by increments, and is named by `status`; others are made again."""
     done = loader("rescan")
     assert done.returncode == 0
-    assert "Not made again, because rows would be lost: iterable.email_opened." in done.stderr
+    assert "Not rebuilt, because rows would be lost: iterable.email_opened." in done.stderr
     run(small, small_settings)
     assert rows(damaged) == {"email_delivered": 0, "email_opened": 300, "order_placed": 20, "tracks": 320}
     assert damaged.execute("select count(size) from iterable.order_placed").fetchone() == (20,)

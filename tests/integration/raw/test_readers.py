@@ -120,7 +120,7 @@ def test_c2_the_commands_make_list_and_remove_a_reader(
         assert reader_name in run_loader("reader", "list").stdout
         again = run_loader("reader", "add", reader_name)
         assert again.returncode == 2
-        assert f"There is a role {reader_name} already" in again.stderr
+        assert f"Role {reader_name} exists already" in again.stderr
         assert run_loader("reader", "remove", reader_name).returncode == 0
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
