@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=65535,
-        description="TCP port of the embedded database on 127.0.0.1; 0 picks a free one and keeps it.",
+        description="TCP port of the embedded database on 127.0.0.1; 0 picks a free port and keeps it.",
     )
     embedded_idle: float = Field(
         default=600.0,
@@ -84,13 +84,14 @@ class Settings(BaseSettings):
         default=50,
         ge=0,
         le=10_000,
-        description="Tables of these that a source may get in an hour. The others follow in later hours.",
+        description="Tables for events without a model that a source may get in an hour. The others follow in later "
+        "hours.",
     )
     widen_bytes: int = Field(
         default=100_000_000,
         ge=0,
-        description="Size of a table up to which a run widens a column, which rewrites the table while readers wait. "
-        "`loader widen` does so at any size.",
+        description="Largest table, in bytes, in which a run widens a column. Widening rewrites the table while "
+        "readers wait. `loader widen` widens columns of larger tables too.",
     )
     lock_wait: float = Field(
         default=30.0,
@@ -111,12 +112,12 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(
         default=1_000_000_000,
         ge=0,
-        description="Bytes of events that the spool may hold. With 0 the collector answers 503 instead.",
+        description="Bytes of events that the spool may hold. With 0 there is no spool, and the collector answers 503.",
     )
     queue_bytes: int = Field(
         default=64_000_000,
         ge=1,
-        description="Bytes of events that a process may hold in memory. Beyond that it answers 503.",
+        description="Bytes of events that a process may hold in memory. Beyond that, the process answers 503.",
     )
     commit_seconds: float = Field(
         default=10.0,
@@ -168,7 +169,7 @@ class Settings(BaseSettings):
     )
     trusted_proxies: str = Field(
         default="127.0.0.1,::1",
-        description="Addresses or networks of proxies whose `X-Forwarded-For` is believed, with commas between them.",
+        description="Addresses or networks of proxies whose `X-Forwarded-For` is trusted, with commas between them.",
     )
     every: Annotated[float, BeforeValidator(lambda value: read_duration(str(value)))] = Field(
         default=5.0,
@@ -199,7 +200,7 @@ def unknown_variables() -> list[str]:
             # Without what all of them begin with, which would make any two alike.
             close = get_close_matches(name.removeprefix("LOADER_"), [s.removeprefix("LOADER_") for s in settings], n=1)
             advice = f"perhaps LOADER_{close[0]} is meant" if close else "`loader --help` lists the settings"
-            problems.append(f"{name} is no setting, and has no effect: {advice}.")
+            problems.append(f"{name} is not a setting, and has no effect: {advice}.")
     return problems
 
 
@@ -212,7 +213,7 @@ def read_duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)", text.strip(), re.ASCII)
     seconds = float(found[1]) * _UNIT_SECONDS[found[2]] if found else 0.0
     if not 0.1 <= seconds <= 86_400:
-        raise ValueError("it must be a duration such as 5s, 2m or 1h, from 0.1s to 24h")
+        raise ValueError("the value must be a duration such as 5s, 2m or 1h, from 0.1s to 24h")
     return seconds
 
 

@@ -42,9 +42,7 @@ def reader() -> None:
 
 @reader.command(name="add")
 @click.argument("name")
-@click.option(
-    "--source", "sources", multiple=True, help="Only this source. It may be given several times. [default: all]"
-)
+@click.option("--source", "sources", multiple=True, help="Only this source. The option can be repeated. [default: all]")
 def reader_add(name: str, sources: tuple[str, ...]) -> None:
     """Make a role that only reads tables, and print its URL. The URL is shown only once.
 
@@ -66,7 +64,11 @@ def reader_add(name: str, sources: tuple[str, ...]) -> None:
 def reader_list(*, as_json: bool) -> None:
     """List the readers and their sources."""
     with context.database() as (database, _), database.autocommit() as connection:
-        output.show_records(list_readers(connection), as_json=as_json, empty="No reader yet: `loader reader add NAME`.")
+        output.show_records(
+            list_readers(connection),
+            as_json=as_json,
+            empty="There is no reader yet. `loader reader add NAME` adds a reader.",
+        )
 
 
 @reader.command(name="remove")

@@ -139,7 +139,7 @@ class Commands(click.Group):
             output.note(shown.getvalue().rstrip("\n"))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            output.note("Stopped. Committed work is kept, and the same command continues from there.")
+            output.note("Stopped. Committed work is kept. Run the same command again to continue.")
             sys.exit(130)
 
 

@@ -72,7 +72,7 @@ def run_demo(settings: Settings) -> None:
         for table in filled:
             if table.error:
                 raise TransformError(f"{table.source}.{table.table} was not filled: {table.error}")
-        output.note(f"Split them into {count(len(filled), 'table')}.")
+        output.note(f"Split the events into {count(len(filled), 'table')}.")
 
         counts = _read_rows(database, _COUNTS)
         output.echo("\n" + output.table([{"table": table, "rows": number} for table, number in counts]))
@@ -84,7 +84,7 @@ def run_demo(settings: Settings) -> None:
         output.echo(f"\nConnect with psql or a BI tool: {url}")
         output.echo(
             f"The database stops when nothing has used it for {output.duration(settings.embedded_idle)}; "
-            "this starts it again:"
+            "this command starts the database again:"
         )
         output.echo(f"LOADER_HOME={shlex.quote(str(home))} {_this_program()} url")
 
@@ -108,7 +108,7 @@ def _this_program() -> str:
 def _send(database: Database, settings: Settings) -> None:
     """Send the sample events through the collector, with Segment's library for Python."""
     if _read_rows(database, "select true from raw.events limit 1"):
-        output.note("The sample events are here from the last time; nothing to send.")
+        output.note("An earlier demo has sent the sample events; nothing was sent.")
         return
     with database.begin() as transaction:
         key = add_key(transaction, "Iterable", label="demo")

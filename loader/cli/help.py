@@ -54,10 +54,10 @@ _FAILED = "the work failed"
 _WRONG = "wrong use"
 # The codes of commands for which a code has a more exact meaning, or that have further codes.
 _CODES: dict[str, dict[int, str]] = {
-    "load": {1: "a file could not be loaded whole", 3: "loaded, with messages in quarantine"},
+    "load": {1: "a file could not be loaded completely", 3: "loaded, with messages in quarantine"},
     "status": {1: "the conservation law does not hold, or the work failed"},
     "transform": {1: "a table was not filled"},
-    "widen": {1: "a column still waits"},
+    "widen": {1: "a column still waits for its wider type"},
     "quarantine retry": {3: "some messages are still refused"},
     "spool land": {3: "landed, with messages in quarantine"},
     "up": {0: "stopped in order", 1: "stopped at once by a second signal, or the work failed"},

@@ -25,7 +25,9 @@ from loader.runtime.terminal import count
     help="Content of the files: Segment's tracking calls, or events that Iterable exported.",
 )
 @click.option(
-    "--type", "kind", help="Type of an export's events, such as emailSend, where the file's name does not tell."
+    "--type",
+    "kind",
+    help="Type of an export's events, such as emailSend, if the file's name does not contain the type.",
 )
 @click.option("--no-check", is_flag=True, help="Load a file although none of its first 1,000 lines is an event.")
 def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str | None, *, no_check: bool) -> None:
@@ -41,12 +43,15 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
     event is stopped before anything lands.
     """
     if kind and file_format == "segment":
-        raise UsageError("--type needs --format iterable-export: it is the type of an export's events.")
+        raise UsageError("--type is the type of an export's events: add --format iterable-export.")
     found = find_files(paths, CALLS if file_format == "segment" else export_naming(kind))
     files = found.paths
     if found.left_out:
         left_out = count(len(found.left_out), "file")
-        output.note(f"Passed over {left_out} of folders, not called like events: {first_names(found.left_out, 3)}")
+        output.note(
+            f"Skipped {left_out} in folders, because their names are not those of event files: "
+            f"{first_names(found.left_out, 3)}"
+        )
     entrances = {} if file_format == "segment" else find_entrances(files, kind)
     with context.database() as (database, settings), database.autocommit() as connection:
         schema = context.find_schema(database, source)
@@ -76,14 +81,16 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
             progress.close()
     unchanged = outcomes.count("unchanged")
     if unchanged:
-        output.echo(f"{count(unchanged, 'file')} loaded before, nothing new in {'it' if unchanged == 1 else 'them'}")
+        output.echo(f"{count(unchanged, 'file')} loaded before and unchanged since")
     if unchanged < len(outcomes):
         output.echo("\n".join(output.landed_lines(total)))
     if "failed" in outcomes:
-        output.note(f"{count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded whole.")
+        output.note(f"{count(outcomes.count('failed'), 'file')} of {len(outcomes)} could not be loaded completely.")
         sys.exit(1)
     if total.quarantined:
         output.note("`loader quarantine list` shows the refused messages and the reasons.")
         if total.quarantined > total.rows:
-            output.note(f"More was refused than landed. To discard it: {first_names(discards, 3)}")
+            output.note(
+                f"More messages were refused than landed. To discard the refused messages: {first_names(discards, 3)}"
+            )
         sys.exit(context.EXIT_QUARANTINED)

@@ -122,7 +122,7 @@ def landed_lines(landed: "LandingResult") -> list[str]:
     lines = [f"{count(landed.rows, 'event')} landed"]
     lines += [f"{count(number, 'message')} in quarantine: {reason}" for reason, number in landed.reasons.most_common()]
     if landed.repaired:
-        lines.append(f"{landed.repaired:,} of these landed all the same, with characters replaced")
+        lines.append(f"{landed.repaired:,} of these landed with replaced characters")
     return lines
 
 
@@ -295,7 +295,7 @@ def scheduler(row: dict[str, Any]) -> dict[str, Any]:
 def show_status(status: "Status") -> None:
     """Print the state of the warehouse for a person."""
     if not status.sources:
-        echo("There is no source yet. Add one with `loader source add Iterable`.")
+        echo("There is no source yet. `loader source add Iterable` adds a source.")
         return
     echo(_headline(status))
 
@@ -315,7 +315,10 @@ def show_status(status: "Status") -> None:
         for name, number in parts.items():
             echo(f"  {number:>{width},}  {name}")
         if law.shared_ids:
-            echo(f"tracks lacks {count(law.shared_ids, 'row')}: the id has landed first with an event of another name.")
+            echo(
+                f"tracks lacks {count(law.shared_ids, 'row')}: an event of another name has landed first with the same "
+                "id."
+            )
         if not law.holds:
             note(
                 f"Error: the numbers of source {law.source} do not add up: {law.missing_in_collections:,} rows are "
@@ -334,20 +337,20 @@ def show_status(status: "Status") -> None:
         echo(f"and {count(empty, 'empty table')}")
     for title, rows in (
         ("In quarantine (`loader quarantine list`)", status.quarantine),
-        ("Values their column cannot hold, or not with all digits (raw.mismatches)", status.mismatches),
+        ("Values that their column cannot hold, or cannot hold with all digits (raw.mismatches)", status.mismatches),
         (
-            "Tables with fewer rows than raw.events has events for them, or more (missing is negative)",
+            "Tables with fewer or more rows than events in raw.events (with more rows, missing is negative)",
             status.unequal_tables,
         ),
         (
-            "Rebuilds that deleted rows whose events were gone (the same rebuild once more ends this message)",
+            "Rebuilds that deleted rows whose events were gone (repeat the rebuild to end this message)",
             status.lossy_rebuilds,
         ),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
-        ("Columns to be added or widened (`loader widen` does it, or says what is in the way)", status.waiting_columns),
+        ("Columns to be added or widened (`loader widen` changes them or names the obstacle)", status.waiting_columns),
         ("Properties without a column of their own (raw.collisions)", status.collisions),
         (
-            "Events in tracks only, without a table yet (LOADER_NEW_TABLES an hour, LOADER_TABLES in all)",
+            "Events in tracks only, without a table yet (limits: LOADER_NEW_TABLES an hour, LOADER_TABLES in all)",
             status.without_table,
         ),
         ("Columns found last (`loader schema` shows all)", status.found),
@@ -362,7 +365,7 @@ def show_status(status: "Status") -> None:
 def ask_for_rescan() -> None:
     """Print that landed events need `loader rescan`."""
     note(
-        "Error: events have landed in an older version of the loader, which did not record their properties. Those "
+        "Error: an older version of the loader has landed events without a record of their properties. Those "
         "properties have no columns yet. Run `loader rescan`, then `loader transform`."
     )
 

@@ -63,7 +63,7 @@ def quarantine_show(number: int) -> None:
     "--file",
     "replacement",
     type=click.File("rb"),
-    help="A corrected message to land in its place. - is standard input.",
+    help="File with a corrected message, which lands in place of the original. - is standard input.",
 )
 def quarantine_retry(
     numbers: tuple[int, ...], reason: str | None, replacement: click.utils.LazyFile | None, *, every: bool
@@ -74,9 +74,9 @@ def quarantine_retry(
     Calls that can land do, and each other call becomes a message of its own. No limit of size or number applies.
     """
     if bool(numbers) + bool(reason) + every != 1:
-        raise UsageError("Say which messages: their numbers, or --reason, or --all.")
+        raise UsageError("Select messages by their numbers, by --reason or by --all.")
     if replacement is not None and len(numbers) != 1:
-        raise UsageError("--file corrects one message: give its number.")
+        raise UsageError("--file corrects one message: give the number of that message.")
     with context.database() as (database, settings), database.autocommit() as connection:
         chosen = list(numbers) or open_messages(connection, reason)
         corrected = replacement.read() if replacement else None
@@ -94,21 +94,23 @@ def quarantine_retry(
 @click.option("--load", type=int, help="Only messages of this load, a number in raw.loads.")
 @click.option("--reason", help="Only messages with this reason code.")
 @click.option("--path", help="Only messages of this file, or of the files in this folder.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def discard(load: int | None, reason: str | None, path: str | None, *, yes: bool) -> None:
     """Remove messages from the quarantine for good, and keep only their number.
 
     A message must fit all given options. The numbers stay in raw.discarded and in the conservation law.
     """
     if load is None and reason is None and path is None:
-        raise UsageError("Say which messages: --load, --reason or --path, or several of them.")
+        raise UsageError("Select messages by --load, --reason or --path, or by several of these options.")
     selection = Selection(load, reason, path)
     with context.database() as (database, _):
         with database.begin() as connection:
             messages, size = count_messages(connection, selection)
         if messages and not yes:
             if not sys.stdin.isatty():
-                raise UsageError(f"{count(messages, 'message')} would be gone for good. Confirm it with --yes.")
+                raise UsageError(
+                    f"{count(messages, 'message')} would be deleted for good. Confirm the deletion with --yes."
+                )
             question = f"Discard {count(messages, 'message')} of {count(size, 'byte')} for good?"
             click.confirm(question, abort=True, err=True)
         if messages:

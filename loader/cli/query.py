@@ -167,9 +167,7 @@ def _refused(database: Database, error: psycopg.Error) -> UsageError:
     elif isinstance(error, errors.ReadOnlySqlTransaction):
         lines.append("A query may only read. With --write a statement may change the database.")
     elif isinstance(error, errors.SyntaxError) and "multiple commands" in str(error):
-        lines = [
-            "These are several statements, and a query is one. With --write, several run and each shows its result."
-        ]
+        lines = ["A query is one statement, and these are several. With --write, all run and each shows its result."]
     return UsageError("\n".join(lines))
 
 
@@ -181,15 +179,15 @@ def _suggest_table(database: Database, message: str) -> str:
         tables = [row[0] for row in connection.execute(_TABLES)]
     same_name = [table for table in tables if table.partition(".")[2] == missing.rpartition(".")[2]]
     if same_name:
-        return f"It is in a schema: {' and '.join(same_name)}."
+        return f"Tables with this name and a schema: {' and '.join(same_name)}."
     close = difflib.get_close_matches(missing, tables, n=3) or [
         table for table in tables if table.partition(".")[2] in difflib.get_close_matches(missing, _bare(tables))
     ]
     if close:
-        return f"Names like it: {', '.join(close)}."
+        return f"Similar names: {', '.join(close)}."
     schemas = sorted({table.partition(".")[0] for table in tables} - {"raw", "public"})
     example = f", such as {schemas[0]}.email_opened" if schemas else ""
-    return f"A table is named with the schema of its source{example}. `loader status` lists the tables."
+    return f"Write the name of a table with the schema of its source{example}. `loader status` lists the tables."
 
 
 def _bare(tables: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ port_option = click.option(
     type=click.IntRange(0, 65535),
     default=8080,
     show_default="8080",
-    help="Port to listen on; 0 picks a free one.",
+    help="Port to listen on; 0 picks a free port.",
 )
 processes_option = click.option(
     "--processes", type=click.IntRange(1, 64), help="Processes that answer on that port [default: LOADER_PROCESSES]."

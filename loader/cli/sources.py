@@ -15,7 +15,7 @@ def source() -> None:
 @source.command(name="add")
 @click.argument("name")
 @click.option("--schema", default="", help="Schema of its tables. [default: derived from the name]")
-@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label. It may be given several times.")
+@click.option("--label", "labels", multiple=True, metavar="KEY:VALUE", help="A label. The option can be repeated.")
 @context.as_json
 def source_add(name: str, schema: str, labels: tuple[str, ...], *, as_json: bool) -> None:
     """Add a source and print its write key. The key is shown only once.
@@ -40,7 +40,9 @@ def source_list(*, as_json: bool) -> None:
     """List the sources."""
     with context.database() as (database, _), database.begin() as connection:
         output.show_records(
-            list_sources(connection), as_json=as_json, empty="No source yet: `loader source add Iterable`."
+            list_sources(connection),
+            as_json=as_json,
+            empty="There is no source yet. `loader source add Iterable` adds a source.",
         )
 
 
@@ -59,7 +61,7 @@ def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
     The key goes to stdout, the words around it to stderr. SOURCE may be left out when there is only one source.
     """
     with context.database() as (database, _), database.begin() as connection:
-        name = source_name or find_source(connection, None, naming="its name: `loader key add NAME`")
+        name = source_name or find_source(connection, None, naming="`loader key add NAME`")
         made = add_key(connection, name, label=label)
     if as_json:
         output.echo_json({"source": name, "write_key": made})
@@ -75,7 +77,9 @@ def key_list(source_name: str | None, *, as_json: bool) -> None:
     """List the write keys, with their last use."""
     with context.database() as (database, _), database.begin() as connection:
         output.show_records(
-            list_keys(connection, source_name), as_json=as_json, empty="No write key yet: `loader key add`."
+            list_keys(connection, source_name),
+            as_json=as_json,
+            empty="There is no write key yet. `loader key add` makes a write key.",
         )
 
 

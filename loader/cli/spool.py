@@ -48,7 +48,7 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
     A collector leaves such segments alone. Land them when this database has replaced the other warehouse for good.
     """
     if bool(names) == every:
-        raise UsageError("Say which segments: their names in `loader spool list`, or --all.")
+        raise UsageError("Select segments by their names in `loader spool list`, or by --all.")
     total, failed = LandingResult(), 0
     with _opened() as (connection, settings, here):
         chosen = list(names) or [each.segment for each in list_segments(spool_folder(settings), here) if each.foreign]

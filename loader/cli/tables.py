@@ -25,7 +25,7 @@ def rescan(source: str | None) -> None:
     )
     if found.held:
         output.note(
-            f"Not made again, because rows would be lost: {', '.join(found.held)}. `loader status` says how to go on."
+            f"Not rebuilt, because rows would be lost: {', '.join(found.held)}. `loader status` shows the next step."
         )
 
 

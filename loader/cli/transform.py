@@ -15,11 +15,15 @@ from loader.transform.waiting_columns import WaitingColumn, advise, list_waiting
 
 @click.command()
 @click.option(
-    "--select", multiple=True, help="Only this table, as `loader status` names it, or the tables of a selector of dbt."
+    "--select",
+    multiple=True,
+    help="Only this table, by its name in `loader status`, or the tables that a dbt selector selects.",
 )
 @click.option("--full-refresh", is_flag=True, help="Rebuild all rows in place from the landed events.")
 @click.option(
-    "--allow-loss", is_flag=True, help="Rebuild also where raw.events lacks events: their rows are deleted for good."
+    "--allow-loss",
+    is_flag=True,
+    help="Also rebuild tables whose events are gone from raw.events; the rows of those events are deleted for good.",
 )
 def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) -> None:
     """Split landed events into the tables."""
@@ -39,7 +43,8 @@ def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) 
         output.show_failures(failed)
         if failed:
             output.note(
-                f"The other tables are complete. Run it again after the repair. dbt's log: {log_file(settings)}"
+                "The other tables are complete. Run the command again after the repair. dbt's log: "
+                f"{log_file(settings)}"
             )
             sys.exit(1)
 

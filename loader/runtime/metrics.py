@@ -45,7 +45,7 @@ queue_bytes = Gauge(
 spool_bytes = Gauge("loader_spool_bytes", "Bytes waiting in the spool.", multiprocess_mode="livesum", registry=registry)
 foreign_spool_bytes = Gauge(
     "loader_foreign_spool_bytes",
-    "Bytes in the spool's folder that belong to another warehouse; nothing lands them by itself.",
+    "Bytes in the spool's folder that belong to another warehouse; no process lands them without `loader spool land`.",
     multiprocess_mode="mostrecent",
     registry=registry,
 )
@@ -65,13 +65,13 @@ connections = Gauge("loader_connections", "Open HTTP connections.", multiprocess
 # Values that only the database knows; read for each answer of /metrics.
 oldest_waiting_seconds = Gauge(
     "loader_oldest_waiting_seconds",
-    "Age of the oldest event that is not in its table yet; 0 when none is waiting, NaN when nobody can say.",
+    "Age of the oldest event that is not in its table yet; 0 when no event is waiting, NaN when the age is unknown.",
     multiprocess_mode="mostrecent",
     registry=registry,
 )
 waiting_events = Gauge(
     "loader_waiting_events",
-    "Events that are not in their tables yet, 10,000 a table at most.",
+    "Events that are not in their tables yet; the count stops at 10,000 a table.",
     multiprocess_mode="mostrecent",
     registry=registry,
 )
@@ -84,13 +84,13 @@ open_quarantine = Gauge(
 )
 schedule_failures = Gauge(
     "loader_schedule_failures",
-    "Failures in a row of the scheduler at work; NaN when there is none alive.",
+    "Failures in a row of the scheduler at work; NaN when no scheduler is alive.",
     multiprocess_mode="mostrecent",
     registry=registry,
 )
 last_transform_timestamp_seconds = Gauge(
     "loader_last_transform_timestamp_seconds",
-    "When a run last filled every table; 0 before the first.",
+    "When a run last filled every table; 0 before the first such run.",
     multiprocess_mode="mostrecent",
     registry=registry,
 )

@@ -60,11 +60,11 @@ def stopped_by_signals() -> Iterator[threading.Event]:
     stop = threading.Event()
 
     def ask() -> None:
-        logger.info("stopping after the run under way; a second signal ends it at once")
+        logger.info("stopping after the run under way; a second signal ends that run at once")
         stop.set()
 
     def end(number: int) -> None:
-        logger.warning("stopped at once by a second signal; what is committed is kept")
+        logger.warning("stopped at once by a second signal; committed work is kept")
         os._exit(128 + number)
 
     with handle_signals(ask, end):

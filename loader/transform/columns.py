@@ -92,7 +92,7 @@ def find_tables(there: Sequence[Table], names: Sequence[str]) -> list[Table]:
         found = [t for t in there if name in {t.table, f"{t.source}.{t.table}"} or table_name(name) == t.table]
         if not found:
             close = get_close_matches(name, [f"{t.source}.{t.table}" for t in there] + [t.table for t in there], n=3)
-            hint = f" Names like it: {', '.join(close)}." if close else ""
+            hint = f" Similar names: {', '.join(close)}." if close else ""
             raise UsageError(f"There is no table {name}.{hint} `loader schema` lists the tables.")
         chosen.update(found)
     return [table for table in there if not names or table in chosen]

@@ -90,7 +90,7 @@ def transform(
     with database.begin() as connection:
         sources = read_sources(connection)
     if not sources:
-        raise UsageError("There is no source yet. Add one with `loader source add Iterable`.")
+        raise UsageError("There is no source yet. `loader source add Iterable` adds a source.")
 
     # Unused artifacts and a log of all statements take half the time of a run without new events. Stdout is for data,
     # so dbt does not log there, and the caller reports errors.

@@ -75,7 +75,9 @@ class Runner:
             message = self._child.pipe.recv()
         except (EOFError, OSError):
             self.close()
-            raise LoaderError("The process that runs dbt ended without a word, perhaps for lack of memory.") from None
+            raise LoaderError(
+                "The process that runs dbt ended without a message, perhaps for lack of memory. Run the command again."
+            ) from None
         if isinstance(message, LoaderError):
             raise message
         filled: list[TableFilled] = message

@@ -48,7 +48,7 @@ def scaffold(connection: Connection, source: str, event: str, folder: Path) -> l
     files = [folder / f"{table}.sql", folder / f"{table}.yml"]
     for file in files:
         if file.exists():
-            raise UsageError(f"{file} is there already. Move it away, or name another folder with --folder.")
+            raise UsageError(f"{file} exists already. Move the file away, or name another folder with --folder.")
 
     columns = _layout_columns()
     found = (

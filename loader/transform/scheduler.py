@@ -152,7 +152,7 @@ class Schedule:
         while not self._stop.is_set():
             error = None
             if connection.execute(_SOURCES).fetchone() != (True,):
-                self._say_once("there is no source yet: nothing to do until `loader source add Iterable`")
+                self._say_once("there is no source yet; `loader source add Iterable` adds a source")
                 self._recover()
             elif first or self._backoff.failures or self._has_news(connection):
                 error = self._run_once(guard, connection)
@@ -211,7 +211,7 @@ class Schedule:
 
     def _recover(self) -> None:
         if self._backoff.failures:
-            logger.info("it works again; failed runs before: %d", self._backoff.failures)
+            logger.info("the run succeeded; failed runs before: %d", self._backoff.failures)
         self._backoff.succeed()
         self._error = None
 

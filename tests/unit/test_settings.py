@@ -124,8 +124,8 @@ def test_d9_a_misspelt_variable_is_told_with_the_setting_that_is_meant(monkeypat
     for name in ("LOADER_HOEM", "LOADER_ZZZZ", "LOADER_HOME", "LOADER_SCHEMA", "OTHER_HOEM"):
         monkeypatch.setenv(name, "x")
     assert unknown_variables() == [
-        "LOADER_HOEM is no setting, and has no effect: perhaps LOADER_HOME is meant.",
-        "LOADER_ZZZZ is no setting, and has no effect: `loader --help` lists the settings.",
+        "LOADER_HOEM is not a setting, and has no effect: perhaps LOADER_HOME is meant.",
+        "LOADER_ZZZZ is not a setting, and has no effect: `loader --help` lists the settings.",
     ]
 
 

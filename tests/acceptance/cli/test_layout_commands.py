@@ -138,7 +138,7 @@ def test_d4_schema_lists_the_tables_and_shows_columns_on_demand(served_loader: L
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("nope", "There is no table nope. `loader schema`"), ("email_opend", "Names like it: email_opened")],
+    [("nope", "There is no table nope. `loader schema`"), ("email_opend", "Similar names: email_opened")],
 )
 def test_d4_a_table_that_is_not_there_is_wrong_use(served_loader: Loader, name: str, hint: str) -> None:
     """The exit code says so, and the error names the tables that are meant."""

@@ -74,10 +74,10 @@ def test_d8_several_statements_show_each_result_or_are_refused(run_loader: Loade
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("email_opened", "It is in a schema: iterable.email_opened."),
-        ("EMAIL_OPENED", "It is in a schema: iterable.email_opened."),
-        ("iterable.email_opend", "Names like it: iterable.email_opened"),
-        ("email_opend", "Names like it: iterable.email_opened"),
+        ("email_opened", "Tables with this name and a schema: iterable.email_opened."),
+        ("EMAIL_OPENED", "Tables with this name and a schema: iterable.email_opened."),
+        ("iterable.email_opend", "Similar names: iterable.email_opened"),
+        ("email_opend", "Similar names: iterable.email_opened"),
         ("nothing_like_it", "named with the schema of its source, such as iterable.email_opened"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a7_an_id_counts_once_a_table(reader: psycopg.Connection, served: Databa
     loader = loader_here(served_settings)
     shown = loader("status")
     assert shown.returncode == 0
-    assert "tracks lacks 2 rows: the id has landed first with an event of another name." in shown.stdout
+    assert "tracks lacks 2 rows: an event of another name has landed first with the same id." in shown.stdout
     told = json.loads(loader("status", "--json").stdout)["conservation"][0]
     assert (told["shared_ids"], told["holds"]) == (2, True)
 

@@ -105,7 +105,7 @@ def test_what_landed_is_told_with_each_reason() -> None:
     lines = landed_lines(landed)
     assert lines[0].startswith("1,204 events landed")
     assert lines[1:3] == ["3 messages in quarantine: nul_character", "2 messages in quarantine: invalid_json"]
-    assert lines[3].startswith("3 of these landed all the same")
+    assert lines[3].startswith("3 of these landed with replaced characters")
     assert len(landed_lines(LandingResult(1))) == 1
 
 
