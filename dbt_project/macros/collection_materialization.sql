@@ -67,10 +67,10 @@
     {#- The second test renders the macro again, which takes as long as all other work of an idle run for a model. -#}
     {%- set is_own_call = is_macro_call(model.raw_code) or bare_sql(sql) == bare_sql(collection(every_event=model.alias == 'tracks')) -%}
     {%- if key is not none and key is not boolean -%}
-        {%- do exceptions.raise_compiler_error("Model " ~ model.name ~ ": config.meta.found_columns is " ~ key ~ ". Set it to true or false.") -%}
+        {%- do exceptions.raise_compiler_error("Model " ~ model.name ~ ": config.meta.found_columns is " ~ key ~ ". Set the key to true or false.") -%}
     {%- elif not is_own_call and key is none -%}
         {%- do exceptions.raise_compiler_error(
-            "The SQL of model " ~ model.name ~ " is more than {{ collection() }}, and config.meta.found_columns is not set. Set it to false in the model's yml: the table then has the columns that the yml declares and no others."
+            "The SQL of model " ~ model.name ~ " is more than {{ collection() }}, and config.meta.found_columns is not set. Set the key to false in the model's yml: the table then has only the columns that the yml declares."
         ) -%}
     {%- elif not is_own_call and key -%}
         {%- do exceptions.raise_compiler_error(
@@ -97,7 +97,7 @@
 {#- A run that could not change a table succeeds, so dbt's log warns and names the obstacle. -#}
 {% macro warn_of_obstacles(table) %}
     {%- for obstacle in table.obstacles -%}
-        {%- do exceptions.warn(table.relation.schema ~ "." ~ table.name ~ ": " ~ obstacle ~ " `loader widen` says what to do.") -%}
+        {%- do exceptions.warn(table.relation.schema ~ "." ~ table.name ~ ": " ~ obstacle ~ " `loader widen` gives advice.") -%}
     {%- endfor -%}
 {% endmacro %}
 

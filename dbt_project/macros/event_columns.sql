@@ -225,7 +225,7 @@
         'timestamp': event_time(),
     } -%}
     {%- if name not in values -%}
-        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " has neither meta.property nor meta.context, and is no column of the layout.") -%}
+        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " has neither meta.property nor meta.context, and is not a column of the layout.") -%}
     {%- endif -%}
     {{ values[name] }}
 {%- endmacro %}

@@ -12,7 +12,7 @@
         {%- set found = run_query("select to_regclass('raw.transforms') is not null and to_regclass('raw.cluster') is not null") -%}
         {%- if not found.rows[0][0] -%}
             {%- do exceptions.raise_compiler_error(
-                "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or too old. Run `loader migrate` with DATABASE_URL set to it, then this command again."
+                "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or is too old. Set DATABASE_URL to the URL of that database and run `loader migrate`, then run this command again."
             ) -%}
         {%- endif -%}
         {{ transaction_settings() }}
@@ -86,7 +86,7 @@
 {% macro registered_sources(before='') %}
     {%- set found = run_query(before ~ "select schema_name from raw.sources order by id").columns[0].values() | list -%}
     {%- if not found -%}
-        {%- do exceptions.raise_compiler_error("There is no source yet. Add one with `loader source add Iterable`, then run this again.") -%}
+        {%- do exceptions.raise_compiler_error("There is no source yet. Run `loader source add Iterable`, then run this again.") -%}
     {%- endif -%}
     {{- return(found) -}}
 {% endmacro %}
