@@ -22,7 +22,7 @@ IN_TEXT = re.compile(r"`loader ([a-z][^`…]*)`")
 
 
 def relative(page: Path) -> str:
-    """Return a page as it is called in the repository."""
+    """Return the path of a page in the repository."""
     return page.relative_to(ROOT).as_posix()
 
 
@@ -33,7 +33,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def find_command(words: list[str]) -> click.Command:
-    """Return the command that words begin with, and take its name off the words."""
+    """Return the command that words begin with, and remove its name from the words."""
     context = click.Context(main)
     command: click.Command = main
     while isinstance(command, click.Group) and words:
@@ -45,7 +45,7 @@ def find_command(words: list[str]) -> click.Command:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences and cells of a page, without examples, code and what stands in parentheses."""
+    """Return the sentences and cells of a page, without examples, code and text in parentheses."""
     text = re.sub(r"`[^`]*`", "code", text)
     text = re.sub(r"\]\([^)]*\)", "]", text)
     text = re.sub(r"^#.*$|^ {4,}(?![-*\d]).*$", "\n", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Durations as people write them, and what may be told of an error."""
+"""Durations as people write them, and errors without private values."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from loader.settings import read_duration
     [("5s", 5), ("2m", 120), ("1h", 3600), ("30", 30), ("0.5", 0.5), (" 1.5 m ", 90), (".2s", 0.2), ("24h", 86_400)],
 )
 def test_a_duration_is_a_number_with_a_unit_or_seconds(text: str, seconds: float) -> None:
-    """Seconds, minutes and hours; a number alone is seconds."""
+    """The units are seconds, minutes and hours. A number alone is in seconds."""
     assert read_duration(text) == seconds
 
 
@@ -19,7 +19,7 @@ def test_a_duration_is_a_number_with_a_unit_or_seconds(text: str, seconds: float
     "text", ["", "s", "5 d", "-5s", "0", "0.01s", "25h", "1e3", "five", "5s5s", "٥s", "nan", "inf"]
 )
 def test_anything_else_is_refused(text: str) -> None:
-    """So is a time too short or too long to make sense."""
+    """Very short and very long times are refused too."""
     with pytest.raises(ValueError, match="must be a duration"):
         read_duration(text)
 
@@ -36,5 +36,5 @@ def test_anything_else_is_refused(text: str) -> None:
     ],
 )
 def test_a_reason_holds_no_value(message: str, told: str) -> None:
-    """What is logged says what failed, and nothing of whom the event was about."""
+    """The log names the failure and no value of an event."""
     assert without_values(message) == told

@@ -1,4 +1,4 @@
-"""What the repository promises about itself: documents that name everything there is, files that belong together."""
+"""Rules of the repository: its documents are complete, and files that belong together exist together."""
 
 import ast
 import re
@@ -24,15 +24,15 @@ GENERIC_TESTS = {path.stem for path in (ROOT / "dbt_project" / "tests" / "generi
 REVISIONS = sorted((ROOT / "migrations" / "versions").glob("*.sql"))
 MODULES = sorted((ROOT / "loader").rglob("*.py"))
 
-# Written so that this file does not hold what it looks for.
+# The text is split, so that this file does not contain the text that the test looks for.
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b")
 
-# The database APIs, and the methods of `Database` that open a connection of each.
+# The two database APIs, and the methods of `Database` that open a connection of each API.
 APIS = {"psycopg": {"autocommit", "connect"}, "sqlalchemy": {"begin"}}
 
 
 def commands(group: click.Group, path: str = "loader") -> Iterator[tuple[str, click.Command]]:
-    """Yield every command that can be run, and what is typed to run it."""
+    """Yield every command that runs, and the words that run it."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}")
@@ -45,7 +45,7 @@ COMMANDS = dict(commands(main))
 
 @pytest.mark.parametrize("typed", COMMANDS)
 def test_every_command_explains_itself(typed: str) -> None:
-    """So does each of its options."""
+    """Each option has a description too."""
     command = COMMANDS[typed]
     assert command.help, f"`{typed} --help` says nothing"
     for option in command.params:
@@ -54,14 +54,14 @@ def test_every_command_explains_itself(typed: str) -> None:
 
 
 def test_the_operations_explain_every_reason_and_every_metric() -> None:
-    """Whoever meets one finds it there, with the metrics' names as Prometheus shows them."""
+    """The page has each reason, and each metric with its name in Prometheus."""
     operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     counted = [f"{each.name}_total" if each.type == "counter" else each.name for each in registry.collect()]
     assert [name for name in [*Reason, *counted] if f"`{name}`" not in operations] == []
 
 
 def test_the_readme_and_the_ci_use_the_targets_everybody_has() -> None:
-    """What the CI runs can be run by hand, under the same name."""
+    """A person can run each step of the CI by hand, under the same name."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\bmake ([a-z]+)`", README + contributing))
@@ -71,7 +71,7 @@ def test_the_readme_and_the_ci_use_the_targets_everybody_has() -> None:
 
 
 def test_every_model_has_its_yml_beside_it() -> None:
-    """The yml says what the table's columns are, so neither is anything without the other."""
+    """The yml lists the columns of the table, so model and yml need each other."""
     described = sorted(path.with_suffix(".sql") for path in (ROOT / "dbt_project" / "models").rglob("*.yml"))
     with_models = [path for path in described if not path.name.startswith("_") and path.stem != "sources"]
     assert with_models == MODELS
@@ -79,7 +79,7 @@ def test_every_model_has_its_yml_beside_it() -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 def test_a_model_is_described_by_its_own_yml(model: Path) -> None:
-    """Under its own name, alone, with keys and tests that dbt finds: it passes over those it does not know."""
+    """A yml describes one model, under its name, with keys that dbt reads. dbt ignores unknown keys."""
     [described] = yaml.safe_load(model.with_suffix(".yml").read_text(encoding="utf-8"))["models"]
     assert described["name"] == model.stem
     assert described.keys() <= {"name", "description", "config", "data_tests", "columns"}
@@ -92,7 +92,7 @@ def test_a_model_is_described_by_its_own_yml(model: Path) -> None:
 
 
 def test_the_migrations_are_one_chain_of_pairs() -> None:
-    """Each has its SQL beside it and follows the one before it."""
+    """Each migration has its SQL beside it and follows the previous migration."""
     scripts = [path.with_suffix(".py") for path in REVISIONS]
     assert scripts == sorted((ROOT / "migrations" / "versions").glob("*.py"))
     previous = None
@@ -105,7 +105,7 @@ def test_the_migrations_are_one_chain_of_pairs() -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_module_says_why_it_exists(module: Path) -> None:
-    """Its first docstring begins with one sentence. A package below `loader` has no code of its own."""
+    """The first docstring begins with one sentence. A package below `loader` has no code in its `__init__.py`."""
     code = module.read_text(encoding="utf-8")
     if module.name == "__init__.py" and module.parent.name != "loader":
         assert code == ""
@@ -116,7 +116,7 @@ def test_a_module_says_why_it_exists(module: Path) -> None:
 
 
 def test_only_one_module_uses_both_apis_of_the_database() -> None:
-    """SQLAlchemy is the control plane and psycopg the data path; only `loader.postgres.database` opens both."""
+    """SQLAlchemy is the control plane and psycopg the data path. Only `loader.postgres.database` opens both."""
     both = [module.relative_to(ROOT).as_posix() for module in MODULES if len(apis(ast.parse(module.read_text()))) == 2]
     assert both == ["loader/postgres/database.py"]
 
@@ -134,12 +134,12 @@ def test_only_one_module_uses_both_apis_of_the_database() -> None:
     ids=["both", "psycopg", "hands connections on", "SQLAlchemy", "runs statements with both", "imports the other"],
 )
 def test_the_apis_that_a_module_uses_are_found(code: str, used: set[str]) -> None:
-    """By its imports, and by the connections that it runs statements with."""
+    """The imports show the APIs, and so do the connections that run statements."""
     assert apis(ast.parse(code)) == used
 
 
 def apis(code: ast.Module) -> set[str]:
-    """Return the database APIs that a module imports, or runs statements with."""
+    """Return the database APIs of a module, by its imports and its connections."""
     modules = [alias.name for node in ast.walk(code) if isinstance(node, ast.Import) for alias in node.names]
     modules += [node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.module]
     calls = {
@@ -151,7 +151,7 @@ def apis(code: ast.Module) -> set[str]:
 
 
 def test_every_statement_is_read_by_the_module_it_is_named_after() -> None:
-    """No file is left over, and none is missing."""
+    """Every file has a reader, and every reader has a file."""
     read = {
         module.with_name(f"{module.stem}_{name}.sql")
         for module in MODULES
@@ -161,7 +161,7 @@ def test_every_statement_is_read_by_the_module_it_is_named_after() -> None:
 
 
 def test_modules_import_at_their_top_what_they_need() -> None:
-    """But for packages that take long to import and that few commands need."""
+    """The exceptions are slow packages that few commands need."""
     inside = {
         module.relative_to(ROOT).as_posix(): sorted(imported)
         for module in MODULES
@@ -184,7 +184,7 @@ def imports_of_functions(code: ast.Module) -> set[str]:
 
 
 def test_nothing_is_left_for_later() -> None:
-    """What is not done is not there."""
+    """No file contains a mark of unfinished work."""
     kinds = ("*.py", "*.sql", "*.yml", "*.md", "*.toml")
     folders = [ROOT / name for name in ("loader", "migrations", "dbt_project", "tests", "docs")]
     files = [path for folder in folders for kind in kinds for path in folder.rglob(kind)]
@@ -194,13 +194,13 @@ def test_nothing_is_left_for_later() -> None:
 
 
 def test_the_version_is_one_version() -> None:
-    """In the package, in its metadata and in the changelog."""
+    """The version is the same in the package, its metadata and the changelog."""
     assert PROJECT["project"]["version"] == loader.__version__
     assert f"\n## [{loader.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_constraints_pin_what_is_declared_and_say_nothing_of_where_it_is() -> None:
-    """Every line is a comment or a name and a version; each dependency has its line."""
+    """Every line is a comment or a name and a version. Each dependency has a line, and no line names a host."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
@@ -216,5 +216,5 @@ def test_the_constraints_pin_what_is_declared_and_say_nothing_of_where_it_is() -
 
 
 def canonical(name: str) -> str:
-    """Return a distribution's name as package indexes compare it."""
+    """Return a distribution's name in the form that package indexes compare."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""The settings: which variable sets what, and what happens to a value that is none."""
+"""The settings: the variable of each setting, and the error for an invalid value."""
 
 import os
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from loader.settings import Settings, default_home, describe, read_settings, unk
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Read the environment anew in each test, and after it."""
+    """Read the environment again in each test, and after it."""
     read_settings.cache_clear()
     yield
     read_settings.cache_clear()
 
 
 def test_defaults_need_no_environment() -> None:
-    """Without a variable there is a complete configuration: the embedded database, in the user's own folder."""
+    """Without variables, the configuration is complete: the embedded database in the user's own folder."""
     settings = read_settings()
     assert settings.database_url == ""
     assert settings.home == default_home()
@@ -68,7 +68,7 @@ def test_each_variable_sets_its_field(
 
 
 def test_every_field_has_a_tested_variable() -> None:
-    """A setting that is added without a test of its variable fails here."""
+    """A new setting without a test of its variable fails this test."""
     (mark,) = [m for m in test_each_variable_sets_its_field.pytestmark if m.name == "parametrize"]
     assert {field for _, _, field, _ in mark.args[1]} == set(Settings.model_fields)
 
@@ -89,7 +89,7 @@ def test_every_field_has_a_tested_variable() -> None:
     ],
 )
 def test_a_value_that_is_none_is_wrong_use(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
-    """The message names the variable and where to look, and the exit code says that it is the caller's mistake."""
+    """The message names the variable and the help. The exit code means wrong use."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(UsageError, match=rf"{variable}: .*`loader --help`") as raised:
         read_settings()
@@ -97,7 +97,7 @@ def test_a_value_that_is_none_is_wrong_use(monkeypatch: pytest.MonkeyPatch, vari
 
 
 def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to mend their settings one error at a time."""
+    """People can correct all values at once."""
     monkeypatch.setenv("LOADER_WORKERS", "many")
     monkeypatch.setenv("LOADER_THREADS", "few")
     with pytest.raises(UsageError, match=r"LOADER_WORKERS.*LOADER_THREADS"):
@@ -105,7 +105,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable set to nothing means the default, not the current folder."""
+    """An empty variable means the default, not the current folder."""
     for name in Settings.model_fields:
         monkeypatch.setenv(variable_name(name), "")
     assert read_settings() == Settings()
@@ -113,14 +113,14 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only this product's own variables count."""
+    """Only variables of this product count."""
     monkeypatch.setenv("WORKERS", "many")
     monkeypatch.setenv("LOADER_NO_SUCH_SETTING", "1")
     assert read_settings() == Settings()
 
 
 def test_d9_a_misspelt_variable_is_told_with_the_setting_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no effect, which nobody should find out by accident."""
+    """A misspelt variable has no effect, so a warning names it."""
     for name in ("LOADER_HOEM", "LOADER_ZZZZ", "LOADER_HOME", "LOADER_SCHEMA", "OTHER_HOEM"):
         monkeypatch.setenv(name, "x")
     assert unknown_variables() == [

@@ -1,4 +1,4 @@
-"""The spool: what it has taken comes out again, once and in order, whatever happens to the process and the disk."""
+"""The spool: appended events come out once and in order, whatever happens to the process and the disk."""
 
 import errno
 import hashlib
@@ -59,17 +59,17 @@ DELIVERIES = st.builds(
 
 
 def delivery(name: str, size: int = 10) -> Delivery:
-    """Return a delivery of one event that can be told from others by its id."""
+    """Return a delivery of one event with an id of its own."""
     return Delivery("iterable", "tracking", [Event(b"x" * size, 1, name, "email_opened", None)], [], NOW)
 
 
 def names(deliveries: list[Delivery]) -> list[str]:
-    """Return the ids of deliveries' events."""
+    """Return the ids of the events of deliveries."""
     return [event.message_id for each in deliveries for event in each.events]
 
 
 def replay(spool: Spool, size: int = 1) -> list[Part]:
-    """Take everything out of a spool."""
+    """Take every delivery out of a spool."""
     parts = []
     while part := spool.next_part(size):
         parts.append(part)
@@ -78,7 +78,7 @@ def replay(spool: Spool, size: int = 1) -> list[Part]:
 
 
 def contents(folder: Path, positions: dict[str, int] | None = None) -> list[str]:
-    """Return what a process finds that starts on a folder, and leave it as it was."""
+    """Return the deliveries that a process finds in a folder at its start, and leave the folder unchanged."""
     spool = Spool(folder, ROOM)
     spool.adopt()
     spool.resume(positions or {})
@@ -98,7 +98,7 @@ def segments(folder: Path) -> list[Path]:
 
 
 def set_aside(folder: Path) -> bytes:
-    """Return what was kept aside as damaged."""
+    """Return the bytes that were kept as damaged."""
     return b"".join(path.read_bytes() for path in sorted(folder.glob("*.damaged")))
 
 
@@ -110,7 +110,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     opened.close()
 
 
-# What goes in comes out
+# Order and size
 
 
 @settings(max_examples=40)
@@ -119,7 +119,10 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 def test_everything_comes_out_as_it_went_in(
     tmp_path_factory: pytest.TempPathFactory, appends: list[list[Delivery]], segment_bytes: int, part_bytes: int
 ) -> None:
-    """In order, byte for byte, however it is divided into segments and parts; then nothing is left on the disk."""
+    """Deliveries come out in order and byte for byte, however segments and parts divide them.
+
+    Then the disk is empty.
+    """
     folder = tmp_path_factory.mktemp("spool")
     spool = Spool(folder, ROOM, segment_bytes=segment_bytes)
     for deliveries in appends:
@@ -131,7 +134,7 @@ def test_everything_comes_out_as_it_went_in(
 
 
 def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
-    """So a spool that is replayed gives its room back piece by piece."""
+    """A replayed segment is deleted, so a spool gives its room back piece by piece."""
     spool = Spool(tmp_path, ROOM, segment_bytes=1000)
     for number in range(10):
         spool.append([delivery(str(number), 500)])
@@ -147,7 +150,7 @@ def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
 
 
 def test_what_is_appended_while_it_is_replayed_comes_last(spool: Spool) -> None:
-    """The last part is the one after which nothing has come."""
+    """The last part is the part after which no delivery has come."""
     spool.append([delivery("a")])
     part = spool.next_part(1)
     assert part
@@ -158,7 +161,7 @@ def test_what_is_appended_while_it_is_replayed_comes_last(spool: Spool) -> None:
 
 
 def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
-    """What does not fit is refused whole; room comes back with what has been replayed."""
+    """A delivery that does not fit is refused as a whole. Replaying gives room back."""
     spool = Spool(tmp_path, 3000)
     for number in range(4):
         spool.append([delivery(str(number), 500)])
@@ -177,7 +180,7 @@ def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
 
 
 def test_a_spool_of_no_size_takes_nothing_but_gives_back_what_is_there(tmp_path: Path) -> None:
-    """Somebody who turns the spool off still gets the events that are in it."""
+    """A spool with a limit of 0 refuses deliveries and still gives back the events that it holds."""
     earlier = Spool(tmp_path, ROOM)
     earlier.append([delivery("a")])
     earlier.close()
@@ -189,17 +192,17 @@ def test_a_spool_of_no_size_takes_nothing_but_gives_back_what_is_there(tmp_path:
 
 
 def test_what_is_spooled_is_for_its_owner_only(spool: Spool, tmp_path: Path) -> None:
-    """It holds what senders have sent."""
+    """Only the owner may read the files, because they hold the events of senders."""
     spool.append([delivery("a")])
     [segment] = segments(tmp_path)
     assert stat.S_IMODE(segment.stat().st_mode) == 0o600
 
 
-# What the database says
+# Positions in the database
 
 
 def test_replaying_goes_on_where_the_database_stands(tmp_path: Path) -> None:
-    """Its word on how far a segment has been replayed is what counts, for another process too."""
+    """The database's position of a segment counts, in another process too."""
     first = Spool(tmp_path, ROOM)
     for name in "abc":
         first.append([delivery(name)])
@@ -211,7 +214,7 @@ def test_replaying_goes_on_where_the_database_stands(tmp_path: Path) -> None:
 
 
 def test_a_part_of_unknown_outcome_is_asked_about(spool: Spool) -> None:
-    """A commit whose answer was lost has moved the position all the same: the part is not landed again."""
+    """A commit whose answer was lost has moved the position. The part does not land again."""
     for name in "abc":
         spool.append([delivery(name)])
     part = spool.next_part(1)
@@ -221,7 +224,7 @@ def test_a_part_of_unknown_outcome_is_asked_about(spool: Spool) -> None:
 
 
 def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> None:
-    """A position that went back, or is not known at all, is believed as well."""
+    """The spool follows a position that went back or is unknown."""
     for name in "ab":
         spool.append([delivery(name)])
     part = spool.next_part(1)
@@ -232,7 +235,7 @@ def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> N
 
 
 def test_a_position_beyond_the_end_is_the_end(tmp_path: Path) -> None:
-    """A disk that lost the end of what has been replayed already has lost nothing."""
+    """If a disk has lost an end that was replayed before, no event is lost."""
     first = Spool(tmp_path, ROOM)
     first.append([delivery("a")])
     first.close()
@@ -244,7 +247,10 @@ def test_a_position_beyond_the_end_is_the_end(tmp_path: Path) -> None:
 
 
 def test_a_record_cut_short_costs_itself_only(tmp_path: Path) -> None:
-    """Wherever a power cut has cut the last record: those before it come out, its bytes are kept aside."""
+    """A power cut may cut the last record anywhere.
+
+    The earlier records come out, and the bytes of the cut record are kept.
+    """
     spool = Spool(tmp_path / "whole", ROOM)
     for name in "ab":
         spool.append([delivery(name)])
@@ -262,7 +268,7 @@ def test_a_record_cut_short_costs_itself_only(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_costs_no_other(tmp_path: Path) -> None:
-    """Whichever byte of it is wrong: those before and after it come out, its bytes are kept aside."""
+    """Any byte of a record may be wrong. The other records come out, and the bytes of the damaged record are kept."""
     spool = Spool(tmp_path / "whole", ROOM)
     ends = []
     for name in "abc":
@@ -282,7 +288,7 @@ def test_a_damaged_record_costs_no_other(tmp_path: Path) -> None:
 
 
 def forged() -> bytes:
-    """Return what somebody who knows the format may send: records of every form, for a source of somebody else's."""
+    """Return bytes that a sender who knows the format may send: records of every form, for another source."""
     body = files.encode([Delivery("victim", "tracking", [Event(b"{}", 1, "forged", "email_opened", None)], [], NOW)])
     old = files._OLD_HEADER.pack(files._OLD_MARK, len(body), zlib.crc32(body)) + body
     nonce = bytes(16)
@@ -291,7 +297,7 @@ def forged() -> bytes:
 
 
 def test_c8_no_record_can_be_forged_out_of_a_damaged_one(tmp_path: Path) -> None:
-    """Wherever the record that carries forged ones is damaged, none of them comes out."""
+    """If a record that contains forged records is damaged anywhere, no forged record comes out."""
     spool = Spool(tmp_path / "whole", ROOM)
     spool.append([delivery("a")])
     begins = spool.size
@@ -312,7 +318,7 @@ def test_c8_no_record_can_be_forged_out_of_a_damaged_one(tmp_path: Path) -> None
 
 
 def test_c8_each_segment_has_a_nonce_of_its_own(tmp_path: Path) -> None:
-    """Who has read one segment can forge nothing in another."""
+    """A sender who has read one segment cannot forge a record in another segment."""
     spool = Spool(tmp_path, ROOM, segment_bytes=1)
     for name in "ab":
         spool.append([delivery(name)])
@@ -323,7 +329,7 @@ def test_c8_each_segment_has_a_nonce_of_its_own(tmp_path: Path) -> None:
 
 
 def test_c8_segments_of_the_old_form_are_read(tmp_path: Path) -> None:
-    """They were written by the version before, and their damage costs as little."""
+    """The previous version wrote such segments. Damage in them costs only the damaged record."""
     for cut, last in ((0, 5), (1, 4)):
         folder = tmp_path / str(cut)
         shutil.copytree(DATA / "spool", folder)
@@ -334,7 +340,7 @@ def test_c8_segments_of_the_old_form_are_read(tmp_path: Path) -> None:
 
 
 def test_a_segment_whose_name_was_changed_is_left_alone(tmp_path: Path) -> None:
-    """Its name has the key to its checksums; without the key all of it would pass for damage."""
+    """The checksums depend on the segment's name. Without the name, every record would count as damage."""
     spool = Spool(tmp_path, ROOM)
     spool.append([delivery("a")])
     spool.close()
@@ -350,7 +356,7 @@ def test_a_segment_whose_name_was_changed_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_large_damage_costs_nothing_that_follows(tmp_path: Path) -> None:
-    """A damaged stretch longer than what is read at a time hides no good record behind it."""
+    """A damaged stretch longer than one read does not hide a good record behind the stretch."""
     spool = Spool(tmp_path, ROOM)
     for name, size in (("a", 10), ("b", 5000), ("c", 10)):
         spool.append([delivery(name, size)])
@@ -365,7 +371,7 @@ def test_large_damage_costs_nothing_that_follows(tmp_path: Path) -> None:
 
 
 def test_damage_is_kept_aside_once(tmp_path: Path) -> None:
-    """However often it is found, by however many processes; and for its owner only."""
+    """Several processes may find the same damage several times. The bytes are kept once, and for the owner only."""
     spool = Spool(tmp_path, ROOM)
     spool.append([delivery("a")])
     spool.close()
@@ -380,7 +386,7 @@ def test_damage_is_kept_aside_once(tmp_path: Path) -> None:
 
 
 def test_damage_that_cannot_be_kept_aside_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for a disk that takes it, as often as somebody tries."""
+    """Each replay tries again to keep the damaged bytes, until a disk accepts them."""
     spool = Spool(tmp_path, ROOM)
     spool.append([delivery("a")])
     spool.close()
@@ -402,7 +408,7 @@ def test_damage_that_cannot_be_kept_aside_is_not_passed_over(tmp_path: Path, mon
 
 
 def of(identity: str) -> Warehouse:
-    """Return a warehouse with an id."""
+    """Return a warehouse with the given id."""
     warehouse = Warehouse()
     warehouse.id = identity
     return warehouse
@@ -412,7 +418,7 @@ OURS, THEIRS = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "12")
 
 
 def test_a_segment_carries_the_warehouse_it_was_written_for(tmp_path: Path) -> None:
-    """As soon as the id is known, and again when the id changes."""
+    """A segment gets the id when the id is known, and a new segment begins when the id changes."""
     warehouse = Warehouse()
     spool = Spool(tmp_path, ROOM, warehouse)
     for identity in ("", OURS, OURS, THEIRS):
@@ -422,7 +428,7 @@ def test_a_segment_carries_the_warehouse_it_was_written_for(tmp_path: Path) -> N
 
 
 def test_only_segments_of_the_warehouse_are_replayed(tmp_path: Path) -> None:
-    """Those of another one are let go of, for whoever they belong to; those without one count as before."""
+    """Segments of another warehouse are released for their owner. Segments without an id count as before."""
     for identity in (THEIRS, "", OURS):
         spool = Spool(tmp_path, ROOM, of(identity))
         spool.append([delivery(identity)])
@@ -438,7 +444,7 @@ def test_only_segments_of_the_warehouse_are_replayed(tmp_path: Path) -> None:
 
 
 def test_what_is_written_for_another_warehouse_meanwhile_is_not_replayed(tmp_path: Path) -> None:
-    """Whoever replays one warehouse comes by a segment that was begun for another."""
+    """A replay for one warehouse finds a segment that was begun for another warehouse, and leaves the segment."""
     warehouse = of(THEIRS)
     spool = Spool(tmp_path, ROOM, warehouse)
     spool.adopt(OURS)
@@ -455,7 +461,7 @@ def test_what_is_written_for_another_warehouse_meanwhile_is_not_replayed(tmp_pat
 
 
 def test_c7_room_is_found_out_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is made or synced for it, whatever the answer is."""
+    """The check makes and syncs no file, whatever its result is."""
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     monkeypatch.setattr(os, "pwrite", failing(errno.EIO))
     Spool(tmp_path / "spool", ROOM).check_room()
@@ -468,7 +474,7 @@ def test_c7_room_is_found_out_without_writing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_c7_a_disk_that_has_just_failed_has_no_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it takes something again, or some seconds have passed."""
+    """The disk has no room until it accepts a record again, or until some seconds have passed."""
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing(errno.EIO))
         with pytest.raises(SpoolError):
@@ -483,7 +489,7 @@ def test_c7_a_disk_that_has_just_failed_has_no_room(spool: Spool, monkeypatch: p
 
 
 def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
-    """Each has segments of its own; what is left behind is taken over by the next one that looks, in its order."""
+    """Each process has its own segments. The next process that looks takes over abandoned segments, in their order."""
     first = Spool(tmp_path, ROOM)
     first.append([delivery("a")])
     second = Spool(tmp_path, ROOM)
@@ -497,7 +503,7 @@ def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
-    """`kill -9` frees the lock and takes nothing with it."""
+    """`kill -9` frees the lock and loses no record."""
     program = (
         "import os, signal, sys; from pathlib import Path; from tests.unit.buffer.test_spool import Spool, delivery;"
         "spool = Spool(Path(sys.argv[1]), 10**6); [spool.append([delivery(name)]) for name in 'abc'];"
@@ -511,7 +517,7 @@ def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
 def test_a_new_segment_that_another_process_has_deleted_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between making the file and locking it somebody may adopt it, find nothing in it and delete it."""
+    """Another process may adopt, empty and delete a new file before its creator locks the file."""
     spool = Spool(tmp_path, ROOM)
     lock = files.fcntl.flock
 
@@ -533,7 +539,7 @@ def test_a_new_segment_that_another_process_has_deleted_takes_nothing(
 
 
 def failing(number: int) -> Any:
-    """Return a function that fails as the system does."""
+    """Return a function that fails as a system call does."""
 
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -543,7 +549,7 @@ def failing(number: int) -> Any:
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as a full disk does: the write that reaches it is cut short."""
+    """Limit the size of files, as a full disk does: the write that reaches the limit is cut short."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -553,7 +559,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_takes_nothing_of_what_it_refuses(spool: Spool, tmp_path: Path) -> None:
-    """The part of a record that was written is cut off again, and when there is room a new segment begins."""
+    """The written part of a record is cut off again. When there is room, a new segment begins."""
     spool.append([delivery("a")])
     before = spool.size
     with full_disk(before + 100), pytest.raises(SpoolError, match="cannot be written"):
@@ -565,7 +571,7 @@ def test_a_full_disk_takes_nothing_of_what_it_refuses(spool: Spool, tmp_path: Pa
 
 
 def test_a_disk_that_stays_full_does_not_use_up_files(spool: Spool, tmp_path: Path) -> None:
-    """Each attempt begins a segment, and none of them is left: a collector out of descriptors could not go on."""
+    """Each attempt begins a segment and leaves no file. A collector without free descriptors could not continue."""
     descriptors = len(list(Path("/dev/fd").iterdir()))
     with full_disk(100):
         for _ in range(20):
@@ -579,7 +585,7 @@ def test_a_disk_that_stays_full_does_not_use_up_files(spool: Spool, tmp_path: Pa
 def test_what_the_disk_did_not_confirm_is_not_kept(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """After an fsync that failed, nobody knows what is on the disk: the segment takes no more."""
+    """After a failed fsync, the content of the disk is unknown, so the segment accepts no more records."""
     spool.append([delivery("a")])
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing(number))
@@ -594,7 +600,7 @@ def test_what_the_disk_did_not_confirm_is_not_kept(
 def test_a_segment_whose_name_is_not_durable_takes_nothing(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder is synced first; when that fails, the next append begins anew and syncs again."""
+    """The folder is synced first. If that fails, the next append begins a new segment and syncs again."""
     synced = []
     with monkeypatch.context() as patched:
         patched.setattr(module, "_sync_folder", failing(errno.EIO))
@@ -609,7 +615,7 @@ def test_a_segment_whose_name_is_not_durable_takes_nothing(
 
 @pytest.mark.parametrize("folder", ["/proc/spool", "/dev/null/spool"])
 def test_a_folder_that_cannot_be_made_is_no_spool(folder: str) -> None:
-    """The process lives on; what it is given is refused."""
+    """The process continues and refuses deliveries."""
     spool = Spool(Path(folder), ROOM)
     assert spool.adopt() == 0
     with pytest.raises(SpoolError, match="cannot be written"):
@@ -618,7 +624,7 @@ def test_a_folder_that_cannot_be_made_is_no_spool(folder: str) -> None:
 
 
 def test_a_record_of_another_version_is_kept_aside(tmp_path: Path) -> None:
-    """Whole by its checksum, but not what this version can read: it is damage like any other."""
+    """The record's checksum is right, but this version cannot read the record. The record counts as damage."""
     body = b"\x81\xa1a\x01"
     segment = files.Segment.create(tmp_path, "")
     segment.append(body)
@@ -629,7 +635,7 @@ def test_a_record_of_another_version_is_kept_aside(tmp_path: Path) -> None:
 
 
 def test_times_survive(spool: Spool) -> None:
-    """To the microsecond, and as the time of their zone."""
+    """Times keep their microseconds and their time zone."""
     there = NOW.astimezone() + timedelta(microseconds=123456)
     spool.append([Delivery("a", "b", [Event(b"{}", 1, "id", None, there)], [], NOW)])
     [part] = replay(spool)

@@ -1,4 +1,4 @@
-"""The help: whole summaries, an example and the exit codes of each command, the most used first."""
+"""The help: complete summaries, an example and the exit codes of each command, the most used commands first."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def shown(path: str) -> str:
 
 
 def test_d9_every_command_has_an_example_and_no_example_is_for_another() -> None:
-    """A command that is added without an example fails here."""
+    """A new command without an example fails this test."""
     assert set(EXAMPLES) == set(COMMANDS)
     for path, examples in EXAMPLES.items():
         assert all(f"loader {path}" in example for example in examples)
@@ -31,7 +31,7 @@ def test_d9_every_command_has_an_example_and_no_example_is_for_another() -> None
 
 @pytest.mark.parametrize("path", COMMANDS)
 def test_d9_the_help_of_a_command_shows_its_examples_and_exit_codes(path: str) -> None:
-    """As they are typed, on a line each; codes beyond the usual three are there where the command has them."""
+    """Each example has a line, as people type it. Unusual exit codes are listed for commands that have them."""
     text = shown(path)
     for example in EXAMPLES[path]:
         assert f"\n    {example}\n" in text
@@ -43,28 +43,28 @@ def test_d9_the_help_of_a_command_shows_its_examples_and_exit_codes(path: str) -
 
 @pytest.mark.parametrize("path", GROUPS)
 def test_d9_no_summary_is_cut(path: str) -> None:
-    """A summary may take two lines, and all of it is there."""
+    """A summary may take two lines, and the help shows both."""
     text = shown(path)
     assert "..." not in text.partition("Commands:")[2].partition("\n\n")[0]
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_summaries_in_the_list_of_commands_are_the_commands_own() -> None:
-    """The list is shown without importing any command, so it has the summaries a second time."""
+    """The list of commands imports no command, so it repeats the summaries."""
     listed = " ".join(shown("").partition("Commands:\n")[2].partition("\n\n")[0].split())
     summaries = [f"{name} {command.short_help}" for name, command in main.commands.items()]
     assert listed == " ".join(" ".join(summaries).split())
 
 
 def test_a_command_starts_without_what_other_commands_need() -> None:
-    """The list of commands needs no database, and a command only its own module."""
+    """The list of commands needs no database, and a command needs only its own module."""
     assert imported("--help") == set()
     assert imported("status", "--help") == {"psycopg", "sqlalchemy"}
     assert imported("serve", "--help") == {"psycopg", "sqlalchemy", "uvicorn"}
 
 
 def imported(*arguments: str) -> set[str]:
-    """Return the packages that take long to import and that a command has imported."""
+    """Return the slow packages that a command has imported."""
     code = (
         "import atexit, sys\n"
         "slow = {'alembic', 'dbt', 'pandas', 'psycopg', 'pyarrow', 'segment', 'sqlalchemy', 'uvicorn'}\n"
@@ -77,7 +77,7 @@ def imported(*arguments: str) -> set[str]:
 
 
 def test_d9_the_most_used_commands_come_first() -> None:
-    """Setting up, loading and looking; what is for seldom use comes last."""
+    """Commands for setup, loading and queries come first. Rarely used commands come last."""
     names = [line.split()[0] for line in shown("").partition("Commands:\n")[2].splitlines() if line[2:3].strip()]
     assert names[:6] == ["demo", "up", "load", "transform", "status", "sql"]
     assert names.index("migrate") > names.index("quarantine")

@@ -1,4 +1,4 @@
-"""What people and scripts read: tables, counts, spans of time, JSON."""
+"""Output for people and scripts: tables, counts, spans of time, JSON."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from loader.runtime.terminal import count, shorten
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:
-    """Digits of one weight stand below each other, words begin at the left, and no line ends in spaces."""
+    """Digits of equal weight are aligned, words begin at the left, and no line ends in spaces."""
     rows = [{"table": "tracks", "rows": 1204, "share": 0.5}, {"table": "email_opened", "rows": 7, "share": None}]
     assert table(rows).splitlines() == [
         "table          rows  share",
@@ -26,20 +26,20 @@ def test_columns_of_numbers_stand_to_the_right() -> None:
 
 
 def test_cells_are_one_line_each() -> None:
-    """Whatever a value is, it cannot break the table."""
+    """No value can break the table."""
     moment = datetime(2024, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
     row = {"a": "two\nlines\tand more", "b": True, "c": None, "d": moment, "e": {"environment": "prod", "team": "crm"}}
     assert table([row]).splitlines()[2] == "two lines and more  yes     2024-01-02 01:04:05  environment:prod team:crm"
 
 
 def test_exact_cells_are_what_the_database_prints() -> None:
-    """The rows of a query are shown without making them pretty."""
+    """The rows of a query are shown without prettier values."""
     shown = grid(["n", "flag", "list"], [[1204, True, ["é", 1]], [Decimal("1.50"), None, {}]], exact=True)
     assert shown.splitlines()[2:] == ['1204  true  ["é", 1]', "1.50        {}"]
 
 
 def test_no_rows_are_an_empty_table() -> None:
-    """A table of nothing is nothing; that of a query still shows its columns."""
+    """An empty table is an empty text. An empty result of a query still shows its columns."""
     assert table([]) == ""
     assert grid(["id"], []) == "id\n--"
 
@@ -59,17 +59,17 @@ def test_no_rows_are_an_empty_table() -> None:
     ],
 )
 def test_d10_spans_of_time(seconds: float, text: str) -> None:
-    """A span has two units at most, the larger one first."""
+    """A span has at most two units, and the larger unit comes first."""
     assert duration(seconds) == text
 
 
 def test_counts_agree_with_their_noun() -> None:
-    """One row, two rows, and thousands with a comma."""
+    """The output is 1 row, 2 rows, and thousands with a comma."""
     assert [count(n, "row") for n in (0, 1, 1204)] == ["0 rows", "1 row", "1,204 rows"]
 
 
 def test_json_keeps_what_json_can_hold() -> None:
-    """Moments are ISO 8601, spans seconds, whole numbers whole, and text stays readable."""
+    """Times are ISO 8601, spans are seconds, integers stay integers, and text stays readable."""
     value = {
         "at": datetime(2024, 1, 2, tzinfo=UTC),
         "for": timedelta(seconds=1.5),
@@ -90,7 +90,7 @@ def test_json_keeps_what_json_can_hold() -> None:
 
 
 def test_rows_are_shown_for_people_or_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
-    """JSON of no rows is an empty list; people are told in words."""
+    """JSON of no rows is an empty list. People get a sentence."""
     show_rows([], as_json=True, empty="Nothing.")
     show_rows([], as_json=False, empty="Nothing.")
     show_rows([{"a": 1}], as_json=True, empty="Nothing.")
@@ -100,7 +100,7 @@ def test_rows_are_shown_for_people_or_for_scripts(capsys: pytest.CaptureFixture[
 
 
 def test_what_landed_is_told_with_each_reason() -> None:
-    """The most frequent reason comes first, and what landed repaired is told apart."""
+    """The most frequent reason comes first. Repaired events have a line of their own."""
     landed = LandingResult(1204, Counter(invalid_json=2, nul_character=3), repaired=3)
     lines = landed_lines(landed)
     assert lines[0].startswith("1,204 events landed")
@@ -112,7 +112,7 @@ def test_what_landed_is_told_with_each_reason() -> None:
 def test_progress_in_a_log_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a terminal, progress is a line at most every ten seconds, on stderr."""
+    """Without a terminal, progress is a line on stderr at most every ten seconds."""
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     show, progress = ProgressDisplay(), Progress(2000, started=100.0)
@@ -131,7 +131,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(
 def test_d3_progress_counts_what_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages in quarantine stand beside those that landed."""
+    """The number of messages in quarantine stands beside the number of landed events."""
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     show, progress = ProgressDisplay(), Progress(2000, started=100.0)
@@ -142,7 +142,7 @@ def test_d3_progress_counts_what_is_refused(
 
 
 def test_d10_a_text_that_is_cut_shows_it() -> None:
-    """An ellipsis is part of the length."""
+    """The length includes the ellipsis."""
     assert shorten("abcde", 5) == "abcde"
     assert shorten("abcdef", 5) == "abcd…"
 
@@ -151,7 +151,7 @@ def test_d10_a_text_that_is_cut_shows_it() -> None:
     ("reason", "shown"), [("refused", "refused."), ("refused.", "refused."), ("is it\n running?", "is it running?")]
 )
 def test_d10_a_reason_ends_in_one_mark(reason: str, shown: str) -> None:
-    """Whatever libpq says ends as a sentence does."""
+    """A message of libpq ends as a sentence does."""
     message = str(unreachable("postgresql://u:secret@h/d", reason))
     assert (
         message == f"Cannot connect to the database at h:5432/d: {shown} Check DATABASE_URL and that the server is up."

@@ -1,4 +1,4 @@
-"""The collector as an ASGI application: its routes are those of its document, and whatever fails has an answer."""
+"""The collector as an ASGI application: its routes are those of its document, and each failure has an answer."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ DOCUMENT = json.loads((Path(loader.__file__).parent / "collector" / "openapi.jso
 
 
 def unreachable() -> Any:
-    """Stand for a database that is not there."""
+    """Act as a database that does not answer."""
     raise OSError("no database")
 
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Collector:
-    """A collector whose writer was never started."""
+    """A collector whose writer is not started."""
     warehouse = Warehouse()
     writer = BatchWriter(unreachable, Spool(tmp_path, 0), warehouse, queue_bytes=1, commit_seconds=1)
     keys = WriteKeys(unreachable, None, warehouse)
@@ -35,25 +35,25 @@ def collector(tmp_path: Path) -> Collector:
 
 
 def resolved(item: dict[str, Any]) -> dict[str, Any]:
-    """Return a path's operations, which may be written elsewhere."""
+    """Return the operations of a path, following a reference."""
     return DOCUMENT["components"]["pathItems"][item["$ref"].rsplit("/", 1)[1]] if "$ref" in item else item
 
 
 def test_the_document_has_the_routes_there_are(collector: Collector) -> None:
-    """With their methods, and no others; a slash at a POST's end is the document's own rule."""
+    """The document has all methods of the routes and no others. It allows a slash at the end of a POST's path."""
     documented = {path: {method.upper() for method in resolved(item)} for path, item in DOCUMENT["paths"].items()}
     with_slash = {f"{path}/": methods for path, methods in documented.items() if "POST" in methods}
     assert {path: set(methods) for path, methods in collector.routes.items()} == documented | with_slash
 
 
 def test_the_document_is_of_this_version() -> None:
-    """Whoever keeps a copy can tell which."""
+    """A person with a copy of the document can tell its version."""
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert DOCUMENT["info"]["version"] == loader.__version__
 
 
 def test_every_reference_in_the_document_leads_somewhere() -> None:
-    """And everything that can be referred to is."""
+    """Every reference has a target, and every component has a reference."""
     referred = set()
 
     def walk(node: Any) -> None:
@@ -75,7 +75,7 @@ def test_every_reference_in_the_document_leads_somewhere() -> None:
 
 
 def answer(collector: Collector, path: str, receive: Callable[[], Any], method: str = "POST") -> tuple[int, Any]:
-    """Return what a request is answered with."""
+    """Return the response to a request."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -87,7 +87,7 @@ def answer(collector: Collector, path: str, receive: Callable[[], Any], method: 
 
 
 def test_a_mistake_of_ours_is_an_error_like_any_other(collector: Collector) -> None:
-    """In JSON, so that a client knows to come again; what exactly it was is for the log alone."""
+    """The client gets an error in JSON and may try again. Only the log has the cause."""
 
     async def receive() -> Any:
         raise ZeroDivisionError("something private")
@@ -98,7 +98,7 @@ def test_a_mistake_of_ours_is_an_error_like_any_other(collector: Collector) -> N
 
 
 def test_a_request_that_is_given_up_has_an_answer(collector: Collector) -> None:
-    """The server ends what takes longer than its own end may."""
+    """The server cancels requests that last longer than its own end may take."""
 
     async def receive() -> Any:
         raise asyncio.CancelledError
@@ -108,7 +108,7 @@ def test_a_request_that_is_given_up_has_an_answer(collector: Collector) -> None:
 
 
 def test_a_key_that_cannot_be_looked_up_is_not_called_wrong(collector: Collector) -> None:
-    """While the database is away and nothing is remembered, the client is to come again."""
+    """While the database is away and no keys are saved, the client is asked to try again."""
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b'{"writeKey":"k","userId":"u","event":"E"}', "more_body": False}

@@ -1,4 +1,4 @@
-"""Who sends a request: the keys it shows, its signature, its address."""
+"""The sender of a request: its keys, its signature, its address."""
 
 import hashlib
 import hmac
@@ -10,7 +10,7 @@ import pytest
 from loader.collector.auth import basic_key, client_address, is_signed, shown_keys, trusted_networks
 from loader.errors import UsageError
 
-# https://segment.com/docs/connections/destinations/catalog/webhooks/ has no example; this one is worked out by hand.
+# https://segment.com/docs/connections/destinations/catalog/webhooks/ has no example. This example is computed by hand.
 SIGNED = b'{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'
 SIGNATURE = b"ec890cbd94f0c6f339496c0a426896ffb0bada93"
 
@@ -47,7 +47,7 @@ def basic(text: str) -> str:
     ],
 )
 def test_the_key_is_the_user_of_basic_authentication(shown: str, key: str) -> None:
-    """With or without the colon, with or without padding; nothing else is taken for one."""
+    """The key may have a colon and padding or not. No other text counts as a key."""
     assert basic_key(request(authorization=shown)) == key
 
 
@@ -70,12 +70,12 @@ def test_the_key_is_the_user_of_basic_authentication(shown: str, key: str) -> No
     ],
 )
 def test_a_webhook_may_show_its_key_anywhere(headers: dict[str, str], query: bytes) -> None:
-    """In the form its sender happens to use."""
+    """Each sender may use its own form."""
     assert "k1" in list(shown_keys(request(query, **headers), "X-Token"))
 
 
 def test_a_webhook_without_a_key_shows_none() -> None:
-    """Nor does it in a header nobody chose."""
+    """A key in a header that is not configured does not count either."""
     assert list(shown_keys(request(x_other="k1"), "X-Token")) == []
 
 
@@ -85,7 +85,7 @@ def signature(text: bytes) -> bytes:
 
 
 def test_a_signed_body_is_known() -> None:
-    """By the signature of its bytes, in either case."""
+    """The signature of the body's bytes is accepted in upper case and in lower case."""
     assert is_signed(SIGNED, SIGNATURE, "shhh")
     assert is_signed(SIGNED, SIGNATURE.upper(), "shhh")
 
@@ -101,12 +101,12 @@ def test_a_signed_body_is_known() -> None:
     ],
 )
 def test_the_signature_is_that_of_the_body_as_javascript_writes_it(body: bytes) -> None:
-    """Whatever has rewritten it on the way; of a batch, that of its first event."""
+    """The body may have been rewritten on its way. The signature of a batch is that of its first event."""
     assert is_signed(body, SIGNATURE, "shhh")
 
 
 def test_numbers_are_signed_as_javascript_writes_them() -> None:
-    """Without a fraction of zero."""
+    """A whole number has no fraction."""
     assert is_signed(b'{"a":1.0,"b":[2.50,1e3],"c":1e21}', signature(b'{"a":1,"b":[2.5,1000],"c":1e21}'), "shhh")
 
 
@@ -125,7 +125,7 @@ def test_numbers_are_signed_as_javascript_writes_them() -> None:
     ],
 )
 def test_another_body_is_not_signed(body: bytes, given: bytes) -> None:
-    """However little it differs."""
+    """A small difference is enough."""
     assert not is_signed(body, given, "shhh")
     assert not is_signed(SIGNED, SIGNATURE, "another secret")
 
@@ -153,13 +153,13 @@ def test_another_body_is_not_signed(body: bytes, given: bytes) -> None:
 def test_only_a_trusted_proxy_may_say_for_whom_it_speaks(
     client: str | None, forwarded: str | None, address: str
 ) -> None:
-    """The nearest address that is no proxy of ours counts, and only when it is an IPv4 one."""
+    """The nearest address that is not a trusted proxy counts, and only if it is an IPv4 address."""
     headers = {"x_forwarded_for": forwarded} if forwarded else {}
     assert client_address(request(client=client, **headers), trusted_networks("10.0.0.0/8, ::1")) == address
 
 
 def test_what_is_no_network_is_not_trusted() -> None:
-    """It is said at once, with the setting's name; bits beyond the mask do no harm."""
+    """The error comes at the start and names the setting. Bits beyond the mask are accepted."""
     assert [str(network) for network in trusted_networks("10.1.2.3/8,,::1")] == ["10.0.0.0/8", "::1/128"]
     with pytest.raises(UsageError, match="LOADER_TRUSTED_PROXIES"):
         trusted_networks("proxy.example.com")

@@ -1,4 +1,4 @@
-"""The requests that the fast path takes: small whole ones of every route, and no others."""
+"""The requests of the fast path: small and complete requests of every route, and no others."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ WEBHOOK = {"email": "a@example.com", "eventName": "emailOpen", "dataFields": {"m
 
 
 class Keys:
-    """The write keys in use: one."""
+    """A single write key in use."""
 
     def find(self, key: str) -> str | None:
         """Return the source of a key."""
@@ -32,7 +32,7 @@ class Keys:
 
 
 class Writer:
-    """Keeps deliveries, and answers when it is told to."""
+    """A writer that keeps deliveries and answers on request."""
 
     def __init__(self) -> None:
         self.submitted: list[tuple[Delivery, Done]] = []
@@ -51,7 +51,7 @@ class Writer:
 
 @pytest.fixture
 def writer() -> Writer:
-    """A writer with room."""
+    """A writer with room in its queue."""
     return Writer()
 
 
@@ -60,7 +60,7 @@ Take = Callable[..., list[Response] | None]
 
 @pytest.fixture
 def take(writer: Writer) -> Take:
-    """Offer a request to the fast path; returns the responses so far, or None where it was left."""
+    """Offer a request to the fast path; return the responses so far, or None if the request was left."""
     path_of_requests = FastPath(writer, Keys(), event_routes(Settings.model_construct()))  # type: ignore[arg-type]
 
     def offer(path: str, body: Any, *headers: tuple[bytes, bytes], method: str = "POST") -> list[Response] | None:
@@ -110,7 +110,7 @@ def test_small_whole_requests_of_every_route_are_taken(  # noqa: PLR0917 - each 
     events: int,
     headers: tuple[tuple[bytes, bytes], ...],
 ) -> None:
-    """They are answered when their events are durable, and not before."""
+    """The answer comes when the events are durable, and not before."""
     sent = json.dumps(body).encode()
     responses = take(path, gzip.compress(sent) if (b"content-encoding", b"gzip") in headers else sent, BASIC, *headers)
     assert responses == []
@@ -121,14 +121,14 @@ def test_small_whole_requests_of_every_route_are_taken(  # noqa: PLR0917 - each 
 
 
 def test_a_key_in_the_body_is_as_good_as_one_in_the_head(take: Take, writer: Writer) -> None:
-    """And it is nowhere in the event."""
+    """The event does not contain the key."""
     assert take("/v1/track", CALL | {"writeKey": KEY}) == []
     assert take("/v1/batch", BATCH | {"writeKey": KEY}) == []
     assert all(b'"key"' not in event.payload for delivery, _ in writer.submitted for event in delivery.events)
 
 
 def test_a_browser_gets_its_address_into_the_event(take: Take, writer: Writer) -> None:
-    """As from the application."""
+    """The application adds the same address."""
     take("/v1/track", CALL, BASIC, (b"origin", b"https://shop.example"))
     [(delivery, _)] = writer.submitted
     assert json.loads(delivery.events[0].payload)["context"]["ip"] == "192.0.2.1"
@@ -153,14 +153,14 @@ def test_a_browser_gets_its_address_into_the_event(take: Take, writer: Writer) -
 def test_any_other_request_is_left_to_the_application(
     take: Take, writer: Writer, path: str, body: object, headers: tuple[tuple[bytes, bytes], ...]
 ) -> None:
-    """Nothing of it is written twice."""
+    """The fast path stores no part of such a request."""
     assert take(path, body, *headers) is None
     assert take(path, body, *headers, method="PUT") is None
     assert writer.submitted == []
 
 
 def test_a_full_queue_leaves_a_request_to_the_application(take: Take, writer: Writer) -> None:
-    """It answers 503."""
+    """The application answers 503."""
     writer.is_full = True
     assert take("/v1/track", CALL, BASIC) is None
 

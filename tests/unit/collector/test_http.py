@@ -1,4 +1,4 @@
-"""Reading a request's body within its limits, and the form of errors."""
+"""Request bodies within their limits, and the form of errors."""
 
 import asyncio
 import gzip
@@ -18,12 +18,12 @@ LIMIT = 1000
 
 
 def packed(data: bytes) -> bytes:
-    """Return data compressed, the same bytes whenever it is asked."""
+    """Return compressed data, with the same bytes for each call."""
     return gzip.compress(data, mtime=0)
 
 
 def read(*parts: bytes, limit: int = LIMIT, whole: bool = True, **headers: str) -> bytes:
-    """Return the body of a request that arrives in parts; after one that is not `whole` nothing is waited for."""
+    """Return the body of a request that arrives in parts; a request that is not `whole` ends without waiting."""
 
     async def run() -> bytes:
         messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
@@ -47,7 +47,7 @@ def scope(**headers: str) -> dict[str, Any]:
 
 
 def refusal(*parts: bytes, **options: Any) -> HttpError:
-    """Return why a request is refused."""
+    """Return the error that refuses a request."""
     with pytest.raises(HttpError) as refused:
         read(*parts, **options)
     answer = json.loads(refused.value.response.body)
@@ -58,7 +58,7 @@ def refusal(*parts: bytes, **options: Any) -> HttpError:
 
 
 def code(*parts: bytes, **options: Any) -> str:
-    """Return the code with which a request is refused."""
+    """Return the code of the error that refuses a request."""
     return str(json.loads(refusal(*parts, **options).response.body)["code"])
 
 
@@ -67,7 +67,7 @@ def code(*parts: bytes, **options: Any) -> str:
     st.sampled_from(["", "identity", "gzip", "x-gzip", "GZIP"]),
 )
 def test_a_body_is_whole_however_it_arrives(parts: Sequence[bytes], encoding: str) -> None:
-    """In parts of any size, compressed in as many members, or not at all."""
+    """A body may arrive in parts of any size, uncompressed or compressed in as many members."""
     headers = {"content_encoding": encoding} if encoding else {}
     sent = [packed(part) for part in parts] if "g" in encoding.lower() else parts
     assert read(*sent, **headers) == b"".join(parts)
@@ -75,13 +75,13 @@ def test_a_body_is_whole_however_it_arrives(parts: Sequence[bytes], encoding: st
 
 @pytest.mark.parametrize("cut", range(1, 40, 6))
 def test_a_compressed_body_may_arrive_cut_anywhere(cut: int) -> None:
-    """Members know nothing of packets."""
+    """The borders of members and of network packets are independent."""
     data = packed(b"first") + packed(b"second")
     assert read(data[:cut], data[cut:], content_encoding="gzip") == b"firstsecond"
 
 
 def test_the_limit_is_met_exactly() -> None:
-    """By the body as it came and by what it is decompressed."""
+    """The limit counts the bytes as they came and the decompressed bytes."""
     full = b"x" * LIMIT
     assert read(full) == full
     assert read(packed(full), content_encoding="gzip") == full
@@ -92,7 +92,7 @@ def test_the_limit_is_met_exactly() -> None:
 
 
 def test_a_bomb_is_refused_before_it_has_gone_off() -> None:
-    """A hundred megabytes in a hundred kilobytes cost no more memory than the limit."""
+    """A hundred megabytes compressed to a hundred kilobytes need no more memory than the limit."""
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(100)), packer.flush()])
     assert len(bomb) < 200_000
@@ -105,7 +105,7 @@ def test_a_bomb_is_refused_before_it_has_gone_off() -> None:
 
 
 def test_thousands_of_empty_members_are_refused() -> None:
-    """Each is little work, all of them are not."""
+    """Each member is little work, and thousands of members are much work."""
     assert code(packed(b"") * 5000, limit=500_000, content_encoding="gzip") == "bad_request"
 
 
@@ -123,37 +123,37 @@ def test_thousands_of_empty_members_are_refused() -> None:
     ],
 )
 def test_what_cannot_be_decompressed_is_refused(data: bytes, encoding: str) -> None:
-    """Cut short, with something after it, damaged, not compressed, or compressed in another route."""
+    """The data may be cut short, damaged, uncompressed, compressed with another method, or followed by other bytes."""
     refused = refusal(data, content_encoding=encoding)
     assert refused.response.status == 400
     assert json.loads(refused.response.body)["code"] == "bad_request"
 
 
 def test_an_empty_body_is_empty() -> None:
-    """Compressed or not."""
+    """The body may be compressed or not."""
     assert read(b"") == read(b"", content_encoding="gzip") == b""
 
 
 def test_a_large_body_is_read_to_its_end_and_thrown_away() -> None:
-    """Most clients read the answer only when they have sent everything, so the connection can go on."""
+    """Most clients read the answer only after they have sent everything. So the connection can continue."""
     answer = refusal(*[b"x" * 600] * 5).response
     assert answer.status == 400
     assert answer.headers == ()
 
 
 def test_a_body_without_end_is_not_read_to_its_end() -> None:
-    """What is beyond all measure costs the connection."""
+    """A body far beyond the limit ends the connection."""
     answer = refusal(*[bytes(10_000_000)] * 11, whole=False).response
     assert (answer.status, answer.headers) == (400, ((b"connection", b"close"),))
 
 
 def test_who_asks_before_sending_too_much_is_told_so() -> None:
-    """Without being told to go on, which reading would do."""
+    """The client gets the answer without a `100 Continue`, which reading the body would send."""
     assert code(whole=False, expect="100-continue", content_length="1001") == "payload_too_large"
 
 
 def test_a_client_that_goes_is_not_answered() -> None:
-    """Its request was not whole, so nothing of it counts."""
+    """The request is incomplete, so no part of it counts."""
 
     async def run() -> None:
         async def receive() -> dict[str, Any]:
@@ -166,7 +166,7 @@ def test_a_client_that_goes_is_not_answered() -> None:
 
 
 def test_a_header_sent_several_times_is_one_list() -> None:
-    """As HTTP has it."""
+    """HTTP joins the values of equal headers."""
     request = {"headers": [(b"x-forwarded-for", b"192.0.2.1"), (b"host", b"h"), (b"x-forwarded-for", b"10.0.0.1")]}
     assert header(request, b"x-forwarded-for") == b"192.0.2.1, 10.0.0.1"
     assert header(request, b"host") == b"h"
@@ -174,6 +174,6 @@ def test_a_header_sent_several_times_is_one_list() -> None:
 
 
 def test_what_may_pass_in_a_moment_says_when() -> None:
-    """Clients wait that long before they try again."""
+    """Clients wait for that time before they try again."""
     answer = unavailable("Try again.").response
     assert (answer.status, answer.headers) == (503, ((b"retry-after", b"1"),))

@@ -1,4 +1,4 @@
-"""Iterable's bodies and rows become track calls, each with the one id it has wherever it came in."""
+"""Iterable's bodies and rows become track calls, and a call has one id for all entrances."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ WEBHOOKS = [
     if '"webhook"' in line
 ]
 with (DATA / "property_catalog.csv").open(encoding="utf-8", newline="") as catalog:
-    # By Segment's name, the properties that rows of real exports have.
+    # Properties in rows of real exports, by Segment's name.
     EXPORTED: dict[str, set[str]] = {event: set() for event in SEGMENT_EVENTS.values()}
     for entry in csv.DictReader(catalog):
         if {"ab", "singer"} & set(entry["attested_by"].split(";")):
@@ -42,7 +42,7 @@ CREATED = [
     1772637611,
     "1772637611000",
 ]
-# What tells two events apart that have everything else in common.
+# Fields that distinguish two events with equal other fields.
 DISCRIMINATORS = {
     "campaignId": (1, 2),
     "messageId": ("m1", "m2"),
@@ -61,20 +61,20 @@ DISCRIMINATORS = {
 
 
 def body(kind: str = "emailOpen", fields: dict[str, Any] | None = None, **envelope: Any) -> bytes:
-    """A webhook's body."""
+    """Return the body of a webhook."""
     fields = FIELDS if fields is None else fields
     return json.dumps({"eventName": kind, "dataFields": fields} | envelope, ensure_ascii=False).encode()
 
 
 def accepted(data: bytes, kind: str | None = None) -> Event:
-    """The only thing that comes of a message, which must be an event; of a kind, it is an export's row."""
+    """Return the only result of a message, which must be an event; a kind makes the message a row of an export."""
     (event,) = parse_export(data, 0, kind) if kind else parse_webhook(data)
     assert isinstance(event, Event), event
     return event
 
 
 def call(data: bytes, kind: str | None = None) -> dict[str, Any]:
-    """The track call that a message becomes."""
+    """Return the track call that a message becomes."""
     made = json.loads(accepted(data, kind).payload)
     assert made["type"] == "track"
     assert made["messageId"] == accepted(data, kind).message_id
@@ -82,7 +82,7 @@ def call(data: bytes, kind: str | None = None) -> dict[str, Any]:
 
 
 def refused(data: bytes, kind: str | None = None) -> Refused:
-    """The only thing that comes of a message, which must be a refusal."""
+    """Return the only result of a message, which must be a refusal."""
     (refusal,) = parse_export(data, 7, kind) if kind else parse_webhook(data, 7)
     assert isinstance(refusal, Refused)
     assert refusal.payload == data
@@ -91,7 +91,7 @@ def refused(data: bytes, kind: str | None = None) -> Refused:
 
 
 def identity(kind: str, fields: dict[str, Any]) -> str:
-    """The id of an event that came by webhook."""
+    """Return the id of an event that came by webhook."""
     return accepted(body(kind, fields)).message_id
 
 
@@ -99,7 +99,7 @@ def identity(kind: str, fields: dict[str, Any]) -> str:
 
 
 def test_an_event_without_a_user_id_belongs_to_its_address() -> None:
-    """As Segment has it: the user id, or else the e-mail as anonymous id."""
+    """As at Segment, the user id counts first, and then the e-mail address as anonymous id."""
     with_id, without = call(body(userId="u1", email="maria@example.com")), call(body(email="maria@example.com"))
     assert (with_id["userId"], "anonymousId" in with_id) == ("u1", False)
     assert (without["anonymousId"], "userId" in without) == ("maria@example.com", False)
@@ -107,7 +107,7 @@ def test_an_event_without_a_user_id_belongs_to_its_address() -> None:
 
 
 def test_the_envelopes_address_comes_first() -> None:
-    """The properties keep their own."""
+    """The address among the properties stays there."""
     made = call(body(email="envelope@example.com"))
     assert (made["anonymousId"], made["properties"]["email"]) == ("envelope@example.com", "maria@example.com")
 
@@ -117,13 +117,13 @@ def test_the_envelopes_address_comes_first() -> None:
     [("smsSend", "+14155550187"), ("smsReceived", "+14155550141"), ("whatsAppReceived", "+14155550141")],
 )
 def test_a_user_with_nothing_else_has_a_phone_number(kind: str, user: str) -> None:
-    """The one the message went to, or that an inbound one came from."""
+    """The phone number is the recipient's, or the sender's of an inbound message."""
     fields = {"fromPhoneNumber": "+14155550141", "toPhoneNumber": "+14155550187"}
     assert call(body(kind, fields))["anonymousId"] == user
 
 
 def test_no_digit_of_a_number_is_lost() -> None:
-    """Numbers are passed on as they were written."""
+    """Numbers keep their text."""
     data = b'{"eventName":"emailOpen","email":"m@x","dataFields":{"a":1180591620717411303424,"b":1.10,"c":1e400}}'
     payload = accepted(data).payload
     assert b'"a":1180591620717411303424,"b":1.10,"c":1e400' in payload
@@ -131,21 +131,21 @@ def test_no_digit_of_a_number_is_lost() -> None:
 
 
 def test_a10_a_time_that_cannot_be_read_is_the_calls_time_as_it_is_written() -> None:
-    """A run finds there that it cannot be read, and notes it."""
+    """The time keeps its text. A run finds that it cannot read the time, and records a mismatch."""
     made = call(body(fields=FIELDS | {"createdAt": "soon"}))
     assert made["timestamp"] == "soon"
     assert made["properties"]["createdAt"] == "soon"
 
 
 def test_a10_a_number_that_is_no_time_is_the_calls_time_as_well() -> None:
-    """A run notes it in the same way; what is neither text nor number is no time at all."""
+    """A run records a mismatch here too. A value that is neither text nor number is not a time."""
     assert call(body(fields=FIELDS | {"createdAt": 10**18}))["timestamp"] == 10**18
     for value in (True, None, "", {}, []):
         assert "timestamp" not in call(body(fields=FIELDS | {"createdAt": value}))
 
 
 def test_the_users_device_is_context_where_segment_has_it_there() -> None:
-    """On opens and clicks; elsewhere a property may have such a name."""
+    """Opens and clicks have the device in their context. Other events may have a property of such a name."""
     client = {"ip": "192.0.2.1", "userAgent": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"}
     opened, subscribed = call(body("emailOpen", FIELDS | client)), call(body("emailSubscribe", FIELDS | client))
     assert {name: opened["context"][name] for name in ("ip", "userAgent", "os")} == client | {"os": {"name": "iOS"}}
@@ -169,7 +169,7 @@ def test_the_users_device_is_context_where_segment_has_it_there() -> None:
     ],
 )
 def test_an_event_has_segments_name_or_its_own(kind: str, event: str, table: str) -> None:
-    """What Segment never gets keeps Iterable's name."""
+    """An event that Segment does not get keeps Iterable's name."""
     made = accepted(body(kind))
     assert (json.loads(made.payload)["event"], made.collection) == (event, table)
 
@@ -198,7 +198,7 @@ def test_an_event_has_segments_name_or_its_own(kind: str, event: str, table: str
     ids=lambda value: value.value if isinstance(value, Reason) else repr(value[:40]),
 )
 def test_what_cannot_become_an_event_is_refused_with_a_reason(data: bytes, reason: Reason) -> None:
-    """With its bytes, its place and an explanation."""
+    """The refusal has the message's bytes, place and an explanation."""
     assert refused(data).reason == reason
     assert refused(data).detail
 
@@ -216,7 +216,7 @@ def test_a_bad_element_costs_its_neighbours_nothing() -> None:
 
 
 def test_characters_no_text_can_hold_are_replaced() -> None:
-    """The event lands, and its bytes are kept."""
+    """The event lands, and its original bytes are kept."""
     data = b'{"eventName":"emailOpen","email":"m@x","dataFields":{"a":"x\\u0000","b":"\\ud800"}}'
     event, refusal = parse_webhook(data, 3)
     assert isinstance(event, Event)
@@ -254,14 +254,14 @@ def test_characters_no_text_can_hold_are_replaced() -> None:
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_no_message_is_an_error(data: bytes) -> None:
-    """Whatever is sent, something can be said about it, and an event's call is JSON."""
+    """Any bytes give an event or a refusal, and the call of an event is JSON."""
     for messages in (parse_webhook(data), parse_export(data, 0, "emailSend"), parse_export(data, 0, "purchase")):
         for message in messages:
             assert isinstance(message, Refused) or isinstance(json.loads(message.payload), dict)
 
 
 def test_a_number_longer_than_python_prints_is_no_error() -> None:
-    """It lands like any other."""
+    """The number lands unchanged."""
     digits = "9" * 5000
     data = body(fields=FIELDS | {"campaignId": 0}).replace(b'"campaignId": 0', f'"campaignId": {digits}'.encode())
     assert digits.encode() in accepted(data).payload
@@ -271,7 +271,7 @@ def test_a_number_longer_than_python_prints_is_no_error() -> None:
 
 
 def test_the_examples_are_all_different_events() -> None:
-    """Two devices of one user in one second among them."""
+    """They include two devices of one user in the same second."""
     assert len({accepted(json.dumps(webhook).encode()).message_id for webhook in WEBHOOKS}) == len(WEBHOOKS)
 
 
@@ -284,7 +284,7 @@ def test_the_examples_are_all_different_events() -> None:
 def test_the_way_it_is_written_is_no_part_of_an_id(
     webhook: dict[str, Any], nulls: set[str], data: st.DataObject, *, created: bool
 ) -> None:
-    """Another order, more nulls, another form of the time and numbers as text are the same event."""
+    """Another order, more nulls, another form of the time, and numbers as text give the same id."""
     fields = dict.fromkeys(nulls) | webhook["dataFields"]
     if created:
         fields["createdAt"] = fields["createdAt"].replace(" +00:00", data.draw(st.sampled_from(["Z", " +0000", ""])))
@@ -297,7 +297,7 @@ def test_the_way_it_is_written_is_no_part_of_an_id(
 
 @pytest.mark.parametrize("kind", ["emailOpen", "purchase"])
 def test_every_form_of_a_time_is_the_same_second(kind: str) -> None:
-    """A webhook knows no more than the second."""
+    """A webhook has the second and no fraction."""
     assert len({identity(kind, FIELDS | {"createdAt": created}) for created in CREATED}) == 1
 
 
@@ -306,7 +306,7 @@ def test_every_form_of_a_time_is_the_same_second(kind: str) -> None:
     name=st.sampled_from(sorted(DISCRIMINATORS)),
 )
 def test_what_tells_events_apart_is_part_of_an_id(kind: str, name: str) -> None:
-    """Two devices, two links, two messages, two users or two seconds are two events."""
+    """Two devices, links, messages, users or seconds give two ids."""
     first, second = DISCRIMINATORS[name]
     assert identity(kind, FIELDS | {name: first}) != identity(kind, FIELDS | {name: second})
 
@@ -314,14 +314,14 @@ def test_what_tells_events_apart_is_part_of_an_id(kind: str, name: str) -> None:
 @pytest.mark.parametrize("kind", ["emailSubscribe", "emailUnSubscribe"])
 @pytest.mark.parametrize("name", ["emailListIds", "emailListId", "channelIds", "messageTypeIds", "userListIds"])
 def test_two_lists_are_two_subscriptions(kind: str, name: str) -> None:
-    """Joining one list and joining another in one second are two events."""
+    """A user who joins two lists in one second gives two events."""
     assert identity(kind, FIELDS | {name: [1]}) != identity(kind, FIELDS | {name: [2]})
     assert identity(kind, FIELDS | {name: []}) == identity(kind, FIELDS)
     assert identity(kind, FIELDS | {"emailListId": 1}) == identity(kind, FIELDS | {"emailListIds": [1]})
 
 
 def test_everything_tells_events_apart_that_nobody_has_described() -> None:
-    """Of a kind that no document describes, a single property makes another event."""
+    """For a kind without documentation, each property is part of the id."""
     assert identity("purchase", FIELDS | {"total": 1}) != identity("purchase", FIELDS | {"total": 2})
     assert identity("purchase", FIELDS | {"a": {"b": 1, "c": 2}}) == identity(
         "purchase", FIELDS | {"a": {"c": 2, "b": 1}}
@@ -334,7 +334,7 @@ def test_everything_tells_events_apart_that_nobody_has_described() -> None:
 
 
 def test_an_exports_row_is_the_event_of_the_webhook() -> None:
-    """It has fewer fields, and text in place of what is none; the id is the same."""
+    """The row has fewer fields, and texts in place of other types. The id is the same."""
     fields = FIELDS | {
         "platformEndpoint": "e1",
         "transactionalData": {"a": 1},
@@ -355,7 +355,10 @@ def test_an_exports_row_is_the_event_of_the_webhook() -> None:
 
 @pytest.mark.parametrize("kind", sorted({webhook["eventName"] for webhook in WEBHOOKS} & set(SEGMENT_EVENTS)))
 def test_an_id_needs_nothing_that_exports_are_not_known_to_have(kind: str) -> None:
-    """But for devices and message types, which count where they are, and kinds of which no export is documented."""
+    """Devices and message types count where they are present.
+
+    A kind without a documented export may need other fields.
+    """
     exported = EXPORTED[SEGMENT_EVENTS[kind]]
     counting = {"platformEndpoint", "browserToken", "deviceInfo", "messageTypeIds"}
     for webhook in WEBHOOKS:
@@ -368,7 +371,7 @@ def test_an_id_needs_nothing_that_exports_are_not_known_to_have(kind: str) -> No
 
 @pytest.mark.parametrize("webhook", WEBHOOKS, ids=lambda webhook: webhook["eventName"])
 def test_a_row_of_text_has_the_properties_of_the_webhook(webhook: dict[str, Any]) -> None:
-    """Flattened, and with nothing but text, it becomes what the webhook has."""
+    """A row of flattened texts gets the properties of the webhook."""
     row = {"userId": webhook.get("userId")}
     for name, value in webhook["dataFields"].items():
         if isinstance(value, dict) and name not in ("payload", "transactionalData"):
@@ -380,7 +383,7 @@ def test_a_row_of_text_has_the_properties_of_the_webhook(webhook: dict[str, Any]
     }
     made, meant = call(json.dumps(row).encode(), webhook["eventName"]), call(json.dumps(webhook).encode())
     if isinstance(text := meant["properties"].get("transactionalData"), str):
-        # A webhook may have it as text as well, and keeps it so.
+        # A webhook may have a text here too, and the text stays.
         meant["properties"]["transactionalData"] = json.loads(text)
     assert {name: made[name] for name in made if name != "native"} == {
         name: meant[name] for name in meant if name != "native"
@@ -405,12 +408,15 @@ def test_a_row_of_text_has_the_properties_of_the_webhook(webhook: dict[str, Any]
     ],
 )
 def test_text_becomes_what_its_property_is(name: str, text: str, value: object) -> None:
-    """Where it is known to be something else and reads as that; what nobody knows stays text."""
+    """A text is converted if its property is known to have another type and the text fits.
+
+    Unknown properties stay text.
+    """
     assert call(json.dumps({"email": "m@x", name: text}).encode(), "emailSend")["properties"][name] == value
 
 
 def test_dotted_names_are_objects() -> None:
-    """But a value and an object of one name keep both."""
+    """If a value and an object have the same name, both are kept."""
     row = {"email": "m@x", "dataFields.a.b": "1", "dataFields.c": 2, "d": 3, "d.e": 4, "f.g": 5, "f": 6}
     assert call(json.dumps(row).encode(), "customEvent")["properties"] == {
         "email": "m@x",
@@ -423,7 +429,7 @@ def test_dotted_names_are_objects() -> None:
 
 
 def test_the_lines_of_a_file_have_their_places() -> None:
-    """Blank ones are passed over, and what is no row is refused by itself."""
+    """Blank lines are skipped, and a line that is not a row is refused alone."""
     good = json.dumps({"email": "m@x"}).encode()
     data = good + b"\n\nnot,a,row\n" + good[:-1] + b"\n" + good
     messages = parse_export_lines(data, 50, "emailSend")
@@ -434,7 +440,7 @@ def test_the_lines_of_a_file_have_their_places() -> None:
 
 
 def test_a_message_is_read_as_its_entrance_reads() -> None:
-    """The quarantine names the entrance, so a retry does what the first try did."""
+    """The quarantine records the entrance, so a retry follows the rules of the first attempt."""
     track = b'{"type":"track","event":"A","userId":"u"}'
     (webhook,) = parse_message(ITERABLE_WEBHOOK, body(), 0)
     (row,) = parse_message(export_entrance("emailOpen"), json.dumps(FIELDS).encode(), 0)

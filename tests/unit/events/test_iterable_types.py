@@ -1,4 +1,4 @@
-"""What Iterable's kinds of events are called, and which files hold them."""
+"""The names of Iterable's kinds of events, and the files that hold them."""
 
 import csv
 
@@ -12,7 +12,7 @@ with (DATA / "native_event_map.csv").open(encoding="utf-8", newline="") as file:
 
 
 def test_every_kind_of_the_map_is_known() -> None:
-    """By its export's name, and with Segment's name where it has one; profiles are no event."""
+    """Each kind is known by its export's name, and by Segment's name if it has one. Profiles are not events."""
     events = [row for row in MAP if row["export_data_type"] != "user"]
     assert set(KINDS) == {row["export_data_type"] for row in events}
     assert {row["export_data_type"]: row["segment_event_name"] for row in events if row["segment_event_name"]} == (
@@ -34,7 +34,7 @@ def test_every_kind_of_the_map_is_known() -> None:
     ],
 )
 def test_a_kind_is_known_however_it_is_spelled(name: str, kind: str | None) -> None:
-    """Case never counts, and some kinds have another name in places."""
+    """Upper and lower case are equal, and some kinds have two names."""
     assert known_kind(name) == kind
 
 
@@ -58,12 +58,12 @@ def test_a_kind_is_known_however_it_is_spelled(name: str, kind: str | None) -> N
     ],
 )
 def test_a_files_name_tells_what_it_holds(path: str, kind: str | None) -> None:
-    """The innermost name counts, the longest kind in it, and only where it stands alone."""
+    """The longest kind in the innermost name counts, and only if the kind is a separate word."""
     assert kind_of_file(path) == kind
 
 
 def test_the_types_are_those_of_the_catalog() -> None:
-    """A property is a number, a truth value or a document wherever the catalog says that it is one."""
+    """A property is a number, a boolean or a document wherever the catalog has that type."""
     types = {"bigint": set(), "double": set(), "boolean": set(), "json": set()}
     with (DATA / "property_catalog.csv").open(encoding="utf-8", newline="") as catalog:
         for row in csv.DictReader(catalog):

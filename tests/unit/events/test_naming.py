@@ -1,4 +1,4 @@
-"""Names as Segment makes them: events to tables, properties to columns, sources to schemas."""
+"""Names by Segment's rules: events to tables, properties to columns, sources to schemas."""
 
 import csv
 
@@ -20,12 +20,12 @@ from tests.support.folders import DATA
 
 UPPER, LOWER, DIGIT = range(65, 91), range(97, 123), range(48, 58)
 
-# Names much like those people send, so that Hypothesis meets every rule often.
+# These names resemble real names, so Hypothesis reaches every rule often.
 names = st.one_of(st.text(), st.text(alphabet="aZ9_ -.é$", max_size=20))
 
 
 def vectors() -> list[tuple[str, str]]:
-    """Return names and their snake case."""
+    """Return names and the snake case of each."""
     with (DATA / "naming_vectors.csv").open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         next(rows)
@@ -33,7 +33,7 @@ def vectors() -> list[tuple[str, str]]:
 
 
 def go_snakecase(name: str) -> str:
-    """Return what the bytes of a name become, step by step as the library's description has it."""
+    """Return the snake case of a name, byte by byte, following the description of Segment's library."""
     source, output, i = name.encode("utf-8", "surrogatepass"), bytearray(), 0
     while i < len(source):
         if source[i] not in (*UPPER, *LOWER, *DIGIT):
@@ -57,13 +57,13 @@ def test_published_vectors(name: str, expected: str) -> None:
 
 
 def test_vectors_are_all_there() -> None:
-    """The list of vectors is read whole, so that an empty file cannot pass for success."""
+    """The list of vectors is not empty and has its full length."""
     assert len(vectors()) == 68
 
 
 @given(names)
 def test_snake_case_is_the_bytewise_algorithm(name: str) -> None:
-    """Any text at all becomes what the byte-wise algorithm makes of it."""
+    """Any text gives the result of the byte-wise algorithm."""
     assert snake_case(name) == go_snakecase(name)
 
 
@@ -76,7 +76,7 @@ def test_snake_case_is_idempotent(name: str) -> None:
 
 @given(names, names)
 def test_snake_case_of_a_path_is_that_of_its_parts(first: str, second: str) -> None:
-    """Flattening a nested property gives one name, whether its parts or its whole path are snake-cased."""
+    """The snake case of a path is the same, whether the parts or the whole path are converted."""
     parts = [part for part in (snake_case(first), snake_case(second)) if part]
     assert snake_case(f"{first}.{second}") == "_".join(parts)
 
@@ -87,12 +87,12 @@ def test_vector_08_sms_bounced() -> None:
 
 
 def test_vector_09_in_app_clicked() -> None:
-    """Words become words."""
+    """Each word stays a word."""
     assert table_name("In App Clicked") == "in_app_clicked"
 
 
 def test_vector_10_a_digit_starts_no_word() -> None:
-    """A small letter before a capital ends a word; a digit does not."""
+    """A capital after a small letter starts a word, and a digit does not."""
     assert table_name("iOS Opened 2x") == "i_os_opened_2x"
 
 
@@ -102,7 +102,7 @@ def test_vector_11_events_nobody_documented_have_tables() -> None:
 
 
 def test_vector_13_leading_digit() -> None:
-    """A name that starts with a digit gets an underscore in front, since no bare identifier starts with one."""
+    """A name that starts with a digit gets an underscore in front, because no bare identifier starts with a digit."""
     assert table_name("101 Account Update") == "_101_account_update"
 
 
@@ -155,13 +155,16 @@ def test_vector_52_acronym_inside_a_property() -> None:
     ],
 )
 def test_a_property_has_a_column(path: list[str], column: str) -> None:
-    """The keys in snake case, each by itself; those of nothing vanish, and so does `properties` in front."""
+    """Each key becomes snake case by itself.
+
+    Keys without letters and digits vanish, and so does `properties` in front.
+    """
     assert column_name(path) == column
 
 
 @given(st.lists(names, min_size=1, max_size=4))
 def test_columns_need_no_quotes(keys: list[str]) -> None:
-    """Whatever the keys are, the column can be written without quotes and is not cut."""
+    """The column needs no quotes and is not cut, whatever the keys are."""
     column = column_name(["properties", *keys])
     assert len(column.encode()) <= IDENTIFIER_BYTES
     assert column not in RESERVED_WORDS
@@ -171,7 +174,7 @@ def test_columns_need_no_quotes(keys: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"])
 def test_every_column_of_postgresql_keeps_its_name(name: str) -> None:
-    """Its own columns are on every table, so a property gets another one; a table may be called so."""
+    """A table has PostgreSQL's own columns, so a property gets another name. A table may have such a name."""
     assert column_name(["properties", name.upper()]) == f"_{name}"
     assert table_name(name) == name
 
@@ -190,7 +193,7 @@ def test_other_words_stay_bare(word: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN_TABLES))
 def test_no_event_takes_a_table_of_the_layout(name: str) -> None:
-    """An event named as one of the layout's own tables gets a table beside it."""
+    """An event with the name of a layout table gets another table."""
     assert table_name(name.title()) == f"_{name}"
 
 
@@ -201,14 +204,14 @@ def test_a_name_of_nothing_has_no_table(name: str) -> None:
 
 
 def test_spellings_of_one_name_share_a_table() -> None:
-    """Different spellings of an event meet in one table."""
+    """Different spellings of an event share one table."""
     spellings = ["Email Delivered", "email_delivered", "EmailDelivered", "email-delivered", " email  Delivered "]
     assert {table_name(spelling) for spelling in spellings} == {"email_delivered"}
 
 
 @given(st.text(alphabet="ab_", min_size=1, max_size=10), st.text(alphabet="abc", min_size=1, max_size=10))
 def test_long_names_that_differ_in_their_tails_stay_apart(first: str, second: str) -> None:
-    """Two names that PostgreSQL would cut to the same 63 bytes stay different, and are not cut."""
+    """PostgreSQL would cut both names to the same 63 bytes. They stay different and are not cut."""
     long = "campaign_" * 8
     made = {identifier(f"{long}{tail}") for tail in (first, second)}
     assert len(made) == len({first, second})
@@ -217,7 +220,7 @@ def test_long_names_that_differ_in_their_tails_stay_apart(first: str, second: st
 
 @given(names)
 def test_tables_need_no_quotes(name: str) -> None:
-    """Whatever the event is called, its table can be written without quotes and is not cut."""
+    """The table needs no quotes and its name is not cut, whatever the event's name is."""
     table = table_name(name)
     assert len(table.encode()) <= IDENTIFIER_BYTES
     assert table not in RESERVED_WORDS | BUILT_IN_TABLES
@@ -226,7 +229,7 @@ def test_tables_need_no_quotes(name: str) -> None:
 
 
 def test_names_of_63_bytes_are_kept() -> None:
-    """The longest name PostgreSQL keeps stays as it is; one byte more is shortened."""
+    """A name of 63 bytes stays as it is. A name of 64 bytes is shortened."""
     assert identifier("a" * 63) == "a" * 63
     assert identifier("a" * 64)[:54] == "a" * 54
     assert len(identifier("a" * 64)) == 63
@@ -252,13 +255,13 @@ def test_names_of_63_bytes_are_kept() -> None:
     ],
 )
 def test_schema_of_a_source(source: str, schema: str) -> None:
-    """A source's schema is its name in lower case, with capitals left together and other characters dropped."""
+    """The schema is the name in lower case. Capitals stay together and other characters are dropped."""
     assert schema_name(source) == schema
 
 
 @given(names)
 def test_schemas_are_stable_identifiers(name: str) -> None:
-    """A schema's name is an identifier without quotes, and the schema of a schema's name is itself."""
+    """A schema is an identifier without quotes. The schema of that identifier is the identifier itself."""
     schema = schema_name(name)
     assert set(schema) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
     assert not schema[:1].isdigit()

@@ -1,4 +1,4 @@
-"""Lines of tracking calls: which become events, byte for byte, and which are refused, and why."""
+"""Lines of tracking calls become events, byte for byte, or refusals with a reason."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from loader.events.segment import parse_line, parse_lines, parse_webhook
 from tests.support.factories import call, call_line
 
 BASE = b'{"type":"track","event":"Email Opened","userId":"u1","messageId":"m1"}'
-# Behind another line, where nothing special happens to a file's first bytes.
+# A line before the call, because the first bytes of a file have rules of their own.
 ANYWHERE = 1000
 
 
@@ -24,26 +24,26 @@ def with_value(value: bytes) -> bytes:
 
 
 def parse(data: bytes, offset: int = ANYWHERE) -> list[Event | Refused]:
-    """Return what becomes of lines."""
+    """Return the messages of lines."""
     return parse_lines(data, offset)
 
 
 def accepted(line: bytes, offset: int = ANYWHERE) -> Event:
-    """Return the one event of a line that is accepted as it is."""
+    """Return the one event of a line that is accepted unchanged."""
     (event,) = parse(line, offset)
     assert isinstance(event, Event)
     return event
 
 
 def refused(line: bytes, offset: int = ANYWHERE) -> Refused:
-    """Return the one refusal of a line that is not accepted."""
+    """Return the one refusal of a line that is refused."""
     (refusal,) = parse(line, offset)
     assert isinstance(refusal, Refused)
     return refusal
 
 
 def repaired(line: bytes) -> tuple[bytes, Reason]:
-    """Return what lands of a line that is repaired, and why it had to be."""
+    """Return the event of a repaired line, and the reason for the repair."""
     event, original = parse(line)
     assert isinstance(event, Event)
     assert isinstance(original, Refused)
@@ -56,14 +56,14 @@ def repaired(line: bytes) -> tuple[bytes, Reason]:
 
 
 def test_an_event_is_kept_byte_for_byte() -> None:
-    """A valid line lands as it is: key order, spaces, escapes and the spelling of numbers included."""
+    """A valid line lands unchanged, with its key order, spaces, escapes and spelling of numbers."""
     line = b'{"userId": "u1",  "event":"Email Opened","type":"track","messageId":"m1","properties":'
     line += b'{"z":1.50,"a":"\\u00e9\xc3\xa9"}}'
     assert accepted(line) == Event(line, ANYWHERE, "m1", "email_opened", None)
 
 
 def test_offsets_count_bytes_from_the_given_one() -> None:
-    """Each event knows where its line begins, in bytes and not in characters."""
+    """Each event knows the offset of its line in bytes, not in characters."""
     lines = [call_line(userId="é" * 3), call_line(), call_line(userId="🎉")]
     data = b"\n".join(lines)
     assert [message.offset for message in parse(data, 7)] == [7, 8 + len(lines[0]), 9 + len(lines[0]) + len(lines[1])]
@@ -94,7 +94,7 @@ def test_offsets_count_bytes_from_the_given_one() -> None:
 def test_vector_61_integrations_keep_a_call_out_of_warehouses(
     integrations: object, warehouse_id: str, *, is_served: bool
 ) -> None:
-    """An excluded call lands whole and has no collection, by whichever parser it comes."""
+    """An excluded call lands unchanged and has no collection, in each parser."""
     sent = json.dumps(call() | {"integrations": integrations}).encode()
     [by_line] = parse_line(sent, 0, warehouse_id)
     [among_lines] = parse_lines(sent, 0, warehouse_id)
@@ -105,48 +105,48 @@ def test_vector_61_integrations_keep_a_call_out_of_warehouses(
 
 
 def test_vector_61_a_name_may_be_written_with_escapes() -> None:
-    """JSON has several spellings of one name."""
+    """JSON has several spellings of a name."""
     sent = json.dumps(call() | {"integrations": {"Warehouses": {"all": False}}}).encode()
     assert accepted(sent.replace(b"Warehouses", b"\\u0057arehouses")).collection is None
 
 
 @pytest.mark.parametrize("kind", ["identify", "page", "screen", "group"])
 def test_calls_other_than_track_land_without_a_collection(kind: str) -> None:
-    """Calls of the other types are kept, and belong to no table."""
+    """Calls of the other types land and belong to no table."""
     event = accepted(call_line(type=kind, event=None))
     assert (event.collection, event.message_id) == (None, "m1")
 
 
 def test_an_alias_may_name_its_user_by_the_previous_id() -> None:
-    """An alias call is about its previous id."""
+    """An alias call may have only a previous id."""
     assert accepted(call_line(type="alias", event=None, userId=None, previousId="before")).collection is None
 
 
 def test_a_call_without_a_type_that_names_an_event_is_a_track() -> None:
-    """What a sender posts to /v1/track need not repeat its type."""
+    """A call that a sender posts to /v1/track need not repeat its type."""
     assert accepted(call_line(type=None)).collection == "email_opened"
 
 
 @pytest.mark.parametrize("name", ["日本語", "", "🎉"])
 def test_an_event_whose_name_gives_no_table_lands_with_an_empty_collection(name: str) -> None:
-    """Such an event is a track call all the same."""
+    """Such an event is a track call too."""
     assert accepted(call_line(event=name)).collection == ""
 
 
 def test_very_long_event_names_have_tables() -> None:
-    """A long name gets the table its rules give it, however often it is met."""
+    """A long name gets the same table each time."""
     name = "Very Long " * 100
     assert {accepted(call_line(event=name)).collection for _ in range(2)} == {table_name(name)}
 
 
 def test_an_anonymous_id_is_enough() -> None:
-    """Iterable sends the email address as anonymousId when it knows no user id."""
+    """Iterable sends the e-mail address as anonymousId when it knows no user id."""
     assert accepted(call_line(userId=None, anonymousId="a@b.c")).message_id == "m1"
     assert accepted(call_line(userId="", anonymousId="a@b.c")).message_id == "m1"
 
 
 def test_white_space_around_a_line_is_no_part_of_it() -> None:
-    """Spaces, tabs and the carriage return of a Windows file do not get in the way."""
+    """Spaces, tabs and the carriage return of a Windows file are ignored."""
     for line in (BASE + b"\r", b"  " + BASE, b"\t" + BASE + b" \t\r"):
         event = accepted(line)
         assert event.payload.strip() == BASE
@@ -155,13 +155,13 @@ def test_white_space_around_a_line_is_no_part_of_it() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\r\n", b" \t \n", b"\n\n\n"])
 def test_blank_lines_are_nothing(data: bytes) -> None:
-    """A blank line is neither an event nor a mistake."""
+    """A blank line is neither an event nor a refusal."""
     assert parse(data) == []
     assert parse(data + BASE + b"\n" + data)[0] == Event(BASE, ANYWHERE + len(data), "m1", "email_opened", None)
 
 
 def test_a_byte_order_mark_begins_a_file_only() -> None:
-    """A byte order mark at the beginning of a file is passed over; anywhere else it is no JSON."""
+    """A byte order mark at the beginning of a file is skipped. Elsewhere it is invalid JSON."""
     marked = b"\xef\xbb\xbf" + BASE
     assert accepted(marked, 0).payload == BASE
     assert parse(b"\xef\xbb\xbf", 0) == []
@@ -169,20 +169,20 @@ def test_a_byte_order_mark_begins_a_file_only() -> None:
 
 
 def test_the_last_of_two_equal_keys_counts() -> None:
-    """As in the database, where the last one stays."""
+    """The database also keeps the last value."""
     event = accepted(BASE[:-1] + b',"messageId":"m2","event":"SMS Bounced","properties":1,"properties":{}}')
     assert (event.message_id, event.collection) == ("m2", "sms_bounced")
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", str(2**70).encode(), b"0.1000", b"1" * 5000])
 def test_numbers_no_machine_holds_are_left_alone(number: bytes) -> None:
-    """The digits of a property's number are nobody's business here."""
+    """A property's number keeps all digits."""
     line = with_value(number)
     assert accepted(line).payload == line
 
 
 def test_a_moderately_nested_event_lands() -> None:
-    """Nesting as deep as programs produce is fine."""
+    """Programs produce nesting of this depth."""
     line = with_value(b"[" * 200 + b"]" * 200)
     assert accepted(line).payload == line
 
@@ -191,7 +191,7 @@ def test_a_moderately_nested_event_lands() -> None:
 
 
 def test_a_missing_message_id_is_made_from_the_line_and_its_place() -> None:
-    """The same line at the same place gets the same id again; elsewhere in the file it is another event."""
+    """The same line at the same place always gets the same id. At another place the line is another event."""
     line = call_line(messageId=None)
     assert accepted(line, 5).message_id == accepted(line, 5).message_id
     assert accepted(line, 5).message_id != accepted(line, 6).message_id
@@ -201,19 +201,19 @@ def test_a_missing_message_id_is_made_from_the_line_and_its_place() -> None:
 
 @pytest.mark.parametrize("given", ["", 1.5, True, [], {}])
 def test_a_message_id_that_is_none_counts_as_missing(given: object) -> None:
-    """Events whose id is empty or no id at all stay apart by their places."""
+    """Events with an empty or invalid id get ids from their places."""
     line = call_line(messageId=given)
     assert accepted(line, 5).message_id != accepted(line, 6).message_id
     assert re.fullmatch(r"loader-[0-9a-f]{32}", accepted(line, 5).message_id)
 
 
 def test_a_message_id_of_a_hundred_characters_is_kept() -> None:
-    """Segment's limit is ours; characters are counted, not bytes."""
+    """The limit is Segment's. It counts characters, not bytes."""
     assert accepted(call_line(messageId="é" * 100)).message_id == "é" * 100
 
 
 def test_a_longer_message_id_is_replaced_by_its_hash() -> None:
-    """Two deliveries of one event keep one id, wherever they are; two events keep two."""
+    """Two deliveries of one event get the same id. Two events get two ids."""
     first, second = "a" * 101, "a" * 100 + "b"
     assert accepted(call_line(messageId=first), 5).message_id == accepted(call_line(messageId=first), 99).message_id
     assert accepted(call_line(messageId=first)).message_id != accepted(call_line(messageId=second)).message_id
@@ -222,12 +222,12 @@ def test_a_longer_message_id_is_replaced_by_its_hash() -> None:
 
 @pytest.mark.parametrize("number", [0, 7, -7, 2**70, 10**99])
 def test_a_number_as_message_id_becomes_its_digits(number: int) -> None:
-    """No digit of a numeric id is lost."""
+    """A numeric id keeps all digits."""
     assert accepted(call_line(messageId=number)).message_id == str(number)
 
 
 def test_a_huge_number_as_message_id_is_hashed() -> None:
-    """A number of more than a hundred digits is as good an id as a text of that length."""
+    """A number of more than a hundred digits is treated like a text of that length."""
     assert accepted(call_line(messageId=10**100), 5).message_id == accepted(call_line(messageId=10**100), 6).message_id
     assert len(accepted(call_line(messageId=10**4000)).message_id) <= 100
 
@@ -249,7 +249,7 @@ def test_a_huge_number_as_message_id_is_hashed() -> None:
     ],
 )
 def test_the_time_of_receipt_is_kept_as_given(value: str, read: datetime) -> None:
-    """Segment's raw logs say when Segment received an event; that is when it was received."""
+    """Segment's raw logs contain the time at which Segment received an event."""
     assert accepted(call_line(receivedAt=value)).received_at == read
 
 
@@ -280,7 +280,7 @@ def test_the_time_of_receipt_is_kept_as_given(value: str, read: datetime) -> Non
     ],
 )
 def test_another_time_of_receipt_is_now(value: object) -> None:
-    """A time that is none, or that the database may not read, never costs the event."""
+    """An invalid time, or a time that the database may not be able to read, does not cost the event."""
     assert accepted(call_line(receivedAt=value)).received_at is None
 
 
@@ -341,7 +341,7 @@ def test_another_time_of_receipt_is_now(value: object) -> None:
     ids=lambda value: value.value if isinstance(value, Reason) else repr(value[:40]),
 )
 def test_a_line_that_is_no_call_is_refused_with_a_reason(line: bytes, reason: Reason) -> None:
-    """Each is refused for its own reason, with its bytes, its place and an explanation, among good neighbours too."""
+    """Each refusal has its own reason, the line's bytes, its place and an explanation. Valid lines around it land."""
     refusal = refused(line)
     assert (refusal.reason, refusal.payload, refusal.offset) == (reason, line, ANYWHERE)
     assert refusal.detail
@@ -356,13 +356,13 @@ def test_a_line_that_is_no_call_is_refused_with_a_reason(line: bytes, reason: Re
 
 @pytest.mark.parametrize("name", ["properties", "traits"])
 def test_null_is_no_object_and_no_mistake(name: str) -> None:
-    """Libraries send null for what is absent."""
+    """Libraries send null for absent objects."""
     line = BASE[:-1] + f',"{name}":null}}'.encode()
     assert accepted(line).payload == line
 
 
 def test_every_reason_of_this_module_is_tested() -> None:
-    """A reason that is added without a line that shows it fails here."""
+    """A new reason without a line in this module fails this test."""
     elsewhere = {Reason.LINE_TOO_LONG, Reason.REFUSED_BY_DATABASE, Reason.NUL_CHARACTER, Reason.LONE_SURROGATE}
     elsewhere |= {Reason.EMPTY_BATCH, Reason.EVENT_TOO_LARGE, Reason.TOO_MANY_ITEMS, Reason.BAD_ROW}
     (mark,) = [m for m in test_a_line_that_is_no_call_is_refused_with_a_reason.pytestmark if m.name == "parametrize"]
@@ -370,7 +370,7 @@ def test_every_reason_of_this_module_is_tested() -> None:
 
 
 def test_an_object_on_two_lines_does_not_shift_its_neighbours() -> None:
-    """Each event keeps its own id when a line is broken in two and two others are on one line."""
+    """Each event keeps its id if one object is on two lines and two objects are on one line."""
     first, second, third = (call_line(messageId=name) for name in ("a", "b", "c"))
     head, tail = BASE[:-1] + b',"properties":', b'{"x":1}}'
     for odd in ([head, tail], [b""], [b" "]):
@@ -403,7 +403,7 @@ def test_an_object_on_two_lines_does_not_shift_its_neighbours() -> None:
     ],
 )
 def test_characters_no_database_text_holds_are_replaced(value: bytes, mended: bytes, reason: Reason) -> None:
-    """NUL and halves of surrogate pairs become U+FFFD, nothing else changes, and the original is kept beside it."""
+    """NUL and unpaired surrogates become U+FFFD. Everything else stays, and the original is kept."""
     assert repaired(with_value(value)) == (with_value(mended), reason)
 
 
@@ -423,13 +423,13 @@ def test_characters_no_database_text_holds_are_replaced(value: bytes, mended: by
     ],
 )
 def test_other_escapes_are_left_alone(value: bytes) -> None:
-    """Whole pairs, and backslashes that are escaped themselves, are nothing to repair."""
+    """Paired surrogates and escaped backslashes need no repair."""
     line = with_value(value)
     assert accepted(line).payload == line
 
 
 def test_a_repaired_id_and_event_are_those_that_land() -> None:
-    """What is read for the row's id and table is what its payload says."""
+    """The row's id and table come from the repaired payload."""
     event, original = parse(rb'{"type":"track","event":"Email\u0000Opened","userId":"u","messageId":"m\ud83d"}')
     assert isinstance(event, Event)
     assert isinstance(original, Refused)
@@ -444,7 +444,7 @@ def test_a_bad_line_is_not_repaired_first() -> None:
 
 # Any mix of lines
 
-# Halves of surrogate pairs and NUL included.
+# With NUL and unpaired surrogates.
 TEXT = st.text(alphabet=st.characters(), max_size=5)
 GOOD = st.builds(
     call_line,
@@ -471,7 +471,7 @@ LINES = st.lists(
 @given(LINES, st.integers(min_value=1, max_value=10**9), st.booleans())
 @example([(b"", "blank"), (BASE, "good"), (BASE + BASE, "bad"), (call_line(messageId="m2"), "good")], 1, False)
 def test_any_mix_of_lines_gives_each_its_due(lines: list[tuple[bytes, str]], offset: int, ends: bool) -> None:
-    """Exactly the good lines are accepted, in their order and at their offsets, and exactly the bad ones refused."""
+    """Exactly the valid lines are accepted, in their order and with their offsets. The invalid lines are refused."""
     data = b"\n".join(line for line, _ in lines) + (b"\n" if ends else b"")
     places, place = [], offset
     for line, _ in lines:
@@ -490,7 +490,7 @@ def test_any_mix_of_lines_gives_each_its_due(lines: list[tuple[bytes, str]], off
 
 @given(LINES, st.integers(min_value=1, max_value=10**9))
 def test_a_line_is_read_alike_alone_and_in_company(lines: list[tuple[bytes, str]], offset: int) -> None:
-    """Whatever stands around a line, it becomes the same event or the same refusal."""
+    """A line becomes the same event or the same refusal, whatever lines are around it."""
     together = parse(b"\n".join(line for line, _ in lines), offset)
     alone: list[Event | Refused] = []
     for line, _ in lines:
@@ -501,7 +501,7 @@ def test_a_line_is_read_alike_alone_and_in_company(lines: list[tuple[bytes, str]
 
 @given(GOOD, st.integers(min_value=1, max_value=10**9))
 def test_the_quick_look_and_the_careful_look_agree(line: bytes, offset: int) -> None:
-    """A good line is the same event for the fast path as for the one that takes its time."""
+    """The fast decoder and the full parser give the same event for a valid line."""
     assert [plain(m) for m in parse_lines(line, offset)] == [plain(m) for m in parse_line(line, offset)]
 
 

@@ -1,4 +1,4 @@
-"""What events are made of: types, paths, and a decoder that never says nothing is new when something is."""
+"""The schema of events: types, paths, and a compiled decoder that reports every new property."""
 
 import json
 import math
@@ -23,12 +23,12 @@ def payload(properties: object, context: object = None) -> bytes:
 
 
 def found(whole: bytes, shape: Shape | None = None) -> list[tuple[Path, str]]:
-    """Return what is new in a call, to a shape or to one that knows nothing."""
+    """Return the new properties of a call, for a given shape or an empty shape."""
     return list((shape or Shape()).unknown_fields(whole))
 
 
 def takes(shape: Shape, whole: bytes) -> bool:
-    """Say whether the decoder finds nothing new in a call."""
+    """Return whether the compiled decoder finds the call known."""
     try:
         shape.decode(whole)
     except (msgspec.MsgspecError, RecursionError):
@@ -37,7 +37,7 @@ def takes(shape: Shape, whole: bytes) -> bool:
 
 
 def compile_now(shape: Shape) -> None:
-    """Count as many misses as it takes for a decoder to be compiled."""
+    """Count enough misses for a decoder to be compiled."""
     for _ in range(1000):
         shape.missed()
 
@@ -82,7 +82,7 @@ def compile_now(shape: Shape) -> None:
     ],
 )
 def test_a_value_has_the_narrowest_type_that_holds_it(value: str, kind: str | None) -> None:
-    """Numbers by their exact value and not by how they are written; strings are text but for times; null is nothing."""
+    """Numbers count by their exact value, not by their spelling. Strings are text or times, and null has no type."""
     whole = b'{"properties":{"a":' + value.encode() + b"}}"
     assert found(whole) == ([] if kind is None else [(("properties", "a"), kind)])
 
@@ -106,7 +106,7 @@ def test_a_value_has_the_narrowest_type_that_holds_it(value: str, kind: str | No
     ],
 )
 def test_a_time_is_a_date_and_a_clock(value: str) -> None:
-    """ISO 8601 with a T between; the offset may be left out."""
+    """A time is ISO 8601 with a T. The offset is optional."""
     assert type_of(value) == "timestamp with time zone"
 
 
@@ -145,7 +145,7 @@ def test_a_time_is_a_date_and_a_clock(value: str) -> None:
     ],
 )
 def test_what_is_not_quite_a_time_is_text(value: str) -> None:
-    """Days that are not in the calendar, other ways to write a time, anything before or after it."""
+    """Invalid days, other formats, and text before or after the time make the value text."""
     assert type_of(value) == "text"
 
 
@@ -153,13 +153,13 @@ def test_what_is_not_quite_a_time_is_text(value: str) -> None:
     st.datetimes(timezones=st.builds(timezone, st.integers(-959, 959).map(lambda minutes: timedelta(minutes=minutes))))
 )
 def test_every_moment_is_a_time(moment: datetime) -> None:
-    """Whatever Python writes in ISO 8601 is one, with the day before and after in the same calendar."""
+    """Every time that Python writes in ISO 8601 is a time, and so are the days around it."""
     assert type_of(moment.isoformat()) == "timestamp with time zone"
 
 
 @given(st.integers(1, 9999), st.integers(0, 13), st.integers(0, 32))
 def test_the_calendar_is_the_calendar(year: int, month: int, day: int) -> None:
-    """A day is taken if and only if there is such a day."""
+    """A day is accepted if and only if the calendar has it."""
     text = f"{year:04}-{month:02}-{day:02}T00:00:00"
     exists = False
     with suppress(ValueError):
@@ -168,13 +168,13 @@ def test_the_calendar_is_the_calendar(year: int, month: int, day: int) -> None:
 
 
 def test_what_is_covered_needs_no_wider_column() -> None:
-    """Text holds everything, numeric holds integers, and nothing else holds another."""
+    """Text holds every type, and numeric holds integers. No other type holds another type."""
     pairs = {(have, kind) for have in TYPES for kind in TYPES if covers({have}, kind)}
     assert pairs == {(kind, kind) for kind in TYPES} | {("text", kind) for kind in TYPES} | {("numeric", "bigint")}
 
 
 def test_paths_are_found_in_the_order_of_the_keys() -> None:
-    """Objects are followed where they stand; properties come before context, which is in front of its own paths."""
+    """Objects are followed in the order of keys. Properties come before context, whose paths begin with `context`."""
     whole = payload(
         {"b": {"y": 1, "x": {"z": True}}, "a": [{"c": 1}], "n": None}, {"ip": "::1", "traits": {"email": "e"}}
     )
@@ -189,7 +189,7 @@ def test_paths_are_found_in_the_order_of_the_keys() -> None:
 
 @pytest.mark.parametrize("whole", [b"{}", b'{"properties":null}', b'{"context":null}', b'{"context":{}}', b'{"a":1}'])
 def test_a_call_without_any_is_made_of_nothing(whole: bytes) -> None:
-    """What is neither in properties nor in context has no paths."""
+    """Fields outside properties and context have no paths."""
     assert found(whole) == []
 
 
@@ -198,7 +198,7 @@ def test_a_call_without_any_is_made_of_nothing(whole: bytes) -> None:
     [(b'{"context":"x"}', "text"), (b'{"context":[{"a":1}]}', "text"), (b'{"context":7}', "bigint")],
 )
 def test_a14_a_context_that_is_no_object_is_a_value(whole: bytes, kind: str) -> None:
-    """Its path is the part itself; known, it is taken by the decoder, and objects go on being taken apart."""
+    """The path of such a context is `context`. The decoder accepts a known path and still follows objects."""
     shape = Shape()
     assert found(whole, shape) == [(("context",), kind)]
     shape.learn(("context",), [kind])
@@ -209,12 +209,12 @@ def test_a14_a_context_that_is_no_object_is_a_value(whole: bytes, kind: str) -> 
 
 
 def test_the_name_is_the_one_that_came() -> None:
-    """Not the table's."""
+    """The name is the event's name, not the table's."""
     assert event_name(b'{"event":"Email  Op\\u0065ned","properties":{"event":"x"}}') == "Email  Opened"
 
 
 def test_the_decoder_takes_what_is_like_the_events_before() -> None:
-    """Once compiled, an event with any part of what is known passes: nulls, empty objects, other orders included."""
+    """After compilation, any subset of the known properties passes, with nulls, empty objects and any order."""
     shape = Shape()
     first = payload(
         {"id": 1, "price": 1.5, "at": "2019-07-08T18:33:25Z", "s": "x", "o": {}, "n": None, "d": {"e": True}}
@@ -246,7 +246,7 @@ def test_the_decoder_takes_what_is_like_the_events_before() -> None:
 
 
 def test_what_is_known_from_the_record_is_compiled_as_well() -> None:
-    """A process that starts with what is recorded learns nothing twice."""
+    """A process that starts with the recorded properties does not discover them again."""
     shape = Shape([(["properties", "a"], ["bigint"]), (["context", "b", "c"], ["boolean", "text"])], untracked=True)
     compile_now(shape)
     assert takes(shape, payload({"a": 1}, {"b": {"c": "x"}}))
@@ -274,7 +274,7 @@ EVENTS = st.builds(payload, OBJECTS, OBJECTS | LEAVES)
 @settings(max_examples=500)
 @given(st.lists(st.tuples(EVENTS, st.booleans(), st.booleans()), min_size=1, max_size=12))
 def test_the_decoder_never_misses_anything(history: list[tuple[bytes, bool, bool]]) -> None:
-    """Whatever was learned of whatever came before, what the decoder takes has nothing new in it."""
+    """After any known events, a call that the decoder accepts has no new property."""
     shape = Shape()
     for whole, learn, compiled in history:
         if takes(shape, whole):
@@ -289,7 +289,7 @@ def test_the_decoder_never_misses_anything(history: list[tuple[bytes, bool, bool
 
 
 def flattened(value: Any, path: Path = ()) -> dict[Path, str]:
-    """Return the paths below an object and their types, in the plainest way there is."""
+    """Return the paths below an object with their types, by simple recursion."""
     paths: dict[Path, str] = {}
     for key, each in value.items() if isinstance(value, dict) else ():
         if isinstance(each, dict):
@@ -308,14 +308,14 @@ def flattened(value: Any, path: Path = ()) -> dict[Path, str]:
 
 @given(EVENTS)
 def test_paths_are_those_a_simpler_reading_finds(whole: bytes) -> None:
-    """Against a recursive function over exactly parsed JSON."""
+    """A recursive function over exactly parsed JSON finds the same paths."""
     call = json.loads(whole, parse_int=Decimal, parse_float=Decimal)
     expected = flattened({root: call[root] for root in ("properties", "context")})
     assert dict(found(whole)) == expected
 
 
 def test_a_repeated_key_counts_once_as_in_the_database() -> None:
-    """The last of two equal keys is the value, and the decoder does not take the event for the first one's sake."""
+    """The last of two equal keys is the value. The decoder does not accept an event because of the first value."""
     shape = Shape([(["properties", "a"], ["bigint"])])
     compile_now(shape)
     whole = b'{"properties":{"a":1,"a":"x"}}'
@@ -324,7 +324,7 @@ def test_a_repeated_key_counts_once_as_in_the_database() -> None:
 
 
 def test_ever_new_properties_do_not_mean_ever_new_decoders() -> None:
-    """Compiling waits until it pays: two thousand shapes cost a handful of decoders."""
+    """Decoders are compiled only if they save time: two thousand shapes cost a handful of decoders."""
     shape = Shape()
     decoders = set()
     for i in range(2000):
@@ -338,7 +338,7 @@ def test_ever_new_properties_do_not_mean_ever_new_decoders() -> None:
 
 
 def test_what_only_ever_is_null_is_not_remembered_without_end() -> None:
-    """Keys that leave no record leave no more than twice as many traces in memory as there are tracked properties."""
+    """Keys that are always null use limited memory: at most twice as many entries as there are tracked properties."""
     shape = Shape()
     for start in range(0, 5 * TRACKED_PROPERTIES, 1000):
         assert found(payload({f"key{i}": None for i in range(start, start + 1000)}), shape) == []
@@ -347,7 +347,7 @@ def test_what_only_ever_is_null_is_not_remembered_without_end() -> None:
 
 @pytest.mark.parametrize("width", [499, 501, 3000])
 def test_very_wide_objects_are_taken_apart_each_time(width: int) -> None:
-    """A decoder for them would be no faster; above all none takes what it does not look at."""
+    """A decoder for such an object would not be faster. No decoder accepts a property that it does not check."""
     shape = Shape((["properties", f"key{i}"], ["bigint"]) for i in range(width))
     for _ in range(width + 100):
         shape.missed()
@@ -357,7 +357,7 @@ def test_very_wide_objects_are_taken_apart_each_time(width: int) -> None:
 
 
 def test_deep_objects_are_followed() -> None:
-    """Five hundred objects in one another are one path, with or without a decoder."""
+    """Five hundred nested objects are one path, with and without a compiled decoder."""
     deep = b'{"properties":' + b'{"a":' * 500 + b"1" + b"}" * 501
     [(path, kind)] = found(deep)
     assert (path, kind) == (("properties", *["a"] * 500), "bigint")

@@ -1,4 +1,4 @@
-"""Iterable writes times in many ways; each is read, and nothing else is an error."""
+"""Iterable's formats of times: each is read, and other text is no error."""
 
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ SECOND = datetime(2026, 3, 4, 15, 20, 11, tzinfo=UTC)
     ],
 )
 def test_every_format_is_read(written: object) -> None:
-    """Whatever wrote the time, it is the same time; without an offset it is UTC's."""
+    """All formats give the same time. A time without an offset is UTC."""
     assert read_moment(written) == SECOND
 
 
@@ -48,7 +48,7 @@ def test_every_format_is_read(written: object) -> None:
     ],
 )
 def test_fractions_of_seconds_are_kept(written: object, microsecond: int) -> None:
-    """Also where somebody's formatter wrote two of them."""
+    """A fraction that a formatter wrote twice is read too."""
     assert read_moment(written) == SECOND.replace(microsecond=microsecond)
 
 
@@ -80,18 +80,18 @@ def test_fractions_of_seconds_are_kept(written: object, microsecond: int) -> Non
     ],
 )
 def test_what_is_no_time_is_none(written: object) -> None:
-    """An event with such a time lands all the same."""
+    """An event with such a time lands too."""
     assert read_moment(written) is None
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.+ Z-]{0,30}")))
 def test_nothing_is_an_error(written: object) -> None:
-    """Reading gives a time in UTC or none."""
+    """Any text gives a time in UTC or None."""
     moment = read_moment(written)
     assert moment is None or moment.utcoffset() == datetime.now(UTC).utcoffset()
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_time_that_is_written_can_be_read(moment: datetime) -> None:
-    """To the millisecond, which is what Segment's calls have."""
+    """Segment's calls have milliseconds."""
     assert read_moment(iso_text(moment)) == moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -1,4 +1,4 @@
-"""Bodies of the tracking API: which calls become events, with which bytes, and what they get from their batch."""
+"""Bodies of the tracking API: calls become events, and a batch gives its fields to its calls."""
 
 import json
 from typing import Any
@@ -24,14 +24,14 @@ from loader.events.tracking_api import (
 LIMITS = Limits()
 KINDS = ("track", "identify", "page", "screen", "group", "alias")
 
-# Without NUL, which lands repaired.
+# Without NUL, because a text with NUL lands repaired.
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
-# Names an envelope does not use.
+# Names that are not fields of a call.
 others = st.dictionaries(texts.map(lambda name: f"x{name}"), json_values, max_size=3)
 good_calls = st.builds(
     lambda user, event, extra, properties: (
@@ -64,7 +64,7 @@ bad_calls = st.sampled_from(
 
 
 def body(*calls: Any, **fields: Any) -> bytes:
-    """Return a batch's body."""
+    """Return the body of a batch."""
     return json.dumps({"batch": list(calls)} | fields).encode()
 
 
@@ -74,7 +74,7 @@ def call(**fields: Any) -> dict[str, Any]:
 
 
 def payloads(calls: list[Call]) -> list[Any]:
-    """Return what lands of calls, decoded; none may be refused."""
+    """Return the decoded payloads of calls; no call may be refused."""
     events, refused = parse_calls(calls, 1)
     assert refused == []
     return [json.loads(event.payload) for event in events]
@@ -88,7 +88,7 @@ def single(text: bytes | str, kind: str = "track", limits: Limits = LIMITS) -> E
 
 @given(st.lists(st.tuples(st.booleans(), good_calls, bad_calls), min_size=1, max_size=12))
 def test_of_any_mix_exactly_the_good_calls_become_events(mix: list[tuple[bool, Any, Any]]) -> None:
-    """Each good one with all its own fields, each bad one as a refusal, whatever its neighbours are."""
+    """Each valid call keeps all its fields, and each invalid call gives a refusal, whatever calls are around it."""
     items = [good if is_good else bad for is_good, good, bad in mix]
     _, calls = read_batch(body(*items), LIMITS)
     events, refused = parse_calls(calls, 1)
@@ -104,7 +104,7 @@ def test_of_any_mix_exactly_the_good_calls_become_events(mix: list[tuple[bool, A
 
 @given(good_calls, st.sampled_from([(", ", ": "), (",", ":"), (",\n\t", " : ")]), st.booleans())
 def test_an_item_keeps_its_bytes(item: dict[str, Any], separators: tuple[str, str], ascii_only: bool) -> None:
-    """What stands between its braces lands as it was sent, however it was written."""
+    """A call lands as it was sent, with its spelling."""
     written = json.dumps(item, separators=separators, ensure_ascii=ascii_only)
     _, [read] = read_batch(f'{{"batch":[{written}],"sentAt":"2026-01-01T00:00:00Z"}}'.encode(), LIMITS)
     assert read.line.endswith(written[1:].encode())
@@ -113,7 +113,7 @@ def test_an_item_keeps_its_bytes(item: dict[str, Any], separators: tuple[str, st
 @pytest.mark.parametrize("number", ["1.10", "1e400", "123456789012345678901234567890", "-0.0", "1E+2"])
 @pytest.mark.parametrize("more", ["", ',"writeKey":"k"', ',"context":{"a":1}', ',"type":"page"', ',"sentAt":null'])
 def test_numbers_stay_exact(number: str, more: str) -> None:
-    """No digit changes, also where the call has to be put together anew."""
+    """No digit changes, even if the call is assembled again."""
     item = f'{{"event":"E","userId":"u","properties":{{"n":{number}}}{more}}}'
     assert f'"n":{number}}}'.encode() in single(item).payload
     batch = f'{{"batch":[{item}],"context":{{"b":2}},"sentAt":"2026-01-01T00:00:00Z"}}'
@@ -122,7 +122,7 @@ def test_numbers_stay_exact(number: str, more: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_path_says_what_a_call_is(kind: str) -> None:
-    """Whatever its own type says, in which spelling."""
+    """The call's own type does not count, whatever its spelling."""
     for own in ("", '"type":"track",', '"type":"group",', '"type":null,', '"type":7,', '"type" : "alias",'):
         event = single(f'{{{own}"userId":"u","event":"E","name":"n"}}', kind)
         assert json.loads(event.payload)["type"] == kind
@@ -130,7 +130,7 @@ def test_the_path_says_what_a_call_is(kind: str) -> None:
 
 
 def test_a_call_without_an_id_gets_another_one_each_time() -> None:
-    """Also where its id is null or empty; within Segment's 100 characters."""
+    """A null or empty id counts as missing. The new id is within Segment's 100 characters."""
     sent = [f'{{"userId":"u","event":"E"{given}}}' for given in ("", ',"messageId":null', ',"messageId":""')]
     ids = [single(text).message_id for text in sent for _ in range(2)]
     calls = [call(), call(messageId=None), call(messageId="")]
@@ -141,7 +141,7 @@ def test_a_call_without_an_id_gets_another_one_each_time() -> None:
 
 
 def test_a_call_keeps_its_own_id() -> None:
-    """In a request of its own and in a batch."""
+    """A call keeps its id in a request of its own and in a batch."""
     assert single('{"userId":"u","event":"E","messageId":"m1"}').message_id == "m1"
     assert [p["messageId"] for p in payloads(read_batch(body(call(messageId="m1")), LIMITS)[1])] == ["m1"]
 
@@ -170,14 +170,14 @@ def test_a_call_keeps_its_own_id() -> None:
 def test_a_batch_gives_its_calls_what_they_have_not(
     shared: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]
 ) -> None:
-    """Time of sending, context and integrations; the call's own word wins, and null is no word."""
+    """A call gets the time of sending, context and integrations. Its own values take precedence, except null."""
     first, second = payloads(read_batch(body(call(**own), call(), **shared), LIMITS)[1])
     assert {name: first[name] for name in merged} == merged
     assert all(second.get(name) == value for name, value in shared.items() if value is not None)
 
 
 def test_write_keys_are_taken_out_of_calls() -> None:
-    """Wherever they stand, of the batch or of an item, null or doubled, and however they are written."""
+    """A key may be in the batch or in an item, null or repeated, in any spelling."""
     key, calls = read_batch(body(call(writeKey="item"), call(), call(writeKey=None), writeKey="batch"), LIMITS)
     assert key == "batch"
     assert [each.write_key for each in calls] == ["item", "", ""]
@@ -192,7 +192,7 @@ def test_write_keys_are_taken_out_of_calls() -> None:
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b" \n\xef\xbb\xbf ", b"\n"])
 def test_what_stands_before_the_body_does_not_matter(mark: bytes) -> None:
-    """A byte order mark, white space."""
+    """A byte order mark and white space are skipped."""
     assert single(mark + b'{"userId":"u","event":"E"}\n').collection == "e"
     assert len(payloads(read_batch(mark + body(call()), LIMITS)[1])) == 1
 
@@ -210,7 +210,7 @@ def test_what_stands_before_the_body_does_not_matter(mark: bytes) -> None:
     ],
 )
 def test_a_body_that_is_no_object_is_refused(text: bytes, code: Reason) -> None:
-    """With the reason a line of a file would be refused for."""
+    """The reason is the same as for a line of a file."""
     for read in (lambda: read_call(text, "track", LIMITS), lambda: read_batch(text, LIMITS)):
         with pytest.raises(BadRequestError) as refused:
             read()
@@ -233,7 +233,7 @@ def test_a_body_that_is_no_object_is_refused(text: bytes, code: Reason) -> None:
     ],
 )
 def test_a_body_without_calls_is_refused(text: bytes, code: Reason) -> None:
-    """A batch that is none, is empty, or is cut short."""
+    """The batch is missing, empty or cut short."""
     with pytest.raises(BadRequestError) as refused:
         read_batch(text, LIMITS)
     assert refused.value.code == code
@@ -255,21 +255,21 @@ def test_a_body_without_calls_is_refused(text: bytes, code: Reason) -> None:
     ],
 )
 def test_a_call_with_something_wrong_is_refused_for_it(text: bytes, reason: Reason) -> None:
-    """By Segment's own codes where it has one."""
+    """The reason is Segment's code, if Segment has a code."""
     events, [refusal] = parse_calls([read_call(text, "track", LIMITS)], 1)
     assert events == []
     assert refusal.reason == reason
 
 
 def test_the_server_says_when_a_call_was_received() -> None:
-    """However the client writes what it says of it."""
+    """The client's time of receipt does not count, whatever its spelling."""
     for name in ("receivedAt", "\\u0072eceivedAt"):
         assert single(f'{{"userId":"u","event":"E","{name}":"2001-01-01T00:00:00Z"}}').received_at is None
 
 
 @pytest.mark.parametrize("written", ["type", "t\\u0079pe"])
 def test_what_the_path_says_counts(written: str) -> None:
-    """Not the call's own type, however its name is written."""
+    """The call's own type does not count, whatever the spelling of its name."""
     event = single(f'{{"userId":"u","event":"E","{written}":"identify"}}')
     assert (event.collection, json.loads(event.payload)["type"]) == ("e", "track")
     assert single(f'{{"userId":"u","event":"E","{written}":"track"}}', "identify").collection is None
@@ -285,7 +285,7 @@ def test_what_the_path_says_counts(written: str) -> None:
     ],
 )
 def test_a_call_that_has_everything_lands_as_it_came(text: bytes) -> None:
-    """Byte for byte."""
+    """A complete call lands byte for byte."""
     event = read_whole_call(text, "track", LIMITS)
     assert event
     assert (event.payload, event.message_id, event.received_at) == (text, "m", None)
@@ -315,13 +315,13 @@ def test_a_call_that_has_everything_lands_as_it_came(text: bytes) -> None:
     ],
 )
 def test_a_call_that_lacks_something_is_looked_at(text: str, kind: str) -> None:
-    """By what puts its id, its type or its place in quarantine to it."""
+    """The parser of incomplete calls adds the id and the type, and gives an invalid call its place in quarantine."""
     assert read_whole_call(text.encode(), kind, LIMITS) is None
 
 
 @given(good_calls, st.booleans())
 def test_both_readers_land_the_same(fields: dict[str, Any], has_type: bool) -> None:
-    """What is in a row does not depend on who has read the call."""
+    """A row does not depend on the parser of its call."""
     fields = {name: value for name, value in fields.items() if has_type or name != "type"} | {"messageId": "m1"}
     text = json.dumps(fields).encode()
     assume(not SUSPICIOUS.search(text))
@@ -333,7 +333,10 @@ def test_both_readers_land_the_same(fields: dict[str, Any], has_type: bool) -> N
 
 
 def test_the_limit_of_a_call_is_met_exactly() -> None:
-    """By its own bytes, without what the batch or the server adds; the largest one of Segment's libraries passes."""
+    """The call's own bytes count, without additions of the batch or the server.
+
+    Segment's libraries send up to the limit.
+    """
     fits = json.dumps(call(properties={"x": "y" * 32_000})).encode()
     fits = fits.replace(b"y", b"y" * (32_768 - len(fits) + 1), 1)
     assert len(fits) == 32_768
@@ -348,7 +351,7 @@ def test_the_limit_of_a_call_is_met_exactly() -> None:
 
 
 def test_calls_beyond_the_number_are_refused() -> None:
-    """Those before them land."""
+    """The calls up to the limit land."""
     _, calls = read_batch(body(*[call(messageId=f"m{n}") for n in range(5)]), Limits(batch_items=3))
     events, refused = parse_calls(calls, 1)
     assert [event.message_id for event in events] == ["m0", "m1", "m2"]
@@ -376,13 +379,13 @@ def test_calls_beyond_the_number_are_refused() -> None:
 def test_the_address_is_added_where_segment_adds_it(
     fields: dict[str, Any], client_side: bool, address: str | None
 ) -> None:
-    """For browsers and for who asks for it, and never over one that is there."""
+    """Browsers and calls with `direct` get the address. An existing address stays."""
     read = Call(json.dumps(call(**fields)).encode())
     line = msgspec.json.decode(with_address(read, "192.0.2.1", client_side=client_side).line)
     assert line.get("context", {}).get("ip") == address
 
 
 def test_no_address_is_added_to_what_cannot_be_read() -> None:
-    """It goes to quarantine as it came."""
+    """Such a body goes to quarantine unchanged."""
     for text in (b'{"direct"', b'{"context":"direct"}', b'{"context":{"direct":tru}}'):
         assert with_address(Call(text), "192.0.2.1", client_side=True).line == text

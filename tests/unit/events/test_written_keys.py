@@ -1,4 +1,4 @@
-"""Write keys in calls and bodies: found, and taken out, whatever else is wrong with the text."""
+"""Write keys in calls and bodies are found and removed, whatever else is wrong with the text."""
 
 import json
 
@@ -12,7 +12,7 @@ from loader.events.written_keys import blank_write_keys, find_write_key, take_wr
 KEY = "k1-SECRET_key"
 CALL = '"userId":"u","event":"E","messageId":"m"'
 
-# What may be wrong with a call besides its key, in front of its other fields.
+# Other errors of a call, in front of its other fields.
 FLAWS = {
     "nothing": "",
     "lone surrogate": r'"x":"cut \ud83d",',
@@ -34,14 +34,14 @@ SPELLINGS = {
 
 
 def kept(messages: list[Event | Refused]) -> bytes:
-    """Return everything that would be stored of messages."""
+    """Return everything that the database would store of messages."""
     return b"\n".join(message.payload for message in messages)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("flaw", FLAWS.values(), ids=FLAWS)
 def test_c3_no_write_key_is_kept_of_any_call(flaw: str, spelling: str) -> None:
-    """Neither of what lands nor of what is refused, by each entrance that reads tracking calls."""
+    """Neither events nor refusals contain a key, for each entrance that reads tracking calls."""
     for text in (f"{{{spelling},{flaw}{CALL}}}", f"{{{CALL},{flaw}{spelling}}}"):
         body = text.encode()
         call = read_call(body, "track", Limits())
@@ -58,7 +58,7 @@ def test_c3_no_write_key_is_kept_of_any_call(flaw: str, spelling: str) -> None:
 
 
 def test_c3_no_write_key_is_kept_of_what_is_no_call() -> None:
-    """A line that holds a batch, an array of calls, a value."""
+    """The line holds a batch, an array of calls or a single value."""
     item = {"writeKey": KEY, "userId": "u"}
     for body in ({"batch": [item]}, [item], json.dumps(item)):
         messages = list(parse_line(json.dumps(body).encode(), 0))
@@ -67,7 +67,7 @@ def test_c3_no_write_key_is_kept_of_what_is_no_call() -> None:
 
 
 def test_a_property_called_write_key_stays() -> None:
-    """It is no key of the sender's, also in a call that has one, and in one that lands repaired."""
+    """Such a property is not the sender's key. It stays in a call with a key too, and in a repaired call."""
     for flaw in ("", r',"x":"\ud83d"'):
         text = f'{{{CALL},"type":"track","properties":{{"writeKey":"mine"}}{flaw},"writeKey":"{KEY}"}}'
         event = next(m for m in parse_line(text.encode(), 0) if isinstance(m, Event))
@@ -75,7 +75,7 @@ def test_a_property_called_write_key_stays() -> None:
 
 
 def test_a_call_without_a_key_keeps_its_bytes() -> None:
-    """Whatever else is in it."""
+    """The bytes stay, whatever the call contains."""
     for text in (b'{ "a" : 1 }', rb'{"a":"\u0041"}', b'{"writeKeys":1}', b'{"properties":{"writeKey":1}}', b"", b"7"):
         assert take_write_key(text) == ("", text)
 
@@ -99,6 +99,6 @@ def test_a_call_without_a_key_keeps_its_bytes() -> None:
 def test_c3_a_write_key_in_a_text_that_cannot_be_read_is_found_and_taken_out(
     text: bytes, key: str, left: bytes
 ) -> None:
-    """So that the text can be kept, and for whom is known."""
+    """The text can then be kept, and its source is known."""
     assert find_write_key(text) == key
     assert blank_write_keys(text) == left

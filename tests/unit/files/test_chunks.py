@@ -1,4 +1,4 @@
-"""The lines of a file: cut into chunks with the right offsets and digests, whole ones only, whatever the file is."""
+"""The lines of a file: chunks of whole lines with correct offsets and digests, for any file."""
 
 import gzip
 import hashlib
@@ -16,7 +16,7 @@ from loader.files.chunks import KEPT_BYTES, Chunk, LineReader, digests_at, read_
 from loader.files.streams import open_events
 
 LINES = b'{"a":1}\n{"b":2}\n' * 5000
-# Lines of every length, empty ones included, with and without a newline at the end.
+# Lines of every length, empty lines too, with and without a newline at the end.
 CONTENT = st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b"")), max_size=20).map(b"\n".join)
 
 
@@ -26,13 +26,13 @@ def sha256(data: bytes) -> bytes:
 
 
 def open_reader(data: bytes, chunk_bytes: int = 16, line_bytes: int = 64) -> LineReader:
-    """Return a reader of bytes that come in small pieces."""
+    """Return a reader of bytes that arrive in small pieces."""
     return LineReader(io.BufferedReader(io.BytesIO(data), 8), "file", chunk_bytes=chunk_bytes, line_bytes=line_bytes)
 
 
 @given(CONTENT, st.integers(min_value=1, max_value=100))
 def test_chunks_are_the_file_in_whole_lines(content: bytes, chunk_bytes: int) -> None:
-    """For any size of chunk: together they are the file, each ends with a line, and knows its place and digest."""
+    """For any chunk size, the chunks form the file. Each chunk ends with a line and has its offset and digest."""
     reader = open_reader(content, chunk_bytes, line_bytes=1000)
     chunks = list(reader.chunks())
     assert b"".join(chunk.data or b"" for chunk in chunks) == content
@@ -52,7 +52,7 @@ def test_chunks_are_the_file_in_whole_lines(content: bytes, chunk_bytes: int) ->
 
 @given(CONTENT, st.integers(min_value=1, max_value=100), st.data())
 def test_a_reader_goes_on_at_any_line(content: bytes, chunk_bytes: int, data: st.DataObject) -> None:
-    """After skipping to a line, the rest of the file follows, with the offsets and digests of the whole."""
+    """After a skip to a line, the reader gives the rest of the file, with offsets and digests of the whole file."""
     starts = [0, *(i + 1 for i, byte in enumerate(content) if byte == ord("\n"))]
     start = data.draw(st.sampled_from(starts))
     reader = open_reader(content, chunk_bytes, line_bytes=1000)
@@ -65,13 +65,13 @@ def test_a_reader_goes_on_at_any_line(content: bytes, chunk_bytes: int, data: st
 
 
 def test_a_file_shorter_than_where_it_should_go_on_is_an_error() -> None:
-    """Offsets of another file are not trusted."""
+    """Offsets of another file are not used."""
     with pytest.raises(FileError, match="became shorter"):
         open_reader(b"abc\n").skip(5)
 
 
 def test_an_overlong_line_is_left_out_and_its_neighbours_are_not() -> None:
-    """Of a line over the limit only the beginning is kept; the lines around it come whole."""
+    """Only the beginning of a line over the limit is kept. The other lines are complete."""
     long = b"x" * 1000
     before, overlong, after = open_reader(b"a\n" + long + b"\nb\n").chunks()
     assert (before.data, after.data) == (b"a\n", b"b\n")
@@ -82,13 +82,13 @@ def test_an_overlong_line_is_left_out_and_its_neighbours_are_not() -> None:
 
 
 def test_of_an_overlong_line_little_is_kept() -> None:
-    """The quarantine is not filled with files that have no lines."""
+    """The quarantine does not fill with files that have no lines."""
     chunk = next(open_reader(b"x" * 500_000 + b"\n", 200_000, 200_000).chunks())
     assert (chunk.length, chunk.truncated) == (KEPT_BYTES, 400_001)
 
 
 def test_an_overlong_last_line_may_still_be_growing() -> None:
-    """Without its newline it is the last line: the file counts as read up to its beginning."""
+    """Such a line without a newline is the last line. The file counts as read up to the line's beginning."""
     long = b"x" * 1000
     reader = open_reader(b"a\n" + long)
     before, overlong = reader.chunks()
@@ -99,13 +99,13 @@ def test_an_overlong_last_line_may_still_be_growing() -> None:
 
 
 def test_lines_up_to_the_limit_are_whole() -> None:
-    """A line longer than a chunk, but not too long, comes in one piece."""
+    """A line within the limit is one piece, even if it is longer than a chunk."""
     line = b"x" * 63 + b"\n"
     assert [chunk.data for chunk in open_reader(b"a\n" + line + b"b\n").chunks()] == [b"a\n", line, b"b\n"]
 
 
 def test_chunks_without_data_are_read_from_the_file(tmp_path: Path) -> None:
-    """A worker that is told the place reads the same lines."""
+    """A worker that gets a place reads the same lines."""
     path = tmp_path / "events"
     path.write_bytes(LINES + b"last")
     with path.open("rb") as stream:
@@ -115,7 +115,7 @@ def test_chunks_without_data_are_read_from_the_file(tmp_path: Path) -> None:
 
 
 def test_a_chunk_whose_file_is_gone_is_an_error(tmp_path: Path) -> None:
-    """A file that changes under the loader's hands is told apart from one that was read."""
+    """The error for a file that changes during the load differs from other errors."""
     path = tmp_path / "events"
     chunk = Chunk(None, 8, 0, 8, sha256(b""))
     with pytest.raises(FileError, match="No such file"):
@@ -125,12 +125,12 @@ def test_a_chunk_whose_file_is_gone_is_an_error(tmp_path: Path) -> None:
         read_chunk(str(path), chunk)
 
 
-# A last line that has ended since
+# A last line that got its newline
 
 
 @pytest.mark.parametrize("tail", [b"\n", b"\r\n", b" \n", b"", b" "])
 def test_a_line_that_only_got_its_newline_is_passed_over(tail: bytes) -> None:
-    """A last line that has landed is not read again when nothing but its newline has come since."""
+    """A last line that has landed is skipped if only its newline has come since."""
     old, new = b"a\nbcd", b"e\n"
     reader = open_reader(old + tail + (new if tail.endswith(b"\n") else b""), 100)
     reader.skip(2)
@@ -142,7 +142,7 @@ def test_a_line_that_only_got_its_newline_is_passed_over(tail: bytes) -> None:
 
 @pytest.mark.parametrize("now", [b"a\nbcdX\ne\n", b"a\nbXd\ne\n", b"a\nbc", b"a\n"])
 def test_a_line_that_changed_is_read_again(now: bytes) -> None:
-    """A last line that has grown, or is another, comes whole."""
+    """A last line that has grown or changed is read as a whole."""
     reader = open_reader(now, 100)
     reader.skip(2)
     assert not reader.skip_ended_line(5, sha256(b"a\nbcd"))
@@ -155,7 +155,7 @@ def test_a_line_that_changed_is_read_again(now: bytes) -> None:
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
 def test_a_file_that_was_cut_short_yields_its_good_part(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """Whole lines before the cut are read, the piece of a line at the cut is not, and the damage is told."""
+    """Whole lines before the cut are read. The piece of a line at the cut is not read, and the damage is reported."""
     lines = b"".join(hashlib.sha256(b"%d" % i).hexdigest().encode() + b"\n" for i in range(20_000))
     packed = pack(lines)
     path = tmp_path / "events"
@@ -170,7 +170,7 @@ def test_a_file_that_was_cut_short_yields_its_good_part(tmp_path: Path, pack: Ca
 
 
 def test_a_file_cut_at_the_end_of_a_line_is_damaged_all_the_same(tmp_path: Path) -> None:
-    """A compressed file says itself whether it is whole, so a cut between two lines does not go unnoticed."""
+    """A compressed file tells whether it is complete, so a cut between two lines is reported too."""
     zstd = zstandard.ZstdCompressor(write_checksum=True).compress(LINES)
     for packed in (gzip.compress(LINES)[:-8], zstd[:-4]):
         (tmp_path / "events").write_bytes(packed)
@@ -181,7 +181,7 @@ def test_a_file_cut_at_the_end_of_a_line_is_damaged_all_the_same(tmp_path: Path)
 
 
 def test_garbage_after_a_compressed_file_is_damage(tmp_path: Path) -> None:
-    """What is whole is read; what follows and is nothing is told."""
+    """The complete part is read, and the bytes after it are reported."""
     for packed in (gzip.compress(LINES), zstandard.compress(LINES)):
         (tmp_path / "events").write_bytes(packed + b"garbage")
         with open_events(str(tmp_path / "events")) as (stream, _):
@@ -195,7 +195,7 @@ def test_garbage_after_a_compressed_file_is_damage(tmp_path: Path) -> None:
 
 @given(CONTENT, st.sets(st.integers(min_value=0, max_value=300)))
 def test_digests_are_those_of_everything_before(content: bytes, positions: set[int]) -> None:
-    """Each position the file reaches has the digest of what is before it, and the end is found if it is that near."""
+    """Each position within the file has the digest of the bytes before it. A near end of the file is found."""
     digests, end = digests_at(io.BufferedReader(io.BytesIO(content), 8), positions)
     reached = {position for position in positions if position <= len(content)}
     whole = len(content) <= max(positions, default=0)
@@ -204,7 +204,7 @@ def test_digests_are_those_of_everything_before(content: bytes, positions: set[i
 
 
 def test_digests_of_a_damaged_file_end_at_the_damage(tmp_path: Path) -> None:
-    """What cannot be read does not count."""
+    """Bytes that cannot be read do not count."""
     (tmp_path / "events").write_bytes(gzip.compress(LINES)[:-8])
     with open_events(str(tmp_path / "events")) as (stream, _):
         digests, end = digests_at(stream, {10, len(LINES), len(LINES) + 1})

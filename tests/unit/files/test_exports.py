@@ -1,4 +1,4 @@
-"""CSV and Parquet become lines of JSON: every row that can be read, in its place, and nothing else."""
+"""CSV and Parquet become lines of JSON: every readable row, in its place, and nothing else."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ from loader.files.exports import _buffered, open_lines
 ENTRANCE = export_entrance("emailSend")
 COLUMNS = ["email", "messageId", "itblInternal.documentCreatedAt"]
 ROWS = st.lists(st.tuples(*[st.text() | st.text(alphabet='a",;\n\r\t{ ', max_size=8)] * len(COLUMNS)), max_size=8)
-# Where no row goes over several lines, a quote that is not closed cannot be mistaken for one of theirs.
+# If no row has several lines, an open quote cannot be taken for a quote of another row.
 SHORT_ROWS = st.lists(
     st.tuples(*[st.text(st.characters(exclude_characters="\r\n", codec="utf-8"))] * len(COLUMNS)), max_size=8
 )
 
 
 def read(path: Path) -> list[bytes]:
-    """The lines of a file."""
+    """Return the lines of a file."""
     with open_lines(str(path), ENTRANCE) as (stream, _):
         return stream.read().splitlines(keepends=True)
 
@@ -46,7 +46,7 @@ class CountedLine(bytes):
 
 
 def test_c6_a_long_line_is_copied_once() -> None:
-    """A row of a Parquet file may have any length; what is left of it is not copied for each block that is read."""
+    """A row of a Parquet file may have any length. The rest of a row is not copied again for each block."""
     line = CountedLine(b"x" * 10_000_000)
     CountedLine.copied = 0
     with _buffered(iter([line, b"\n", line])) as stream:
@@ -56,12 +56,12 @@ def test_c6_a_long_line_is_copied_once() -> None:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file to write what is read."""
+    """Return the path of a file for a test."""
     return tmp_path_factory.mktemp("exports") / "emailSend"
 
 
 def as_csv(rows: list[tuple[str, ...]], **options: Any) -> list[bytes]:
-    """Rows as CSV, one piece each."""
+    """Return rows as CSV, one piece for each row."""
     pieces = []
     for row in [tuple(COLUMNS), *rows]:
         text = io.StringIO(newline="")
@@ -71,14 +71,14 @@ def as_csv(rows: list[tuple[str, ...]], **options: Any) -> list[bytes]:
 
 
 def cells(row: tuple[str, ...]) -> dict[str, str]:
-    """The cells of a row that have a value."""
+    """Return the cells of a row that have a value."""
     return {name: value for name, value in zip(COLUMNS, row, strict=True) if value}
 
 
 @given(rows=ROWS, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;\t|"))
 @example(rows=[("", "", "")], quoting=csv.QUOTE_MINIMAL, delimiter="\t")
 def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]], quoting: int, delimiter: str) -> None:
-    """Quotes, delimiters and newlines in a cell are part of it; an empty cell is no value."""
+    """Quotes, delimiters and newlines are part of a cell. An empty cell has no value."""
     path.write_bytes(b"".join(as_csv(rows, quoting=quoting, delimiter=delimiter)))
     assert [json.loads(line) for line in read(path)] == [cells(row) for row in rows]
 
@@ -94,7 +94,7 @@ def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]]
 def test_a_row_that_does_not_fit_is_passed_on_as_it_is(
     path: Path, rows: list[tuple[str, ...]], bad: bytes, place: int
 ) -> None:
-    """It comes out in its place, and every other row whole."""
+    """Such a row comes out in its place, and every other row is complete."""
     header, *pieces = as_csv(rows)
     place = min(place, len(rows))
     path.write_bytes(b"".join([header, *pieces[:place], bad, *pieces[place:]]))
@@ -104,27 +104,27 @@ def test_a_row_that_does_not_fit_is_passed_on_as_it_is(
 
 
 def test_a_last_row_without_a_newline_is_a_line_without_one(path: Path) -> None:
-    """It may still be written, so it is known for what it is."""
+    """The row may be incomplete, and the missing newline shows it."""
     path.write_bytes(b"a,b\n1,2\n3,4")
     assert read(path) == [b'{"a":"1","b":"2"}\n', b'{"a":"3","b":"4"}']
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a,b", b"a,b\r\n", b"a,b\n\n\n"])
 def test_a_file_without_rows_has_no_lines(path: Path, content: bytes) -> None:
-    """Its header alone is nothing that happened."""
+    """A header alone gives no line."""
     path.write_bytes(content)
     assert b"".join(read(path)).strip() == b""
 
 
 def test_lines_of_json_stay_as_they_are(path: Path) -> None:
-    """Byte for byte, as those of a file of tracking calls."""
+    """Lines stay byte for byte, as in a file of tracking calls."""
     path.write_bytes(b' {"a": 1.10}\r\n\nx\n{"a"')
     with open_lines(str(path), FILE) as (stream, _):
         assert stream.read().splitlines(keepends=True) == read(path) == [b' {"a": 1.10}\r\n', b"\n", b"x\n", b'{"a"']
 
 
 def test_the_values_of_parquet_are_exact(path: Path) -> None:
-    """Times are written as Iterable writes them, numbers as they are, and what is not there is left out."""
+    """Times have Iterable's format, numbers are unchanged, and absent values are left out."""
     moment = datetime(2026, 3, 4, 15, 20, 11, tzinfo=UTC)
     row = {
         "createdAt": moment,
@@ -139,7 +139,7 @@ def test_the_values_of_parquet_are_exact(path: Path) -> None:
         "isBot": False,
     }
     table = pyarrow.Table.from_pylist([row, {"isBot": True, "nothing": None}])
-    # An index, as pandas notes one, is a column like any other.
+    # The index that pandas adds is a column like any other.
     noted = json.dumps({"index_columns": ["campaignId"], "columns": [], "column_indexes": []})
     pyarrow.parquet.write_table(table.replace_schema_metadata({"pandas": noted}), path)
     first, second = read(path)
@@ -151,14 +151,14 @@ def test_the_values_of_parquet_are_exact(path: Path) -> None:
 
 
 def test_two_columns_of_one_name_are_refused(path: Path) -> None:
-    """Nobody knows which of them is meant."""
+    """The file does not tell which of the columns counts."""
     pyarrow.parquet.write_table(pyarrow.table([[1], [2]], names=["email", "email"]), path)
     with pytest.raises(FileError, match="more than one column called email"):
         read(path)
 
 
 def test_a_time_that_no_calendar_holds_is_damage(path: Path) -> None:
-    """It is told as such, and what came before it is read."""
+    """The damage is reported, and the rows before it are read."""
     times = pyarrow.array([0] * 1000 + [10**12], pyarrow.timestamp("s"))
     pyarrow.parquet.write_table(pyarrow.table({"createdAt": times}), path)
     with open_lines(str(path), ENTRANCE) as (stream, _):

@@ -1,4 +1,4 @@
-"""Files of events: found, and told apart by their bytes."""
+"""Files of events: the search for files, and their formats by their bytes."""
 
 import gzip
 import io
@@ -39,7 +39,7 @@ def read_events(path: Path) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of files in folders, some of them hidden."""
+    """Return a folder of files and folders, some of them hidden."""
     for name in ("b.ndjson", "a.ndjson", "deep/er/c.gz", ".hidden", "deep/.git/config", "deep/er/.swp"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,12 @@ def found(paths: list[str]) -> list[str]:
     ],
 )
 def test_d3_names_say_which_files_of_a_folder_hold_calls(name: str, fits: bool) -> None:
-    """Lines of JSON and Segment's raw logs do; whatever has another ending does not."""
+    """Lines of JSON and Segment's raw logs hold calls. Files with other endings do not."""
     assert CALLS.fits(f"folder/{name}") is fits
 
 
 def test_d3_a_folder_takes_only_names_that_hold_events(folder: Path) -> None:
-    """The rest is listed; a file that is named itself, or matched by a pattern, is taken whatever it is called."""
+    """The other files are listed. A file that is named or matched by a pattern is taken, whatever its name is."""
     for name in ("notes.txt", "deep/app.log"):
         (folder / name).write_bytes(LINES)
     searched = find_files([str(folder)], CALLS)
@@ -91,7 +91,7 @@ def test_d3_a_folder_takes_only_names_that_hold_events(folder: Path) -> None:
 
 
 def test_d3_a_folder_without_such_a_name_is_an_error(tmp_path: Path) -> None:
-    """The error names what is there, and what files of events are called."""
+    """The error names the files in the folder and the names of event files."""
     for name in "abcd":
         (tmp_path / f"{name}.csv").write_bytes(LINES)
     with pytest.raises(FileError, match=r"\.ndjson.*a\.csv.*and 1 more\. Name these files"):
@@ -99,19 +99,19 @@ def test_d3_a_folder_without_such_a_name_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(folder: Path) -> None:
-    """Files in folders are found in a fixed order; hidden files and folders are passed over."""
+    """Files in folders have a fixed order. Hidden files and folders are skipped."""
     assert found([str(folder)]) == [f"{folder}/{name}" for name in ("a.ndjson", "b.ndjson", "deep/er/c.gz")]
 
 
 def test_a_pattern_names_what_it_matches(folder: Path) -> None:
-    """Patterns are expanded here too, for shells and schedulers that do not; folders they match are searched."""
+    """Some shells and schedulers do not expand patterns. Matched folders are searched."""
     assert found([f"{folder}/*.ndjson"]) == [f"{folder}/a.ndjson", f"{folder}/b.ndjson"]
     assert found([f"{folder}/**/*.gz"]) == [f"{folder}/deep/er/c.gz"]
     assert found([f"{folder}/d*"]) == [f"{folder}/deep/er/c.gz"]
 
 
 def test_files_come_in_the_order_given_and_once(folder: Path) -> None:
-    """What is named twice is loaded once."""
+    """A file that is named twice is loaded once."""
     assert found([f"{folder}/b.ndjson", str(folder), "-"]) == [
         f"{folder}/b.ndjson",
         f"{folder}/a.ndjson",
@@ -121,20 +121,20 @@ def test_files_come_in_the_order_given_and_once(folder: Path) -> None:
 
 
 def test_a_file_may_be_called_like_a_pattern(tmp_path: Path) -> None:
-    """A file whose name holds brackets is that file."""
+    """A file whose name has brackets is that file."""
     path = tmp_path / "events[1].ndjson"
     path.write_bytes(LINES)
     assert found([str(path)]) == [str(path)]
 
 
 def test_a_pattern_without_a_match_is_an_error(folder: Path) -> None:
-    """Nothing to load is told, not taken for success."""
+    """A pattern without a match does not count as success."""
     with pytest.raises(FileError, match="No file matches"):
         found([f"{folder}/*.csv"])
 
 
 def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
-    """A folder with nothing but hidden files has nothing to load."""
+    """A folder with hidden files only has no files."""
     (tmp_path / ".hidden").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match="contains no files"):
@@ -142,13 +142,13 @@ def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_empty_path_is_an_error() -> None:
-    """A variable that was never set does not mean the current folder."""
+    """An unset variable does not mean the current folder."""
     with pytest.raises(FileError, match="path is empty"):
         found([""])
 
 
 def test_a_missing_file_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
-    """One missing file does not keep the others out, so it is named and fails by itself."""
+    """A missing file does not stop the other files. Its own load fails with its name."""
     missing = str(tmp_path / "missing.ndjson")
     assert found([missing]) == [missing]
     with pytest.raises(FileError, match=r"Cannot read .*missing.ndjson: No such file"), open_events(missing):
@@ -156,7 +156,7 @@ def test_a_missing_file_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    """What cannot be read says why."""
+    """The error of a file that cannot be read gives the reason."""
     with pytest.raises(FileError, match="Is a directory"), open_events(str(tmp_path)):
         pass
 
@@ -171,12 +171,12 @@ def test_pipes_are_no_regular_files(tmp_path: Path) -> None:
 
 
 def test_names_of_any_bytes_can_be_written_down() -> None:
-    """A name that is no UTF-8 is shown with replacement characters."""
+    """A name that is not UTF-8 is shown with replacement characters."""
     assert printable(os.fsdecode(b"caf\xe9.ndjson")) == "caf\ufffd.ndjson"
     assert printable("café.ndjson") == "café.ndjson"
 
 
-# What a file is
+# Formats
 
 PACKED = {
     "plain": LINES,
@@ -190,7 +190,7 @@ PACKED = {
 @pytest.mark.parametrize("packed", PACKED.values(), ids=PACKED)
 @pytest.mark.parametrize("name", ["events.gz", "events.zst", "events.ndjson", "events"])
 def test_bytes_say_what_a_file_is(tmp_path: Path, packed: bytes, name: str) -> None:
-    """A file is decompressed or not by what it holds, whatever its name says, and is the same file in each shape."""
+    """The bytes decide on decompression, not the name. Each form gives the same lines and digests."""
     path, plain = tmp_path / name, tmp_path / "plain"
     path.write_bytes(packed)
     plain.write_bytes(LINES)
@@ -199,7 +199,7 @@ def test_bytes_say_what_a_file_is(tmp_path: Path, packed: bytes, name: str) -> N
 
 
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
-    """Nothing is read of nothing, packed or not."""
+    """An empty file has no lines, compressed or not."""
     for data in (b"", gzip.compress(b""), zstandard.compress(b"")):
         (tmp_path / "empty").write_bytes(data)
         assert read_events(tmp_path / "empty") == b""
@@ -225,7 +225,7 @@ def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, data: bytes, what: str) -> None:
-    """A file that is no lines of JSON is named for what it is, rather than quarantined line by line."""
+    """A file in another format is refused by the name of its format. Its lines do not go to quarantine."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(data)
     with pytest.raises(FileError, match=f"events.ndjson is {what}"):
@@ -234,7 +234,7 @@ def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, data: bytes,
 
 @pytest.mark.parametrize("start", [b'{"a":1}\n', b'\n\xef\xbb\xbf {"a":1}\n'])
 def test_a_bad_line_does_not_make_a_bad_file(tmp_path: Path, start: bytes) -> None:
-    """Among lines of JSON, one that holds a NUL byte is left to be refused by itself."""
+    """A line with a NUL byte among lines of JSON is refused alone."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(start + b"\0\0\n")
     assert read_events(path) == path.read_bytes()
@@ -242,7 +242,7 @@ def test_a_bad_line_does_not_make_a_bad_file(tmp_path: Path, start: bytes) -> No
 
 @pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"], ids=["gzip", "zstd"])
 def test_a_file_damaged_at_its_beginning_is_refused(tmp_path: Path, magic: bytes) -> None:
-    """Where nothing can be read, the file is named and nothing is loaded."""
+    """The error names the file, and nothing is loaded."""
     path = tmp_path / "events.gz"
     path.write_bytes(magic + b"\xff" * 50)
     with pytest.raises(FileError, match=r"events.gz.*damaged"):
@@ -263,7 +263,7 @@ def test_a_file_damaged_at_its_beginning_is_refused(tmp_path: Path, magic: bytes
     ],
 )
 def test_a_file_keeps_its_head_when_it_grows(tmp_path: Path, before: bytes, after: bytes) -> None:
-    """However short a file was, it is found again after it has grown."""
+    """A file is found again after it has grown, however short it was."""
     path = tmp_path / "events"
     path.write_bytes(before)
     head = head_of(path)
@@ -272,7 +272,7 @@ def test_a_file_keeps_its_head_when_it_grows(tmp_path: Path, before: bytes, afte
 
 
 def test_another_first_line_is_another_head(tmp_path: Path) -> None:
-    """Files that begin differently have different heads."""
+    """Files with different first lines have different heads."""
     heads = set()
     for number in range(3):
         (tmp_path / "events").write_bytes(b'{"a":%d}\n{"b":2}\n' % number)
@@ -281,18 +281,18 @@ def test_another_first_line_is_another_head(tmp_path: Path) -> None:
 
 
 def test_the_head_of_a_damaged_file_is_that_of_the_whole(tmp_path: Path) -> None:
-    """A file that was cut short is found again when the whole of it arrives."""
+    """A file that was cut short is found again when the whole file arrives."""
     packed = gzip.compress(LINES, compresslevel=0)
     (tmp_path / "whole").write_bytes(packed)
     (tmp_path / "part").write_bytes(packed[:40])
     assert head_of(tmp_path / "part") == head_of(tmp_path / "whole")
 
 
-# Data that was made to be expensive
+# Maliciously compressed data
 
 
 class CountingDecompressor:
-    """A decompressor of zstd that counts the bytes it is given."""
+    """A decompressor of zstd that counts its input bytes."""
 
     given = 0
 
@@ -300,23 +300,23 @@ class CountingDecompressor:
         self._decompressor = zstandard.ZstdDecompressor().decompressobj()
 
     def decompress(self, data: memoryview) -> bytes:
-        """Decompress, and count."""
+        """Decompress, and count the bytes."""
         CountingDecompressor.given += len(data)
         return self._decompressor.decompress(data)
 
     @property
     def eof(self) -> bool:
-        """Whether the frame has ended."""
+        """Return whether the frame has ended."""
         return self._decompressor.eof
 
     @property
     def unused_data(self) -> bytes:
-        """The bytes behind the frame."""
+        """Return the bytes after the frame."""
         return self._decompressor.unused_data
 
 
 def test_c6_a_small_file_that_becomes_huge_takes_little_memory(tmp_path: Path) -> None:
-    """A few kilobytes of zstd become 512 MiB, of which only a small part is in memory at a time."""
+    """A few kilobytes of zstd become 512 MiB, and only a small part is in memory at a time."""
     size = 512 << 20
     compressor = zstandard.ZstdCompressor().compressobj()
     zeros = bytes(1 << 20)
@@ -338,10 +338,10 @@ def test_c6_a_small_file_that_becomes_huge_takes_little_memory(tmp_path: Path) -
 
 
 def test_c6_many_empty_frames_are_each_read_once() -> None:
-    """What stands behind a frame is not read again for each frame that follows."""
+    """The bytes after a frame are not read again for each later frame."""
     packed = zstandard.compress(b"") * 20_000 + zstandard.compress(LINES)
     CountingDecompressor.given = 0
     with io.BufferedReader(_Unpacker(io.BytesIO(packed), CountingDecompressor, 512)) as stream:
         assert stream.read() == LINES
-    # A frame is tried with a piece of 512 bytes, whatever lies behind it.
+    # A frame is tried with a piece of 512 bytes, whatever follows it.
     assert CountingDecompressor.given < len(packed) + 20_001 * 512

@@ -1,4 +1,4 @@
-"""Waits between tries grow up to a limit, and begin anew after a success."""
+"""Waits between tries grow up to a limit and restart after a success."""
 
 import pytest
 
@@ -8,19 +8,19 @@ from loader.runtime.backoff import Backoff
 
 @pytest.fixture
 def whole_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the random part of each wait at its largest."""
+    """Take the largest random part of each wait."""
     monkeypatch.setattr(backoff.random, "uniform", lambda _, most: most)
 
 
 def test_each_wait_is_twice_the_one_before_up_to_the_limit(whole_waits: None) -> None:
-    """The count of failures goes on when the waits do not grow any more."""
+    """The count of failures rises further when the waits have reached the limit."""
     tries = Backoff(0.5, 3.0)
     assert [tries.fail() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
     assert tries.failures == 5
 
 
 def test_a_success_begins_anew(whole_waits: None) -> None:
-    """The wait after it is the first again."""
+    """The wait after a success is the first wait again."""
     tries = Backoff(0.5, 3.0)
     tries.fail()
     tries.fail()
@@ -30,14 +30,14 @@ def test_a_success_begins_anew(whole_waits: None) -> None:
 
 
 def test_waits_differ_between_processes() -> None:
-    """Each lies between half of the whole wait and the whole wait."""
+    """Each wait is between half of the full wait and the full wait."""
     waits = {Backoff(2.0, 60.0).fail() for _ in range(50)}
     assert len(waits) > 1
     assert all(1.0 <= wait <= 2.0 for wait in waits)
 
 
 def test_days_of_failures_are_no_error() -> None:
-    """A power of two for each failure would leave the range of floating point numbers after 1,024."""
+    """A power of two for each failure would exceed the range of a float after 1,024 failures."""
     tries = Backoff(2.0, 60.0)
     assert all(tries.fail() <= 60.0 for _ in range(5_000))
     assert tries.failures == 5_000

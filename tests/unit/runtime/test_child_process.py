@@ -30,7 +30,7 @@ def start(children: list[ChildProcess], *, is_silent: bool = False) -> ChildProc
 
 
 def test_the_greeting_is_the_first_object_a_child_receives(children: list[ChildProcess]) -> None:
-    """Objects arrive in the order they were sent, in both directions."""
+    """Objects arrive in the order of sending, in both directions."""
     child = start(children)
     child.pipe.send({"second": 2})
     assert [child.pipe.recv(), child.pipe.recv()] == ["greeting", {"second": 2}]
@@ -81,7 +81,7 @@ def test_a_process_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_in_the_current_folder_hides_no_module(tmp_path: Path) -> None:
-    """A folder of files to load may hold a `json.py`, which must not run."""
+    """A folder of files to load may hold a `json.py`. The child must not run that file."""
     (tmp_path / "json.py").write_text("raise SystemExit('wrong module')\n")
     (tmp_path / "loader.py").write_text("raise SystemExit('wrong package')\n")
     command = python_command("json", "1")

@@ -1,4 +1,4 @@
-"""Logs: one form for everything, and nothing in them that somebody has sent."""
+"""Logs: one form for all lines, and no value that a sender has sent."""
 
 import io
 import json
@@ -16,16 +16,16 @@ SECRET = "ada@example.com"
 
 
 class Terminal(io.StringIO):
-    """A terminal that keeps what was written to it."""
+    """A terminal that keeps the written text."""
 
     def isatty(self) -> bool:
-        """Say that a person reads it."""
+        """Tell that the output is a terminal."""
         return True
 
 
 @pytest.fixture(params=[io.StringIO, Terminal], ids=["file", "terminal"])
 def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is logged, to a file or to a terminal."""
+    """Return the logged text, for a file or for a terminal."""
     root = logging.getLogger()
     before = (root.handlers[:], root.level, logging.getLogger("loader").level)
     stream: io.StringIO = request.param()
@@ -39,7 +39,7 @@ def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def fail() -> None:
-    """Raise an error that quotes what was sent, because of another one that does."""
+    """Raise an error that quotes a sent value, caused by another such error."""
     try:
         {}[SECRET]
     except KeyError as error:
@@ -48,7 +48,7 @@ def fail() -> None:
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
 def test_an_error_is_told_by_its_kind_and_place_and_not_by_its_words(written: io.StringIO, foreign: bool) -> None:
-    """Of its causes too; in our own log and in those of the libraries."""
+    """This also holds for the causes of an error, in the loader's log and in the logs of libraries."""
     try:
         fail()
     except ValueError:
@@ -65,7 +65,7 @@ def test_an_error_is_told_by_its_kind_and_place_and_not_by_its_words(written: io
 
 
 def test_lines_are_json_unless_a_person_reads_them(written: io.StringIO) -> None:
-    """Each with its time and level."""
+    """Each line has its time and level."""
     structlog.get_logger("loader").info("it happened", number=3)
     logging.getLogger("uvicorn.error").warning("so did that")
     structlog.get_logger("loader").debug("nobody asked")
@@ -96,7 +96,7 @@ def test_c4_a_log_holds_no_control_character_from_outside(written: io.StringIO, 
 
 
 def test_d6_a_line_on_a_terminal_is_plain_and_has_the_time_of_the_clock(written: io.StringIO) -> None:
-    """A person reads what happened; a level that is no news is left out."""
+    """A person reads the event. The level is left out unless it is a warning or an error."""
     structlog.get_logger("loader").info("6 events in 4 tables")
     structlog.get_logger("loader").warning("5 messages refused", source="app")
     if written.isatty():

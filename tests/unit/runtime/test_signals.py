@@ -1,4 +1,4 @@
-"""The signals that stop a process: the first one in order, the second one at once."""
+"""The signals that stop a process: the first signal stops it in order, and the second at once."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ with stopped_by_signals() as stop:
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
 def test_the_first_signal_stops_and_each_later_one_ends(first: signal.Signals, second: signal.Signals) -> None:
-    """SIGTERM and SIGINT count alike, in any order."""
+    """SIGTERM and SIGINT are equal, in any order."""
     calls: Queue[int] = Queue()
     with handle_signals(lambda: calls.put(0), calls.put):
         os.kill(os.getpid(), first)
@@ -39,7 +39,7 @@ def test_the_first_signal_stops_and_each_later_one_ends(first: signal.Signals, s
 
 
 def test_the_handlers_of_before_are_put_back() -> None:
-    """After the block a Ctrl-C interrupts the process as before."""
+    """After the block, Ctrl-C interrupts the process as before."""
     before = [signal.getsignal(number) for number in SIGNALS]
     with handle_signals(lambda: None, lambda _: None):
         assert [signal.getsignal(number) for number in SIGNALS] != before
@@ -63,6 +63,6 @@ def test_other_signals_neither_stop_nor_end() -> None:
 
 
 def test_a_second_signal_ends_the_process_with_the_code_of_the_signal() -> None:
-    """The first signal sets the event; the second ends a process that does not stop by itself."""
+    """The first signal sets the event. The second ends a process that does not stop."""
     finished = subprocess.run([sys.executable, "-c", STOPPED_BY_SIGNALS], check=False, capture_output=True, text=True)
     assert (finished.stdout, finished.returncode) == ("stopping\n", 128 + signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Text that a terminal shows as it is."""
+"""Text without characters that control a terminal."""
 
 import json
 import unicodedata
@@ -25,12 +25,12 @@ from loader.runtime.terminal import escape_controls, escape_json_controls
     ],
 )
 def test_c4_what_a_terminal_obeys_or_hides_is_an_escape(text: str, shown: str) -> None:
-    """Control, bidirectional, invisible and broken characters become escapes; visible text stays."""
+    """Control, bidirectional, invisible and broken characters become escapes. Visible text stays."""
     assert escape_controls(text) == shown
 
 
 def test_c4_no_control_or_format_character_of_unicode_passes() -> None:
-    """Every character is visible, a space, or an escape of ASCII."""
+    """Every character is visible, a space, or an ASCII escape."""
     every = "".join(map(chr, range(0x110000)))
     assert {unicodedata.category(character) for character in escape_controls(every)}.isdisjoint(
         {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -38,12 +38,12 @@ def test_c4_no_control_or_format_character_of_unicode_passes() -> None:
 
 
 def test_c4_a_character_to_keep_stays() -> None:
-    """Lines stay lines; everything else is escaped."""
+    """Newlines stay, and other control characters are escaped."""
     assert escape_controls("one\ntwo\r\x1b", keep="\n") == "one\ntwo\\r\\x1b"
 
 
 def test_c4_json_keeps_its_values() -> None:
-    """A document holds the same values, and no character that a terminal obeys."""
+    """The document has the same values, and no character that controls a terminal."""
     value = {"a\x9b": "\x1b\x7f\u202e\U000e0041 é \\"}
     document = escape_json_controls(json.dumps(value, ensure_ascii=False, indent=2))
     assert json.loads(document) == value
