@@ -1,4 +1,4 @@
-"""A dbt project with three tables, for tests of what happens around a run: it takes a quarter of the time."""
+"""A dbt project with three tables, for tests of processes around a run; it takes a quarter of the time."""
 
 import shutil
 import uuid
@@ -25,7 +25,7 @@ KEPT = ("email_delivered", "email_opened", "tracks")
 
 @pytest.fixture(scope="session")
 def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the whole package, but few models: a process that has it in its path uses those."""
+    """Return a folder with the whole package but few models, for processes with the folder in their path."""
     folder = tmp_path_factory.mktemp("package")
     for name in ("loader", "migrations", "dbt_project"):
         ignored = shutil.ignore_patterns("__pycache__", "target", "logs")
@@ -34,7 +34,7 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in models.glob("*.*"):
         if path.suffix != ".md" and path.stem not in KEPT:
             path.unlink()
-    # They name the tables that are left out.
+    # These files name tables that are left out.
     tracks = yaml.safe_load((models / "tracks.yml").read_text())
     del tracks["models"][0]["data_tests"]
     (models / "tracks.yml").write_text(yaml.safe_dump(tracks, sort_keys=False))
@@ -43,7 +43,7 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def used(package: Path) -> Iterator[None]:
-    """Put that package's project in place of the whole one, in this process and in those it starts."""
+    """Use that package's project instead of the whole project, in this process and in its child processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader.transform.dbt, "bundled", lambda folder: package / folder)
         patch.setenv("PYTHONPATH", str(package))
@@ -54,7 +54,7 @@ def used(package: Path) -> Iterator[None]:
 def small_template(
     server: str, raw_template: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
-    """A database in which its tables have been made; its home has the project parsed."""
+    """Return a database with the tables of the project; its home has the parsed project."""
     home = tmp_path_factory.mktemp("home")
     name = f"small_{uuid.uuid4().hex[:12]}"
     with (
@@ -69,20 +69,20 @@ def small_template(
 
 @pytest.fixture
 def small_project(small_package: Path) -> Iterator[Path]:
-    """The small project, in use."""
+    """Use the small project."""
     with used(small_package):
         yield small_package / "dbt_project"
 
 
 @pytest.fixture
 def small_home(small_template: Settings, small_project: Path) -> Path:
-    """A folder for databases that use the small project."""
+    """Return a folder for databases that use the small project."""
     return small_template.home
 
 
 @pytest.fixture
 def small_settings(server: str, small_template: Settings, small_project: Path) -> Iterator[Settings]:
-    """Settings that name a database of the test's own, in which those tables are there and empty."""
+    """Return settings of the test's own database, in which those tables exist and are empty."""
     with own_database(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
         parse_once(opened)
         yield opened
@@ -90,7 +90,7 @@ def small_settings(server: str, small_template: Settings, small_project: Path) -
 
 @pytest.fixture
 def small(small_settings: Settings) -> Iterator[Database]:
-    """That database, open."""
+    """Return that database, open."""
     with open_database(small_settings) as opened:
         yield opened
 
@@ -99,21 +99,21 @@ def small(small_settings: Settings) -> Iterator[Database]:
 def unfilled_settings(
     server: str, raw_template: str, small_template: Settings, small_project: Path
 ) -> Iterator[Settings]:
-    """Settings that name a database in which no run has been."""
+    """Return settings of a database without any run."""
     with own_database(server, small_template.home, raw_template) as opened:
         yield opened
 
 
 @pytest.fixture
 def unfilled(unfilled_settings: Settings) -> Iterator[Database]:
-    """That database, open."""
+    """Return that database, open."""
     with open_database(unfilled_settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def dbt(small_settings: Settings, small_project: Path) -> Dbt:
-    """Run dbt on the small project as people do by hand; returns its exit code and output."""
+    """Run dbt on the small project as people do by hand; return its exit code and output."""
     return partial(run_dbt, small_settings.database_url, small_project)
 
 

@@ -1,4 +1,4 @@
-"""The collector's short way to the database: rows as the server wants them, COPYs without a thread, and mishaps."""
+"""The collector's asynchronous connections: rows in the server's format, COPY without a thread, and failures."""
 
 import asyncio
 import json
@@ -42,14 +42,14 @@ SECONDS = 60.0
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, beside those that are tested."""
+    """Return a connection in autocommit, beside the tested connections."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
 
 @pytest.fixture
 def proxy(settings: Settings) -> Iterator[Proxy]:
-    """A proxy in front of the test's database."""
+    """Return a proxy in front of the test's database."""
     with proxied(settings.database_url) as between:
         yield between
 
@@ -66,7 +66,7 @@ def delivery(*ids: str, source: str = "iterable", **properties: object) -> Deliv
 
 
 def rows(*sent: Event) -> bytes:
-    """Return what COPY takes for these events."""
+    """Return the rows that COPY accepts for these events."""
     return b"".join([HEADER, rows_of("iterable", sent, NOW), END])
 
 
@@ -76,7 +76,7 @@ def ids(connection: psycopg.Connection) -> list[str]:
 
 
 def paths(connection: psycopg.Connection) -> list[str]:
-    """Return what is recorded of the properties, as text."""
+    """Return the recorded paths of the properties, as text."""
     return [each for (each,) in connection.execute("select array_to_string(path, '.') from raw.properties order by 1")]
 
 
@@ -85,7 +85,7 @@ class Statements(NamedTuple):
 
     Attributes:
         kind: `copy` or `insert`.
-        generation: The generation of the record that the events were compared with.
+        generation: The generation of the schema registry that the events were compared with.
     """
 
     kind: str
@@ -102,20 +102,20 @@ class Statements(NamedTuple):
 
 @pytest.fixture(params=["copy", "insert"])
 def statements(request: pytest.FixtureRequest, connection: psycopg.Connection) -> Statements:
-    """The two kinds of statements of the present generation."""
+    """Return both kinds of statements, for the present generation."""
     ((generation,),) = connection.execute("select raw.lock_generation()").fetchall()
     return Statements(request.param, generation.encode())
 
 
 async def executed(wire: AsyncConnection, statement: LandingStatement) -> Exception | None:
-    """Run a statement, and return what went wrong."""
+    """Run a statement, and return its error."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     wire.execute(statement, future.set_result)
     return await asyncio.wait_for(future, SECONDS)
 
 
 def on_connection(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
-    """Run something with a wire that is looked at now and then, as the writer does."""
+    """Run a function with a connection whose time limit is checked regularly, as the writer does."""
 
     async def run() -> None:
         wire = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS)
@@ -136,7 +136,7 @@ def on_connection(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) 
 
 
 def knowing(connection: psycopg.Connection, *more: Delivery) -> SchemaRegistry:
-    """Land enough alike events for a registry to find others like them usual."""
+    """Land enough equal events for a registry to find further equal events usual."""
     registry = SchemaRegistry()
     for number in range(3):
         land_deliveries(connection, registry, [delivery(*(f"{number}-{each}" for each in range(20)), n=1), *more])
@@ -149,7 +149,7 @@ def knowing(connection: psycopg.Connection, *more: Delivery) -> SchemaRegistry:
 def test_rows_arrive_as_they_were_made(
     settings: Settings, connection: psycopg.Connection, statements: Statements
 ) -> None:
-    """Bytes of the payload, an id of any letters, no collection, and a time of the event's own or the batch's."""
+    """The payload keeps its bytes, the id may have any letters, and the time is the event's or the batch's."""
     own = datetime(1999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     sent = [
         Event('{"a": "ü", "n": 1.10}'.encode(), 0, "ä-☃", "email_opened", None),
@@ -189,7 +189,7 @@ def test_one_statement_takes_several_sources(settings: Settings, connection: psy
 
 
 def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) -> None:
-    """A new property, type or collection, and a refused message, are more than a COPY."""
+    """A new property, type or collection, and a refused message, need more than a COPY."""
     registry = knowing(connection)
     assert landing_statement(registry, [delivery("a", n=1)])
     assert landing_statement(registry, [delivery("a", n=1), delivery("b", other=1)]) is None
@@ -199,7 +199,7 @@ def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) ->
 
 
 def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.Connection) -> None:
-    """However many events of a transaction that fails have been taken apart by then."""
+    """This holds however many events of a failed transaction were inspected before."""
     registry = SchemaRegistry()
     with registry.transaction(connection) as seen:
         for number in range(5):
@@ -208,13 +208,13 @@ def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.
     assert landing_statement(registry, [delivery("a")]) is None
 
 
-# A wire
+# A connection
 
 
 def test_a_bad_row_fails_its_batch_alone(
     settings: Settings, connection: psycopg.Connection, statements: Statements
 ) -> None:
-    """Nothing of that batch has landed, however far the server had come; the wire takes the next."""
+    """No event of that batch lands, however far the server has come. The connection accepts the next batch."""
     many = events(*map(str, range(2000)), text="x" * 2000)
     bad = Event(b'{"n": 1e200000}', 0, "bad", None, None)
 
@@ -232,7 +232,7 @@ def test_a_bad_row_fails_its_batch_alone(
 
 
 def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connection, statements: Statements) -> None:
-    """A trigger may say what it likes."""
+    """A trigger may raise notices."""
     connection.execute("""
         create function public.tell() returns trigger language plpgsql as
         $$ begin raise warning '%', repeat('told ', 1000); return new; end $$
@@ -266,7 +266,7 @@ def test_a_connection_prepares_no_statement(
 def test_a_connection_that_ends_while_idle_fails_the_next_batch(
     settings: Settings, connection: psycopg.Connection, used: bool, statements: Statements
 ) -> None:
-    """Whoever ends it: that batch has not landed, and the wire is known to be broken."""
+    """The batch has not landed, and the connection is known to be broken, whichever side ended it."""
 
     async def work(wire: AsyncConnection) -> None:
         if used:
@@ -287,7 +287,7 @@ def test_a_connection_that_ends_while_idle_fails_the_next_batch(
 def test_a_wire_that_is_given_up_tells_its_batch(
     proxy: Proxy, end: Callable[[AsyncConnection], None], statements: Statements
 ) -> None:
-    """A COPY the server never answers ends when the wire does, also one too large for the network to hold."""
+    """A COPY without an answer ends with its connection, even if its data is larger than the network's buffers."""
 
     async def work(wire: AsyncConnection) -> None:
         for size in (10, 20_000_000):
@@ -305,14 +305,14 @@ def test_a_wire_that_is_given_up_tells_its_batch(
     on_connection(proxy.url, work)
 
 
-# The record of what events are made of
+# The schema registry
 
 
 @pytest.mark.parametrize("count", [FEW, FEW + 1])
 def test_a_batch_compared_with_a_replaced_record_does_not_land_by_its_statement(
     settings: Settings, connection: psycopg.Connection, count: int
 ) -> None:
-    """The transaction that checks the generation is the one that lands, so nothing is left to check afterwards."""
+    """The transaction that checks the generation is the landing transaction, so no check afterwards is needed."""
     statement = landing_statement(knowing(connection), [delivery(*map(str, range(count)), n=1)])
     assert statement
     connection.execute("delete from raw.events")
@@ -352,7 +352,7 @@ def test_a_rescan_waits_for_a_statement_under_way(
             assert done.status == ExecStatus.TUPLES_OK
         rescanning = beside.submit(rescan, scanner)
         wait_until(lambda: paths(connection) == [], "the record to be made again, of no events")
-        # Long enough for a rescan that would not wait.
+        # A rescan that does not wait would end within this time.
         with pytest.raises(TimeoutError):
             rescanning.result(timeout=0.3)
         collector.commit()
@@ -364,7 +364,7 @@ def test_a_rescan_waits_for_a_statement_under_way(
 
 
 class Connecting:
-    """Opens connections, as long as it is to."""
+    """Opens connections while it is allowed to."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -372,7 +372,7 @@ class Connecting:
         self.most = 1000
 
     def __call__(self) -> psycopg.Connection:
-        """Open one."""
+        """Open a connection."""
         if len(self.opened) >= self.most:
             raise DatabaseError("The database grants no more connections.")
         self.opened.append(connect(self.url, autocommit=True, seconds=2))
@@ -387,7 +387,7 @@ def writing(
     commit_seconds: float = SECONDS,
     spool_bytes: int = 10**9,
 ) -> None:
-    """Run something with a writer, and stop it in order."""
+    """Run a function with a writer, and stop the writer in order."""
 
     async def run() -> None:
         warehouse = Warehouse()
@@ -409,20 +409,20 @@ def writing(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on until something is so."""
+    """Run the event loop until a condition holds."""
     while not condition():
         await asyncio.sleep(0.01)
 
 
 async def warm_up(writer: BatchWriter, connecting: Connecting) -> None:
-    """Write until events are usual and every wire is there."""
+    """Write until events are usual and every connection is open."""
     for number in range(3):
         await writer.write(delivery(*(f"warm-{number}-{each}" for each in range(20)), n=1))
     await until(lambda: len(writer._pool) == CONNECTIONS)
 
 
 def since(connection: psycopg.Connection, connecting: Connecting, moment: datetime) -> list[str]:
-    """Return the last statement of each of the writer's wires that has had one since a moment."""
+    """Return the last statement of each of the writer's connections that had a statement after a given time."""
     pids = [each.info.backend_pid for each in connecting.opened[1:] if not each.closed]
     query = "select query from pg_stat_activity where pid = any(%s) and query_start > %s"
     return [each for (each,) in connection.execute(query, (pids, moment))]
@@ -432,7 +432,7 @@ def since(connection: psycopg.Connection, connecting: Connecting, moment: dateti
 def test_usual_events_take_one_statement_and_one_transaction(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path, count: int, statement: bytes
 ) -> None:
-    """What arrives together leaves together, by a statement that is all its connection was ever asked for it."""
+    """Events that arrive together leave together, and the connection runs only that statement."""
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
@@ -455,7 +455,7 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
     monkeypatch: pytest.MonkeyPatch,
     hold_seconds: float,
 ) -> None:
-    """A smaller one would cost the database as much; but it does not wait long, should the other be stuck."""
+    """A smaller batch would cost the database as much. But a batch does not wait long for a blocked batch ahead."""
     monkeypatch.setattr(loader.buffer.batch_writer, "_HOLD_SECONDS", hold_seconds)
     connecting = Connecting(settings.database_url)
 
@@ -494,14 +494,14 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
 def test_a_locked_table_makes_nobody_open_connections(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Each would wait for the lock, on the server, also when its client has given up."""
+    """Each further connection would wait for the lock on the server, even after its client has given up."""
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
         with connection.transaction():
             connection.execute("lock table raw.events in access exclusive mode")
             await until(lambda: len(writer._pool) == CONNECTIONS)
-            # Longer than the database may take.
+            # Longer than the time limit of the database.
             await asyncio.sleep(0.5)
             assert len(connecting.opened) == 1 + CONNECTIONS
             assert waiting(connection) == 0
@@ -513,7 +513,7 @@ def test_a_locked_table_makes_nobody_open_connections(
 def test_without_connections_events_go_by_the_thread(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """A database that grants one connection is there all the same: nothing is spooled, nothing lands twice."""
+    """A database that permits one connection is not away: no event is spooled or lands twice."""
     connecting = Connecting(settings.database_url)
     connecting.most = 1
 
@@ -529,7 +529,7 @@ def test_without_connections_events_go_by_the_thread(
 def test_broken_connections_cost_no_event_and_are_replaced(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """A pooler that ends idle connections makes nobody spool."""
+    """A pooler that ends idle connections does not send events to the spool."""
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
@@ -548,7 +548,10 @@ def test_broken_connections_cost_no_event_and_are_replaced(
 def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_noticed(
     proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, busy: bool
 ) -> None:
-    """Of both at once libuv tells but the first; what is under way or comes next is answered nevertheless."""
+    """If both arrive at once, libuv reports only the first.
+
+    The present and the next batch get an answer all the same.
+    """
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
@@ -562,7 +565,7 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
             wires = [wire for wire in writer._pool._connections if wire.is_busy == busy]
             assert len(wires) == (1 if busy else CONNECTIONS)
             for wire in wires:
-                # From here to the reset, the event loop has no say.
+                # From here to the reset, the event loop does not run.
                 connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
                 ended = select.poll()
                 ended.register(wire._socket, 0)
@@ -578,7 +581,7 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
 def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
     proxy: Proxy, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Of a database that has gone deaf: a wire that nobody uses any more is cut in its time, too."""
+    """The database does not answer. A connection that is no longer used is cut in its time too."""
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
@@ -600,7 +603,7 @@ def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
 def test_nobody_waits_twice_for_a_database_that_does_not_answer(
     proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a wire has waited for in vain goes to the spool, and is not tried once more first."""
+    """A batch that has waited for a connection in vain goes to the spool without another attempt."""
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
@@ -617,7 +620,7 @@ def test_nobody_waits_twice_for_a_database_that_does_not_answer(
 def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Those behind in the same batch get theirs, and what it held counts no longer as waiting."""
+    """The other senders of the batch get their answers, and the batch's bytes no longer count as waiting."""
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
@@ -641,7 +644,7 @@ def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
 def test_unusual_events_that_wait_for_each_other_share_a_commit(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """A flood of them takes as few transactions as the thread gets to begin."""
+    """Many such events need no more transactions than the thread can begin."""
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
@@ -671,7 +674,7 @@ def test_a_rescan_that_races_with_connections_loses_no_property(
         await warm_up(writer, connecting)
         await asyncio.to_thread(connection.execute, "delete from raw.events")
         await asyncio.to_thread(rescan, connection)
-        # Those that landed by the record there was before.
+        # These events landed by the previous registry.
         await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(50)))
         assert await asyncio.to_thread(paths, connection) == ["properties.n"]
         if away:

@@ -1,4 +1,4 @@
-"""The collector when its database breaks: what it answers, and what has landed once the database is back."""
+"""The collector when its database fails: its answers, and the landed events after the database is back."""
 
 import json
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from tests.support.served_tables import contents, law
 from tests.support.tcp_proxy import Proxy, proxied
 from tests.support.waiting import wait_until, waiting
 
-# Enough to be worth breaking something in the middle of.
+# Enough events for a failure in the middle.
 SOME = 20
 
 
 @pytest.fixture
 def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
-    """The settings of a collector that reaches its database by the proxy, and has a spool of its own."""
+    """Return the settings of a collector that reaches its database through the proxy and has its own spool."""
     return settings.model_copy(
         update={"database_url": proxy.url, "spool": tmp_path / "spool", "commit_seconds": 1.0, "processes": 1}
     )
@@ -33,14 +33,14 @@ def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection that no proxy is in the way of."""
+    """Return a connection past the proxy."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
 
 @contextmanager
 def under_load(settings: Settings, key: str) -> Iterator[tuple[Collecting, Load]]:
-    """Run a collector, and send to it until it has taken some and the block has ended."""
+    """Run a collector, and send events until it has accepted some and the block has ended."""
     with collecting(settings) as collector, load(collector.port, key) as sent:
         sent.wait_for(SOME)
         yield collector, sent
@@ -52,12 +52,12 @@ def send(collector: Collecting, key: str, message_id: str = "one") -> Reply:
 
 
 def destination(collector: Collecting) -> str:
-    """Say where events go at the moment."""
+    """Return the present destination of events."""
     return str(collector.get("/ready").json.get("writing_to"))
 
 
 def spooled(settings: Settings) -> int:
-    """Return how many bytes lie in the spool."""
+    """Return the number of bytes in the spool."""
     assert settings.spool
     return sum(path.stat().st_size for path in settings.spool.glob("*.segment"))
 
@@ -68,7 +68,7 @@ def ids(connection: psycopg.Connection) -> list[str]:
 
 
 def reasons(connection: psycopg.Connection) -> list[str]:
-    """Return why messages are in quarantine."""
+    """Return the reasons of the messages in quarantine."""
     return [each for (each,) in connection.execute("select reason from raw.quarantine")]
 
 
@@ -76,7 +76,10 @@ def reasons(connection: psycopg.Connection) -> list[str]:
 
 
 def test_answers_go_on_while_the_database_is_gone(served_settings: Settings, served: Database, tmp_path: Path) -> None:
-    """Under load, twice: every 200 is kept, everything lands in order, and each event is in its table once."""
+    """This happens twice under load.
+
+    Every event with a 200 is kept and lands in order, and each is in its table once.
+    """
     with proxied(served_settings.database_url) as proxy, served.connect(autocommit=True) as connection:
         with served.begin() as transaction:
             key = add_key(transaction, "Iterable")
@@ -105,7 +108,7 @@ def test_answers_go_on_while_the_database_is_gone(served_settings: Settings, ser
 def test_a_database_that_never_answers_counts_as_gone(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """A connection that is open and silent keeps nobody waiting for longer than LOADER_COMMIT_SECONDS."""
+    """A connection that is open and silent makes no sender wait longer than LOADER_COMMIT_SECONDS."""
     with under_load(beyond, key) as (collector, sent):
         proxy.deafen()
         sent.wait_for(SOME)
@@ -119,7 +122,7 @@ def test_a_database_that_never_answers_counts_as_gone(
 
 
 def test_a_slow_database_is_not_gone(proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection) -> None:
-    """While it answers within LOADER_COMMIT_SECONDS, events go to it."""
+    """While the database answers within LOADER_COMMIT_SECONDS, events go to the database."""
     with under_load(beyond, key) as (collector, sent):
         proxy.delay = 0.02
         sent.wait_for(SOME)
@@ -133,7 +136,7 @@ def test_a_slow_database_is_not_gone(proxy: Proxy, beyond: Settings, key: str, c
 def test_a_copy_that_breaks_off_is_sent_again(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Wherever in the batch the connection ends: what did not land is in the spool, and lands from there."""
+    """The connection may end anywhere in the batch. Events that did not land are in the spool and land from there."""
     with under_load(beyond, key) as (collector, sent):
         for size in (1, 100, 1000, 3000):
             proxy.cut_after(size)
@@ -148,7 +151,7 @@ def test_a_copy_that_breaks_off_is_sent_again(
 def test_a_commit_whose_answer_is_lost_lands_at_least_once(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Nobody can know that it has landed, so it lands again; in the tables the id counts once."""
+    """The collector cannot know that the batch has landed, so it lands again. In the tables the id counts once."""
     with collecting(beyond) as collector:
         usual = [str(number) for number in range(SOME)]
         for each in usual:
@@ -164,7 +167,7 @@ def test_a_commit_whose_answer_is_lost_lands_at_least_once(
 def test_a_replay_whose_answer_is_lost_is_not_repeated(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """The position in the database tells that the part has landed, and the collector goes on behind it."""
+    """The position in the database shows that the part has landed, and the collector continues after that part."""
     with collecting(beyond) as collector:
         assert send(collector, key, "first").status == 200
         proxy.stop()
@@ -181,7 +184,10 @@ def test_a_replay_whose_answer_is_lost_is_not_repeated(
 def test_nothing_stays_behind_when_the_database_is_back_at_once(
     beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Whoever turns to the spool while somebody else finds it empty: no event lies there that nobody replays."""
+    """One thread turns to the spool while another finds the spool empty.
+
+    No event stays in the spool without a replay.
+    """
     with under_load(beyond, key) as (collector, sent):
         for _ in range(40):
             connection.execute(
@@ -200,7 +206,7 @@ def test_nothing_stays_behind_when_the_database_is_back_at_once(
 def test_events_keep_the_time_they_came_at(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """`received_at` is when the collector took them, however much later they land."""
+    """`received_at` is the time of receipt by the collector, however much later the events land."""
     with collecting(beyond) as collector:
         proxy.stop()
         assert send(collector, key).status == 200
@@ -219,8 +225,8 @@ def test_events_keep_the_time_they_came_at(
 def test_a_collector_starts_without_its_database(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It remembers the write keys and what is in the spool, which lands first when the database is back."""
-    # Nobody is kept waiting for it here.
+    """It knows the saved write keys. The events in the spool land first when the database is back."""
+    # No sender waits here.
     monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
     with collecting(beyond) as collector:
         assert send(collector, key, "before").status == 200
@@ -241,7 +247,7 @@ def test_a_collector_starts_without_its_database(
 def test_what_a_stopped_collector_has_spooled_waits_for_the_next(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Also when the next one finds the database there, and when it has no spool of its own."""
+    """This also holds if the next collector finds the database at once, and if it has no spool of its own."""
     with collecting(beyond) as collector:
         proxy.stop()
         assert send(collector, key, "spooled").status == 200
@@ -255,7 +261,7 @@ def test_what_a_stopped_collector_has_spooled_waits_for_the_next(
 def test_a_collector_stops_while_it_replays_into_a_database_that_never_answers(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """It waits for no answer then; the next one asks the database what has landed."""
+    """The collector stops without waiting for the answer. The next collector asks the database for the position."""
     with collecting(beyond) as collector:
         proxy.stop()
         assert send(collector, key, "spooled").status == 200
@@ -269,11 +275,11 @@ def test_a_collector_stops_while_it_replays_into_a_database_that_never_answers(
     assert ids(connection) == ["spooled", "meanwhile"]
 
 
-# No spool, or none that takes anything
+# No spool, or a spool that accepts no events
 
 
 def no_room(settings: Settings) -> Settings:
-    """Return settings with a spool of no size."""
+    """Return settings with a spool limit of 0."""
     return settings.model_copy(update={"spool_bytes": 0})
 
 
@@ -283,7 +289,7 @@ def little_room(settings: Settings) -> Settings:
 
 
 def read_only(settings: Settings) -> Settings:
-    """Return settings with a folder in which nothing can be made."""
+    """Return settings with a folder that is not writable."""
     return settings.model_copy(update={"spool": Path("/proc/spool")})
 
 
@@ -291,7 +297,7 @@ def read_only(settings: Settings) -> Settings:
 def test_without_a_spool_the_answer_is_to_try_again(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, without: object
 ) -> None:
-    """503 with Retry-After and no word about this machine; a 200 is never answered for what is not safe."""
+    """The answer is 503 with Retry-After and without details of the machine. A 200 always means a durable event."""
     assert callable(without)
     settings = without(beyond)
     with under_load(settings, key) as (collector, sent):
@@ -315,7 +321,7 @@ def test_without_a_spool_the_answer_is_to_try_again(
 def test_a_spool_that_fills_refuses_and_recovers(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """What was answered with 200 before it was full lands; so does what comes afterwards."""
+    """Events with a 200 from before the spool was full land, and so do later events."""
     with under_load(beyond.model_copy(update={"spool_bytes": 20_000}), key) as (_, sent):
         proxy.stop()
         sent.wait_for(SOME)
@@ -330,7 +336,7 @@ def test_a_spool_that_fills_refuses_and_recovers(
 def test_a_full_queue_refuses_and_recovers(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Memory is bounded: while the database keeps a batch waiting, more than LOADER_QUEUE_BYTES is answered 503."""
+    """Memory is limited. While the database blocks a batch, requests beyond LOADER_QUEUE_BYTES get 503."""
     with under_load(beyond.model_copy(update={"queue_bytes": 400, "commit_seconds": 30.0}), key) as (_, sent):
         proxy.deafen()
         sent.wait_for(SOME, 503)
@@ -340,7 +346,7 @@ def test_a_full_queue_refuses_and_recovers(
     assert_landed(connection, sent)
 
 
-# A database that answers, and will not
+# A database that answers with errors
 
 
 @pytest.mark.parametrize(
@@ -358,7 +364,10 @@ def test_a_full_queue_refuses_and_recovers(
 def test_the_databases_own_trouble_blames_no_event(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, trouble: str
 ) -> None:
-    """It is answered 200 from the spool, nothing goes to quarantine, and all of it lands when the trouble is over."""
+    """The spool accepts the events with 200, and no event goes to quarantine.
+
+    All events land when the database recovers.
+    """
     trigger = trouble.startswith("raise")
     with under_load(beyond, key) as (collector, sent):
         if trigger:
@@ -375,7 +384,7 @@ def test_the_databases_own_trouble_blames_no_event(
         sent.wait_for(SOME)
         if trigger:
             with connection.transaction():
-                # It would take the partitions' locks first, which is no order for somebody beside a collector.
+                # The statement would lock the partitions first, an order that can deadlock with a collector.
                 connection.execute("lock table raw.events in access exclusive mode")
                 connection.execute("drop trigger trouble on raw.events")
         else:
@@ -391,7 +400,7 @@ def test_the_databases_own_trouble_blames_no_event(
 def test_a_lock_held_too_long_sends_events_to_the_spool(
     beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
-    """Somebody's lock on raw.events keeps no sender waiting for longer than LOADER_COMMIT_SECONDS."""
+    """A lock on raw.events makes no sender wait longer than LOADER_COMMIT_SECONDS."""
     with under_load(beyond, key) as (collector, sent):
         with connection.transaction():
             connection.execute("lock table raw.events in access exclusive mode")
@@ -404,11 +413,11 @@ def test_a_lock_held_too_long_sends_events_to_the_spool(
     assert_landed(connection, sent)
 
 
-# A row the database refuses
+# A row that the database refuses
 
 
 def refused(message_id: str) -> str:
-    """Return a call that is an event to everybody but PostgreSQL."""
+    """Return a call that only PostgreSQL refuses."""
     return json.dumps(track(message_id, n=0)).replace('"n": 0', '"n": 1e200000')
 
 
@@ -421,7 +430,7 @@ def send_batch(collector: Collecting, key: str, calls: list[str]) -> Reply:
 def test_one_bad_row_costs_its_neighbours_nothing(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, where: str
 ) -> None:
-    """Of hundreds in one commit exactly that one goes to quarantine, straight away or on the way out of the spool."""
+    """Of hundreds of rows in a commit, exactly that row goes to quarantine, directly or during a replay."""
     good = [json.dumps(track(f"good-{number}")) for number in range(400)]
     batch = [*good[:200], refused("bad"), *good[200:]]
     with collecting(beyond) as collector:
@@ -436,7 +445,7 @@ def test_one_bad_row_costs_its_neighbours_nothing(
 
 
 def test_nothing_but_bad_rows_is_no_outage(beyond: Settings, key: str, connection: psycopg.Connection) -> None:
-    """A batch of which the database refuses every row goes to quarantine whole, and the next event lands."""
+    """A batch of refused rows goes to quarantine completely, and the next event lands."""
     with collecting(beyond) as collector:
         assert send_batch(collector, key, [refused(str(number)) for number in range(2000)]).status == 200
         wait_until(lambda: destination(collector) == "database", "the batch to be dealt with")
@@ -450,12 +459,12 @@ def test_nothing_but_bad_rows_is_no_outage(beyond: Settings, key: str, connectio
     ("state", "blamed"),
     [
         ("22P02", True),  # invalid text representation
-        ("22P05", True),  # a character the encoding has not
+        ("22P05", True),  # a character that the encoding does not have
         ("22003", True),  # number out of range
-        ("23514", True),  # check, or no partition for the row
+        ("23514", True),  # a check, or no partition for the row
         ("54000", True),  # too large for the server
         ("54001", True),  # nested deeper than its stack
-        ("54023", False),  # too many arguments: our statement
+        ("54023", False),  # too many arguments in our statement
         ("08006", False),  # connection failure
         ("25006", False),  # read-only transaction
         ("25P02", False),  # transaction already failed
@@ -471,14 +480,14 @@ def test_nothing_but_bad_rows_is_no_outage(beyond: Settings, key: str, connectio
         ("57P01", False),  # shutdown
         ("57P03", False),  # starting up
         ("58030", False),  # I/O error
-        ("P0001", False),  # somebody's trigger
+        ("P0001", False),  # an error of a trigger
         ("XX000", False),  # internal error
         ("XX001", False),  # data corrupted
-        (None, False),  # no answer at all
+        (None, False),  # no answer
     ],
 )
 def test_only_some_errors_are_the_rows(state: str | None, blamed: bool) -> None:
-    """Everything else may pass with the same row another time, and quarantines nothing."""
+    """After any other error the same row may land later, so it does not go to quarantine."""
     error = psycopg.errors.lookup(state)() if state and state != "25P02" else psycopg.OperationalError()
     assert (error.sqlstate == state) or state in {None, "25P02"}
     assert blames_row(error) is blamed

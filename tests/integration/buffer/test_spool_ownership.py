@@ -1,4 +1,4 @@
-"""A spool belongs to a warehouse: what was acknowledged for one never lands in another, unless somebody says so."""
+"""A spool belongs to a warehouse: its events land in no other warehouse, unless a person asks for that."""
 
 import shutil
 import stat
@@ -23,7 +23,7 @@ from tests.support.waiting import wait_until
 
 @contextmanager
 def warehouse(server: str, home: Path, template: str, spool: Path) -> Iterator[tuple[Settings, str]]:
-    """A warehouse with an id of its own; yields its settings, on a given spool, and a write key."""
+    """Make a warehouse with its own id; yield its settings with a given spool, and a write key."""
     with own_database(server, home, template) as settings:
         with psycopg.connect(settings.database_url, autocommit=True) as connection:
             renew_id(connection)
@@ -34,34 +34,34 @@ def warehouse(server: str, home: Path, template: str, spool: Path) -> Iterator[t
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
-    """The folder that both warehouses' collectors are told to use."""
+    """Return the spool folder of the collectors of both warehouses."""
     return tmp_path / "spool"
 
 
 @pytest.fixture
 def ours(server: str, home: Path, raw_template: str, spool: Path) -> Iterator[tuple[Settings, str]]:
-    """The warehouse whose events wait in the spool."""
+    """Return the warehouse whose events wait in the spool."""
     with warehouse(server, home, raw_template, spool) as opened:
         yield opened
 
 
 @pytest.fixture
 def theirs(server: str, home: Path, raw_template: str, spool: Path) -> Iterator[tuple[Settings, str]]:
-    """Another warehouse."""
+    """Return another warehouse."""
     with warehouse(server, home, raw_template, spool) as opened:
         yield opened
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is kept waiting for a database that is not there."""
+    """Shorten the waits for a database that is away."""
     monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
     monkeypatch.setattr("loader.collector.app.ASK_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr("loader.collector.warehouse_metrics._AGAIN_SECONDS", 0.0)
 
 
 def beyond(settings: Settings, proxy: Proxy) -> Settings:
-    """Return settings of a collector that reaches its database by a proxy."""
+    """Return settings of a collector that reaches its database through a proxy."""
     return settings.model_copy(update={"database_url": proxy.url})
 
 
@@ -71,7 +71,7 @@ def send(collector: Collecting, key: str, message_id: str) -> int:
 
 
 def reaches_database(collector: Collecting) -> bool:
-    """Say whether events go to the database at the moment."""
+    """Return whether events go to the database at the moment."""
     return collector.get("/ready").json.get("writing_to") == "database"
 
 
@@ -88,7 +88,7 @@ def id_of(settings: Settings) -> str:
 
 
 def spool_events(settings: Settings, key: str, *message_ids: str) -> None:
-    """Have a collector put events into the spool while its database is away."""
+    """Make a collector put events into the spool while its database is away."""
     with proxied(settings.database_url) as proxy, collecting(beyond(settings, proxy)) as collector:
         wait_until(lambda: reaches_database(collector), "the collector to reach its database")
         proxy.stop()
@@ -102,7 +102,7 @@ Named = tuple[Settings, str]
 def test_a8_a_spool_does_not_replay_into_another_database(
     ours: Named, theirs: Named, spool: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """DATABASE_URL changes between restarts: the events wait, are reported, and land where they were acknowledged."""
+    """DATABASE_URL changes between restarts. The events wait, are reported, and land in their own warehouse."""
     spool_events(*ours, "a", "b")
     [segment] = spool.glob("*.segment")
     assert id_of(ours[0]) in segment.name
@@ -114,7 +114,7 @@ def test_a8_a_spool_does_not_replay_into_another_database(
         assert "loader_spool_bytes 0.0" in collector.get("/metrics").body.decode()
     assert ids(theirs[0]) == ["theirs"]
     printed = capsys.readouterr()
-    # Where the log goes depends on what other tests of this process have configured.
+    # Other tests of this process may have changed the log's destination.
     assert "belongs to another warehouse" in printed.out + printed.err + caplog.text
     with collecting(ours[0]) as collector:
         wait_until(lambda: ids(ours[0]) == ["a", "b"], "the events to land in their own warehouse")
@@ -148,7 +148,7 @@ def test_a8_two_deployments_on_one_folder_get_their_own_events(ours: Named, thei
 def test_a8_a_collector_that_has_not_met_its_database_spools_for_the_warehouse_of_its_keys(
     ours: Named, theirs: Named, spool: Path
 ) -> None:
-    """It starts on another DATABASE_URL that is away, and knows the write keys of before."""
+    """It starts with another DATABASE_URL, whose database is away, and knows the saved write keys."""
     spool_events(*ours, "a")
     with proxied(theirs[0].database_url) as proxy:
         proxy.stop()
@@ -165,7 +165,7 @@ def test_a8_a_collector_that_has_not_met_its_database_spools_for_the_warehouse_o
 
 
 def test_a8_a_running_collector_whose_url_leads_elsewhere(server: str, ours: Named, theirs: Named, spool: Path) -> None:
-    """The database of the same name is replaced under it: keys and spool of before do not count in the new one."""
+    """The database is replaced by another with the same name. The former keys and spool do not count there."""
     names = [settings.database_url.rsplit("/", 1)[1] for settings, _ in (ours, theirs)]
 
     def rename(*pairs: tuple[str, str]) -> None:
@@ -200,7 +200,10 @@ def test_a8_a_running_collector_whose_url_leads_elsewhere(server: str, ours: Nam
 
 
 def test_a8_a_command_lands_a_foreign_segment_on_purpose(ours: Named, theirs: Named, spool: Path) -> None:
-    """It is listed and counted in `status` until then; a segment a collector holds is left to the collector."""
+    """Until then the segment is listed and counted in `status`.
+
+    A segment that a collector holds stays with the collector.
+    """
     spool_events(*ours, "a", "b")
     [name] = [path.name for path in spool.glob("*.segment")]
     loader = loader_here(theirs[0])
@@ -232,7 +235,7 @@ def test_a8_a_command_lands_a_foreign_segment_on_purpose(ours: Named, theirs: Na
 
 
 def test_a8_a_foreign_segment_of_a_source_that_is_not_there_stays(ours: Named, theirs: Named, spool: Path) -> None:
-    """Its events would be in no table: the command names the source to add."""
+    """Its events would be in no table, so the command names the source to add."""
     spool_events(*ours, "a")
     with psycopg.connect(theirs[0].database_url, autocommit=True) as connection:
         connection.execute("update raw.sources set schema_name = 'other'")
@@ -246,7 +249,7 @@ def test_a8_a_foreign_segment_of_a_source_that_is_not_there_stays(ours: Named, t
 
 
 def test_a8_a_restored_dump_is_the_same_warehouse(ours: Named, server: str, home: Path, spool: Path) -> None:
-    """The id comes with the dump, and the events that waited land."""
+    """The dump contains the id, and the waiting events land."""
     spool_events(*ours, "a")
     with restored(ours[0].database_url, server, home) as copy:
         settings = copy.model_copy(update={"spool": spool, "commit_seconds": 1.0, "processes": 1})
@@ -256,7 +259,7 @@ def test_a8_a_restored_dump_is_the_same_warehouse(ours: Named, server: str, home
 
 
 def test_a8_a_physical_clone_gets_a_new_id(ours: Named) -> None:
-    """`loader warehouse-id` prints the id, and makes a new one when it is told to."""
+    """`loader warehouse-id` prints the id, and makes a new id with `--renew`."""
     loader = loader_here(ours[0])
     before = loader("warehouse-id").stdout
     renewed = loader("warehouse-id", "--renew").stdout
@@ -265,7 +268,7 @@ def test_a8_a_physical_clone_gets_a_new_id(ours: Named) -> None:
 
 
 def test_a8_what_an_older_version_left_replays(ours: Named, spool: Path) -> None:
-    """Segments and a copy of the write keys, written by the version before: they have no id, and count as before."""
+    """The previous version wrote segments and saved keys without an id. They count as before."""
     shutil.copytree(DATA / "spool", spool)
     settings, _ = ours
     with psycopg.connect(settings.database_url, autocommit=True) as connection:
@@ -293,7 +296,7 @@ def test_a8_what_an_older_version_left_replays(ours: Named, spool: Path) -> None
 def test_c7_asking_whether_a_collector_is_ready_costs_the_disk_nothing(
     ours: Named, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a key, and while the database is away: the spool does not grow, and nothing is synced."""
+    """No key is sent, and the database is away. The spool does not grow, and no file is synced."""
     synced: list[int] = []
     monkeypatch.setattr("os.fsync", synced.append)
     with proxied(ours[0].database_url) as proxy:

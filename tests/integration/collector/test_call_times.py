@@ -1,4 +1,4 @@
-"""The times of a call: read in whatever form they are sent, and noted where they cannot be read."""
+"""The times of a call: read in each unambiguous form, and recorded as a mismatch otherwise."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ MOMENT = datetime(2026, 3, 4, 15, 0, 2, tzinfo=UTC)
 RECEIVED = datetime(2026, 3, 4, 15, 0, 9, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 3, 4, tzinfo=UTC)
 
-# Forms that say one moment, and that moment.
+# Forms of one moment, and that moment.
 READ = {
     "2026-03-04T15:00:02Z": MOMENT,
     "2026-03-04T15:00:02.500Z": MOMENT + timedelta(milliseconds=500),
@@ -47,7 +47,7 @@ READ = {
     "04 Mar 2026 15:00:02 GMT": MOMENT,
     "Wed, 04 Mar 2026 15:00 UT": MOMENT.replace(second=0),
 }
-# No time, or one that may mean several moments.
+# Texts that are not a time, or that may mean several moments.
 NOT_READ = [
     "yesterday",
     "now",
@@ -73,14 +73,14 @@ NOT_READ = [
 
 @pytest.fixture
 def connection(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, whose zone is not UTC."""
+    """Return a connection in autocommit, whose time zone is not UTC."""
     with small.connect(autocommit=True) as opened:
         opened.execute("set timezone = 'America/New_York'")
         yield opened
 
 
 def send(connection: psycopg.Connection, number: int, *, collection: str = "email_opened", **fields: object) -> None:
-    """Land an event with some fields of its call."""
+    """Land an event with the given fields of its call."""
     payload = {"type": "track", "event": "Email Opened", "userId": "u", "properties": {"campaignId": 1}} | fields
     event = Event(json.dumps(payload).encode(), 0, f"e{number:02}", collection, RECEIVED)
     with SchemaRegistry().transaction(connection) as seen:
@@ -98,7 +98,7 @@ def noted(connection: psycopg.Connection) -> list[tuple[str, str, str, str]]:
 def test_a10_a_time_is_read_in_any_form_that_says_one_moment(
     connection: psycopg.Connection, written: str, moment: datetime
 ) -> None:
-    """Whatever the session's time zone and order of dates, and as the times of Iterable's events are read."""
+    """The session's time zone and order of dates do not matter. Times of Iterable's events are read in the same way."""
     for style in ("ISO, MDY", "German, DMY"):
         connection.execute(f"set datestyle = '{style}'")
         assert connection.execute("select raw.read_time(%s) = %s", (written, moment)).fetchone() == (True,)
@@ -108,14 +108,14 @@ def test_a10_a_time_is_read_in_any_form_that_says_one_moment(
 
 @pytest.mark.parametrize("written", NOT_READ)
 def test_a10_a_time_that_may_mean_several_moments_is_not_read(connection: psycopg.Connection, written: str) -> None:
-    """And is never an error."""
+    """Such a time is never an error."""
     assert connection.execute("select raw.read_time(%s)", (written,)).fetchone() == (None,)
 
 
 def test_a10_a_time_in_another_form_is_in_its_column(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """As the time of the event and as the time of sending; the text is kept as it was sent."""
+    """This holds for the time of the event and the time of sending. The text stays as it was sent."""
     for number, (written, moment) in enumerate(READ.items()):
         sent: object = int(written) if written.isdigit() else written
         send(connection, number, timestamp=sent, sentAt=sent)
@@ -129,7 +129,7 @@ def test_a10_a_time_in_another_form_is_in_its_column(
             (f"e{number:02}", f"e{number + 49:02}"),
         ).fetchall()
         assert [row[0] for row in rows] == list(READ)
-        # Sent and happened at once, an event happened when it was received.
+        # Sending and event have the same time, so the event's time is the time of receipt.
         assert [row[1] for row in rows] == [RECEIVED if number == 0 else moment for moment in READ.values()]
         assert [row[2] for row in rows] == [moment if number == 0 else None for moment in READ.values()]
     assert noted(connection) == []
@@ -138,7 +138,7 @@ def test_a10_a_time_in_another_form_is_in_its_column(
 def test_a10_a_time_that_cannot_be_read_is_noted(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """Once an event, at its own table; a rebuild notes the same."""
+    """Each event is recorded once, at its own table. A rebuild records the same."""
     for number, written in enumerate(NOT_READ):
         send(connection, number, timestamp=written, sentAt=written)
         run(small, small_settings) if number == 0 else None
@@ -181,7 +181,7 @@ def test_a10_the_time_that_segment_has_computed_is_no_loss(
 def test_a10_of_a_repeated_id_the_first_event_counts(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """Only what that row loses is noted."""
+    """Only the losses of that row are recorded."""
     send(connection, 1, timestamp="2026-03-04T15:00:02Z")
     send(connection, 1, timestamp="soon")
     send(connection, 1, timestamp="sooner", collection="order_placed")

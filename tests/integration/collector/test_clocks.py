@@ -1,4 +1,4 @@
-"""`received_at` is the moment of receipt by the database's clock, however wrong the collector's own clock is."""
+"""`received_at` is the moment of receipt by the database's clock, however wrong the collector's clock is."""
 
 import json
 from base64 import b64encode
@@ -20,20 +20,20 @@ from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import wait_until
 
 YEAR = timedelta(days=365)
-# Half of what a measurement may take on a busy machine.
+# Half the duration of a measurement on a busy machine.
 EXACT = timedelta(seconds=2)
 
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection that no proxy is in the way of."""
+    """Return a connection past the proxy."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
 
 @pytest.fixture
 def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
-    """The settings of a collector that reaches its database by the proxy."""
+    """Return the settings of a collector that reaches its database through the proxy."""
     return settings.model_copy(
         update={"database_url": proxy.url, "spool": tmp_path / "spool", "commit_seconds": 20.0, "processes": 1}
     )
@@ -41,7 +41,7 @@ def beyond(settings: Settings, proxy: Proxy, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's clock is a year ahead."""
+    """Set this machine's clock a year ahead."""
     monkeypatch.setattr(loader.postgres.warehouse, "wall_clock", lambda: datetime.now(UTC) + YEAR)
 
 
@@ -58,7 +58,7 @@ def send(collector: Collecting, key: str, message_id: str, **properties: object)
 
 
 def writes_to(collector: Collecting) -> str | None:
-    """Say where events go at the moment."""
+    """Return the present destination of events."""
     return collector.get("/ready").json.get("writing_to")
 
 
@@ -75,7 +75,7 @@ def test_a11_every_way_in_has_the_databases_clock(
     connection: psycopg.Connection,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By wire, by the thread, by the spool, and in quarantine; and the difference is told."""
+    """This holds for a connection, the thread, the spool and the quarantine. The difference is logged."""
     before = database_time(connection)
     with collecting(beyond) as collector:
         for number in range(60):
@@ -107,7 +107,7 @@ def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_replay
     connection: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A collector that has not reached its database since it started cannot know how wrong its clock is."""
+    """A collector that has not reached its database since its start does not know the error of its clock."""
     monkeypatch.setattr("loader.collector.server._START_SECONDS", 0.1)
     with collecting(beyond) as collector:
         assert send(collector, key, "before") == 200
@@ -122,21 +122,21 @@ def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_replay
 
 
 def request(key: str, message_id: str, **properties: object) -> bytes:
-    """Return a request as it goes over the line."""
+    """Return a request as its bytes."""
     body = json.dumps(track(message_id, **properties)).encode()
     shown = b64encode(f"{key}:".encode())
     head = b"POST /v1/track HTTP/1.1\r\nHost: collector\r\nAuthorization: Basic %b\r\nContent-Length: %d\r\n\r\n"
     return head % (shown, len(body)) + body
 
 
-# What makes an event leave by a wire, and what makes it leave by the thread.
+# Usual events leave by an asynchronous connection, and unusual events leave by the thread.
 def usual(_: str) -> dict[str, object]:
     """Return properties that have landed before."""
     return {"n": 1}
 
 
 def unusual(name: str) -> dict[str, object]:
-    """Return a property that no event had before."""
+    """Return a property that is new to the registry."""
     return {f"new_{name}": 1}
 
 
@@ -144,7 +144,7 @@ def unusual(name: str) -> dict[str, object]:
 def test_a11_the_moment_of_receipt_counts_and_not_that_of_landing(
     beyond: Settings, key: str, connection: psycopg.Connection, properties: Callable[[str], dict[str, object]]
 ) -> None:
-    """Events wait for a lock, and share a commit; each keeps the time it came at."""
+    """Events wait for a lock and share a commit. Each event keeps its time of receipt."""
     names = [f"e{number}" for number in range(8)]
     moments = []
     with collecting(beyond) as collector, ExitStack() as lines:
@@ -156,7 +156,7 @@ def test_a11_the_moment_of_receipt_counts_and_not_that_of_landing(
             for name in names:
                 waiting.append(lines.enter_context(collector.line()))
                 waiting[-1].send(request(key, name, **properties(name)))
-                # What came before it on other connections has been read by then.
+                # Earlier requests on other connections have been read by then.
                 assert collector.get("/health").status == 200
                 moments.append(database_time(connection))
         for line in waiting:
@@ -167,7 +167,7 @@ def test_a11_the_moment_of_receipt_counts_and_not_that_of_landing(
 
 
 def test_a11_clocks_that_agree_are_left_alone(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A measurement is only as exact as its round trip; an offset within it does not move."""
+    """A measurement is as exact as its round trip. An offset within the round trip changes no time."""
     warehouse = Warehouse()
     for _ in range(20):
         warehouse.identify(connection)

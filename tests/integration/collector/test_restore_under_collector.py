@@ -1,4 +1,4 @@
-"""An older dump is restored under a running collector: what it knows of properties no longer counts."""
+"""An older dump is restored under a running collector, whose copy of the schema registry becomes invalid."""
 
 import subprocess
 from pathlib import Path
@@ -16,38 +16,38 @@ from tests.support.load import track
 from tests.support.tcp_proxy import Proxy, proxied
 from tests.support.waiting import wait_until
 
-# Enough events that are alike for those after them to be usual.
+# Enough equal events for the following events to be usual.
 USUAL = 60
 
 
 def send(collector: Collecting, key: str, *message_ids: str) -> None:
-    """Send events with a property each, one request after the other."""
+    """Send events with one property each, one request after the other."""
     for each in message_ids:
         assert collector.post("/v1/track", track(each, campaignId=1, colour="red"), key=key).status == 200
 
 
 def paths(settings: Settings) -> list[str]:
-    """Return the properties that are recorded, dots between their keys."""
+    """Return the recorded properties, with dots between their keys."""
     with psycopg.connect(settings.database_url) as connection:
         rows = connection.execute("select path from raw.properties order by number").fetchall()
     return [".".join(path) for (path,) in rows]
 
 
 def dump(settings: Settings, file: Path) -> None:
-    """Dump a database as people do."""
+    """Dump a database with pg_dump."""
     subprocess.run(
         [postgres_program("pg_dump"), "--format=custom", f"--file={file}", settings.database_url], check=True
     )
 
 
 def restore(settings: Settings, file: Path, *options: str) -> None:
-    """Restore a dump as people do."""
+    """Restore a dump with pg_restore."""
     program = [postgres_program("pg_restore"), "--single-transaction", "--exit-on-error", *options]
     subprocess.run([*program, f"--dbname={settings.database_url}", file], check=True)
 
 
 def replace_database(settings: Settings, server: str, proxy: Proxy, file: Path) -> None:
-    """Drop the database and restore the dump into a new one of its name: every connection ends."""
+    """Drop the database and restore the dump into a new database of the same name; every connection ends."""
     name = settings.database_url.rsplit("/", 1)[1]
     proxy.stop()
     drop_database(server, name)
@@ -62,12 +62,12 @@ def replace_database(settings: Settings, server: str, proxy: Proxy, file: Path) 
 
 
 def restore_in_place(settings: Settings, server: str, proxy: Proxy, file: Path) -> None:
-    """Restore the dump over what is there: no connection ends."""
+    """Restore the dump over the existing tables; no connection ends."""
     restore(settings, file, "--clean", "--if-exists")
 
 
 def copy_record(settings: Settings, server: str, proxy: Proxy, file: Path) -> None:
-    """Bring back the data of the record alone, by TRUNCATE and COPY: no table is another one."""
+    """Restore only the data of the schema registry, by TRUNCATE and COPY; the tables stay the same."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute("truncate raw.properties, raw.collections")
     tables = ["--table=properties", "--table=collections"]
@@ -79,7 +79,7 @@ def copy_record(settings: Settings, server: str, proxy: Proxy, file: Path) -> No
 def test_a9_a_property_the_restored_dump_lacks_is_recorded_again(
     settings: Settings, server: str, tmp_path: Path, bring_back: object
 ) -> None:
-    """The event lands as one with nothing new, and is checked against the record there is now."""
+    """The event lands as usual, and is checked against the present registry."""
     assert callable(bring_back)
     with open_database(settings) as database, database.begin() as transaction:
         key = add_key(transaction, "Iterable")
@@ -90,7 +90,7 @@ def test_a9_a_property_the_restored_dump_lacks_is_recorded_again(
         )
         with collecting(beyond) as collector:
             send(collector, key, *map(str, range(USUAL)))
-            # The thread that keeps a refused call checks first what has landed before it.
+            # The thread that keeps a refused call first checks the events that landed before.
             assert collector.post("/v1/track", {"event": "Email Opened"}, key=key).status == 400
             assert paths(settings) == ["properties.campaignId", "properties.colour"]
             bring_back(settings, server, proxy, tmp_path / "older.dump")

@@ -1,4 +1,4 @@
-"""Loading files: each line lands once, whatever the file is called, however it grows, and whoever is killed when."""
+"""Loading files: each line lands once, whatever the file's name, however it grows, and after every kill."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ from loader.files.worker_pool import Workers
 from loader.postgres.database import Database
 from tests.support.factories import landed
 
-# Many chunks of a file that is soon loaded.
+# Many chunks of a small file.
 CHUNK_BYTES = 20_000
 
 # The command line with small chunks.
@@ -52,14 +52,14 @@ def make_lines(count: int, start: int = 0, *, bytes_more: int = 0) -> bytes:
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection to look at the database with, and to load with."""
+    """Return a connection to look at the database and to load."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make files of a few hundred lines files of many chunks."""
+    """Make the chunks small, so that files of a few hundred lines have many chunks."""
     monkeypatch.setitem(LineReader.__init__.__kwdefaults__, "chunk_bytes", CHUNK_BYTES)
 
 
@@ -79,14 +79,14 @@ def load(database: Database, connection: psycopg.Connection) -> Loads:
 
 @pytest.fixture
 def events(tmp_path: Path) -> Path:
-    """A file of ten events."""
+    """Return a file of ten events."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(make_lines(10))
     return path
 
 
 def ids(count: int) -> Counter[str]:
-    """Return the first ids, once each."""
+    """Return the first ids, each once."""
     return Counter(str(i) for i in range(count))
 
 
@@ -96,12 +96,12 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 
 def outcomes(loads: list[FileLoaded]) -> list[str]:
-    """Return what became of each file."""
+    """Return the outcome of each file."""
     return [loaded.outcome for loaded in loads]
 
 
 def everything(connection: psycopg.Connection) -> list[object]:
-    """Return all that a load writes."""
+    """Return everything that a load writes."""
     return [
         connection.execute(f"select * from raw.{table} order by 1, 2").fetchall()
         for table in ("events", "loads", "quarantine")
@@ -115,7 +115,7 @@ def everything(connection: psycopg.Connection) -> list[object]:
 def test_a_file_that_was_loaded_changes_nothing(
     connection: psycopg.Connection, load: Loads, events: Path, tail: bytes
 ) -> None:
-    """Loading a file again leaves every table as it was, however its last line ends."""
+    """A second load leaves every table unchanged, however the last line of the file ends."""
     events.write_bytes(events.read_bytes() + tail)
     assert outcomes(load(events)) == ["loaded"]
     before = everything(connection)
@@ -125,7 +125,7 @@ def test_a_file_that_was_loaded_changes_nothing(
 
 
 def test_a_copy_is_the_same_file(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
-    """Another name or another compression makes no other file, whichever comes first."""
+    """A file with another name or compression is the same file, whichever is loaded first."""
     lines = make_lines(10)
     shapes = {
         "plain": lines,
@@ -144,7 +144,7 @@ def test_a_copy_is_the_same_file(connection: psycopg.Connection, load: Loads, tm
 
 
 def test_an_empty_file_is_done_at_once(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
-    """A file of nothing is loaded, and unchanged the next time; when it grows it is loaded."""
+    """An empty file is loaded, and is unchanged the next time. When it grows, its lines are loaded."""
     path = tmp_path / "empty"
     path.touch()
     assert outcomes(load(path, path)) == ["loaded", "unchanged"]
@@ -156,7 +156,7 @@ def test_an_empty_file_is_done_at_once(connection: psycopg.Connection, load: Loa
 def test_each_source_has_its_own_files(
     database: Database, connection: psycopg.Connection, load: Loads, events: Path
 ) -> None:
-    """What one source has loaded is new to another."""
+    """A file that one source has loaded is new for another source."""
     load(events)
     other = Load(database.url, connection, "other", workers=1, lock_wait=database.lock_wait)
     assert outcomes(list(other.run([str(events)]))) == ["loaded"]
@@ -170,7 +170,7 @@ def test_each_source_has_its_own_files(
 def test_another_file_that_begins_alike_is_another_file(
     connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path, *, same_length: bool
 ) -> None:
-    """Files are told apart by all their bytes, not by their names or first lines."""
+    """All bytes distinguish files, not their names or first lines."""
     lines = events.read_bytes().splitlines(keepends=True)
     other = tmp_path / "other.ndjson"
     other.write_bytes(b"".join(lines[:9]) + (make_line("X") if same_length else make_line("another")) + b"\n")
@@ -186,7 +186,7 @@ def test_another_file_that_begins_alike_is_another_file(
 def test_a_file_that_has_grown_is_continued(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, first: int
 ) -> None:
-    """Only the new lines are landed, time after time, of a file of a single short line as well."""
+    """Each load lands only the new lines, even of a file of a single short line."""
     path = tmp_path / "events.ndjson"
     for count in (first, first + 1, first + 1000):
         path.write_bytes(make_lines(count))
@@ -199,7 +199,7 @@ def test_a_file_that_has_grown_is_continued(
 def test_a_file_goes_on_in_a_compressed_copy(
     connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path
 ) -> None:
-    """A log that was loaded while it was written, and is then rotated and compressed, goes on where it was."""
+    """A log that was loaded while it grew continues after it is rotated and compressed."""
     load(events)
     rotated = tmp_path / "events.ndjson.1.gz"
     rotated.write_bytes(gzip.compress(make_lines(30)))
@@ -213,7 +213,7 @@ def test_a_file_goes_on_in_a_compressed_copy(
 def test_a_last_line_that_gets_its_newline_is_not_landed_again(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, newline: bytes, lines: int
 ) -> None:
-    """An event whose line was whole but for the newline has landed; it is the same event when the file goes on."""
+    """An event without its newline has landed. It is the same event when the file grows."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(make_lines(lines) + make_line(lines))
     load(path)
@@ -230,7 +230,7 @@ def test_a_last_line_that_gets_its_newline_is_not_landed_again(
 def test_a_piece_of_a_line_is_replaced_by_the_whole(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, lines: int
 ) -> None:
-    """A line that was loaded while it was written goes to quarantine, lands when it is whole, and is resolved."""
+    """A line that was loaded while it was written goes to quarantine. It lands and is resolved when it is complete."""
     path, last = tmp_path / "events.ndjson", make_line(lines, bytes_more=300)
     path.write_bytes(make_lines(lines) + last[:300])
     assert load(path)[0].landed.reasons == {"truncated_line": 1}
@@ -246,7 +246,7 @@ def test_a_piece_of_a_line_is_replaced_by_the_whole(
 def test_a_load_that_stops_before_it_says_it_is_done_has_landed_its_last_line_once(
     connection: psycopg.Connection, load: Loads, events: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A last line without a newline and the note that it has landed are one transaction."""
+    """The last line and the record of its landing are one transaction."""
     events.write_bytes(make_lines(10) + make_line(10))
     with monkeypatch.context() as patch:
         patch.setattr(loading, "_FINISH", "select 1 / 0, %s, %s, %s")
@@ -257,7 +257,7 @@ def test_a_load_that_stops_before_it_says_it_is_done_has_landed_its_last_line_on
 
 
 def test_a_damaged_file_goes_on_when_it_is_whole(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
-    """Of a download that broke off the good part lands; the whole file adds the rest."""
+    """The readable part of an incomplete download lands. The whole file adds the rest."""
     lines = b"".join(make_line(i, bytes_more=random.Random(i).randrange(200)) + b"\n" for i in range(2000))
     packed = gzip.compress(lines, compresslevel=1)
     path = tmp_path / "events.gz"
@@ -282,7 +282,7 @@ def test_a_damaged_file_goes_on_when_it_is_whole(connection: psycopg.Connection,
 def test_a_file_that_cannot_be_read_does_not_keep_the_others_out(
     connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path
 ) -> None:
-    """Each file is told by itself, and the good ones land."""
+    """Each file is reported, and the readable files land."""
     binary, more = tmp_path / "binary", tmp_path / "more.ndjson"
     binary.write_bytes(bytes(100))
     more.write_bytes(make_lines(5, start=10))
@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_read_does_not_keep_the_others_out(
 def test_many_workers_land_what_one_would(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
-    """Chunks that are landed side by side add up to the file, its bad lines with their places, and a full bar."""
+    """Chunks that land in parallel form the whole file, with the places of its bad lines. The bar reaches its end."""
     lines = make_lines(5000).splitlines(keepends=True)
     lines[2500:2500] = [b"{broken\n"]
     path, reports = tmp_path / "events", list[tuple[int, int]]()
@@ -320,7 +320,7 @@ def test_many_workers_land_what_one_would(
 def test_a_file_that_fails_in_a_worker_leaves_the_next_one_alone(
     connection: psycopg.Connection, load: Loads, tmp_path: Path
 ) -> None:
-    """When a file is cut off under the workers' hands it fails, and the file after it is loaded whole."""
+    """A file that is cut off during its load fails, and the next file is loaded completely."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(make_lines(5000, start=10_000))
     second.write_bytes(make_lines(1000))
@@ -334,7 +334,7 @@ def test_a_file_that_fails_in_a_worker_leaves_the_next_one_alone(
 def test_an_overlong_line_is_quarantined_by_its_beginning(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line beyond the limit is no event; its neighbours are, and the detail tells how long it is."""
+    """A line beyond the limit is not an event. Its neighbours are, and the detail gives its length."""
     for name in ("chunk_bytes", "line_bytes"):
         monkeypatch.setitem(LineReader.__init__.__kwdefaults__, name, 200_000)
     path = tmp_path / "events"
@@ -349,7 +349,7 @@ def test_an_overlong_line_is_quarantined_by_its_beginning(
 
 
 def test_a_pipe_is_read_once(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
-    """A named pipe lands without being recognised, opened twice or waited for."""
+    """A named pipe lands without a comparison with earlier loads, a second opening or a wait."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(gzip.compress(make_lines(10)),))
@@ -360,7 +360,7 @@ def test_a_pipe_is_read_once(connection: psycopg.Connection, load: Loads, tmp_pa
 
 
 def test_names_of_any_bytes_are_loaded(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
-    """A file whose name is no UTF-8 is loaded, and named as well as can be."""
+    """A file whose name is not UTF-8 is loaded, and its name is shown with replacement characters."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.ndjson"))
     path.write_bytes(make_lines(2) + b"{broken\n")
     assert outcomes(load(path, path)) == ["loaded", "unchanged"]
@@ -369,19 +369,19 @@ def test_names_of_any_bytes_are_loaded(connection: psycopg.Connection, load: Loa
     assert [row[0].rsplit("/")[-1] for row in paths] == ["caf\ufffd.ndjson"] * 2
 
 
-# Interrupted
+# Interruptions
 
 
 @pytest.fixture
 def long_file(tmp_path: Path) -> Path:
-    """A file of a hundred chunks, which takes a moment to load."""
+    """Return a file of a hundred chunks, whose load takes some time."""
     path = tmp_path / "long.ndjson"
     path.write_bytes(make_lines(4000, bytes_more=400))
     return path
 
 
 def start_loader(database: Database, path: Path, home: Path, *, workers: int = 2) -> subprocess.Popen[str]:
-    """Start loading a file in a process of its own, in small chunks."""
+    """Start loading a file in a separate process, in small chunks."""
     return subprocess.Popen(
         [sys.executable, "-c", LOADER, "load", str(path)],
         env=os.environ | {"DATABASE_URL": database.url, "LOADER_HOME": str(home), "LOADER_WORKERS": str(workers)},
@@ -393,7 +393,7 @@ def start_loader(database: Database, path: Path, home: Path, *, workers: int = 2
 
 
 def check_offset(connection: psycopg.Connection, path: Path) -> int:
-    """Check that exactly the lines before the file's offset have landed, and return their number."""
+    """Check that exactly the lines before the file's offset have landed; return their number."""
     offset, rows = connection.execute(
         "select coalesce((select max(byte_offset) from raw.loads), 0), (select count(*) from raw.events_email_opened)"
     ).fetchone() or (0, 0)
@@ -402,7 +402,7 @@ def check_offset(connection: psycopg.Connection, path: Path) -> int:
 
 
 def assert_continues(database: Database, connection: psycopg.Connection, path: Path, home: Path) -> None:
-    """Check that a stopped load has its rows up to its offset, and that the same command lands the rest, once."""
+    """Check that a stopped load has its rows up to its offset, and that the same command lands the rest once."""
     wait_for_silence(connection)
     check_offset(connection, path)
     assert finish(start_loader(database, path, home))[0] == 0
@@ -410,20 +410,20 @@ def assert_continues(database: Database, connection: psycopg.Connection, path: P
 
 
 def watch_until(connection: psycopg.Connection, path: Path, process: "subprocess.Popen[str]", rows: int) -> None:
-    """Wait until so many rows are committed, checking all the way that rows and offset agree."""
+    """Wait until so many rows are committed; check meanwhile that rows and offset agree."""
     while check_offset(connection, path) < rows:
         assert process.poll() is None, process.communicate()
 
 
 def wait_for_silence(connection: psycopg.Connection) -> None:
-    """Wait until the server has noticed that the other sessions' clients are gone."""
+    """Wait until the server has noticed the end of the other sessions' clients."""
     query = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
     while connection.execute(query).fetchone() != (0,):
         pass
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    """Wait for a loader; returns its exit code and what it said."""
+    """Wait for a loader; return its exit code and messages."""
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     return process.returncode, out, err
@@ -432,7 +432,7 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 def test_a_loader_that_is_killed_goes_on_where_it_was(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
-    """Killed again and again at random moments, the load ends with each of the file's events once."""
+    """The load is killed repeatedly at random moments. In the end each event of the file has landed once."""
     chosen = random.Random(20240229)
     rows = 0
     for _ in range(3):
@@ -454,7 +454,7 @@ def test_a_loader_that_is_killed_goes_on_where_it_was(
 def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
-    """The load stops with one clear line, takes the other workers with it, and goes on when it is run again."""
+    """The load stops with one line, ends the other workers, and continues when it is run again."""
     process = start_loader(database, long_file, home)
     watch_until(connection, long_file, process, 500)
     victim, other = workers_of(process.pid)
@@ -470,7 +470,7 @@ def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
 def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
-    """When the server ends the sessions, the load stops with one clear line, and goes on when it is run again."""
+    """When the server ends the sessions, the load stops with one line, and continues when it is run again."""
     process = start_loader(database, long_file, home)
     watch_until(connection, long_file, process, 500)
     connection.execute(
@@ -488,7 +488,7 @@ def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
 def test_ctrl_c_is_a_way_to_stop(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
-    """Interrupted from a terminal, which signals all processes of the group, a load says one line and can go on."""
+    """A terminal signals all processes of the group. The load prints one line and can continue."""
     process = start_loader(database, long_file, home)
     watch_until(connection, long_file, process, 500)
     workers = workers_of(process.pid)
@@ -502,7 +502,7 @@ def test_ctrl_c_is_a_way_to_stop(
 def test_two_loaders_on_one_file_land_it_once(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
-    """The second waits for the first, says so, and finds the file unchanged."""
+    """The second loader waits for the first, reports the wait, and finds the file unchanged."""
     first = start_loader(database, long_file, home)
     watch_until(connection, long_file, first, 1)
     first.send_signal(signal.SIGSTOP)
@@ -521,7 +521,7 @@ def test_two_loaders_on_one_file_land_it_once(
 def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
-    """The wait is for the other loader to end, so neither limit applies."""
+    """The wait lasts until the other loader ends, so no time limit applies."""
     name = connection.info.dbname
     for setting in ("lock_timeout", "statement_timeout"):
         connection.execute(f"alter database {name} set {setting} = '500ms'".encode())
@@ -542,7 +542,7 @@ def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
 def test_an_offset_that_somebody_moved_lands_nothing(
     connection: psycopg.Connection, load: Loads, events: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows and offset are one transaction: when the offset is not where it was, the rows are not there either."""
+    """Rows and offset are one transaction. If the offset has moved, the rows do not land either."""
     with monkeypatch.context() as patch:
         patch.setattr(loading, "_START", loading._START.replace("%s, %s, %s, %s, %s", "%s, %s, %s, %s + 1, %s"))
         with pytest.raises(LoaderError, match="Another loader is loading"):
@@ -553,7 +553,7 @@ def test_an_offset_that_somebody_moved_lands_nothing(
 def test_workers_that_wait_for_a_lock_can_be_stopped(
     database: Database, connection: psycopg.Connection, events: Path
 ) -> None:
-    """Stopping does not wait for a database that does not answer."""
+    """A stop does not wait for a database that does not answer."""
     data = events.read_bytes()
     workers = Workers(database.url, 1, database.lock_wait)
     processes = [worker._process for worker in workers._workers]
@@ -572,7 +572,7 @@ def test_workers_that_wait_for_a_lock_can_be_stopped(
 
 
 def test_workers_without_a_database_say_so(database: Database, events: Path) -> None:
-    """A worker that cannot connect, as when there are too many connections, tells why."""
+    """A worker that cannot connect, for example with too many connections, gives the reason."""
     workers = Workers(f"{database.url}_missing", 1, database.lock_wait)
 
     def hand_over() -> None:

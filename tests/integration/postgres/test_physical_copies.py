@@ -1,4 +1,4 @@
-"""A copy of a cluster's files goes on by itself; a dump restored into it, or into the same cluster, is noticed."""
+"""A copy of a cluster's files continues unchanged; a dump restored into a cluster is noticed."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ STAMPS = "select seq, load_xid::text from raw.events order by seq"
 
 @contextmanager
 def own_cluster(folder: Path) -> Iterator[str]:
-    """Run the cluster of a folder, and stop it at the end; yields the URL of its database."""
+    """Run the cluster of a folder, and stop it at the end; yield the URL of its database."""
     server = EmbeddedServer(folder, idle=60)
     try:
         yield server.acquire()
@@ -36,14 +36,14 @@ def own_cluster(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for clusters, which the database's own user can enter when we are root."""
+    """Return a folder for clusters that the database's user can enter if the tests run as root."""
     with TemporaryDirectory(prefix="copies-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def copy(original: Path, target: Path) -> None:
-    """Copy a stopped cluster's folder, as people do."""
+    """Copy a stopped cluster's folder."""
     shutil.rmtree(target, ignore_errors=True)
     subprocess.run(["cp", "-a", original, target], check=True)
 
@@ -60,7 +60,7 @@ def opened(url: str, home: Path) -> Iterator[tuple[Database, Settings, psycopg.C
 
 
 def drop_all(url: str) -> None:
-    """Remove everything the loader has made in a database, to restore a dump there."""
+    """Remove all objects of the loader in a database, to restore a dump there."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("drop schema if exists raw, iterable cascade")
 
@@ -73,7 +73,7 @@ def burn(url: str, count: int) -> None:
 
 
 def go_on(url: str, home: Path, *, seen: set[str], waiting: set[str]) -> None:
-    """Check that what waited, and what lands now, comes into the tables once, and that the books are right."""
+    """Check that waiting and new events come into the tables once, and that the conservation law holds."""
     with opened(url, home) as (database, settings, connection):
         told = law(connection)
         assert told["waiting"] == len(waiting)
@@ -90,7 +90,7 @@ def go_on(url: str, home: Path, *, seen: set[str], waiting: set[str]) -> None:
 
 
 def begin(url: str, home: Path) -> None:
-    """Land some events, one of them twice, and fill the tables."""
+    """Land some events, two with the same id, and fill the tables."""
     with opened(url, home) as (database, settings, connection):
         connection.execute(
             "insert into raw.sources (name, schema_name) values ('Iterable', 'iterable') on conflict do nothing"
@@ -105,7 +105,7 @@ def begin(url: str, home: Path) -> None:
 
 
 def advance(url: str, home: Path) -> None:
-    """Fill the tables with one more event, and leave another one waiting."""
+    """Fill the tables with another event, and leave a further event waiting."""
     burn(url, 50)
     with opened(url, home) as (database, settings, _):
         land(url, "email_opened", "c")
@@ -114,7 +114,7 @@ def advance(url: str, home: Path) -> None:
 
 
 def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, small_home: Path) -> None:
-    """The copy has the same system_identifier and other transaction ids: an event that lands there is new."""
+    """The copy has the same system_identifier and other transaction ids. An event that lands there is new."""
     with own_cluster(folder / "first") as url:
         begin(url, small_home)
     copy(folder / "first", folder / "second")
@@ -124,13 +124,13 @@ def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, small_
     with own_cluster(folder / "second") as url:
         drop_all(url)
         restore(dump, url)
-        # Nothing has opened the database yet: a collector whose connection outlived the restore lands an event.
+        # No command has opened the database yet. A collector whose connection outlived the restore lands an event.
         land(url, "email_opened", "early")
         go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d", "early"})
 
 
 def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, small_home: Path) -> None:
-    """A cluster set back to an earlier state gives out again the ids that the dump speaks of."""
+    """A cluster that was set back to an earlier state issues the ids of the dump a second time."""
     with own_cluster(folder / "first") as url:
         begin(url, small_home)
     copy(folder / "first", folder / "backup")
@@ -141,13 +141,13 @@ def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, small_home: Pat
     with own_cluster(folder / "first") as url:
         drop_all(url)
         restore(dump, url)
-        # Ids pass those of the dump before any command looks.
+        # Ids pass those of the dump before any command checks.
         burn(url, 500)
         go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d"})
 
 
 def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, small_home: Path) -> None:
-    """Its files agree with its transaction ids: nothing is stamped again, in the copy or after a rewind."""
+    """Its files agree with its transaction ids, so no event is marked again, in the copy or after a rewind."""
     with own_cluster(folder / "first") as url:
         begin(url, small_home)
         land(url, "email_opened", "c")
@@ -164,7 +164,7 @@ def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, small_home: Path) -> 
 
 
 def test_a4_a_dump_restored_beside_its_original(small_settings: Settings, server: str, small_home: Path) -> None:
-    """In another database of the same cluster nothing is lost or doubled, and the original goes on."""
+    """In another database of the same cluster no event is lost or doubled, and the original continues."""
     url = small_settings.database_url
     begin(url, small_home)
     land(url, "email_opened", "c")
@@ -176,7 +176,7 @@ def test_a4_a_dump_restored_beside_its_original(small_settings: Settings, server
 def test_a4_an_older_dump_under_events_that_go_on_landing(
     small_settings: Settings, other_server: str, server: str, small_home: Path
 ) -> None:
-    """What lands between a restore and the first command is new, whatever the restored snapshots say."""
+    """Events that land between a restore and the first command are new, whatever the restored snapshots contain."""
     url = small_settings.database_url
     begin(url, small_home)
     with restored(url, other_server, small_home) as elsewhere:
@@ -195,7 +195,7 @@ def test_a4_an_older_dump_under_events_that_go_on_landing(
 def test_a4_readers_that_differ_start_over_in_nothing(
     small_settings: Settings, other_server: str, small_home: Path
 ) -> None:
-    """A table ahead of tracks and one behind it keep their rows' history: only what each lacks is read."""
+    """A table ahead of tracks and a table behind tracks keep their rows. Each reads only its missing events."""
     url = small_settings.database_url
     begin(url, small_home)
     with opened(url, small_home) as (database, settings, _):
@@ -218,7 +218,7 @@ def test_a4_readers_that_differ_start_over_in_nothing(
 
 
 def test_a4_to_look_costs_a_few_rows(small_settings: Settings, small: Database) -> None:
-    """With nothing to do the look scans no events, locks no table against writers and writes nothing."""
+    """Without work, the check scans no events, blocks no writers and writes nothing."""
     with small.connect(autocommit=True) as connection:
         connection.execute(
             "insert into raw.events (source, collection, message_id, payload)"
@@ -245,7 +245,7 @@ def test_a4_to_look_costs_a_few_rows(small_settings: Settings, small: Database) 
 
 @pytest.mark.parametrize("damage", ["snapshot", "load_xid"])
 def test_a4_ids_beyond_the_present_are_stamped_again(small_settings: Settings, small: Database, damage: str) -> None:
-    """They come from a later time of the cluster, before it was set back, by whatever way."""
+    """Such ids come from a later time of the cluster, before the cluster was set back."""
     url = small_settings.database_url
     land(url, "email_opened", "a")
     with small.connect(autocommit=True) as connection:
@@ -263,7 +263,7 @@ def test_a4_ids_beyond_the_present_are_stamped_again(small_settings: Settings, s
 
 
 def test_a4_an_adoption_inside_a_savepoint_is_refused(small: Database) -> None:
-    """The mark would name the outer transaction and be taken for restored for ever."""
+    """The mark would name the outer transaction, and every check would take it for restored."""
     with small.connect(autocommit=True) as connection:
         connection.execute("update raw.cluster set system_identifier = system_identifier + 1")
         with (
@@ -276,7 +276,7 @@ def test_a4_an_adoption_inside_a_savepoint_is_refused(small: Database) -> None:
 
 
 def test_a4_columns_that_wait_for_values_are_filled_from_the_start(small_settings: Settings, small: Database) -> None:
-    """The snapshot that says which rows lack a value means nothing any more, so all rows are looked at."""
+    """The snapshot of the missing values is invalid now, so all rows are checked."""
     url = small_settings.database_url
     land(url, "email_opened", "a")
     run(small, small_settings, *MODELS)

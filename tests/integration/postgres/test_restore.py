@@ -1,4 +1,4 @@
-"""A dump restored into another cluster goes on where it stood, although its transaction ids mean nothing there."""
+"""A dump restored into another cluster continues at its state, although its transaction ids are invalid there."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ EVENT = """
 
 
 def land(url: str, collection: str, *message_ids: str) -> None:
-    """Land events, each in a transaction of its own."""
+    """Land events, each in a separate transaction."""
     with psycopg.connect(url, autocommit=True) as connection:
         for message_id in message_ids:
             connection.execute(EVENT, (collection, message_id, message_id))
@@ -35,7 +35,7 @@ def ids(url: str, table: str) -> list[str]:
 def test_a_restored_database_goes_on(
     small_settings: Settings, other_server: str, small_home: Path, behind: str
 ) -> None:
-    """Events that waited at the time of the dump are transformed once, nobody's row is doubled, new events follow."""
+    """Events that waited at the time of the dump are transformed once, no row is doubled, and new events follow."""
     url = small_settings.database_url
     land(url, "email_opened", "a", "b")
     land(url, "order_placed", "c")
@@ -67,7 +67,7 @@ def test_a_restored_database_goes_on(
 
 
 def test_dbt_alone_notices_the_restore(small_settings: Settings, other_server: str, small_home: Path) -> None:
-    """The first thing after a restore may be a dbt run by hand."""
+    """A dbt run by hand may be the first command after a restore."""
     url = small_settings.database_url
     land(url, "email_opened", "a")
     with open_database(small_settings) as database:
