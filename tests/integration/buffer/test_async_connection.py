@@ -331,7 +331,7 @@ def test_a_batch_compared_with_a_replaced_record_does_not_land_by_its_statement(
 def test_a_rescan_waits_for_a_statement_under_way(
     database: Database, connection: psycopg.Connection, statements: Statements
 ) -> None:
-    """The rescan records the properties of a batch that read the generation before, also if its collector is killed."""
+    """The rescan records the properties of a batch that read the previous generation, even after a kill."""
     knowing(connection)
     connection.execute("delete from raw.events")
     statement = statements.of(*events("late", n=1))

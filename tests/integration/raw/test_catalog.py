@@ -1,4 +1,4 @@
-"""What events are made of is recorded as they land: in their transaction, once, whoever else is landing."""
+"""The schema registry records the properties of events in the landing transaction, once, with other loaders at work."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ from loader.raw.retry import open_messages, retry
 from tests.conftest import Loader
 from tests.support.waiting import wait_until
 
-# A number PostgreSQL has no room for, in JSON without a flaw.
+# A number that exceeds PostgreSQL's range, in valid JSON.
 TOO_LARGE = b"1e200000"
 
 Rows = list[tuple[object, ...]]
@@ -35,7 +35,7 @@ def call(message_id: str, properties: object, *, event: str = "Email Opened", co
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, as the loader's workers have it."""
+    """Return a connection in autocommit, like the connections of the loader's workers."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
@@ -43,25 +43,25 @@ def connection(database: Database) -> Iterator[psycopg.Connection]:
 def land_lines(
     connection: psycopg.Connection, lines: Iterable[bytes], registry: SchemaRegistry | None = None
 ) -> LandingResult:
-    """Land lines in a transaction of their own, by a process that knows what the registry knows."""
+    """Land lines in a separate transaction, with the given registry."""
     with (registry or SchemaRegistry()).transaction(connection) as changes:
         return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), changes, path="file")
 
 
 def properties(connection: psycopg.Connection, columns: str = "collection, path, types") -> Rows:
-    """Return what is recorded of the properties, in the order it was seen."""
+    """Return the recorded properties, in the order of their first events."""
     return connection.execute(f"select {columns} from raw.properties order by number").fetchall()
 
 
 def collections(connection: psycopg.Connection, columns: str = "source, collection, event, first_event_id") -> Rows:
-    """Return what is recorded of the collections, in the order they were seen."""
+    """Return the recorded collections, in the order of their first events."""
     return connection.execute(f"select {columns} from raw.collections order by number").fetchall()
 
 
 def test_more_collections_than_are_remembered_can_land(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is forgotten to make room is read again for those that land, also where only some of them are new."""
+    """Collections that were forgotten to make room are read again when they land, even beside new collections."""
     monkeypatch.setattr("loader.raw.catalog._REMEMBERED", 2)
     registry = SchemaRegistry()
     for round_, names in enumerate(["ab", "bc", "abc", "c"]):
@@ -71,7 +71,7 @@ def test_more_collections_than_are_remembered_can_land(
 
 
 def test_landing_records_what_events_are_made_of(connection: psycopg.Connection) -> None:
-    """Each collection once, each value below properties and context once, in order, with its column and types."""
+    """Each collection and each path below properties and context is recorded once, in order, with column and types."""
     first = {"campaignId": 1, "email": "a@b.c", "dataFields": {"at": "2019-07-08T18:33:25Z", "tags": [1]}, "no": None}
     land_lines(
         connection,
@@ -97,7 +97,7 @@ def test_landing_records_what_events_are_made_of(connection: psycopg.Connection)
 
 
 def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection) -> None:
-    """A process that knows, and one that finds it recorded, write nothing; a new type is added to the old ones."""
+    """A process that knows the properties, or finds them recorded, writes nothing. A new type is added."""
     registry = SchemaRegistry()
     land_lines(connection, [call("m1", {"a": 1, "b": "x"})], registry)
     before = properties(connection, "xmin, number, digest")
@@ -112,7 +112,7 @@ def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection
 
 
 def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None:
-    """What was not committed is recorded by the next event that has it, also by the same process."""
+    """Properties that were not committed are recorded by the next event with them, even in the same process."""
     registry = SchemaRegistry()
     with suppress(ZeroDivisionError), registry.transaction(connection) as changes:
         land(connection, "iterable", "file", parse_lines(call("m1", {"a": 1}), 0), changes)
@@ -127,7 +127,7 @@ def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None
 
 
 def test_a_refused_event_is_made_of_nothing(connection: psycopg.Connection) -> None:
-    """What the database does not take is recorded only once it has landed, corrected, from the quarantine."""
+    """The properties of a refused event are recorded when the corrected message lands from the quarantine."""
     bad = call("m1", {"lost": 0}).replace(b"0}", TOO_LARGE + b"}")
     land_lines(connection, [bad, call("m2", {"kept": 1})])
     assert properties(connection, "path[2]") == [("kept",)]
@@ -137,9 +137,10 @@ def test_a_refused_event_is_made_of_nothing(connection: psycopg.Connection) -> N
 
 
 def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_path: Path) -> None:
-    """Two loads at once, each of several workers with the same new properties in every chunk, come to an end.
+    """Two loads of several workers, with the same new properties in every chunk, come to an end.
 
-    The first chunk takes longest, for what the database refuses, so the others are ready to commit before it.
+    The first chunk takes longest, because of rows that the database refuses. So the others are ready to commit before
+    it.
     """
     files = []
     for i in range(2):
@@ -167,7 +168,7 @@ def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_pat
 
 
 def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.Connection) -> None:
-    """The limit is kept whoever lands; the collection is marked, and new types of what is tracked still count."""
+    """The limit holds for all loaders. The collection is marked, and new types of tracked properties still count."""
     first, second = SchemaRegistry(), SchemaRegistry()
     land_lines(connection, [call("m0", {"key0": 1})], second)
     land_lines(connection, [call(f"m{i}", {f"key{i}": 1}) for i in range(TRACKED_PROPERTIES - 2)], first)
@@ -185,7 +186,7 @@ def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.C
 
 
 def test_thousands_of_shapes_are_all_recorded(connection: psycopg.Connection) -> None:
-    """Events of which no two are alike, in thousands of collections, lose none of their properties."""
+    """Thousands of collections with different events lose none of their properties."""
     registry = SchemaRegistry()
     for start in range(0, 2000, 500):
         lines = [
@@ -221,7 +222,7 @@ HOSTILE = [
 
 
 def test_keys_of_any_name_are_recorded_as_they_are(connection: psycopg.Connection) -> None:
-    """Quotes, backslashes, control characters, no character at all: each is a path of its own."""
+    """Quotes, backslashes, control characters and the empty key each give a path."""
     registry = SchemaRegistry()
     for i in range(3):
         land_lines(connection, [call(f"m{i}-{j}", {key: {key: 1}}) for j, key in enumerate(HOSTILE * 20)], registry)
@@ -230,7 +231,7 @@ def test_keys_of_any_name_are_recorded_as_they_are(connection: psycopg.Connectio
 
 
 def test_an_event_nested_deeper_than_can_be_followed_lands(connection: psycopg.Connection) -> None:
-    """Deep objects are one path; what is too deep for that marks the collection and costs nobody anything."""
+    """A deep object is one path. An object that is too deep to follow marks the collection, and the event lands."""
     lines = []
     for depth in (500, 900, 950, 980, 1000, 1100, 3000):
         nested = b'{"a":' * depth + b"1" + b"}" * depth
@@ -250,13 +251,13 @@ VARIED = [
 
 
 def everything(connection: psycopg.Connection) -> tuple[Rows, Rows]:
-    """Return all that is recorded, whatever the order of the keys of one event."""
+    """Return the whole record, whatever the order of the keys of an event."""
     found = properties(connection, "source, collection, path, digest, column_name, types, first_event_id")
     return collections(connection, "source, collection, event, first_event_id, untracked"), sorted(found)
 
 
 def test_a_rescan_of_what_landing_recorded_changes_nothing(connection: psycopg.Connection) -> None:
-    """Not a row is written again."""
+    """The rescan writes no row again."""
     land_lines(connection, VARIED * 3)
     before = properties(connection, "*, xmin"), collections(connection, "*")
     found = rescan(connection)
@@ -265,7 +266,7 @@ def test_a_rescan_of_what_landing_recorded_changes_nothing(connection: psycopg.C
 
 
 def test_a_rescan_finds_what_landing_records(connection: psycopg.Connection) -> None:
-    """Made from nothing but the events, the record is the one that landing keeps."""
+    """A record that is made only from the events equals the record of landing."""
     land_lines(connection, VARIED * 3)
     before = everything(connection)
     connection.execute("truncate raw.collections, raw.properties")
@@ -275,7 +276,10 @@ def test_a_rescan_finds_what_landing_records(connection: psycopg.Connection) -> 
 
 
 def test_a_rescan_mends_what_is_recorded(connection: psycopg.Connection) -> None:
-    """What is missing is added, what no event has is removed, what is there keeps its place and its time."""
+    """Missing entries are added, and entries without events are removed.
+
+    The other entries keep their place and time.
+    """
     land_lines(connection, VARIED)
     before = everything(connection)
     kept = properties(connection, "digest, number, first_seen_at")
@@ -296,7 +300,7 @@ def test_a_rescan_mends_what_is_recorded(connection: psycopg.Connection) -> None
 
 
 def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psycopg.Connection) -> None:
-    """Those of the collections with something new, and tracks only for what is in a context."""
+    """These are the tables of collections with new properties, and tracks only for new properties of a context."""
     land_lines(connection, VARIED)
     connection.execute(
         """
@@ -332,7 +336,7 @@ def test_a_rescan_keeps_what_is_tracked_of_a_collection_that_has_more(connection
 
 
 def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg.Connection) -> None:
-    """What is known lands at once; what is new waits until the scan is done."""
+    """Known properties land at once. New properties wait until the scan has ended."""
     registry = SchemaRegistry()
     land_lines(connection, VARIED, registry)
     process = connection.info.backend_pid
@@ -349,7 +353,7 @@ def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg
 
 
 def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.Connection) -> None:
-    """What it remembers holds until somebody makes the record again, and no longer."""
+    """A process's copy of the registry is valid until a rescan rebuilds the registry."""
     registry = SchemaRegistry()
     land_lines(connection, VARIED, registry)
     before = everything(connection)
@@ -361,7 +365,7 @@ def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.C
 
 
 def test_what_lands_during_a_rescan_stays_recorded(database: Database, connection: psycopg.Connection) -> None:
-    """A transaction that began before a rescan and commits after it records nothing, and still loses nothing."""
+    """A transaction that began before a rescan and commits after it records nothing and loses no property."""
     registry = SchemaRegistry()
     land_lines(connection, VARIED, registry)
     before = everything(connection)
@@ -379,7 +383,7 @@ def test_what_lands_during_a_rescan_stays_recorded(database: Database, connectio
             land(connection, "iterable", "file", parse_lines(b"\n".join(VARIED), 0), changes)
             rescanning = beside.submit(rescan, scanner)
             wait_until(made_again, "the record to be made again, of no events")
-            # Long enough for a rescan that would not wait for us.
+            # A rescan that does not wait for the transaction would end within this time.
             with pytest.raises(TimeoutError):
                 rescanning.result(timeout=0.3)
         rescanning.result(timeout=60)
@@ -388,7 +392,7 @@ def test_what_lands_during_a_rescan_stays_recorded(database: Database, connectio
 
 
 def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> None:
-    """One line, and what is recorded is complete."""
+    """The command prints one line, and the record is complete."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(b"\n".join(VARIED))
     run_loader("load", str(path))
@@ -398,7 +402,7 @@ def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> N
 
 
 def test_the_database_reads_every_time_that_is_taken_for_one(connection: psycopg.Connection) -> None:
-    """What is recorded as a time can be cast to one: each part at its limits, whatever the session's time zone."""
+    """Every text that is recorded as a time can be cast to a time, for each part at its limits and in any time zone."""
     days = ["0001-01-01", "0004-02-29", "1582-10-10", "1999-12-31", "2000-02-29", "2024-02-29", "9999-12-31"]
     clocks = ["00:00", "23:59", "00:00:00", "23:59:59", "23:59:59.9", "12:00:00.123456789012", "23:59:59.999999999999"]
     offsets = ["", "Z", "+00", "-00:00", "+0530", "+15:59", "-15:59", "+15", "-1559"]

@@ -1,4 +1,4 @@
-"""The law of conservation, `loader status` and the data tests see every difference of tables and raw.events."""
+"""The law of conservation, `loader status` and the data tests detect every difference of tables and raw.events."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from tests.support.dbt_runs import run
 
 @pytest.fixture
 def filled(small: Database, small_settings: Settings) -> Iterator[psycopg.Connection]:
-    """A database in which tables with and without a model are filled."""
+    """Return a database with filled tables, with and without a model."""
     with small.connect(autocommit=True) as connection:
         connection.execute(COLLECTION)
         land(connection, "email_opened", 1, 250)
@@ -86,7 +86,10 @@ def test_every_damage_is_seen(  # noqa: PLR0917 - pytest passes them by name
 
 
 def test_a5_a_rebuild_of_an_older_version_that_lost_rows_is_told(filled: psycopg.Connection, loader: Loader) -> None:
-    """Nothing is left to compare, but the reports of the runs say it; the same rebuild once more ends the message."""
+    """No rows are left to compare, but the reports of the runs show the loss.
+
+    Repeating the rebuild ends the message.
+    """
     filled.execute(LOSE)
     allowed = ("transform", "--full-refresh", "--allow-loss", "--select", "iterable.email_opened", "--select", "tracks")
     assert loader(*allowed).returncode == 0

@@ -1,4 +1,4 @@
-"""The control tables as SQLAlchemy has them, and as the migrations build them: neither drifts from the other."""
+"""The control tables of SQLAlchemy equal those of the migrations."""
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -9,26 +9,26 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from loader.postgres.database import Database
 from loader.raw.tables import Snapshot, metadata
 
-# Only psycopg reads and writes these, in the transactions of the rows or over connections that stay.
+# Only psycopg reads and writes these tables, in the transactions of the rows or over permanent connections.
 DATA_PATH = {"events", "properties", "readers", "restore_mark", "schedules", "spools"}
-# Alembic's own.
+# Alembic's own table.
 REVISIONS = "alembic_version"
 
 
 @pytest.fixture(autouse=True)
 def known_snapshot_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLAlchemy reads columns of the type `pg_snapshot` without a warning."""
+    """Make SQLAlchemy read columns of the type `pg_snapshot` without a warning."""
     monkeypatch.setitem(ischema_names, "pg_snapshot", Snapshot)
 
 
 def differences(connection: Connection, tables: MetaData) -> list[tuple[object, ...]]:
-    """Return what Alembic would change in the database to make it what the definitions say."""
+    """Return the changes of the database that Alembic would need to match the definitions."""
 
     def is_read(name: str | None, kind: str, _: object) -> bool:
         return (kind != "schema" or name == "raw") and (kind != "table" or name in names(tables))
 
     def is_compared(_: object, __: object, kind: str, *___: object) -> bool:
-        # The migrations have the indexes, uniqueness and foreign keys: no statement is built from them.
+        # The migrations define indexes, uniqueness and foreign keys, because no statement is built from them.
         return kind in {"table", "column"}
 
     options = {"include_schemas": True, "include_name": is_read, "include_object": is_compared, "compare_type": True}
@@ -40,13 +40,13 @@ def differences(connection: Connection, tables: MetaData) -> list[tuple[object, 
 
 
 def test_the_definitions_are_what_the_migrations_build(database: Database) -> None:
-    """Names, types and nullability of all columns, in both directions."""
+    """Names, types and nullability of all columns are compared in both directions."""
     with database.begin() as connection:
         assert differences(connection, metadata) == []
 
 
 def test_the_primary_keys_are_those_of_the_migrations(database: Database) -> None:
-    """Alembic does not compare them."""
+    """Alembic does not compare primary keys."""
     with database.begin() as connection:
         inspector = inspect(connection)
         built = {name: inspector.get_pk_constraint(name, "raw")["constrained_columns"] for name in names(metadata)}
@@ -54,7 +54,7 @@ def test_the_primary_keys_are_those_of_the_migrations(database: Database) -> Non
 
 
 def test_every_table_of_the_migrations_is_defined_or_belongs_to_the_data_path(database: Database) -> None:
-    """A table that a migration adds is put on one of the two sides."""
+    """A table of a new migration must be added to one of the two lists."""
     with database.begin() as connection:
         inspector = inspect(connection)
         parents = {name for name in inspector.get_table_names("raw") if not name.startswith("events_")}
@@ -72,7 +72,7 @@ def test_every_table_of_the_migrations_is_defined_or_belongs_to_the_data_path(da
     ids=["type", "nullability", "name"],
 )
 def test_the_comparison_finds_a_difference(database: Database, column: Column[object], change: str) -> None:
-    """So that nothing to change means that nothing is different."""
+    """An empty comparison therefore means equal tables."""
     other = MetaData()
     for table in metadata.tables.values():
         table.to_metadata(other)

@@ -1,4 +1,4 @@
-"""An upgrade over events that landed in a version which did not record what events are made of."""
+"""An upgrade with events of a version that did not record properties."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ WORDS = "Run `loader rescan`, then `loader transform`."
 
 
 def bring_up(settings: Settings, revision: str) -> None:
-    """Bring the raw schema up to an older revision, as that version of the loader did."""
+    """Migrate the raw schema to an older revision."""
     config = Config()
     config.set_main_option("script_location", str(bundled("migrations")))
     engine = create_engine("postgresql+psycopg://", poolclass=NullPool, creator=lambda: connect(settings.database_url))
@@ -29,7 +29,7 @@ def bring_up(settings: Settings, revision: str) -> None:
 
 
 def test_a15_an_upgrade_over_unrecorded_events_asks_for_a_rescan(server: str, home: Path, small_project: Path) -> None:
-    """`migrate`, `transform` and `status` ask until `rescan` has recorded them; then their properties get columns."""
+    """`migrate`, `transform` and `status` ask for a rescan until it has run. Then the properties get columns."""
     assert small_project
     with own_database(server, home) as settings:
         loader = loader_here(settings)
@@ -59,7 +59,7 @@ def test_a15_an_upgrade_over_unrecorded_events_asks_for_a_rescan(server: str, ho
 
 
 def test_a15_nobody_is_asked_who_has_nothing_unrecorded(server: str, home: Path) -> None:
-    """Of an empty warehouse, and of calls that are made of nothing."""
+    """An empty warehouse, and calls without properties, need no rescan."""
     with own_database(server, home) as settings:
         bring_up(settings, "0006")
         with psycopg.connect(settings.database_url, autocommit=True) as connection:

@@ -1,4 +1,4 @@
-"""Landing events in a real PostgreSQL: what it refuses is found among its neighbours, what ails it blames no event."""
+"""Landing in a real PostgreSQL: refused rows are found among the others, and other errors quarantine no row."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from loader.files.streams import printable
 from loader.postgres.database import Database
 from loader.raw.landing import LandingResult, blames_row, explain, land
 
-# A number PostgreSQL has no room for, in JSON without a flaw.
+# A number that exceeds PostgreSQL's range, in valid JSON.
 TOO_LARGE = b"1e200000"
 
 
@@ -27,13 +27,13 @@ def line(message_id: str, *, event: str = "Email Opened", value: bytes = b"1") -
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, as the loader's workers have it."""
+    """Return a connection in autocommit, like the connections of the loader's workers."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
 
 def land_lines(connection: psycopg.Connection, lines: Iterable[bytes], path: str | None = "file") -> LandingResult:
-    """Land lines in a transaction of their own."""
+    """Land lines in a separate transaction."""
     with connection.transaction():
         return land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), None, path=path)
 
@@ -46,12 +46,12 @@ def landed_ids(connection: psycopg.Connection) -> list[str]:
 def quarantined(
     connection: psycopg.Connection, columns: str = "reason, payload, byte_offset"
 ) -> list[tuple[object, ...]]:
-    """Return what is in quarantine, in the order of the file."""
+    """Return the messages in quarantine, in the order of the file."""
     return connection.execute(f"select {columns} from raw.quarantine order by byte_offset").fetchall()
 
 
 def break_on(connection: psycopg.Connection, message_id: str, statement: str) -> None:
-    """Make the database run a statement when it stores the event of this id."""
+    """Make the database run a statement when it stores the event with this id."""
     connection.execute(
         f"""
         create or replace function raw.break() returns trigger language plpgsql as $$
@@ -69,7 +69,7 @@ def break_on(connection: psycopg.Connection, message_id: str, statement: str) ->
 
 
 def test_refused_rows_are_found_among_thousands(connection: psycopg.Connection) -> None:
-    """The rows the database refuses go to quarantine, each by itself, and every other row lands, in order."""
+    """Each refused row goes to quarantine, and every other row lands in order."""
     for places in [0], [1999], [777], [0, 1, 1000, 1999], [*range(100, 120)]:
         connection.execute("truncate raw.events, raw.quarantine")
         lines = [line(f"m{i}", value=TOO_LARGE if i in places else b"1") for i in range(2000)]
@@ -85,7 +85,7 @@ def test_refused_rows_are_found_among_thousands(connection: psycopg.Connection) 
 
 
 def test_a_refused_row_keeps_the_words_of_the_database(connection: psycopg.Connection) -> None:
-    """Whoever looks at the message reads the SQLSTATE and the reason."""
+    """The message in quarantine has the SQLSTATE and the database's reason."""
     land_lines(connection, [line("m1", value=TOO_LARGE)], path="logs/a.ndjson")
     assert quarantined(connection, "source, entrance, path, detail, resolved_at") == [
         ("iterable", "file", "logs/a.ndjson", "22003: value overflows numeric format", None)
@@ -93,14 +93,17 @@ def test_a_refused_row_keeps_the_words_of_the_database(connection: psycopg.Conne
 
 
 def test_when_every_row_is_refused_nothing_lands(connection: psycopg.Connection) -> None:
-    """The worst case ends, with each row in quarantine."""
+    """This worst case ends too, with each row in quarantine."""
     assert land_lines(connection, [line(f"m{i}", value=TOO_LARGE) for i in range(50)]).rows == 0
     assert landed_ids(connection) == []
     assert len(quarantined(connection)) == 50
 
 
 def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Connection) -> None:
-    """A line that is mended and refused all the same has not landed: it is kept once, as it came."""
+    """A line that is repaired and then refused has not landed.
+
+    The quarantine has one message with its original bytes.
+    """
     lost = line(r"m1", value=rb'["\u0000",' + TOO_LARGE + b"]")
     mended = line("m2", value=rb'"\u0000"')
     landed = land_lines(connection, [lost, mended])
@@ -123,7 +126,7 @@ def test_refusals_are_kept_with_their_place(connection: psycopg.Connection) -> N
 
 
 def test_a_lost_connection_quarantines_nothing(database: Database, connection: psycopg.Connection) -> None:
-    """A server that ends the connection in the middle of the rows blames none of them."""
+    """A server that ends the connection among the rows refuses none of the rows."""
     break_on(connection, "m1500", "perform pg_terminate_backend(pg_backend_pid())")
     with database.connect(autocommit=True) as doomed:
         with pytest.raises(psycopg.OperationalError):
@@ -134,7 +137,7 @@ def test_a_lost_connection_quarantines_nothing(database: Database, connection: p
 
 
 def test_a_locked_table_quarantines_nothing(database: Database, connection: psycopg.Connection) -> None:
-    """Waiting for a lock in vain is no reason to give an event up."""
+    """A wait for a lock that fails refuses no event."""
     connection.execute("set lock_timeout = '50ms'")
     with database.connect() as other:
         other.execute("lock table raw.events in access exclusive mode")
@@ -144,23 +147,23 @@ def test_a_locked_table_quarantines_nothing(database: Database, connection: psyc
     assert land_lines(connection, [line("m1"), line("m2")]).rows == 2
 
 
-# What the database says, and whether that is about the row.
+# SQLSTATEs, and whether the row caused the error.
 STATES = {
     "22P02": True,  # invalid JSON
-    "22P05": True,  # an escape its encoding has no character for
-    "22003": True,  # a number too large
-    "22021": True,  # bytes that are no text
-    "22P04": True,  # a line COPY cannot read
+    "22P05": True,  # an escape without a character in the encoding
+    "22003": True,  # a number that is too large
+    "22021": True,  # bytes that are not text
+    "22P04": True,  # a line that COPY cannot read
     "23514": True,  # a check
-    "23505": True,  # a unique key somebody added
-    "54000": True,  # a value too large
-    "54001": True,  # a JSON too deep
+    "23505": True,  # an added unique key
+    "54000": True,  # a value that is too large
+    "54001": True,  # JSON that is nested too deep
     "53100": False,  # the disk is full
     "53200": False,  # out of memory
     "53300": False,  # too many connections
     "57014": False,  # the statement was cancelled
     "57P01": False,  # the server shuts down
-    "57P03": False,  # it starts up
+    "57P03": False,  # the server starts up
     "55P03": False,  # a lock
     "40001": False,  # a serialization failure
     "40P01": False,  # a deadlock
@@ -169,7 +172,7 @@ STATES = {
     "42501": False,  # a missing privilege
     "42P01": False,  # a missing table
     "42703": False,  # a missing column
-    "0A000": False,  # something this server cannot do for any row
+    "0A000": False,  # an operation that this server supports for no row
     "58030": False,  # input and output
     "XX000": False,  # a bug
     "XX001": False,  # a damaged table
@@ -179,17 +182,17 @@ STATES = {
 
 @pytest.mark.parametrize(("state", "about_the_row"), STATES.items())
 def test_only_some_errors_are_about_the_row(state: str, about_the_row: bool) -> None:
-    """An error that another row would meet as well must never send a row to quarantine."""
+    """An error that another row would meet too never sends a row to quarantine."""
     assert blames_row(errors.lookup(state)("")) is about_the_row
 
 
 def test_an_error_without_a_state_is_not_about_the_row() -> None:
-    """What the driver itself finds, such as a broken connection, comes without a SQLSTATE."""
+    """Errors of the driver, such as a broken connection, have no SQLSTATE."""
     assert not blames_row(psycopg.OperationalError("the connection is closed"))
 
 
 def test_errors_of_the_server_are_judged_as_they_come(connection: psycopg.Connection) -> None:
-    """The same judgement on errors a server raised: either one row is refused, or nothing lands and all is raised."""
+    """With real errors of a server, either one row is refused, or no row lands and the error is raised."""
     lines = [line(f"m{i}") for i in range(10)]
     for state in "53100", "57014", "22003", "23514":
         break_on(connection, "m3", f"raise exception 'as told' using errcode = '{state}'")
@@ -215,7 +218,7 @@ def test_errors_of_the_server_are_judged_as_they_come(connection: psycopg.Connec
     ],
 )
 def test_errors_of_the_database_say_what_to_do(state: str, advice: str) -> None:
-    """One line with the SQLSTATE, the database's own words and the way on."""
+    """The message has the SQLSTATE, the database's own message and the next step."""
     error = explain(errors.lookup(state)("first\nsecond"))
     assert isinstance(error, DatabaseError)
     assert state in str(error)
@@ -224,7 +227,7 @@ def test_errors_of_the_database_say_what_to_do(state: str, advice: str) -> None:
 
 
 def test_every_character_survives(connection: psycopg.Connection) -> None:
-    """Ids and values arrive as they were sent: tabs, backslashes, line ends, what COPY reads as more, all Unicode."""
+    """Ids and values are unchanged: tabs, backslashes, line ends, escapes of COPY, all Unicode."""
     odd = [
         "\\",
         "\\N",
@@ -257,7 +260,7 @@ def test_every_character_survives(connection: psycopg.Connection) -> None:
 def test_bytes_are_utf_8_whatever_the_environment_says(
     database: Database, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A variable that is meant for psql does not turn every letter outside ASCII into two others."""
+    """A variable that is meant for psql does not change letters outside ASCII."""
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     with database.connect(autocommit=True) as misled:
         land_lines(misled, ['{"type":"track","event":"E","userId":"é","messageId":"ü"}'.encode()])
@@ -266,14 +269,14 @@ def test_bytes_are_utf_8_whatever_the_environment_says(
 
 
 def test_white_space_in_a_payload_is_no_end_of_a_row(connection: psycopg.Connection) -> None:
-    """Tabs and carriage returns between the tokens of a call arrive where they do no harm."""
+    """Tabs and carriage returns between the tokens of a call do no harm."""
     spaced = line("m1").replace(b",", b"\t,\r ").replace(b":", b" :\t") + b"\t\r"
     land_lines(connection, [spaced, line("m2")])
     assert landed_ids(connection) == ["m1", "m2"]
 
 
 def test_numbers_stay_exact(connection: psycopg.Connection) -> None:
-    """No number takes the way through a float, however large or precise it is."""
+    """No number becomes a float, however large or precise it is."""
     values = [str(2**70), "1" + "0" * 400, "0." + "1" * 60, "19.90"]
     land_lines(connection, [line(f"m{i}", value=value.encode()) for i, value in enumerate(values)])
     rows = connection.execute("select payload -> 'properties' ->> 'x' from raw.events order by seq").fetchall()
@@ -286,7 +289,7 @@ def test_numbers_stay_exact(connection: psycopg.Connection) -> None:
 
 
 def test_an_event_lies_in_the_partition_of_its_collection(connection: psycopg.Connection) -> None:
-    """A model finds all its events in one partition and no others; calls other than track have no collection."""
+    """A model finds all its events in one partition and no others. Calls other than track have no collection."""
     names = ["Email Opened", "emailOpened", "Web Push Send Skip", "Order Placed", "日本語"]
     lines = [line(f"m{i}", event=name) for i, name in enumerate(names)]
     land_lines(connection, [*lines, b'{"type":"identify","userId":"u","messageId":"m5"}'])
@@ -304,7 +307,7 @@ def test_an_event_lies_in_the_partition_of_its_collection(connection: psycopg.Co
 
 
 def test_events_of_a_collection_keep_their_order(connection: psycopg.Connection) -> None:
-    """Of two events with one id the first in the file has the lower number, whatever stands between them."""
+    """Of two events with one id, the first in the file has the lower number, whatever lines lie between them."""
     names = ["Email Opened", "Order Placed", "SMS Bounced"]
     land_lines(connection, [line(f"m{i}", event=names[i % 3]) for i in range(999)])
     for i, collection in enumerate(["email_opened", "order_placed", "sms_bounced"]):
@@ -313,7 +316,7 @@ def test_events_of_a_collection_keep_their_order(connection: psycopg.Connection)
 
 
 def test_the_time_of_receipt_is_the_given_one_or_now(connection: psycopg.Connection) -> None:
-    """A raw log's own receivedAt is kept to the microsecond; an event without one is received as it lands."""
+    """The receivedAt of a raw log is kept to the microsecond. An event without this time is received when it lands."""
     given = line("m1")[:-1] + b',"receivedAt":"2015-12-12T19:11:01.266123+05:30"}'
     land_lines(connection, [given, line("m2")])
     rows = connection.execute(
@@ -334,14 +337,14 @@ def test_the_time_of_receipt_is_the_given_one_or_now(connection: psycopg.Connect
     ],
 )
 def test_the_time_of_receipt_is_the_one_the_database_reads(connection: psycopg.Connection, value: str) -> None:
-    """The models compare the column with the payload's own text: the two are one time, to the last digit."""
+    """The models compare the column with the payload's text, so both are the same time to the last digit."""
     land_lines(connection, [line("m1")[:-1] + f',"receivedAt":"{value}"}}'.encode()])
     rows = connection.execute("select received_at = (payload ->> 'receivedAt')::timestamptz from raw.events").fetchall()
     assert rows == [(True,)]
 
 
 def test_landing_commits_nothing(database: Database, connection: psycopg.Connection) -> None:
-    """What the caller rolls back never was: no events, and no messages in quarantine."""
+    """After a rollback there are no events and no messages in quarantine."""
     messages = parse_lines(b"\n".join([line("m1"), b"{", line("m2", value=TOO_LARGE)]), 0)
     with database.connect() as other, other.transaction(force_rollback=True):
         assert land(other, "iterable", "file", messages, None).rows == 1
@@ -350,7 +353,7 @@ def test_landing_commits_nothing(database: Database, connection: psycopg.Connect
 
 
 def test_what_became_of_messages_adds_up() -> None:
-    """Counts of several landings are their sum."""
+    """The counts of several landings are added."""
     total = LandingResult(1)
     total.add(LandingResult(2))
     refused = Refused(b"{", 0, Reason.INVALID_JSON, "")
@@ -363,6 +366,6 @@ def test_what_became_of_messages_adds_up() -> None:
 
 
 def test_nothing_is_landed_of_nothing(connection: psycopg.Connection) -> None:
-    """An empty chunk is no mistake."""
+    """An empty chunk is no error."""
     messages: list[Event | Refused] = []
     assert land(connection, "iterable", "file", messages, None) == LandingResult()

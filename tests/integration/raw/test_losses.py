@@ -1,4 +1,4 @@
-"""Rows whose events are gone from raw.events are kept, unless somebody says that they may go."""
+"""Rows whose events are gone from raw.events are kept, unless a person permits the loss."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ def land(connection: psycopg.Connection, collection: str, first: int, last: int,
 
 @pytest.fixture
 def damaged(small: Database, small_settings: Settings) -> Iterator[psycopg.Connection]:
-    """A database in which 200 of 250 raw events of a filled table are gone; another 50 of them wait."""
+    """Return a database in which 200 of 250 events of a filled table are gone, and another 50 wait."""
     with small.connect(autocommit=True) as connection:
         connection.execute(COLLECTION)
         land(connection, "email_opened", 1, 250)
@@ -47,13 +47,13 @@ def damaged(small: Database, small_settings: Settings) -> Iterator[psycopg.Conne
 
 
 def held(connection: psycopg.Connection) -> dict[str, str]:
-    """Return the tables that are not rebuilt, with the reason."""
+    """Return the tables that are not rebuilt, with their reasons."""
     found = connection.execute("select source || '.' || model, reason from raw.held_tables where held = 'rebuild'")
     return dict(found.fetchall())
 
 
 def test_a5_a_full_refresh_refuses_tables_that_would_lose_rows(damaged: psycopg.Connection, loader: Loader) -> None:
-    """It names them with both numbers and the way out, and rebuilds the others."""
+    """The error names such a table with both numbers and the way out. The other tables are rebuilt."""
     done = loader("transform", "--full-refresh")
     assert done.returncode == 1
     assert "Error: iterable.email_opened was left as it was: raw.events holds 50 of the 250 events" in done.stderr
@@ -69,7 +69,7 @@ def test_a5_a_full_refresh_refuses_tables_that_would_lose_rows(damaged: psycopg.
 
 
 def test_a5_the_loss_can_be_allowed(damaged: psycopg.Connection, loader: Loader) -> None:
-    """`--allow-loss` rebuilds from the events that are there; without a full refresh it makes no sense."""
+    """`--allow-loss` rebuilds from the remaining events, and needs a full refresh."""
     assert loader("transform", "--allow-loss").returncode == 2
     assert loader("transform", "--full-refresh").returncode == 1
     assert set(held(damaged)) == {"iterable.email_opened", "iterable.tracks"}
@@ -82,7 +82,7 @@ def test_a5_the_loss_can_be_allowed(damaged: psycopg.Connection, loader: Loader)
 
 
 def test_a5_plain_dbt_refuses_and_allows_alike(damaged: psycopg.Connection, dbt: Dbt) -> None:
-    """Dbt names each table with both numbers; a variable allows the loss."""
+    """Dbt names each table with both numbers, and a variable permits the loss."""
     code, output = dbt("run", "--full-refresh", "--select", "email_opened", "email_delivered")
     assert code == 1
     assert "raw.events holds 50 of the 250 events" in " ".join(output.split())
@@ -118,7 +118,7 @@ def test_a5_a_table_without_a_model_is_refused_alone(
 def test_a5_a_rescan_orders_no_rebuild_that_would_lose_rows(
     damaged: psycopg.Connection, loader: Loader, small: Database, small_settings: Settings
 ) -> None:
-    """Such a table keeps its cursor, goes on by increments, and is named by `status`; others are made again."""
+    """Such a table keeps its cursor, grows by increments, and `status` names it. The other tables are rebuilt."""
     done = loader("rescan")
     assert done.returncode == 0
     assert "Not rebuilt, because rows would be lost: iterable.email_opened." in done.stderr
@@ -134,7 +134,7 @@ def test_a5_a_rescan_orders_no_rebuild_that_would_lose_rows(
 def test_a5_a_scheduler_does_not_try_a_refused_table_again(
     damaged: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """After the run that follows a rescan there is nothing to do."""
+    """After the run that follows a rescan, the scheduler has no work."""
     rescan(damaged)
     schedule = Schedule(small_settings, 1)
     assert ("order_placed", "iterable") in schedule._find_unmade(damaged)
@@ -144,7 +144,7 @@ def test_a5_a_scheduler_does_not_try_a_refused_table_again(
 
 
 def test_a5_events_that_are_lost_between_rescan_and_run_cost_no_rows(small: Database, small_settings: Settings) -> None:
-    """The run looks once more; the table goes on by increments, and the order is gone."""
+    """The run checks again. The table grows by increments, and the order to rebuild is gone."""
     with small.connect(autocommit=True) as connection:
         land(connection, "email_opened", 1, 250)
         run(small, small_settings)
@@ -162,7 +162,7 @@ def test_a5_events_that_are_lost_between_rescan_and_run_cost_no_rows(small: Data
 def test_a5_a_cursor_set_to_null_by_hand_costs_no_rows(
     damaged: psycopg.Connection, loader: Loader, small: Database, small_settings: Settings
 ) -> None:
-    """Nobody knows then what the table has read: it reads all there is, and keeps the rows it has."""
+    """The events that the table has read are unknown then. The run reads all events, and the table keeps its rows."""
     damaged.execute(
         "update raw.cursors set snapshot = null, read_rows = 0, table_rows = 0 where model = 'email_opened'"
     )
@@ -175,7 +175,7 @@ def test_a5_a_cursor_set_to_null_by_hand_costs_no_rows(
 
 
 def test_a5_a_dropped_table_is_made_from_what_is_there(damaged: psycopg.Connection, loader: Loader, dbt: Dbt) -> None:
-    """It has nothing to lose, and a note says how much raw.events lacks."""
+    """The table has no rows to lose, and a note gives the number of events that raw.events lacks."""
     damaged.execute("drop table iterable.email_opened, iterable.order_placed")
     done = loader("transform")
     assert done.returncode == 0, done.stderr
@@ -200,7 +200,7 @@ def test_a5_an_emptied_table_has_nothing_to_lose(damaged: psycopg.Connection, lo
 def test_a5_fewer_raw_events_than_were_read_fail_the_tests(
     damaged: psycopg.Connection, loader: Loader, dbt: Dbt
 ) -> None:
-    """`status` exits with 1, and so does `dbt test`, for a table with a model and for one without."""
+    """`status` exits with 1, and `dbt test` fails, for a table with a model and for a table without a model."""
     damaged.execute("delete from raw.events where message_id = '1001'")
     assert loader("status").returncode == 1
     code, output = dbt("test", "--select", "test_type:data")

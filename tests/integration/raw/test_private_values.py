@@ -1,4 +1,4 @@
-"""Values of events stay with the events: no error, log or status repeats them where others can read them."""
+"""Values of events stay private: no error, log or status shows them to other users."""
 
 import json
 import stat
@@ -26,7 +26,7 @@ MESSAGES = (
 
 
 def readable_by_others(home: Path) -> list[Path]:
-    """Return the files below a folder that another user could read, once in the folder."""
+    """Return the files below a folder that another user could read after entering the folder."""
     found = []
     for path in home.iterdir():
         mode = path.stat().st_mode
@@ -38,7 +38,7 @@ def readable_by_others(home: Path) -> list[Path]:
 
 
 def columns_with(connection: psycopg.Connection, value: str) -> set[str]:
-    """Return the columns of the schema raw that hold a value in their text."""
+    """Return the columns of the schema raw whose text contains a value."""
     columns = connection.execute(
         "select table_name, column_name from information_schema.columns where table_schema = 'raw'"
         " and table_name not in (select viewname from pg_views where schemaname = 'raw')"
@@ -56,7 +56,7 @@ def columns_with(connection: psycopg.Connection, value: str) -> set[str]:
 def test_c5_an_error_about_a_row_repeats_nothing_of_the_row(
     small: Database, small_settings: Settings, tmp_path: Path
 ) -> None:
-    """Neither in a file others can read, nor in raw beside the events, nor in what commands print."""
+    """The value is not in files that other users can read, in raw beside the events, or in the output of commands."""
     run = loader_here(small_settings)
     with small.connect(autocommit=True) as connection:
         connection.execute(f"""
@@ -84,7 +84,7 @@ def test_c5_an_error_about_a_row_repeats_nothing_of_the_row(
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_c5_the_database_takes_values_out_of_a_message_as_python_does(database: Database, message: str) -> None:
-    """The dbt project stores what one returns, and the loader shows what the other returns."""
+    """The dbt project stores the result of one function, and the loader shows the result of the other."""
     with database.connect() as connection:
         row = connection.execute("select raw.without_values(%s)", [message]).fetchone()
     assert row == (without_values(message),)

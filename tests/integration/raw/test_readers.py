@@ -1,4 +1,4 @@
-"""Roles that read the tables of sources: what they may, what they may not, and how they come and go."""
+"""Readers: their rights, their limits, and how they are added and removed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def reading(url: str) -> Iterator[psycopg.Connection]:
 
 
 def count(connection: psycopg.Connection, table: str) -> int:
-    """Return how many rows a reader sees."""
+    """Return the number of rows that a reader sees."""
     row = connection.execute(f"select count(*) from {table}").fetchone()
     assert row is not None
     return int(row[0])
@@ -48,7 +48,7 @@ def count(connection: psycopg.Connection, table: str) -> int:
 def test_c2_a_reader_reads_present_and_later_tables_of_present_and_later_sources(
     small: Database, small_settings: Settings
 ) -> None:
-    """Also what a full refresh makes again, and a table made again after it was dropped; each without another grant."""
+    """This includes tables that a full refresh rebuilds and tables made again after a drop, without another grant."""
     names = [f"{kind}_of_{small_settings.database_url.rsplit('/', 1)[1]}" for kind in ("all", "one")]
     try:
         with small.connect(autocommit=True) as connection:
@@ -75,7 +75,7 @@ def test_c2_a_reader_reads_present_and_later_tables_of_present_and_later_sources
 
 
 def test_c2_a_reader_can_change_nothing_and_never_sees_raw(served: Database) -> None:
-    """A session that asks for a transaction that writes is refused by rights, not by a setting alone."""
+    """Rights refuse a session that asks for a writing transaction, not only a setting."""
     name = f"reader_of_{served.url.rsplit('/', 1)[1]}"
     try:
         with served.connect(autocommit=True) as connection:
@@ -110,7 +110,7 @@ def test_c2_a_reader_can_change_nothing_and_never_sees_raw(served: Database) -> 
 def test_c2_the_commands_make_list_and_remove_a_reader(
     run_loader: Loader, settings: Settings, reader_name: str
 ) -> None:
-    """The URL stands alone on stdout and is shown once; a removed reader is let in no more."""
+    """The URL stands alone on stdout and is shown once. A removed reader cannot connect."""
     made = run_loader("reader", "add", reader_name, "--source", "Iterable")
     assert made.returncode == 0
     (url,) = made.stdout.splitlines()
@@ -132,7 +132,7 @@ def test_c2_the_commands_make_list_and_remove_a_reader(
 
 
 def test_c2_sql_status_and_url_work_for_a_reader(served: Database, served_settings: Settings) -> None:
-    """They show what a reader may see; other commands say whose URL they need."""
+    """They show the objects that a reader may see. Other commands name the role whose URL they need."""
     name = f"reader_of_{served.url.rsplit('/', 1)[1]}"
     try:
         with served.connect(autocommit=True) as connection:
@@ -153,7 +153,7 @@ def test_c2_sql_status_and_url_work_for_a_reader(served: Database, served_settin
 
 
 def test_c2_a_role_that_may_not_create_roles_gets_the_sql(server: str, settings: Settings, reader_name: str) -> None:
-    """An administrator runs it, and the URL that was printed with it works, for later tables too."""
+    """An administrator runs the SQL. Then the URL that was printed works, for later tables too."""
     owner, name = f"owner_{reader_name}", f"plain_{settings.database_url.rsplit('/', 1)[1]}"
     with psycopg.connect(server, autocommit=True) as administrator:
         administrator.execute(f"create role {owner} login password 'secret'")
@@ -187,7 +187,7 @@ def test_c2_a_role_that_may_not_create_roles_gets_the_sql(server: str, settings:
 
 
 def test_c2_the_embedded_database_hands_out_the_url_of_a_reader() -> None:
-    """`loader url` prints the same URL each time; `--owner` and `--env` give the role that loads."""
+    """`loader url` prints the same URL each time. `--owner` and `--env` give the loader's role."""
     with open_folder() as home:
         run = loader_here(open_settings("", home))
         first = run("url")

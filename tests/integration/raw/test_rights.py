@@ -1,4 +1,4 @@
-"""The roles and their rights, as docs/operations.md lists them, are those of PostgreSQL's catalog."""
+"""The roles and rights in docs/operations.md equal those of PostgreSQL's catalog."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.support.folders import ROOT
 
 OPERATIONS = ROOT / "docs/operations.md"
 
-# An object without an ACL has the default one, which gives everybody something where the object is a function.
+# An object without an ACL has the default ACL, which grants functions to all roles.
 RIGHTS = """
     with objects as (
         select
@@ -87,7 +87,7 @@ def documented(heading: str) -> set[tuple[str, ...]]:
 
 
 def named(role: str) -> str:
-    """Return a role as the page writes it."""
+    """Return a role as the page names it."""
     return {DEFAULT_READER: "reader", "everybody": "everybody"}.get(role, f"`{role}`")
 
 
@@ -104,13 +104,13 @@ def connection() -> Iterator[psycopg.Connection]:
 
 
 def test_the_page_lists_the_rights_on_every_object(connection: psycopg.Connection) -> None:
-    """Schemas, tables, functions and the database: no right is missing from the page, and none is there in vain."""
+    """The page has every right on schemas, tables, functions and the database, and no other right."""
     found = {(item, named(role), granted) for item, role, granted in connection.execute(RIGHTS).fetchall()}
     assert found == documented("| object | role | rights |")
 
 
 def test_the_page_lists_the_attributes_of_every_role(connection: psycopg.Connection) -> None:
-    """No other role exists, and none may more than the page says."""
+    """No other role exists, and no role has more attributes than the page lists."""
     found = {(named(role), attributes) for role, attributes in connection.execute(ATTRIBUTES).fetchall()}
     assert found == {row[:2] for row in documented("| role | attributes | for |")}
     assert (
@@ -124,7 +124,7 @@ def test_the_page_lists_the_attributes_of_every_role(connection: psycopg.Connect
 
 
 def test_the_page_names_the_settings_of_a_reader(connection: psycopg.Connection) -> None:
-    """They are those of the reader's role in its database."""
+    """The settings equal those of the reader's role in its database."""
     row = connection.execute(
         "select array_to_string(setconfig, ', ') from pg_db_role_setting where setrole = %s::regrole", [DEFAULT_READER]
     ).fetchone()

@@ -1,4 +1,4 @@
-"""Random histories of transactions and runs, checked after every run against a model that knows no SQL."""
+"""Random histories of transactions and runs, compared after every run with a model without SQL."""
 
 import psycopg
 import pytest
@@ -34,14 +34,14 @@ ACTION = st.one_of(
 
 
 class Writer:
-    """A transaction that lands events, and what of them would stay if it committed now."""
+    """A transaction that lands events, with the events that a commit now would leave."""
 
     def __init__(self, url: str) -> None:
         self.connection = psycopg.connect(url)
         self.events: list[LandedEvent] = []
 
     def end(self, *, commit: bool) -> list[LandedEvent]:
-        """Commit or roll back, and return what it leaves."""
+        """Commit or roll back, and return the events that stay."""
         if commit:
             self.connection.commit()
         self.connection.close()
@@ -49,7 +49,7 @@ class Writer:
 
 
 class CutMachine(RuleBasedStateMachine):
-    """Writers that overlap in every way, runs of some models, rebuilds and restores in between."""
+    """Overlapping writers, runs of some models, rebuilds and restores."""
 
     database: Database
     run_settings: Settings
@@ -70,7 +70,7 @@ class CutMachine(RuleBasedStateMachine):
         self.number = 0
 
     def writer(self, which: int) -> Writer:
-        """Return an open transaction, beginning it if need be."""
+        """Return an open transaction, or begin a new transaction."""
         if which not in self.writers:
             self.writers[which] = Writer(self.run_settings.database_url)
         return self.writers[which]
@@ -81,7 +81,7 @@ class CutMachine(RuleBasedStateMachine):
         full=st.sampled_from([False, False, False, True]),
     )
     def work_and_run(self, actions: list[tuple], models: tuple[str, ...], *, full: bool) -> None:
-        """Let the writers do something, then run some models, with transactions still open."""
+        """Let the writers work, then run some models while transactions are open."""
         for action, *arguments in actions:
             getattr(self, action)(*arguments)
         if any(len(self.seen[model]) < len(self.committed) for model in models):
@@ -90,7 +90,7 @@ class CutMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.writers)
     @rule()
     def restore(self) -> None:
-        """Take the transaction ids for those of another cluster, as after a restore."""
+        """Make the transaction ids those of another cluster, as after a restore."""
         self.reader.execute("update raw.cluster set system_identifier = system_identifier + 1")
         assert self.reader.execute("select raw.adopt_cluster()").fetchone() == (True,)
         self.adopted = True
@@ -102,7 +102,7 @@ class CutMachine(RuleBasedStateMachine):
     def insert(  # noqa: PLR0917 - Hypothesis passes them by name
         self, which: int, source: str, collection: str | None, message_ids: str, campaign: object, savepoint: str
     ) -> None:
-        """Land events, whose ids others have too and whose campaign may not fit its column."""
+        """Land events that share ids with other events, with a campaign that may not fit its column."""
         writer = self.writer(which)
         events = []
         if savepoint != "none":
@@ -124,7 +124,7 @@ class CutMachine(RuleBasedStateMachine):
             self.committed += self.writers.pop(which).end(commit=commit)
 
     def run(self, models: tuple[str, ...], *, full: bool) -> None:
-        """Run some models, and compare every table with what its model has seen."""
+        """Run some models, and compare every table with the events that its model has seen."""
         before = self.holders()
         run(self.database, self.run_settings, *models, full_refresh=full)
         for model in models:
@@ -135,7 +135,7 @@ class CutMachine(RuleBasedStateMachine):
         type(self).overtaken += sum(after[key] != mark for key, mark in before.items())
 
     def holders(self) -> dict[tuple[str, str, str], str]:
-        """Return which event has which id in which table."""
+        """Return the event of each id in each table."""
         return {
             (source, model, event_id): mark
             for source in SOURCES
@@ -144,7 +144,7 @@ class CutMachine(RuleBasedStateMachine):
         }
 
     def check(self) -> None:
-        """Compare tables, mismatches and the conservation law with the model's."""
+        """Compare tables, mismatches and the conservation law with the model."""
         for source in SOURCES:
             mismatches = set()
             for model in MODELS:
@@ -163,11 +163,11 @@ class CutMachine(RuleBasedStateMachine):
             assert set(recorded.fetchall()) == mismatches
             numbers = law(self.reader, source)
             if not self.adopted:
-                # After a restore a reader that was ahead starts over, and its events count as waiting until it has run.
+                # After a restore, a reader that was ahead starts over. Its events count as waiting until it has run.
                 assert [numbers[name] for name in NUMBERS] == self.account(source)
 
     def account(self, source: str) -> list[int]:
-        """Count the messages of a source by what became of them."""
+        """Count the messages of a source by their outcomes."""
         committed = [event for event in self.committed if event.source == source]
         tables = {model: expected(self.seen[model], source, model) for model in MODELS}
         other = sum(event.collection is None for event in committed)
@@ -179,7 +179,7 @@ class CutMachine(RuleBasedStateMachine):
         return [len(committed), in_collections, only, 0, duplicates, other, waiting]
 
     def teardown(self) -> None:
-        """Commit what is open, run once more, and compare the increments with a rebuild."""
+        """Commit the open transactions, run again, and compare the increments with a rebuild."""
         with self.reader:
             for writer in self.writers.values():
                 self.committed += writer.end(commit=True)
@@ -190,7 +190,7 @@ class CutMachine(RuleBasedStateMachine):
                 assert self.state() == increments
 
     def state(self) -> list[tuple]:
-        """Return all there is to compare with a rebuild, `uuid_ts` aside."""
+        """Return everything to compare with a rebuild, without `uuid_ts`."""
         queries = [f"select to_jsonb(t) - 'uuid_ts' from {s}.{m} as t order by id" for s in SOURCES for m in MODELS]
         queries.append("select model, source, event_id, column_name, value from raw.mismatches order by 1, 2, 3, 4")
         return [row for query in queries for row in self.reader.execute(query).fetchall()]
@@ -198,7 +198,7 @@ class CutMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def machine(served: Database, served_settings: Settings) -> type[CutMachine]:
-    """The machine, on a database with the tables of two sources."""
+    """Return the machine, on a database with the tables of two sources."""
     with served.connect(autocommit=True) as connection:
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
     run(served, served_settings, *MODELS)
@@ -211,7 +211,7 @@ def machine(served: Database, served_settings: Settings) -> type[CutMachine]:
 
 
 def test_any_history_gives_the_tables_the_events_alone_say(machine: type[CutMachine]) -> None:
-    """After every run each table is what its events say, the law holds, and a rebuild changes nothing."""
+    """After every run, each table equals its events, the law holds, and a rebuild changes nothing."""
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -229,7 +229,7 @@ def test_any_history_gives_the_tables_the_events_alone_say(machine: type[CutMach
 
 @pytest.mark.soak
 def test_any_long_history(machine: type[CutMachine]) -> None:
-    """The same with many long histories, other ones every time."""
+    """The same with many long random histories."""
     run_state_machine_as_test(
         machine,
         settings=settings(

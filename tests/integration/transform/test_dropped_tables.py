@@ -1,4 +1,4 @@
-"""Tables that somebody drops, or that a restore of the raw schema alone leaves out, come back; any can be selected."""
+"""Tables that were dropped, or are missing after a restore of the raw schema alone, come back; each can be selected."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ FULL = {"email_delivered": 0, "email_opened": 5, "order_placed": 3, "tracks": 8}
 
 @pytest.fixture
 def filled(small: Database, small_settings: Settings) -> Iterator[psycopg.Connection]:
-    """A database in which tables with and without a model are filled."""
+    """Return a database with filled tables, with and without a model."""
     with small.connect(autocommit=True) as connection:
         connection.execute(COLLECTION)
         land(connection, "email_opened", 1, 5)
@@ -33,7 +33,7 @@ def filled(small: Database, small_settings: Settings) -> Iterator[psycopg.Connec
 def test_a12_the_next_run_makes_dropped_tables_again(
     filled: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """With a model and without one, although nothing has landed; a scheduler takes it for work."""
+    """This holds with and without a model, although no event has landed. A scheduler counts such a table as work."""
     schedule = Schedule(small_settings, 1)
     assert not schedule._has_news(filled)
     filled.execute("drop table iterable.order_placed")
@@ -52,7 +52,7 @@ def test_a12_the_next_run_makes_dropped_tables_again(
 def test_a12_a_table_without_a_model_can_be_selected(
     filled: psycopg.Connection, small: Database, small_settings: Settings, loader: Loader, name: str
 ) -> None:
-    """By the name that `status` prints; only that table is rebuilt."""
+    """The selection is the name that `status` prints, and only that table is rebuilt."""
     filled.execute(COLLECTION.replace("'order_placed', 'Order Placed'", "'order_shipped', 'Order Shipped'"))
     land(filled, "order_shipped", 21, 22)
     run(small, small_settings)
@@ -68,7 +68,7 @@ def test_a12_a_table_without_a_model_can_be_selected(
 def test_a12_a_table_of_one_source_can_be_selected(
     filled: psycopg.Connection, small: Database, small_settings: Settings, loader: Loader
 ) -> None:
-    """The source's name narrows a model to the table of that source, beside what dbt selects."""
+    """The source's name limits a model to the table of that source, beside dbt's own selection."""
     filled.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
     land(filled, "email_opened", 1, 2, source="app")
     land(filled, "email_delivered", 3, 4, source="app")
@@ -87,7 +87,7 @@ def test_a12_a_table_of_one_source_can_be_selected(
 
 
 def test_a12_an_unknown_table_is_no_selection(filled: psycopg.Connection, loader: Loader) -> None:
-    """It is said so, and nothing runs."""
+    """The error says so, and no model runs."""
     before = filled.execute("select count(*) from raw.transforms").fetchone()
     for name in ("iterable.nothing", "nothing"):
         done = loader("transform", "--select", name)

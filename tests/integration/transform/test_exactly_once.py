@@ -1,4 +1,4 @@
-"""Every committed event is transformed exactly once, whatever else is open and in whatever order it commits."""
+"""Every committed event is transformed exactly once, whatever transactions are open and in any order of commits."""
 
 import json
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ INSERT = "insert into raw.events (source, collection, message_id, payload) value
 
 
 def insert(connection: psycopg.Connection, collection: str, message_id: str, number: int) -> None:
-    """Land one event, told from others of its id by its campaign."""
+    """Land one event, whose campaign distinguishes it from other events with its id."""
     payload = {"type": "track", "event": collection, "userId": "u", "properties": {"campaignId": number}}
     connection.execute(INSERT, (collection, message_id, json.dumps(payload)))
 
 
 def run(database: Database, settings_: Settings, *, full_refresh: bool = False) -> None:
-    """Run the models, and insist that none failed."""
+    """Run the models, and check that none failed."""
     filled = transform(database, settings_, select=MODELS, full_refresh=full_refresh)
     assert [table.error for table in filled if table.error] == []
 
 
 @pytest.fixture
 def writers(small_settings: Settings) -> Iterator[list[psycopg.Connection]]:
-    """Three connections, each with a transaction of its own."""
+    """Return three connections, each with its own transaction."""
     connections = [psycopg.connect(small_settings.database_url) for _ in range(3)]
     yield connections
     for connection in connections:
@@ -39,7 +39,7 @@ def writers(small_settings: Settings) -> Iterator[list[psycopg.Connection]]:
 def test_a_transaction_that_commits_after_a_run_is_not_lost(
     small: Database, small_settings: Settings, writers: list[psycopg.Connection]
 ) -> None:
-    """An older transaction that commits after a run that saw younger ones is in the next run, once."""
+    """A transaction that commits after a run with younger events is in the next run, once."""
     older, younger, reader = writers
     insert(older, "email_opened", "a", 1)
     insert(younger, "email_opened", "b", 2)
@@ -58,7 +58,7 @@ def test_a_transaction_that_commits_after_a_run_is_not_lost(
 def test_a_rolled_back_transaction_leaves_nothing(
     small: Database, small_settings: Settings, writers: list[psycopg.Connection]
 ) -> None:
-    """What never committed is in no table, before and after a rebuild."""
+    """Events without a commit are in no table, before and after a rebuild."""
     writer, other, reader = writers
     insert(writer, "email_opened", "a", 1)
     insert(other, "email_opened", "b", 2)

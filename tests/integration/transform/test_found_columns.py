@@ -1,4 +1,4 @@
-"""Tables follow the events: columns and tables nobody declared, types that widen, and what stands in their way."""
+"""Tables follow the events: undeclared columns and tables, types that widen, and obstacles."""
 
 import json
 import random
@@ -32,12 +32,12 @@ DEFINITIONS = """
     end
     $$;
 """
-# Only a superuser may.
+# This needs a superuser.
 NOTED = "create event trigger note_commands on ddl_command_end execute function public.note_command()"
 
 
 class Warehouse:
-    """One source's events and tables."""
+    """The events and tables of one source."""
 
     def __init__(self, database: Database, settings: Settings, connection: psycopg.Connection) -> None:
         self.database = database
@@ -56,7 +56,7 @@ class Warehouse:
             land(self.connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen)
 
     def run(self, **options: Any) -> dict[str, TableFilled]:
-        """Run the models that have events here, none of which may fail; returns what it did to tables it changed."""
+        """Run the models with events, none of which may fail; return the results of the tables that changed."""
         filled = transform(self.database, self.settings, select=MODELS, **options)
         assert not [table for table in filled if table.error]
         return {table.table: table for table in filled if table.rows or table.new_columns}
@@ -66,7 +66,7 @@ class Warehouse:
         return self.connection.execute(query).fetchall()  # type: ignore[call-overload,no-any-return]
 
     def type_of(self, table: str, column: str) -> str | None:
-        """Return a column's type; None when there is no such column."""
+        """Return a column's type, or None if there is no such column."""
         found = self.rows(
             "select format_type(atttypid, atttypmod) from pg_attribute"
             f" where attrelid = to_regclass('iterable.{table}') and attname = '{column}' and not attisdropped"
@@ -76,13 +76,16 @@ class Warehouse:
 
 @pytest.fixture
 def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
-    """A warehouse whose tables exist, all of them empty."""
+    """Return a warehouse with empty tables."""
     with small.connect(autocommit=True) as connection:
         yield Warehouse(small, small_settings, connection)
 
 
 def test_a_new_property_becomes_a_column_once(warehouse: Warehouse, shared_home: Path) -> None:
-    """The run that reads its first event adds it, older rows are NULL, and no later run changes the table's shape."""
+    """The run that reads its first event adds the column.
+
+    Older rows have NULL, and no later run changes the columns.
+    """
     warehouse.land({"campaignId": 1})
     warehouse.run()
     warehouse.land({"fromSMSSenderId": 7, "deep": {"Ship To": {"city": "Köln"}}, "none": None, "empty": {}})
@@ -102,7 +105,7 @@ def test_a_new_property_becomes_a_column_once(warehouse: Warehouse, shared_home:
 
 
 def test_context_becomes_columns_of_the_table_and_of_tracks(warehouse: Warehouse) -> None:
-    """With its prefix; tracks takes what any collection has."""
+    """The column has the prefix `context`. Tracks gets the context of every collection."""
     warehouse.land({}, context={"app": {"build": 88}})
     warehouse.land({}, event="Email Delivered", context={"app": {"build": "88b"}})
     warehouse.run()
@@ -114,7 +117,7 @@ def test_context_becomes_columns_of_the_table_and_of_tracks(warehouse: Warehouse
     assert warehouse.type_of("email_delivered", "context_app_build") == "text"
 
 
-# By property: the first event's value, the second's, the type that holds both, and what the table then shows.
+# By property: the first event's value, the second's, the type that holds both, and the values in the table.
 WIDENED: dict[str, tuple[Any, Any, str, list[str]]] = {
     "fraction": (12, 12.5, "numeric", ["12", "12.5"]),
     "large": (12, 2**70, "numeric", ["12", str(2**70)]),
@@ -133,7 +136,7 @@ WIDENED: dict[str, tuple[Any, Any, str, list[str]]] = {
 
 
 def test_a_column_widens_to_hold_every_value(warehouse: Warehouse) -> None:
-    """By itself, in the run that needs it, with what is there spelled as a rebuild would spell it."""
+    """The run that needs the wider type widens the column. Existing values are spelled as after a rebuild."""
     warehouse.land({name: case[0] for name, case in WIDENED.items()})
     warehouse.run()
     warehouse.land({name: case[1] for name, case in WIDENED.items()})
@@ -151,7 +154,10 @@ def test_a_column_widens_to_hold_every_value(warehouse: Warehouse) -> None:
 
 
 def test_a_declared_column_keeps_its_type(warehouse: Warehouse) -> None:
-    """What it cannot hold is NULL and listed; a second spelling of the property fills it where the first is missing."""
+    """A value that does not fit is NULL and listed.
+
+    A second spelling of the property fills the column if the first is absent.
+    """
     warehouse.land({"campaignId": "many"}, {"campaign_id": 9}, {"campaign_id": 8, "campaignId": 7})
     warehouse.run()
     assert warehouse.type_of("email_opened", "campaign_id") == "bigint"
@@ -165,7 +171,7 @@ def test_a_declared_column_keeps_its_type(warehouse: Warehouse) -> None:
 
 
 def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None:
-    """The run goes on with NULL and a note; `widen` makes the views again with their owner, grants and comments."""
+    """The run continues with NULL and a note. `widen` makes the views again with their owner, grants and comments."""
     warehouse.land({"found": True})
     warehouse.run()
     warehouse.connection.execute("""
@@ -206,7 +212,7 @@ def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None
 
 
 def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
-    """In the same run, with key, comments and the columns all tables begin with; later runs add to it."""
+    """The same run makes it, with key, comments and the columns of all tables. Later runs add rows."""
     warehouse.land({"total": 5}, event="Order Placed")
     assert warehouse.run()["order_placed"].rows == 1
     warehouse.land({"total": 6.5, "coupon": "x"}, event="order_placed")
@@ -228,7 +234,7 @@ def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
 
 
 def test_a_table_that_cannot_be_filled_keeps_the_others_waiting_for_one_run(warehouse: Warehouse) -> None:
-    """The run fails for it each time, but from the second on all other tables are filled; mended, it goes on."""
+    """The run fails for this table each time. From the second run on, all other tables are filled."""
     warehouse.land({}, event="First")
     warehouse.land({}, event="Second")
     warehouse.run()
@@ -250,7 +256,7 @@ def test_a_table_that_cannot_be_filled_keeps_the_others_waiting_for_one_run(ware
 
 
 def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
-    """The events of those over the limit are in tracks, and are told of."""
+    """Events of names beyond the limit are in tracks, and `status` lists them."""
     limited = warehouse.settings.model_copy(update={"tables": 1})
     warehouse.land({}, event="First")
     warehouse.land({}, event="Second")
@@ -264,7 +270,7 @@ def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
 
 
 def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
-    """At 1,600 columns, with rows that fit on a page; what does not fit is in raw and listed, and no run fails."""
+    """The limit is 1,600 columns, with rows that fit on a page. Values without a column are in raw and listed."""
     warehouse.land({f"p{i}": i for i in range(1700)}, {"p1": 1, "p1500": 2}, event="Wide")
     warehouse.run()
     assert warehouse.rows(
@@ -278,7 +284,7 @@ def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
 
 
 def test_a_column_given_another_type_by_hand_is_left_alone(warehouse: Warehouse) -> None:
-    """The table is the team's; values its type cannot hold are NULL and listed."""
+    """The team owns the table. Values that its type cannot hold are NULL and listed."""
     warehouse.land({"found": 1})
     warehouse.run()
     warehouse.connection.execute("alter table iterable.email_opened alter column found type double precision")
@@ -290,7 +296,7 @@ def test_a_column_given_another_type_by_hand_is_left_alone(warehouse: Warehouse)
 
 
 def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> None:
-    """Whatever lands during the runs, the tables end as a rebuild makes them, and every event is accounted for."""
+    """Whatever lands during the runs, the tables equal a rebuild, and every event is accounted for."""
     values: list[Any] = [1, 2.5, True, "x", "2019-07-08T18:33:25.000Z", [1], {"deep": 1}, None, 2**70]
     halfway = threading.Barrier(3)
 
@@ -345,7 +351,7 @@ def land_again(connection: psycopg.Connection, message_id: str, user: str, prope
 
 
 def test_a16_a_refill_sets_uuid_ts_on_the_rows_it_changes(warehouse: Warehouse) -> None:
-    """And on no other, so that a reader of increments by `uuid_ts` sees each change once."""
+    """No other row changes, so a reader of increments by `uuid_ts` sees each change once."""
     warehouse.land({"found": 12.0}, {"found": 12}, {"other": 1})
     warehouse.run()
     before = moments(warehouse)
@@ -363,7 +369,7 @@ def test_a16_a_refill_sets_uuid_ts_on_the_rows_it_changes(warehouse: Warehouse) 
 
 
 def test_a16_a_refilled_row_gives_way_to_an_earlier_event_that_commits_late(warehouse: Warehouse) -> None:
-    """The first landed counts, although `uuid_ts` no longer names the run that brought the row."""
+    """The first landed event counts, although `uuid_ts` no longer names the run that added the row."""
     warehouse.land({"found": 12})
     warehouse.run()
     with warehouse.database.connect() as late:
@@ -385,7 +391,7 @@ def test_a16_a_refilled_row_gives_way_to_an_earlier_event_that_commits_late(ware
 
 
 def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse: Warehouse) -> None:
-    """Neither in the run that refills the row, nor in any other."""
+    """Neither the run that refills the row nor another run lists it."""
     warehouse.land({"found": 12.0, "campaignId": 1})
     warehouse.run()
     land_again(warehouse.connection, "e1", "u", {"campaignId": "many"})
@@ -406,7 +412,7 @@ def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse:
 
 
 def test_a16_a_repeated_event_is_not_noted_as_too_wide(warehouse: Warehouse) -> None:
-    """What did not make the row says nothing of the row."""
+    """An event that did not make the row adds no note about the row."""
     warehouse.land({"p1": 1}, event="Wide")
     warehouse.land({f"p{i}": i for i in range(700)}, event="Wide")
     warehouse.run()

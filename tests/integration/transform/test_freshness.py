@@ -1,4 +1,4 @@
-"""How far the tables are behind: right, and at a price that does not grow with the history."""
+"""The lag of the tables: correct, and at a cost that does not grow with the history."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ HISTORY = """
 
 @pytest.fixture
 def history(small: Database, small_settings: Settings) -> Database:
-    """A database with some history, all of it transformed, and statistics from before there was any."""
+    """Return a database with transformed events, and with statistics from before these events."""
     with small.connect(autocommit=True) as connection:
         connection.execute("analyze raw.events")
         connection.execute(HISTORY)
@@ -38,13 +38,13 @@ def history(small: Database, small_settings: Settings) -> Database:
 
 
 def read(database: Database) -> Freshness:
-    """Return how far the tables are behind."""
+    """Return the lag of the tables."""
     with database.connect() as connection:
         return freshness(connection)
 
 
 def rows_read(connection: psycopg.Connection, statement: str) -> int:
-    """Run a statement and return how many entries of raw.events it came by; fail when it read any from end to end."""
+    """Run a statement and return the number of entries of raw.events that it read; fail if it scanned a whole table."""
 
     def count(plan: dict[str, Any]) -> int:
         here = 0
@@ -63,7 +63,7 @@ def rows_read(connection: psycopg.Connection, statement: str) -> int:
 
 
 def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, small_settings: Settings) -> None:
-    """Nothing when nothing is new; also for a table that got its last event long ago, and a second source."""
+    """Without new events the check reads nothing, even for a table without recent events and with a second source."""
     statements = (NEWS, WAITING.replace("%(most)s", str(COUNTED_AT_MOST)))
     with history.connect(autocommit=True) as connection:
         assert [rows_read(connection, statement) for statement in statements] == [0, 0]
@@ -77,7 +77,7 @@ def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, sma
 
 
 def test_it_says_how_old_the_oldest_waiting_event_is(small: Database, small_settings: Settings) -> None:
-    """An event counts once, until it is in its own table and in tracks; a call other than track never."""
+    """An event counts once, until it is in its own table and in tracks. A call other than track never counts."""
     assert read(small).waiting == 0
     assert read(small).oldest_seconds is None
     assert read(small).last_success_at is not None
@@ -98,7 +98,7 @@ def test_it_says_how_old_the_oldest_waiting_event_is(small: Database, small_sett
 
 
 def test_events_of_a_late_transaction_wait(small: Database, small_settings: Settings) -> None:
-    """What commits after a run that saw younger events is waiting, and is news."""
+    """Events that commit after a run with younger events are waiting, and they are news."""
     with small.connect() as late, small.connect(autocommit=True) as connection:
         insert_event(late, "email_opened", "late")
         insert_event(connection, "email_opened", "early")
@@ -112,7 +112,7 @@ def test_events_of_a_late_transaction_wait(small: Database, small_settings: Sett
 
 
 def test_a_run_of_some_tables_hides_no_news(small: Database, small_settings: Settings) -> None:
-    """Only a run that filled every table says that there is nothing left to do."""
+    """Only a run that filled every table shows that no work is left."""
     with small.connect(autocommit=True) as connection:
         insert_event(connection, "email_opened", "a")
         run(small, small_settings, "tracks", "email_opened")
@@ -122,7 +122,7 @@ def test_a_run_of_some_tables_hides_no_news(small: Database, small_settings: Set
 
 
 def test_it_counts_what_is_in_quarantine_and_asks_the_scheduler(small: Database) -> None:
-    """Open messages by reason; the failures of the scheduler that works and lives, of no other."""
+    """Open messages count by reason. Failures count only for the scheduler that is at work."""
     refused = (
         "insert into raw.quarantine (source, entrance, reason, detail, payload) values ('iterable', 'file', %s, '', '')"
     )

@@ -1,4 +1,4 @@
-"""Tables that a run leaves as they were: noted with the reason, tried again at their own time, shown by `status`."""
+"""Held tables: their reasons, the times of their next tries, and their place in `status`."""
 
 from collections.abc import Iterator
 
@@ -13,13 +13,13 @@ from loader.transform.status import read_status
 
 @pytest.fixture
 def connection(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit."""
+    """Return a connection in autocommit."""
     with small.connect(autocommit=True) as opened:
         yield opened
 
 
 def test_each_further_try_waits_twice_as_long(connection: psycopg.Connection) -> None:
-    """From 5 seconds to 5 minutes, until a run has done the work."""
+    """The wait grows from 5 seconds to 5 minutes, until a run has done the work."""
     waits = []
     for _ in range(8):
         connection.execute("select raw.hold_table('email_opened', 'iterable', 'fill', 'it is locked')")
@@ -36,7 +36,7 @@ def test_each_further_try_waits_twice_as_long(connection: psycopg.Connection) ->
 def test_a_held_table_is_work_for_the_scheduler_when_its_time_has_come(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
-    """Not before, and not for a table that a run leaves due: nobody fills that one."""
+    """Before that time it is no work. A table that a run leaves due is no work either, because no run can fill it."""
     schedule = Schedule(small_settings, 1)
     assert not schedule._has_news(connection)
     connection.execute("select raw.hold_table('email_opened', 'iterable', 'fill', 'it is locked')")
@@ -48,7 +48,7 @@ def test_a_held_table_is_work_for_the_scheduler_when_its_time_has_come(
 
 
 def test_status_lists_held_tables(connection: psycopg.Connection, small: Database) -> None:
-    """With what could not be done, and why."""
+    """The list has the work that was not done, and its reason."""
     connection.execute("select raw.hold_table('email_opened', 'iterable', 'columns', 'process 7 holds a lock')")
     with small.engine.connect() as status:
         [held] = read_status(status).held_tables

@@ -1,4 +1,4 @@
-"""Events and properties of any name and shape, against a model of the layout that knows no SQL."""
+"""Events and properties of any name and shape, compared with a model of the layout without SQL."""
 
 import json
 import os
@@ -24,10 +24,10 @@ from tests.support.served_tables import TABLES, contents, law
 
 Event = dict[str, Any]
 
-# Those that any of the events are for.
+# The sources of the events.
 MODELS = ("email_opened", "found_collections", "tracks")
 
-# What {{ env_var('HOSTILE') }} is when somebody runs it; no event says so itself.
+# The value of {{ env_var('HOSTILE') }} if dbt renders it. No event contains the value.
 LEAK = "leaked-7f3a"
 
 LONG = "long" * 2500
@@ -138,7 +138,7 @@ NUMBERS = [12.5, 2**63, 2**70, -(2**70), 1e20, 0.1, 1e-9]
 STRINGS = ["", "x", "8", "12.0", "true", "null", "NaN", "{}", "\\", "\u2028", "😀", "a" * 600, *NAMES[:9]]
 ARRAYS: list[Any] = [[], [1, 2], ["a", {"b": None}], [[]], ["{{ env_var('HOSTILE') }}"]]
 
-# No letters here that any reserved word is made of, and every kind of character that means something to somebody.
+# Letters without any reserved word, and every kind of character with a meaning in SQL, JSON or Jinja.
 ODD_TEXT = st.text(alphabet="bxzBXZ019 _-.$%\"';{}\\/\n\x01\x7fé日😀İſK\u202e", max_size=12)
 SHORT = 100
 KEY = st.one_of(st.sampled_from([key for key in KEYS if len(key) < SHORT]), ODD_TEXT)
@@ -153,7 +153,7 @@ SCALAR = st.one_of(
 
 
 def of_one_kind(keys: Sequence[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with some of a few keys, so that values of different types meet under one of them."""
+    """Return objects with few different keys, so that values of different types share a key."""
     key = st.sampled_from(keys)
     inner = st.dictionaries(key, SCALAR, max_size=3)
     deeper = st.dictionaries(key, st.one_of(SCALAR, inner), max_size=3)
@@ -162,7 +162,7 @@ def of_one_kind(keys: Sequence[str]) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[list[Event]]:
-    """Some runs' events, of a few names and a few properties; now and then with an id that was there before."""
+    """Return the events of some runs, with few names and properties, and sometimes with a repeated id."""
     names = draw(st.lists(NAME, min_size=4, max_size=6, unique=True))
     keys = draw(st.lists(KEY, min_size=8, max_size=14, unique=True))
     content = of_one_kind(keys)
@@ -193,7 +193,7 @@ def event(message_id: str, name: str, properties: Mapping[str, Any], context: Ma
 
 
 class Warehouse:
-    """A database, all that has landed in it, and what its tables must hold."""
+    """A database, its landed events, and the expected content of its tables."""
 
     def __init__(self, database: Database, opened: Settings, connection: psycopg.Connection) -> None:
         self.database = database
@@ -228,7 +228,7 @@ class Warehouse:
         self._check_nothing_ran(expected)
 
     def rebuild(self) -> None:
-        """Make the rows of every table again from all events; nothing may become different."""
+        """Rebuild every table from all events, and check that nothing changes."""
         names = sorted({*TABLES, *expect(self.events)})
         before = {name: contents(self.connection, f"iterable.{name}") for name in names}
         mismatches = "select model, event_id, column_name, value from raw.mismatches order by 1, 2, 3"
@@ -264,7 +264,7 @@ class Warehouse:
                 assert agrees(row[column], value, known.data_type), (name, message_id, column, row[column], value)
 
     def _check_reports(self, expected: Mapping[str, Table]) -> None:
-        """Nothing is dropped in silence: what does not fit and what has no column is listed, and nothing else."""
+        """Check that each value that does not fit and each property without a column is listed, and nothing else."""
         unfit = {
             (name, message_id, column)
             for name, table in expected.items()
@@ -279,7 +279,7 @@ class Warehouse:
         assert {(row["model"], tuple(row["path"])) for row in collided} == without
 
     def _check_nothing_ran(self, expected: Mapping[str, Table]) -> None:
-        """What looks like code in a name is a name."""
+        """Check that code in a name was not run."""
         assert self.rows("select count(*) as rows from raw.events") == [{"rows": len(self.events)}]
         served = [f"iterable.{name}" for name in expected]
         for relation in (
@@ -296,7 +296,7 @@ class Warehouse:
 
 @contextmanager
 def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
-    """A database of its own, in which every table of a model is there and empty."""
+    """Return a database in which the table of every model exists and is empty."""
     os.environ["HOSTILE"] = LEAK
     try:
         with (
@@ -319,7 +319,7 @@ def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
 def test_any_history_gives_the_tables_the_layout_calls_for(
     server: str, home: Path, served_template: str, runs: list[list[Event]]
 ) -> None:
-    """Random names and shapes in several runs: every table is what the model says, and a rebuild is the same."""
+    """Names and shapes are random. After each of several runs, every table equals the model, and so does a rebuild."""
     with warehouse(server, home, served_template) as house:
         for events in runs:
             house.take(events)
@@ -327,7 +327,7 @@ def test_any_history_gives_the_tables_the_layout_calls_for(
 
 
 def test_every_horror_at_once(server: str, home: Path, served_template: str) -> None:
-    """Every name of an event, every key, every value, each in one run and then with other types."""
+    """Each hostile name, key and value is in one run, and then again with other types."""
     kinds: list[Callable[[int], Any]] = [
         lambda n: INTEGERS[n % len(INTEGERS)],
         lambda n: (
@@ -350,7 +350,7 @@ def test_every_horror_at_once(server: str, home: Path, served_template: str) -> 
 
 
 def test_a_table_with_the_name_of_another_ones_key(server: str, home: Path, served_template: str) -> None:
-    """The key of `foo` is called `foo_pkey`, and an event may be called that too, before or after it."""
+    """The key of `foo` is called `foo_pkey`. An event may have that name too, before or after `foo`."""
     with warehouse(server, home, served_template) as house:
         for names in (["Foo", "Bar Pkey", "Email Opened Pkey"], ["Foo Pkey", "Bar"]):
             house.take(event(name, name, {"a": 1}) for name in names)
@@ -358,7 +358,7 @@ def test_a_table_with_the_name_of_another_ones_key(server: str, home: Path, serv
 
 
 def test_names_that_differ_by_case_share_a_table(server: str, home: Path, served_template: str) -> None:
-    """Events of one table keep their own spelling, and their properties meet in one column."""
+    """Events of one table keep their spelling, and their properties share a column."""
     runs = [{"Foo": 1, "foo": 2, "Open": 1}, {"FOO": 1.5, "_open": 1.5, "OPEN!": "2019-07-08T18:33:25Z"}]
     with warehouse(server, home, served_template) as house:
         for values in runs:

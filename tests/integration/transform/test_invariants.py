@@ -1,4 +1,4 @@
-"""The invariants of docs/design/invariants.md, each where it is hardest to keep, with a real PostgreSQL and dbt."""
+"""The invariants of docs/design/invariants.md, each in its hardest case, with a real PostgreSQL and dbt."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ REBUILD = ("run", "--full-refresh", "--select", "email_opened")
 
 @contextmanager
 def writers(database: Database, number: int) -> Iterator[list[psycopg.Connection]]:
-    """Open connections, each with a transaction of its own."""
+    """Return open connections, each with its own transaction."""
     connections = [database.connect() for _ in range(number)]
     try:
         yield connections
@@ -35,22 +35,22 @@ def writers(database: Database, number: int) -> Iterator[list[psycopg.Connection
 
 @pytest.fixture
 def reader(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection on which every statement is on its own."""
+    """Return a connection in autocommit."""
     with small.connect(autocommit=True) as connection:
         yield connection
 
 
 def marks(connection: psycopg.Connection, table: str) -> dict[str, str]:
-    """Return which event has which id."""
+    """Return the event of each id."""
     return dict(connection.execute(f"select id, user_id from iterable.{table}").fetchall())
 
 
-# A program started with these goes no further than a `Gate` until it is opened; others pass.
+# Programs with these settings stop at a `Gate` until the gate is open. Other programs pass.
 STOP_AT_GATE = {"PGOPTIONS": "-c test.gate=on"}
 
 
 class Gate:
-    """Stops transactions of some programs where they insert into a table, until it is opened."""
+    """Stops transactions of some programs at their inserts into a table, until the gate is open."""
 
     def __init__(self, connection: psycopg.Connection, table: str) -> None:
         self.connection = connection
@@ -69,7 +69,7 @@ class Gate:
         )
 
     def stopped(self) -> int:
-        """Return how many transactions stand at the gate."""
+        """Return the number of transactions that wait at the gate."""
         row = self.connection.execute(
             "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database"
             " where locktype = 'advisory' and objid = 4711 and not granted and datname = current_database()"
@@ -78,7 +78,7 @@ class Gate:
         return row[0]
 
     def open(self) -> None:
-        """Let everybody through."""
+        """Let all transactions through."""
         self.connection.execute("select pg_advisory_unlock(4711)")
 
 
@@ -89,7 +89,7 @@ def start_transform(settings: Settings, **variables: str) -> AbstractContextMana
 
 
 def land_many(connection: psycopg.Connection, number: int, prefix: str = "e") -> None:
-    """Land many events of several collections, some ids twice."""
+    """Land many events of several collections, some with repeated ids."""
     connection.execute(
         """
         insert into raw.events (source, collection, message_id, payload)
@@ -115,7 +115,7 @@ def assert_equals_rebuild(database: Database, settings: Settings) -> None:
         law(connection)
 
 
-# Exactly once, whatever is open and in whatever order it commits.
+# Exactly once, whatever transactions are open and in any order of commits.
 
 
 def began_first(first: psycopg.Connection, second: psycopg.Connection) -> None:
@@ -125,7 +125,7 @@ def began_first(first: psycopg.Connection, second: psycopg.Connection) -> None:
 
 
 def began_last(first: psycopg.Connection, second: psycopg.Connection) -> None:
-    """The transaction that lands first has the higher id: above all that a snapshot taken before its end knows."""
+    """The transaction that lands first has the higher id, above all ids that a snapshot before its end contains."""
     second.execute("select pg_current_xact_id()")
     began_first(first, second)
 
@@ -137,7 +137,7 @@ def test_the_first_landed_wins_however_late_it_commits(
     reader: psycopg.Connection,
     history: Callable[[psycopg.Connection, psycopg.Connection], None],
 ) -> None:
-    """An event takes its id back from one that landed after it and was served before it, mismatches included."""
+    """The first landed event takes its id back from a later event that was served before. Mismatches follow."""
     with writers(small, 2) as (first, second):
         history(first, second)
         second.commit()
@@ -155,7 +155,7 @@ def test_the_first_landed_wins_however_late_it_commits(
 
 
 def test_a_later_event_never_takes_an_id(small: Database, small_settings: Settings, reader: psycopg.Connection) -> None:
-    """A duplicate that landed later changes nothing, though its transaction began first and its values do not fit."""
+    """A later duplicate changes nothing, although its transaction began first and its values do not fit."""
     with writers(small, 2) as (late, early):
         late.execute("select pg_current_xact_id()")
         insert_event(late, "email_opened", "z", mark="late")
@@ -175,7 +175,10 @@ def test_a_later_event_never_takes_an_id(small: Database, small_settings: Settin
 def test_an_id_changes_hands_more_than_once(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
-    """Three events with one id that become visible last to first end with the first, in tracks across collections."""
+    """Three events with one id become visible last to first.
+
+    The first counts in the end, in tracks across collections.
+    """
     with writers(small, 3) as (first, second, third):
         insert_event(first, "email_delivered", "a", mark="first")
         insert_event(second, "order_placed", "a", mark="second")
@@ -193,7 +196,7 @@ def test_an_id_changes_hands_more_than_once(
 def test_a_source_is_filled_whole_or_not_at_all(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
-    """A run whose rows of one source are refused leaves that table and its cursor alone, and fills the others."""
+    """If the rows of one source are refused, its table and cursor stay as they are, and the others are filled."""
     reader.execute("insert into raw.sources (name, schema_name) values ('App', 'app'), ('Web', 'web')")
     run(small, small_settings, *MODELS)
     reader.execute("alter table app.email_opened add constraint refuse check (user_id <> 'bad')")
@@ -226,11 +229,14 @@ def test_a_source_is_filled_whole_or_not_at_all(
         assert law(reader, source)["waiting"] == 0
 
 
-# Runs side by side, and readers beside them.
+# Parallel runs, and readers beside them.
 
 
 def test_first_runs_side_by_side_double_and_miss_nothing(unfilled: Database, unfilled_settings: Settings) -> None:
-    """Of dbt and of the loader, each with a snapshot of its own: both succeed, and together serve every event once."""
+    """The runs are of dbt and of the loader, each with its own snapshot.
+
+    All succeed, and every event is served once.
+    """
     with unfilled.connect(autocommit=True) as connection, ExitStack() as stack:
         connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
         gate = Gate(connection, "raw.cursors")
@@ -261,7 +267,7 @@ def test_first_runs_side_by_side_double_and_miss_nothing(unfilled: Database, unf
 def test_a_rebuild_that_comes_late_never_goes_back_in_time(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
-    """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added meanwhile."""
+    """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added."""
     insert_event(reader, "email_opened", "a")
     gate = Gate(reader, "raw.cursors")
     with start_dbt(small_settings, *REBUILD, **STOP_AT_GATE) as rebuild:
@@ -282,7 +288,7 @@ def test_a_rebuild_that_comes_late_never_goes_back_in_time(
 def test_readers_go_on_reading_while_a_table_is_rebuilt(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
-    """An open cursor keeps its rows, and new queries see all rows, while a rebuild stands before its commit."""
+    """An open cursor keeps its rows, and new queries see all rows, while a rebuild waits before its commit."""
     land_many(reader, 3000)
     run(small, small_settings, *MODELS)
     reader.execute("set lock_timeout = '5s'")
@@ -307,7 +313,7 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
     assert {row[2] for row in after}.isdisjoint({row[2] for row in before})
 
 
-# A dump, restored into another cluster.
+# A dump that is restored into another cluster.
 
 
 def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
@@ -317,7 +323,10 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
     server: str,
     other_server: str,
 ) -> None:
-    """With models at different points and a latecomer waiting, a dump gives the same tables elsewhere and back here."""
+    """Models are at different points and a latecomer waits.
+
+    The restored dump gives the same tables, here and elsewhere.
+    """
     with writers(small, 1) as (late,):
         insert_event(late, "email_opened", "late", mark="first")
         land_many(reader, 600, "a")
@@ -355,7 +364,7 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
 def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
-    """An event is new also when its transaction had its id before the cluster was adopted, and landed it after."""
+    """An event is new even if its transaction got its id before the adoption and landed the event after it."""
     insert_event(reader, "email_opened", "a")
     run(small, small_settings, *MODELS)
     with writers(small, 1) as (early,):
@@ -370,13 +379,13 @@ def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
     assert law(reader)["duplicates"] == 0
 
 
-# Nothing is lost in silence.
+# Every loss is reported.
 
 
 def test_every_message_is_accounted_for(
     small: Database, small_settings: Settings, reader: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Rows, tracks-only events, duplicates, other, excluded, refused and waiting calls are counted exactly."""
+    """Rows, tracks-only events, duplicates, and other, excluded, refused and waiting calls are counted exactly."""
     lines = [
         {"event": "Email Opened", "messageId": "a"},
         {"event": "Email Opened", "messageId": "b"},
@@ -403,7 +412,7 @@ def test_every_message_is_accounted_for(
     assert numbers() == (11, 0, 0, 2, 0, 2, 1, 6)
     run(small, small_settings, *models)
     assert numbers() == (11, 3, 1, 2, 2, 2, 1, 0)
-    # An id that another collection has is a row there too, and none more in tracks.
+    # An id that another collection has is a row there too, and adds no row to tracks.
     insert_event(reader, "email_delivered", "a")
     insert_event(reader, "order_placed", "b")
     assert numbers() == (13, 3, 1, 2, 2, 2, 1, 2)
@@ -413,7 +422,7 @@ def test_every_message_is_accounted_for(
     assert numbers() == (13, 5, 1, 2, 2, 2, 1, 0)
     run(small, small_settings, *models, full_refresh=True)
     assert numbers() == (13, 5, 1, 2, 2, 2, 1, 0)
-    # A source that nobody registered is no hiding place.
+    # Events of an unregistered source count too.
     insert_event(reader, "email_opened", "z", source="unknown")
     assert law(reader, "unknown")["waiting"] == 1
 
@@ -421,7 +430,7 @@ def test_every_message_is_accounted_for(
 def test_the_law_tells_when_a_row_is_lost_or_appears(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
-    """Rows that somebody removed or added, in a collection or in tracks, are missing there and nowhere else."""
+    """Removed or added rows, in a collection or in tracks, are missing there and nowhere else."""
     insert_event(reader, "email_opened", "a")
     insert_event(reader, "order_placed", "b")
     run(small, small_settings, *MODELS)

@@ -1,4 +1,4 @@
-"""What is kept of a value: in raw all of it but its bytes, in the tables what PostgreSQL's types hold, with a note."""
+"""The kept part of a value: in raw everything but its bytes, in the tables the values of PostgreSQL's types."""
 
 import json
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ MODELS = ("email_opened", "tracks")
 
 @pytest.fixture
 def connection(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection on which every statement is on its own."""
+    """Return a connection in autocommit."""
     with small.connect(autocommit=True) as opened:
         yield opened
 
 
 def send(connection: psycopg.Connection, *parts: str) -> None:
-    """Land events, each given as its id and what stands in the call beside the fields every call has."""
+    """Land events, each given as its id and its call's fields beside the fields of every call."""
     lines = []
     for part in parts:
         message_id, fields = part.split(" ", 1)
@@ -37,14 +37,14 @@ def send(connection: psycopg.Connection, *parts: str) -> None:
 
 
 def mismatches(connection: psycopg.Connection) -> list[tuple[str, str, str]]:
-    """Return what is listed, by event and column."""
+    """Return the listed mismatches, by event and column."""
     return connection.execute("select event_id, column_name, value from raw.mismatches order by 1, 2").fetchall()
 
 
 def test_a14_a_time_that_loses_digits_is_listed(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """PostgreSQL keeps six digits of a second: the column has the rounded time, and the note has all of it."""
+    """PostgreSQL keeps six digits of a second. The column has the rounded time, and the note has all digits."""
     send(
         connection,
         'a "properties":{"at":"2026-03-04T15:00:02.123456789Z"}',
@@ -67,7 +67,7 @@ def test_a14_a_time_that_loses_digits_is_listed(
     before = everything(connection)
     run(small, small_settings, *MODELS, full_refresh=True)
     assert everything(connection) == before
-    # Text holds every digit: once the column is wider, nothing is lost any more.
+    # Text holds every digit. After the column is wider, no digit is lost.
     send(connection, 'e "properties":{"at":"soon"}')
     run(small, small_settings, *MODELS)
     assert mismatches(connection) == []
@@ -82,7 +82,7 @@ def test_a14_a_time_that_loses_digits_is_listed(
 def test_a14_a_number_that_a_type_by_hand_rounds_is_listed(
     connection: psycopg.Connection, small: Database, small_settings: Settings, kind: str, lost: set[str]
 ) -> None:
-    """A type that a team has given a column counts, and what it does not keep is told."""
+    """The type that a team has given a column counts, and the lost digits are listed."""
     send(connection, 'w "properties":{"total":1.5}')
     run(small, small_settings, *MODELS)
     connection.execute(f"alter table iterable.email_opened alter column total type {kind}")  # type: ignore[call-overload]
@@ -95,14 +95,14 @@ def test_a14_a_number_that_a_type_by_hand_rounds_is_listed(
         'e "properties":{"total":0.5}',
     )
     run(small, small_settings, *MODELS)
-    # The last one has no room in numeric(10,2) and is NULL; the others are there, rounded.
+    # The last number exceeds numeric(10,2) and is NULL. The others are rounded.
     assert {event for event, _, _ in mismatches(connection)} == lost
 
 
 def test_a14_a_context_that_is_no_object_is_noted(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """Once for each table, with the first such event; the event lands, and its context is whole in raw."""
+    """Each table lists the first such event. The event lands, and raw keeps its whole context."""
     send(connection, *(f'n{n} "context":{{"ip":"::1"}},"properties":{{}}' for n in range(50)))
     send(connection, 'a "context":"mobile"', 'b "context":[1]', 'c "context":null', 'd "context":{"ip":"::2"}')
     run(small, small_settings, *MODELS)
@@ -126,7 +126,7 @@ def test_a14_a_context_that_is_no_object_is_noted(
 def test_a14_sql_shows_times_that_python_has_not(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """A time zone takes the first day of the year 1 to the year before, and the last of 9999 to the year after."""
+    """Time zones move the first day of the year 1 to the year before, and the last of 9999 to the year after."""
     send(
         connection,
         'a "properties":{"at":"0001-01-01T00:00:00+15:59"}',
@@ -146,7 +146,7 @@ def test_a14_sql_shows_times_that_python_has_not(
 
 
 def test_a14_what_raw_keeps_of_a_call(connection: psycopg.Connection) -> None:
-    """Every value, each number by its value; not the bytes: keys are sorted, and of two equal ones the last is kept."""
+    """Raw keeps every value, and each number by its value. Keys are sorted, and the last of two equal keys is kept."""
     send(
         connection,
         'a "properties":{"longer":1,"b":1.10,"a":1e2,"twice":1,"twice":2,"large":1180591620717411303424,"e":"\\u00e9"}',

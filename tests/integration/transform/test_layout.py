@@ -1,4 +1,4 @@
-"""The tables are those of the layout: names, columns, types, keys and comments, from the first run on."""
+"""The tables have the layout's names, columns, types, keys and comments, from the first run on."""
 
 import csv
 
@@ -44,7 +44,7 @@ COLLECTIONS = sorted({row["collection"] for row in CATALOG})
 
 
 def declared(collection: str) -> dict[str, str]:
-    """Return the columns a collection must have, from the facts alone."""
+    """Return the columns that a collection must have, from the facts alone."""
     columns = LAYOUT | (CLIENT if collection in WITH_CLIENT else {})
     for row in CATALOG:
         is_context = row["property_json_name"] in {"ip", "userAgent"}
@@ -55,7 +55,7 @@ def declared(collection: str) -> dict[str, str]:
 
 @pytest.fixture
 def connection(served: Database) -> psycopg.Connection:
-    """A connection to a database in which dbt has run once, over nothing."""
+    """Return a connection to a database in which dbt has run once, without events."""
     with served.connect() as opened:
         yield opened
 
@@ -72,7 +72,7 @@ def columns(connection: psycopg.Connection, table: str) -> dict[str, str]:
 
 
 def test_every_table_is_there_though_empty(connection: psycopg.Connection) -> None:
-    """The 22 documented collections, the five send skips and tracks exist after the first run, and nothing else."""
+    """After the first run, the 22 documented collections, the five send skips and tracks exist, and nothing else."""
     tables = {
         row[0]
         for row in connection.execute(
@@ -85,17 +85,17 @@ def test_every_table_is_there_though_empty(connection: psycopg.Connection) -> No
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
 def test_a_collection_has_the_columns_the_facts_attest(connection: psycopg.Connection, collection: str) -> None:
-    """The layout's own columns, the context's, and every property attested for the collection, with its type."""
+    """These are the layout's columns, the context's, and every attested property of the collection, with its type."""
     assert columns(connection, table_name(collection)) == declared(collection)
 
 
 def test_tracks_has_what_a_real_warehouse_has(connection: psycopg.Connection) -> None:
-    """The columns all events share, and no properties."""
+    """These are the columns that all events share, without properties."""
     assert columns(connection, "tracks") == LAYOUT | CLIENT
 
 
 def test_send_skips_have_the_common_message_properties(connection: psycopg.Connection) -> None:
-    """What every message carries, and the reason it was not sent."""
+    """These are the properties of every message, and the reason of the skip."""
     expected = LAYOUT | {
         "email": "text",
         "created_at": "text",
@@ -120,7 +120,7 @@ def test_send_skips_have_the_common_message_properties(connection: psycopg.Conne
 
 
 def test_the_primary_key_is_the_only_index(connection: psycopg.Connection) -> None:
-    """One index a table, on the id, named as Segment names it."""
+    """Each table has one index, on the id, with the name that Segment uses."""
     found = connection.execute(
         "select tablename, indexname, indexdef from pg_indexes where schemaname = 'iterable' order by 1"
     ).fetchall()
@@ -131,7 +131,7 @@ def test_the_primary_key_is_the_only_index(connection: psycopg.Connection) -> No
 
 
 def test_every_table_and_column_explains_itself(connection: psycopg.Connection) -> None:
-    """BI tools show the comments, so each has one."""
+    """BI tools show the comments, so every table and column has a comment."""
     silent = connection.execute(
         "select relname, attname from pg_class join pg_attribute on attrelid = pg_class.oid"
         " where relnamespace = 'iterable'::regnamespace and relkind = 'r' and attnum > 0 and not attisdropped"
@@ -141,7 +141,7 @@ def test_every_table_and_column_explains_itself(connection: psycopg.Connection) 
 
 
 def test_each_model_has_a_partition_of_its_own(connection: psycopg.Connection) -> None:
-    """The partitions of raw.events are the collections' models and one for the rest."""
+    """The partitions of raw.events are those of the collections' models, and one for the rest."""
     partitions = {
         row[0]
         for row in connection.execute(
@@ -153,6 +153,6 @@ def test_each_model_has_a_partition_of_its_own(connection: psycopg.Connection) -
 
 
 def test_no_declared_name_is_reserved(connection: psycopg.Connection) -> None:
-    """No column needs quotes, but the layout's own timestamp, which Segment's list of reserved words leaves out too."""
+    """No column needs quotes but the layout's `timestamp`, which Segment's list of reserved words does not have."""
     for table in [table_name(collection) for collection in COLLECTIONS] + ["tracks"]:
         assert not RESERVED_WORDS & columns(connection, table).keys()

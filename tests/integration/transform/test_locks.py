@@ -1,4 +1,4 @@
-"""Runs beside sessions that hold locks: every run ends, the other tables are filled, and nothing is lost."""
+"""Runs beside sessions with locks: every run ends, the other tables are filled, and no event is lost."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from tests.support.served_tables import everything, law
 from tests.support.waiting import wait_until
 
 DUE = "update raw.held_tables set next_try_at = clock_timestamp()"
-# Table locks from the weakest to the strongest: which of them stop a new column, and which stop rows.
+# Table locks from the weakest to the strongest, those that block a new column, and those that block rows.
 MODES = {
     "access share": (True, False),
     "row share": (True, False),
@@ -41,20 +41,20 @@ MODES = {
 
 @pytest.fixture
 def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
-    """A warehouse with few models."""
+    """Return a warehouse with few models."""
     with small.connect(autocommit=True) as connection:
         yield Warehouse(small, small_settings, connection)
 
 
 @pytest.fixture
 def impatient(small_settings: Settings) -> Settings:
-    """Settings of its database, for runs and commands that wait a second for a lock."""
+    """Return settings of its database, for runs and commands that wait a second for a lock."""
     return small_settings.model_copy(update={"lock_wait": 1.0})
 
 
 @contextmanager
 def lock(url: str, table: str, mode: str) -> Iterator[int]:
-    """Hold a lock in a transaction that does nothing else; yields the process that holds it."""
+    """Hold a lock in a transaction that does nothing else; yield the process that holds the lock."""
     with psycopg.connect(url, application_name="Metabase") as holder:
         holder.execute(f"lock table {table} in {mode} mode".encode())
         yield holder.info.backend_pid
@@ -62,7 +62,7 @@ def lock(url: str, table: str, mode: str) -> Iterator[int]:
 
 
 def test_b1_a_locked_table_gets_its_rows_without_the_column(warehouse: Warehouse) -> None:
-    """While a BI session holds the table, runs name it and go on; later the column is added and filled."""
+    """While a BI session holds the table, runs name the session and continue. Later the column is added and filled."""
     warehouse.land({"campaignId": 1})
     warehouse.run()
     with lock(warehouse.database.url, "iterable.email_opened", "access share") as process:
@@ -112,7 +112,7 @@ def test_b1_a_table_without_a_model_gets_its_column_without_new_events(warehouse
 
 
 def test_b1_a_late_column_takes_the_value_of_the_event_that_made_the_row(warehouse: Warehouse) -> None:
-    """An id that came before the column was first missed has a row without the value, as in a rebuild."""
+    """An id from before the column was first missed has a row without the value, as in a rebuild."""
     warehouse.land({})
     warehouse.run()
     warehouse.connection.execute("update raw.events set message_id = 'same'")
@@ -131,8 +131,8 @@ def test_b1_a_late_column_takes_the_value_of_the_event_that_made_the_row(warehou
 
 
 def test_b1_a_declared_column_is_filled_from_all_events(warehouse: Warehouse) -> None:
-    """A column that the yml declares, and that a lock kept out, has the values of all rows once it is there."""
-    # Nothing records the properties of these, so no column is found for them.
+    """A declared column that a lock blocked has the values of all rows when it is added."""
+    # The registry has no properties of these events, so a run finds no column for them.
     for number, total in enumerate((5, "much"), start=1):
         insert_payload(warehouse.connection, f"e{number}", {"properties": {"total": total}})
     warehouse.run()
@@ -172,7 +172,7 @@ def test_b1_a_declared_column_is_filled_from_all_events(warehouse: Warehouse) ->
 
 @pytest.mark.parametrize("mode", MODES)
 def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: str) -> None:
-    """An increment, a new column, a wider type and a full refresh; released, the tables end as a rebuild makes them."""
+    """An increment, a new column, a wider type and a full refresh end. After the lock, the tables equal a rebuild."""
     stops_columns, stops_rows = MODES[mode]
     warehouse.land({"vip": True}, {"campaignId": 1})
     warehouse.run()
@@ -208,7 +208,7 @@ def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: 
 def test_b1_a_lock_in_the_raw_schema_loses_nothing(
     warehouse: Warehouse, impatient: Settings, table: str, mode: str
 ) -> None:
-    """A run ends all the same, though it may fail; once the lock is free, the tables end as a rebuild makes them."""
+    """A run ends, though it may fail. When the lock is free, the tables equal a rebuild."""
     warehouse.land({"vip": True})
     warehouse.run()
     warehouse.land({"vip": "gold", "coupon": "a"}, {"campaignId": "x"})
@@ -222,7 +222,7 @@ def test_b1_a_lock_in_the_raw_schema_loses_nothing(
     assert everything(warehouse.connection) == before
 
 
-# Tables of the raw schema that a run reads or writes, and the weakest lock on each that stops it.
+# Tables of the raw schema that a run reads or writes, and the weakest lock on each that blocks the run.
 RAW = {
     "raw.events": "access exclusive",
     "raw.sources": "access exclusive",
@@ -237,7 +237,7 @@ RAW = {
 def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
     first: bool, warehouse: Warehouse, impatient: Settings
 ) -> None:
-    """The first run and a later one: neither waits for ever, and once the lock is free, nothing is missing."""
+    """This holds for the first run and a later run. No run waits forever, and after the lock no row is missing."""
     if first:
         warehouse.connection.execute("drop schema iterable cascade; delete from raw.cursors; delete from raw.syncs")
     else:
@@ -261,7 +261,7 @@ def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
 def test_b1_a_load_ends_beside_every_lock_on_the_events(
     warehouse: Warehouse, impatient: Settings, tmp_path: Path, mode: str
 ) -> None:
-    """It lands the file, or names the session in the way; the same command then lands every event once."""
+    """The load lands the file, or names the blocking session. The same command then lands every event once."""
     file = tmp_path / "events.ndjson"
     file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
     _, stops_rows = MODES[mode]
@@ -290,7 +290,7 @@ def test_b1_a_load_ends_beside_every_lock_on_the_events(
 def test_b1_a_command_names_the_session_in_the_way(
     warehouse: Warehouse, impatient: Settings, tmp_path: Path, table: str, arguments: list[str]
 ) -> None:
-    """No command waits for ever for a table that somebody holds."""
+    """No command waits forever for a locked table."""
     file = tmp_path / "events.ndjson"
     file.write_text('{"type":"track","event":"Email Opened","messageId":"a","userId":"u"}\n', encoding="utf-8")
     with lock(warehouse.database.url, table, "access exclusive") as process:
@@ -302,7 +302,7 @@ def test_b1_a_command_names_the_session_in_the_way(
 def test_b1_the_scheduler_names_the_session_that_locks_the_events(
     warehouse: Warehouse, impatient: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It looks again until the lock is free."""
+    """The scheduler checks again until the lock is free."""
     with scheduled(impatient):
         await_state(warehouse.connection, "idle")
         with lock(warehouse.database.url, "raw.events", "access exclusive") as process:
@@ -312,7 +312,7 @@ def test_b1_the_scheduler_names_the_session_that_locks_the_events(
 
 
 def test_b1_status_names_the_session_that_locks_a_table(warehouse: Warehouse) -> None:
-    """It does not wait for ever for a table that somebody holds."""
+    """The command does not wait forever for a locked table."""
     with lock(warehouse.database.url, "iterable.email_opened", "access exclusive") as process:
         done = loader_here(warehouse.settings)("status")
     assert done.returncode == 1
@@ -323,7 +323,7 @@ def test_b1_status_names_the_session_that_locks_a_table(warehouse: Warehouse) ->
 def test_b1_migrate_names_the_session_in_the_way(
     empty_url: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lets others pass between its tries, leaves the schema as it was, and works once the lock is free."""
+    """The command lets other sessions pass between its tries, leaves the schema unchanged, and works after the lock."""
     older = tmp_path / "migrations"
     shutil.copytree(bundled("migrations"), older)
     for later in (older / "versions").glob("00*.*"):
@@ -343,7 +343,7 @@ def test_b1_migrate_names_the_session_in_the_way(
 
 
 def test_b1_rescan_names_a_transaction_that_does_not_end(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it found is recorded; the transaction may land what nobody looks at."""
+    """The found properties are recorded. The transaction may land events that the rescan did not read."""
     monkeypatch.setattr(loader.raw.rescan, "_LANDING_SECONDS", 0)
     with lock(warehouse.database.url, "raw.events", "row exclusive") as process:
         done = loader_here(warehouse.settings)("rescan")

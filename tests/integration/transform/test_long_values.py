@@ -1,4 +1,4 @@
-"""Values of very many characters: what is kept of them in the notes, and that a run does not spell numbers out."""
+"""Very long values: the part that notes keep, and runs that do not spell out numbers."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.support.served_tables import everything
 
 @pytest.fixture
 def connection(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit."""
+    """Return a connection in autocommit."""
     with small.connect(autocommit=True) as opened:
         yield opened
 
@@ -36,7 +36,7 @@ def send(connection: psycopg.Connection, *properties: str) -> None:
 def test_c10_no_more_than_a_thousand_characters_of_a_value_are_kept(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """A number is not spelled out, a text ends in an ellipsis, and a rebuild notes the same."""
+    """A number is not spelled out, a text ends in an ellipsis, and a rebuild records the same notes."""
     send(
         connection,
         '{"campaignId":1e131071,"price":1.5}',
@@ -68,7 +68,7 @@ def test_c10_no_more_than_a_thousand_characters_of_a_value_are_kept(
 def test_c10_a_text_column_keeps_every_digit(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """Text is never cut: only notes are, and columns of numbers have a limit."""
+    """Text is never cut. Only notes are cut, and columns of numbers have a limit."""
     send(connection, '{"note":1e1500}', '{"note":"x"}')
     run(small, small_settings, "email_opened", "tracks")
     assert connection.execute("select note from iterable.email_opened order by id").fetchall() == [
@@ -78,7 +78,7 @@ def test_c10_a_text_column_keeps_every_digit(
 
 
 def test_c10_a_detail_in_quarantine_is_bounded(connection: psycopg.Connection) -> None:
-    """The message is kept whole; why it was refused is told in a thousand characters."""
+    """The message is kept whole, and its detail has at most a thousand characters."""
     refused = Refused(b"{}", 0, Reason.BAD_REQUEST, "x" * 5000)
     with SchemaRegistry().transaction(connection) as seen:
         land(connection, "iterable", "file", [refused], seen)

@@ -1,4 +1,4 @@
-"""How fast a source gets tables for events without a model, and how much of it `loader status` shows."""
+"""The number of new tables an hour for events without a model, and the length of their lists in `loader status`."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ FOUND = ("found_collections", "tracks")
 
 
 def land_names(connection: psycopg.Connection, count: int, prefix: str = "name") -> list[str]:
-    """Land one event of each of so many names, recorded as landing records them; returns their collections."""
+    """Land one event of each of so many names, recorded as landing records them; return their collections."""
     names = [f"{prefix}_{number:03}" for number in range(count)]
     for name in names:
         insert_event(connection, name, name)
@@ -29,7 +29,7 @@ def land_names(connection: psycopg.Connection, count: int, prefix: str = "name")
 
 
 def tables_of(connection: psycopg.Connection, names: list[str]) -> list[str]:
-    """Return which collections have a table."""
+    """Return the collections with a table."""
     query = (
         "select relname from pg_class where relnamespace = 'iterable'::regnamespace and relname = any(%s) order by 1"
     )
@@ -37,12 +37,12 @@ def tables_of(connection: psycopg.Connection, names: list[str]) -> list[str]:
 
 
 def pass_an_hour(connection: psycopg.Connection) -> None:
-    """Let the tables that are there be an hour older."""
+    """Make the existing tables an hour older."""
     connection.execute("update raw.collections set admitted_at = admitted_at - interval '61 minutes'")
 
 
 def test_c11_a_source_gets_so_many_new_tables_an_hour(small: Database, small_settings: Settings) -> None:
-    """The first seen come first; the others follow hour by hour, complete, and tracks has them all at once."""
+    """The names seen first come first. The others follow hour by hour, complete, and tracks has all events at once."""
     limited = small_settings.model_copy(update={"new_tables": 2})
     with small.connect(autocommit=True) as connection:
         names = land_names(connection, 5)
@@ -61,7 +61,7 @@ def test_c11_a_source_gets_so_many_new_tables_an_hour(small: Database, small_set
 
 
 def test_c11_the_next_hour_is_work_for_the_scheduler(small: Database, small_settings: Settings) -> None:
-    """A table that had to wait is made although nothing has landed since, up to the number for the whole source."""
+    """A waiting table is made although no event has landed since, up to the limit of the source."""
     limited = small_settings.model_copy(update={"new_tables": 2, "tables": 3})
     schedule = Schedule(limited, 1)
     with small.connect(autocommit=True) as connection:
@@ -79,7 +79,7 @@ def test_c11_the_next_hour_is_work_for_the_scheduler(small: Database, small_sett
 def test_c11_status_shows_a_bounded_part_of_each_list(
     small: Database, small_settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hundreds of names and values of any length fill a screen or two; JSON has all of them."""
+    """Hundreds of names and values of any length fill a screen or two. JSON has all of them."""
     limited = small_settings.model_copy(update={"new_tables": 0})
     with small.connect(autocommit=True) as connection:
         land_names(connection, 300, prefix="name" * 14)

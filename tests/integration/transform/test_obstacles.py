@@ -1,4 +1,4 @@
-"""What keeps a run from making or filling one table must not keep it from the others, nor hide the reason."""
+"""An obstacle to one table does not affect the other tables, and its reason is shown."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def connection(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit."""
+    """Return a connection in autocommit."""
     with small.connect(autocommit=True) as opened:
         yield opened
 
@@ -38,7 +38,7 @@ def send(connection: psycopg.Connection, *names: str, source: str = "iterable") 
 
 
 def held(connection: psycopg.Connection) -> dict[str, str]:
-    """Return why tables are held, by name."""
+    """Return the reasons of held tables, by name."""
     rows: Sequence[tuple[str, str]] = connection.execute(
         "select source || '.' || model, reason from raw.held_tables where held = 'fill'"
     ).fetchall()
@@ -57,7 +57,7 @@ STRANGERS = {
 def test_b5_what_is_no_table_costs_only_the_table_of_its_name(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
-    """Each is named with what to do, the others are filled, and once it is gone its table is."""
+    """Each such object is named with advice, and the other tables are filled. After its removal, its table is made."""
     loader = loader_here(small_settings)
     for statement in STRANGERS.values():
         connection.execute(statement)  # type: ignore[call-overload]
@@ -90,7 +90,7 @@ def test_b5_what_is_no_table_costs_only_the_table_of_its_name(
 def test_b6_a_schema_that_cannot_be_made_costs_only_its_source(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
-    """A role without CREATE on the database fills the first source; the second's tables are held with the reason."""
+    """A role without CREATE on the database fills the first source. The second's tables are held with the reason."""
     connection.execute("""
         insert into raw.sources (name, schema_name) values ('Other', 'other');
         drop role if exists no_creator;
@@ -136,7 +136,7 @@ def test_b6_a_schema_that_cannot_be_made_costs_only_its_source(
 
 
 def test_b6_a_hook_that_fails_is_told_once_and_first(connection: psycopg.Connection, small_settings: Settings) -> None:
-    """Not as an error of every table of every source."""
+    """It is not shown as an error of every table."""
     connection.execute("""
         create function public.refuse() returns trigger language plpgsql as $$
         begin raise exception 'the disk of the books is full'; end $$;
@@ -161,7 +161,10 @@ LIMITS = {
 def test_b5_a_run_and_a_load_bring_their_own_limits(
     connection: psycopg.Connection, small_settings: Settings, tmp_path: Path
 ) -> None:
-    """A role's or a database's defaults neither end them nor change what they read: seen by triggers from inside."""
+    """Defaults of a role or a database neither end a run or a load nor change their reads.
+
+    Triggers check this inside.
+    """
     columns = ", ".join(f"current_setting('{name}')" for name in LIMITS)
     connection.execute(f"""
         create table public.seen (operation text, limits text[]);
@@ -207,12 +210,12 @@ def test_b5_a_run_and_a_load_bring_their_own_limits(
 def test_b5_a_collector_and_a_scheduler_bring_their_own_limits(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
-    """With defaults under which no statement of theirs would pass, an event is in its table all the same."""
+    """The defaults would end each of their statements, but an event reaches its table."""
     name = connection.info.dbname
     with opened_entrance(small_settings) as entrance:
         for setting, value in {"default_transaction_read_only": "on", "statement_timeout": "50ms"}.items():
             connection.execute(f"alter database {name} set {setting} = '{value}'")  # type: ignore[call-overload]
-        # A single call's own statement takes longer than that limit.
+        # The statement of a single call takes longer than that limit.
         connection.execute("""
             create function public.dawdle() returns trigger language plpgsql as
             $$ begin perform pg_sleep(0.1); return new; end $$;
@@ -228,7 +231,7 @@ def test_b5_a_collector_and_a_scheduler_bring_their_own_limits(
 
 
 def test_b5_a_server_that_does_not_know_a_time_limit_takes_the_statements(connection: psycopg.Connection) -> None:
-    """PostgreSQL 16 has no transaction_timeout, as every version lacks the name put in its place here."""
+    """PostgreSQL 16 has no transaction_timeout. The test uses a name that no version has in its place."""
     with connection.transaction():
         connection.execute(NO_TIMEOUTS.replace("transaction_timeout", "unknown_timeout"))  # type: ignore[call-overload]
         assert connection.execute("select current_setting('unknown_timeout', true)").fetchone() == (None,)

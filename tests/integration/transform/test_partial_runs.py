@@ -1,4 +1,4 @@
-"""A run of dbt that reads only a part of the events (`--empty`, `--sample`) must not pass for one that read all."""
+"""A run of dbt that reads only a part of the events (`--empty`, `--sample`) does not count as a whole run."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ TABLES = ("email_delivered", "email_opened", "order_placed", "tracks")
 
 @pytest.fixture
 def landed(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, to the database in which events with and without a model have landed."""
+    """Return a connection in autocommit, to a database with landed events with and without a model."""
     with small.connect(autocommit=True) as connection:
         connection.execute(COLLECTION)
         for collection, message_id in (
@@ -39,7 +39,7 @@ def landed(small: Database) -> Iterator[psycopg.Connection]:
 
 
 def rows(connection: psycopg.Connection) -> dict[str, int]:
-    """Return how many rows each table has."""
+    """Return the number of rows of each table."""
     counted = {}
     for table in TABLES:
         row = connection.execute("select raw.count_rows('iterable', %s)", (table,)).fetchone()
@@ -53,7 +53,7 @@ FULL = {"email_delivered": 0, "email_opened": 2, "order_placed": 2, "tracks": 4}
 
 @pytest.mark.parametrize("command", ["run", "build"])
 def test_a3_an_empty_run_moves_no_cursor(dbt: Dbt, landed: psycopg.Connection, command: str) -> None:
-    """`--empty` reads no event, so the next run has all of them to read."""
+    """`--empty` reads no event, so the next run has all events to read."""
     assert dbt("run", "--select", "email_delivered", "tracks")[0] == 0
     before = landed.execute(CURSORS).fetchall()
     code, output = dbt(command, "--empty")
@@ -71,7 +71,7 @@ def test_a3_an_empty_run_moves_no_cursor(dbt: Dbt, landed: psycopg.Connection, c
 
 
 def test_a3_an_empty_run_is_no_whole_run(dbt: Dbt, landed: psycopg.Connection) -> None:
-    """The scheduler looks only for what landed after the last whole run; a run that read nothing is none."""
+    """The scheduler checks only for events after the last whole run. A run without reading is not a whole run."""
     count = "select count(*) from raw.transforms"
     before = landed.execute(count).fetchone()
     assert dbt("run", "--empty")[0] == 0
@@ -79,7 +79,7 @@ def test_a3_an_empty_run_is_no_whole_run(dbt: Dbt, landed: psycopg.Connection) -
 
 
 def test_a3_an_empty_full_refresh_empties_no_table(dbt: Dbt, landed: psycopg.Connection) -> None:
-    """`--empty --full-refresh` leaves rows and cursors as they were."""
+    """`--empty --full-refresh` leaves rows and cursors unchanged."""
     assert dbt("run")[0] == 0
     before = landed.execute(CURSORS).fetchall()
     code, output = dbt("build", "--empty", "--full-refresh")
@@ -89,7 +89,7 @@ def test_a3_an_empty_full_refresh_empties_no_table(dbt: Dbt, landed: psycopg.Con
 
 
 def test_a3_an_empty_run_makes_tables_that_the_next_run_fills(dbt: Dbt, landed: psycopg.Connection) -> None:
-    """A table that is missing is made with its key; the next run fills it from the first event."""
+    """A missing table is made with its key, and the next run fills it from the first event."""
     assert dbt("run")[0] == 0
     landed.execute("drop table iterable.email_opened, iterable.order_placed")
     code, output = dbt("run", "--empty", "--full-refresh")
@@ -103,7 +103,7 @@ def test_a3_an_empty_run_makes_tables_that_the_next_run_fills(dbt: Dbt, landed: 
 
 
 def test_a3_a_sample_run_is_refused(dbt: Dbt, landed: psycopg.Connection) -> None:
-    """`--sample` would read a part and move the cursors past the rest."""
+    """`--sample` would read a part of the events and move the cursors past the others."""
     before = landed.execute(CURSORS).fetchall()
     code, output = dbt("run", "--sample", "3 days", "--select", "email_opened")
     assert code != 0
@@ -114,7 +114,7 @@ def test_a3_a_sample_run_is_refused(dbt: Dbt, landed: psycopg.Connection) -> Non
 
 
 def test_a3_the_tests_compare_with_raw(dbt: Dbt, loader: Loader, landed: psycopg.Connection) -> None:
-    """Cursors that stand behind events which are in no table fail the data tests and `loader status`."""
+    """Cursors after events that are in no table fail the data tests and `loader status`."""
     assert dbt("build")[0] == 0
     code, output = dbt("test", "--select", "test_type:data")
     assert code == 0, output

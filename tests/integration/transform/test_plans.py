@@ -1,4 +1,4 @@
-"""What an increment costs: it reads its own partition by the index, and a run with nothing to do writes nothing."""
+"""The cost of an increment: it reads its own partition by the index, and a run without work writes nothing."""
 
 import inspect
 import json
@@ -38,7 +38,7 @@ SETTINGS = """
 
 @pytest.fixture
 def history(served: Database, served_settings: Settings) -> Database:
-    """A database with some history, all of it transformed, and one new event of each kind."""
+    """Return a database with transformed events, and one new event of each kind."""
     with served.connect(autocommit=True) as connection:
         connection.execute(HISTORY)
         transform(served, served_settings, select=["email_opened", "email_delivered", "tracks"])
@@ -65,7 +65,10 @@ def scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 def test_an_increment_reads_its_own_partition_by_the_index(
     history: Database, served_settings: Settings, model: str, partitions: int
 ) -> None:
-    """A collection's increment touches one partition, tracks' every one; none of them from end to end."""
+    """A collection's increment reads one partition, and that of tracks reads each partition.
+
+    No partition is scanned.
+    """
     statement = compiled(served_settings, model)
     with history.connect(autocommit=True) as connection:
         connection.execute(SETTINGS, {"model": model})
@@ -83,7 +86,7 @@ def test_an_increment_reads_its_own_partition_by_the_index(
 
 
 def test_a_run_with_nothing_to_do_writes_nothing(history: Database, served_settings: Settings) -> None:
-    """No row, no report, no cursor moves: only the run itself is noted."""
+    """No row, no report and no cursor changes. Only the run itself is recorded."""
     transform(history, served_settings)
     with history.connect(autocommit=True) as connection:
         look = "select (select array_agg(c order by model) from raw.cursors c), (select count(*) from raw.syncs)"
@@ -97,7 +100,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(history: Database, served_setti
 def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
     history: Database, served_settings: Settings
 ) -> None:
-    """Its cursors move past them, without a report."""
+    """Its cursors move past these events, without a report."""
     with history.connect(autocommit=True) as connection:
         connection.execute("insert into raw.sources (name, schema_name) values ('Idle', 'idle')")
         transform(history, served_settings, select=["email_opened"])
@@ -128,7 +131,7 @@ def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
 def test_a_run_costs_the_same_however_many_came_before(
     history: Database, served_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that stays looks at its stack as often in its third run as in its second, and leaves no file open."""
+    """A permanent process inspects its stack as often in its third run as in its second, and leaves no file open."""
     walks = []
 
     def counted(context: int = 1) -> list[inspect.FrameInfo]:
@@ -147,7 +150,7 @@ def test_a_run_costs_the_same_however_many_came_before(
 
 
 def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_settings: Settings) -> None:
-    """A reader in a long transaction neither waits for a run nor makes it wait."""
+    """A reader in a long transaction neither waits for a run nor makes a run wait."""
     with psycopg.connect(history.url) as reader:
         before = reader.execute("select count(*) from iterable.email_opened").fetchone()
         assert any(table.rows for table in transform(history, served_settings))
@@ -155,7 +158,7 @@ def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_se
 
 
 def test_a_found_column_costs_no_further_scan(history: Database, served_settings: Settings, shared_home: Path) -> None:
-    """Once it is there, a run reads the events by as many statements as a run without one: a count and the insert."""
+    """With the column, a run reads the events by as many statements as without it: a count and the insert."""
     log = shared_home / "embedded" / "postgres.log"
 
     def statements_of_a_run(number: int, properties: dict[str, object]) -> list[str]:
@@ -166,7 +169,7 @@ def test_a_found_column_costs_no_further_scan(history: Database, served_settings
         start = log.stat().st_size
         transform(history, served_settings, select=["email_opened"])
         text = log.read_bytes()[start:].decode()
-        # A statement ends where the next entry begins, which may be one of another database of the same server.
+        # A statement ends at the next entry, which may belong to another database of the same server.
         statements = [re.split(r"\n\d{4}-\d\d-\d\d ", each)[0] for each in text.split(" LOG:  statement: ")[1:]]
         return [each for each in statements if ".email_opened" in each and '"raw"."events"' in each]
 

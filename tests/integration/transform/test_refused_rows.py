@@ -1,4 +1,4 @@
-"""Objects of other roles that refuse rows of a served table: it waits with its reason, and the others are filled."""
+"""Objects of other roles that refuse rows of a served table: the table is held, and the others are filled."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from tests.support.dbt_runs import copied_project, run_dbt
 from tests.support.served_tables import everything, law
 
 DUE = "update raw.held_tables set next_try_at = clock_timestamp()"
-# By kind of object: the SQL that makes it on a table, the words that name it, and the SQL that removes it.
+# By kind of object: the SQL that makes it on a table, its name in the reason, and the SQL that removes it.
 REFUSERS: dict[str, tuple[str, str, str]] = {
     "check": (
         "alter table iterable.{t} add constraint {t}_small check (size < 10)",
@@ -101,18 +101,18 @@ TABLES = {kind: event.lower().replace(" ", "_") for kind, event in EVENTS.items(
 
 @pytest.fixture
 def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
-    """A warehouse with few models."""
+    """Return a warehouse with few models."""
     with small.connect(autocommit=True) as connection:
         yield Warehouse(small, small_settings, connection)
 
 
 def held(warehouse: Warehouse) -> dict[str, str]:
-    """Return why tables are held, by name."""
+    """Return the reasons of held tables, by name."""
     return dict(warehouse.rows("select model, reason from raw.held_tables where held = 'fill'"))
 
 
 def test_b2_objects_that_refuse_rows_end_no_run(warehouse: Warehouse) -> None:
-    """Each table is as it was and named with its object, the others are filled, and what waited lands later."""
+    """Each such table is unchanged and named with its object. The others are filled, and waiting rows land later."""
     for event in ("Healthy", *EVENTS.values(), "Zebra"):
         warehouse.land({"size": 1, "vip": True, "secret": "7"}, event=event)
     warehouse.run()
@@ -150,7 +150,7 @@ def test_b2_objects_that_refuse_rows_end_no_run(warehouse: Warehouse) -> None:
 
 
 def test_b2_objects_that_keep_rows_end_no_full_refresh(warehouse: Warehouse) -> None:
-    """Their tables keep their rows; the others are rebuilt."""
+    """Tables with such objects keep their rows, and the others are rebuilt."""
     warehouse.land({"size": 1}, {"size": 2})
     warehouse.land({"size": 1}, event="Order Placed")
     warehouse.land({"size": 1}, event="Zebra")
@@ -187,7 +187,7 @@ def test_b2_objects_that_keep_rows_end_no_full_refresh(warehouse: Warehouse) -> 
     ids=["rule", "trigger"],
 )
 def test_b2_rows_that_an_object_leaves_out_are_told(warehouse: Warehouse, statement: str) -> None:
-    """The run goes on, and its note says how many events have no row."""
+    """The run continues, and its note gives the number of events without a row."""
     warehouse.land({})
     warehouse.run()
     warehouse.connection.execute(statement.encode())
@@ -201,7 +201,7 @@ def test_b2_rows_that_an_object_leaves_out_are_told(warehouse: Warehouse, statem
 
 
 def test_b2_an_object_that_refuses_changed_rows_keeps_the_type(warehouse: Warehouse) -> None:
-    """A column whose wider type changes rows stays as it is while a trigger refuses updates, and is widened later."""
+    """A trigger refuses updates, so a column whose wider type changes rows keeps its type. It is widened later."""
     warehouse.land({"coupon": 7})
     warehouse.land({"coupon": 7.5}, event="Email Delivered")
     warehouse.run()
@@ -240,7 +240,7 @@ def test_b2_an_object_that_refuses_changed_rows_keeps_the_type(warehouse: Wareho
     ids=["setting", "recursion"],
 )
 def test_b2_a_policy_that_fails_ends_no_run(warehouse: Warehouse, condition: str, reason: str) -> None:
-    """It fails where the run only reads the table, too."""
+    """The policy fails a run that only reads the table, too."""
     warehouse.land({"size": 1}, event="Order Placed")
     warehouse.run()
     warehouse.connection.execute(
@@ -262,7 +262,7 @@ DEFERRED = "alter table iterable.{} add constraint once unique (coupon) deferrab
 
 
 def test_b2_a_deferred_constraint_that_refuses_changed_rows_keeps_the_type(warehouse: Warehouse) -> None:
-    """It is checked before the commit, where the run can still take the wider type back."""
+    """The run checks it before the commit and can still undo the wider type."""
     warehouse.land({"coupon": 7}, event="Order Placed")
     warehouse.run()
     warehouse.connection.execute("create view public.coupons as select coupon from iterable.order_placed")
@@ -281,7 +281,7 @@ def test_b2_a_deferred_constraint_that_refuses_changed_rows_keeps_the_type(wareh
 
 
 def test_b2_a_deferred_constraint_that_refuses_a_late_column_holds_the_table(warehouse: Warehouse) -> None:
-    """Also where nothing else has landed."""
+    """This also holds without new events."""
     warehouse.land({}, {}, event="Order Placed")
     warehouse.run()
     with warehouse.database.connect() as reader:
@@ -304,7 +304,7 @@ def test_b2_a_deferred_constraint_that_refuses_a_late_column_holds_the_table(war
 
 
 def test_b2_every_column_that_kept_its_type_waits_for_its_next_try(warehouse: Warehouse) -> None:
-    """Taking the wider types back forgets no failure of another column."""
+    """Undoing the wider types keeps the failures of the other columns."""
     warehouse.land({"a": 1, "b": 2})
     warehouse.run()
     warehouse.connection.execute("""
@@ -321,7 +321,7 @@ def test_b2_every_column_that_kept_its_type_waits_for_its_next_try(warehouse: Wa
 
 
 def test_b2_a_note_of_rows_left_out_keeps_the_note_of_a_loss(warehouse: Warehouse) -> None:
-    """A rebuild that loses rows says so, whatever else there is to say."""
+    """A rebuild that loses rows reports the loss, whatever other notes there are."""
     warehouse.land({}, {}, {})
     warehouse.run()
     warehouse.connection.execute("delete from raw.events where message_id = 'e1'")
@@ -338,7 +338,7 @@ def test_b2_a_note_of_rows_left_out_keeps_the_note_of_a_loss(warehouse: Warehous
 
 
 def test_a_table_whose_owner_may_not_write_to_it_is_held(warehouse: Warehouse) -> None:
-    """An owner's rights can be revoked."""
+    """An owner can lose the right to write."""
     warehouse.land({}, event="Order Placed")
     warehouse.run()
     warehouse.connection.execute("revoke insert on iterable.order_placed from current_user")
@@ -350,7 +350,7 @@ def test_a_table_whose_owner_may_not_write_to_it_is_held(warehouse: Warehouse) -
 
 
 def test_b2_a_column_of_a_domain_costs_only_the_values_it_refuses(warehouse: Warehouse) -> None:
-    """They are NULL and listed, as with any type that somebody has given a column by hand."""
+    """Refused values are NULL and listed, as with any type that a person has given a column."""
     warehouse.land({"size": 1})
     warehouse.run()
     warehouse.connection.execute("""
@@ -364,7 +364,7 @@ def test_b2_a_column_of_a_domain_costs_only_the_values_it_refuses(warehouse: War
 
 
 def test_a_models_own_sql_that_fails_is_a_failure(warehouse: Warehouse) -> None:
-    """A team that casts by itself wants to see dbt's error, and the table waits for nothing."""
+    """A team with its own casts sees dbt's error, and the table is not held."""
     project = copied_project(warehouse.settings)
     model = project / "models" / "iterable" / "email_opened"
     yml = model.with_suffix(".yml")

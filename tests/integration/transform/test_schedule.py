@@ -1,4 +1,4 @@
-"""The transform in a process that stays: what it does by itself, and what becomes of it when things around it fail."""
+"""The scheduler: its runs, and its behaviour when the processes around it fail."""
 
 import logging
 import os
@@ -43,20 +43,20 @@ def scheduled(settings: Settings, every: float = 0.1) -> Iterator[None]:
 def start(settings: Settings) -> subprocess.Popen[str]:
     """Start `loader schedule` as a service manager does."""
     environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
-    # Not from this folder, whose package would come before the one in the path.
+    # Not in this folder, because its package would come before the package in the path.
     command = [sys.executable, "-P", "-m", "loader", "schedule", "--every", "0.1s"]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
 def connection(small: Database) -> Iterator[psycopg.Connection]:
-    """A connection that looks on."""
+    """Return a connection for checks."""
     with small.connect(autocommit=True) as opened:
         yield opened
 
 
 def value(connection: psycopg.Connection, query: str) -> object:
-    """Return the first value a query gives."""
+    """Return the first value of a query's result."""
     row = connection.execute(query).fetchone()
     return row and row[0]
 
@@ -67,7 +67,7 @@ def ids(connection: psycopg.Connection) -> list[str]:
 
 
 def runs(connection: psycopg.Connection) -> object:
-    """Return how many runs there were."""
+    """Return the number of runs."""
     return value(connection, "select count(*) from raw.transforms")
 
 
@@ -79,7 +79,7 @@ def await_state(connection: psycopg.Connection, state: str, process: int | None 
 
 
 def await_looks(connection: psycopg.Connection, number: int) -> None:
-    """Wait until the scheduler has looked for news a few times: it reports each time."""
+    """Wait until the scheduler has checked for new events a few times; it reports each time."""
     seen = set()
     latest = "select max(last_seen_at) from raw.schedules"
     wait_until(lambda: seen.add(value(connection, latest)) or len(seen) > number, "looks for news")
@@ -88,7 +88,7 @@ def await_looks(connection: psycopg.Connection, number: int) -> None:
 def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
     small_settings: Settings, connection: psycopg.Connection
 ) -> None:
-    """It runs once when it starts, then for events and new sources only, and leaves no trace of itself."""
+    """It runs once at its start, then only for events and new sources. At its end it removes its row."""
     before = runs(connection)
     assert isinstance(before, int)
     with scheduled(small_settings):
@@ -108,7 +108,7 @@ def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
 def test_dbt_from_cron_beside_a_scheduler_is_safe(
     small_settings: Settings, connection: psycopg.Connection, small_project: Path
 ) -> None:
-    """Plain `dbt run`, with nothing set but the connection, fills the same tables, and neither disturbs the other."""
+    """Plain `dbt run`, with only the connection set, fills the same tables, and neither affects the other."""
     folder = parsed(small_settings)
     command = [sys.executable, "-m", "dbt.cli.main", "--quiet", "run", "--target-path", str(folder / "target")]
     command += ["--log-path", str(folder / "logs")]
@@ -129,7 +129,7 @@ def test_dbt_from_cron_beside_a_scheduler_is_safe(
 def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
     small_settings: Settings, connection: psycopg.Connection
 ) -> None:
-    """Never two runs at once; after kill -9 the next one goes on, and the dead one is seen to be dead.
+    """Two runs never overlap. After kill -9 the next scheduler takes over, and the killed one is shown as dead.
 
     SIGTERM lets a run finish.
     """
@@ -175,7 +175,7 @@ def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
 
 
 def test_what_runs_noted_long_ago_is_removed_but_where_the_tables_stand(connection: psycopg.Connection) -> None:
-    """The last report of each table stays, its run, and the last run that filled every table, however old."""
+    """The last report and run of each table stay, and so does the last run that filled every table."""
     latest = set(connection.execute("select model, transform_id from raw.syncs").fetchall())
     [(whole,)] = connection.execute("select id from raw.transforms where whole").fetchall()
     connection.execute("update raw.syncs set started_at = started_at - interval '91 days'")
@@ -204,7 +204,7 @@ def test_what_runs_noted_long_ago_is_removed_but_where_the_tables_stand(connecti
 
 @contextmanager
 def held_event(connection: psycopg.Connection, message_id: str) -> Iterator[psycopg.Connection]:
-    """Land an event whose run has to wait; yields the connection that holds the lock."""
+    """Land an event whose run has to wait; yield the connection that holds the lock."""
     with psycopg.connect(connection.info.dsn, password=connection.info.password) as holder:
         holder.execute("select from raw.cursors where model = 'email_opened' for update")
         insert_event(connection, "email_opened", message_id)
@@ -220,7 +220,7 @@ def await_held_run(connection: psycopg.Connection) -> None:
 def held_run(
     connection: psycopg.Connection, settings: Settings
 ) -> Iterator[tuple[subprocess.Popen[str], psycopg.Connection]]:
-    """Start a scheduler whose first run has an event to add, and waits for a lock that the connection holds."""
+    """Start a scheduler whose first run has an event to add, and waits for the connection's lock."""
     with held_event(connection, "a") as holder, start(settings) as process:
         try:
             await_held_run(connection)
@@ -230,13 +230,13 @@ def held_run(
 
 
 def await_line(process: subprocess.Popen[str], part: str) -> None:
-    """Read what a process says until it says something certain."""
+    """Read the output of a process up to a given line."""
     assert process.stderr is not None
     assert any(part in line for line in process.stderr), f"it never said: {part}"
 
 
 def test_an_interrupt_lets_the_run_finish(small_settings: Settings, connection: psycopg.Connection) -> None:
-    """The run under way ends as if nothing had happened, and so does the process."""
+    """The run ends as without the interrupt, and then the process ends."""
     with held_run(connection, small_settings) as (process, holder):
         process.send_signal(signal.SIGINT)
         await_line(process, "stopping after the run under way")
@@ -251,7 +251,7 @@ def test_an_interrupt_lets_the_run_finish(small_settings: Settings, connection: 
 def test_a_second_signal_ends_it_at_once(
     small: Database, small_settings: Settings, connection: psycopg.Connection
 ) -> None:
-    """The exit code says so, dbt is gone, and nothing is half done."""
+    """The exit code shows the signal, dbt has ended, and no work is half done."""
     with held_run(connection, small_settings) as (process, holder):
         process.send_signal(signal.SIGTERM)
         await_line(process, "stopping after the run under way")
@@ -267,7 +267,7 @@ def test_a_second_signal_ends_it_at_once(
 def test_a_failing_table_is_tried_again_ever_later_until_it_works(
     small_settings: Settings, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Status and log say why and when it is tried again, once a failure, and when it works again."""
+    """Status and log give the reason and the next try once for each failure, and report the success."""
     caplog.set_level(logging.INFO, "loader")
     column = "alter table iterable.email_opened alter column campaign_id type {0} using null::{0}"
     with scheduled(small_settings):
@@ -296,7 +296,7 @@ def test_a_failing_table_is_tried_again_ever_later_until_it_works(
 def test_it_outlives_a_restart_of_the_database(
     small_project: Path, small_template: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the database is away it goes on trying; when it is back, so is the work."""
+    """While the database is away, the scheduler tries again. When the database is back, runs continue."""
     caplog.set_level(logging.INFO, "loader")
     with tempfile.TemporaryDirectory(prefix="loader-tests-") as folder:
         Path(folder).chmod(0o755)

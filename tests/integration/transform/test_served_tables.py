@@ -1,4 +1,4 @@
-"""Served tables are never dropped or swapped: what people build on them survives, and runs may overlap or be killed."""
+"""Served tables are never dropped or swapped: dependent objects survive, and runs may overlap or be killed."""
 
 import signal
 from functools import partial
@@ -31,7 +31,7 @@ def land(url: str, first: int, last: int) -> None:
 
 
 def assert_complete(url: str, last: int) -> None:
-    """Every event from 1 to a number is in its table and in tracks once, and the books agree."""
+    """Check that every event from 1 to a number is in its table and in tracks once, and that the law holds."""
     with psycopg.connect(url) as connection:
         for table, rest in (("email_opened", 0), ("email_delivered", 1)):
             numbers = connection.execute(f"select campaign_id from iterable.{table} order by 1").fetchall()
@@ -45,7 +45,7 @@ def assert_complete(url: str, last: int) -> None:
 
 
 def test_runs_side_by_side_neither_double_nor_miss(small: Database, small_settings: Settings) -> None:
-    """Two runs of dbt by hand and one of the loader, all at once while events land, leave each event once."""
+    """Two runs of dbt by hand and a run of the loader overlap while events land. Each event is served once."""
     land(small.url, 1, 4000)
     with start_dbt(small_settings, "run") as one, start_dbt(small_settings, "run") as other:
         land(small.url, 4001, 5000)
@@ -57,7 +57,7 @@ def test_runs_side_by_side_neither_double_nor_miss(small: Database, small_settin
 
 
 def filling(watcher: psycopg.Connection, tables: int) -> bool:
-    """Tell whether a run is filling a table, or has filled so many."""
+    """Return whether a run is filling a table, or has filled so many."""
     inserts = watcher.execute(
         "select count(*) from pg_stat_activity where datname = current_database()"
         " and application_name = 'dbt' and query ilike '%insert into%'"
@@ -69,12 +69,12 @@ def filling(watcher: psycopg.Connection, tables: int) -> bool:
 
 
 def test_a_killed_run_is_continued(small: Database, small_settings: Settings) -> None:
-    """Whenever dbt is killed, the next run leaves each event once, and the killed one is known as interrupted."""
+    """After any kill of dbt, the next run leaves each event once, and the killed run is marked as interrupted."""
     land(small.url, 1, 30_000)
     with psycopg.connect(small.url, autocommit=True) as watcher:
         for tables in (1, 3):
             with start_dbt(small_settings, "run", "--threads", "1") as process:
-                # Killed when it has just begun to fill its n-th table.
+                # Kill the run when it has begun to fill its n-th table.
                 wait_until(partial(filling, watcher, tables), "the run to fill tables")
                 process.send_signal(signal.SIGKILL)
             watcher.execute(
@@ -88,7 +88,7 @@ def test_a_killed_run_is_continued(small: Database, small_settings: Settings) ->
 
 
 def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(small: Database, small_settings: Settings) -> None:
-    """A new column and a full refresh change rows and columns in place; what depends on the table stays as it was."""
+    """A new column and a full refresh change rows and columns in place. Dependent objects stay unchanged."""
     land(small.url, 1, 400)
     run(small, small_settings, *MODELS)
     project = copied_project(small_settings)
@@ -118,7 +118,7 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(small: Data
         with reader.cursor("open_cursor") as cursor:
             cursor.execute("select id from iterable.email_delivered order by id")
             assert len(cursor.fetchmany(10)) == 10
-            # The reader's transaction is still open: a rebuild of what it has read must not wait for it.
+            # The reader's transaction is still open. A rebuild of the tables it has read does not wait for it.
             assert not any(t.error for t in transform(small, small_settings, full_refresh=True))
             assert reader.execute("select id, uuid_ts from iterable.email_opened order by id").fetchall() == before
             assert len(cursor.fetchall()) == 90
@@ -143,7 +143,7 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(small: Data
 
 
 def test_a_table_with_rows_of_somebody_else_is_left_alone(unfilled: Database, unfilled_settings: Settings) -> None:
-    """Rows that never came through raw.events are not replaced without being asked to; other tables are filled."""
+    """Rows that did not come from raw.events are replaced only on request. The other tables are filled."""
     with unfilled.connect(autocommit=True) as connection:
         connection.execute("create schema iterable")
         connection.execute("create table iterable.email_opened (id varchar(1024) primary key, note text)")
@@ -161,7 +161,7 @@ def test_a_table_with_rows_of_somebody_else_is_left_alone(unfilled: Database, un
 
 
 def test_a_dropped_table_comes_back_whole(small: Database, small_settings: Settings) -> None:
-    """A table somebody dropped is made again from all that has landed."""
+    """A dropped table is made again from all landed events."""
     land(small.url, 1, 40)
     run(small, small_settings, *MODELS)
     with small.connect(autocommit=True) as connection:
@@ -172,7 +172,7 @@ def test_a_dropped_table_comes_back_whole(small: Database, small_settings: Setti
 
 
 def test_every_source_has_its_own_tables(served: Database, served_settings: Settings) -> None:
-    """Events of two sources never meet, and both have every table."""
+    """Each of two sources has every table, and their events stay separate."""
     with served.connect(autocommit=True) as connection:
         connection.execute("insert into raw.sources (name, schema_name) values ('Iterable EU', 'iterable_eu')")
         connection.execute(MANY, (1, 8))
@@ -203,7 +203,7 @@ HOSTILE = [
 
 
 def test_no_value_breaks_a_run(small: Database, small_settings: Settings) -> None:
-    """Whatever stands in an event, its row is there; what has no place in it is NULL and reported, but for nothing."""
+    """Every event has its row. A value that does not fit is NULL and listed."""
     with small.connect(autocommit=True) as connection:
         for number, payload in enumerate(HOSTILE):
             connection.execute(

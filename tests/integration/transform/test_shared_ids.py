@@ -18,7 +18,7 @@ MODELS = ("email_delivered", "email_opened", "found_collections", "tracks")
 
 @pytest.fixture
 def reader(served: Database) -> Iterator[psycopg.Connection]:
-    """A connection on which every statement is on its own."""
+    """Return a connection in autocommit."""
     with served.connect(autocommit=True) as connection:
         yield connection
 
@@ -29,7 +29,7 @@ def in_tracks(connection: psycopg.Connection) -> list[tuple[str, str]]:
 
 
 def test_a7_an_id_counts_once_a_table(reader: psycopg.Connection, served: Database, served_settings: Settings) -> None:
-    """Rows that tracks lacks for this reason are counted as `shared_ids`; status shows them; the books balance."""
+    """Rows that tracks lacks for this reason count as `shared_ids`. Status shows them, and the law holds."""
     insert_event(reader, "email_opened", "a")
     insert_event(reader, "email_delivered", "b")
     insert_event(reader, "email_opened", "c")
@@ -63,7 +63,7 @@ def test_a7_an_id_counts_once_a_table(reader: psycopg.Connection, served: Databa
 def test_a7_shared_ids_are_exact_while_a_table_is_ahead_of_tracks(
     reader: psycopg.Connection, served: Database, served_settings: Settings
 ) -> None:
-    """Rows that only wait for tracks are no shared ids, even where the counts are equal."""
+    """Rows that only wait for tracks are not shared ids, even if the counts are equal."""
     insert_event(reader, "email_opened", "a")
     insert_event(reader, "email_delivered", "b")
     run(served, served_settings, *MODELS)
@@ -81,7 +81,7 @@ def test_a7_shared_ids_are_exact_while_a_table_is_ahead_of_tracks(
 def test_a7_a_late_commit_of_another_collection_takes_the_row_of_tracks(
     reader: psycopg.Connection, served: Database, served_settings: Settings
 ) -> None:
-    """The first landed counts, also when its transaction commits after a run has taken the other."""
+    """The first landed event counts, even if its transaction commits after a run has used the other event."""
     with served.connect() as late:
         insert_event(late, "email_delivered", "a")
         insert_event(reader, "email_opened", "a")
@@ -96,7 +96,7 @@ def test_a7_a_late_commit_of_another_collection_takes_the_row_of_tracks(
 def test_a7_an_event_without_a_table_may_share_an_id_too(
     reader: psycopg.Connection, served: Database, served_settings: Settings
 ) -> None:
-    """When it landed first, tracks has it and lacks the other; when it came second, it is a duplicate."""
+    """If it landed first, tracks has it and lacks the other event. If it landed second, it is a duplicate."""
     insert_event(reader, "", "a")
     insert_event(reader, "email_opened", "a")
     insert_event(reader, "email_opened", "b")
@@ -121,7 +121,7 @@ def test_a7_an_event_without_a_table_may_share_an_id_too(
 def test_a7_the_union_test_lists_shared_ids_and_fails_on_anything_else(
     reader: psycopg.Connection, served: Database, served_settings: Settings, damage: str
 ) -> None:
-    """A shared id is a warning with its row; any other difference is an error."""
+    """A shared id is a warning with its row, and any other difference is an error."""
     insert_event(reader, "email_opened", "a")
     insert_event(reader, "email_delivered", "a")
     insert_event(reader, "email_opened", "b")

@@ -1,4 +1,4 @@
-"""Objects that other roles put on served tables: no run ends for one, nothing of theirs is dropped, each is named."""
+"""Objects of other roles on served tables: no run ends or drops an object because of them, and each is named."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from tests.integration.transform.test_found_columns import Warehouse
 from tests.support.dbt_runs import copied_project, run_dbt
 from tests.support.served_tables import law
 
-# By kind of object: the SQL that makes it on a table, and the words that name it; none where the column can widen.
+# By kind of object: the SQL that makes it on a table, and its name in the reason; none if the column can widen.
 OBJECTS: dict[str, tuple[str, str]] = {
     "plain view": ("create view public.{t}_v as select vip from iterable.{t}", "{t}_v"),
     "materialized view": ("create materialized view public.{t}_m as select vip from iterable.{t}", "{t}_m"),
@@ -60,7 +60,7 @@ OBJECTS: dict[str, tuple[str, str]] = {
 }
 EVENTS = {kind: f"Has {kind}" for kind in OBJECTS}
 TABLES = {kind: event.lower().replace(" ", "_") for kind, event in EVENTS.items()}
-# Every object in the database but what a run makes, and what belongs to an object that is listed.
+# Every object in the database except a run's own objects and those that belong to a listed object.
 CATALOG = """
     with names as (select unnest(array['public', 'iterable']::regnamespace[]) as name)
 
@@ -91,13 +91,13 @@ CATALOG = """
 
 @pytest.fixture
 def warehouse(small: Database, small_settings: Settings) -> Iterator[Warehouse]:
-    """A warehouse with few models."""
+    """Return a warehouse with few models."""
     with small.connect(autocommit=True) as connection:
         yield Warehouse(small, small_settings, connection)
 
 
 def test_b2_objects_on_a_column_end_no_run(warehouse: Warehouse) -> None:
-    """Every table gets its rows, each object is named and still there, and `loader widen` says what to do for each."""
+    """Every table gets its rows, and each object stays and is named. `loader widen` gives advice for each."""
     warehouse.land({}, event="Healthy")
     for event in EVENTS.values():
         warehouse.land({"vip": True}, event=event)
@@ -141,7 +141,7 @@ def test_b2_objects_on_a_column_end_no_run(warehouse: Warehouse) -> None:
 
 
 def test_b2_a_refused_widening_is_not_tried_in_every_run(warehouse: Warehouse) -> None:
-    """An object that forbids the type waits five minutes for the next try; `loader widen` does not wait."""
+    """After an object has forbidden the type, the next try is five minutes later. `loader widen` does not wait."""
     warehouse.land({"vip": True})
     warehouse.run()
     warehouse.connection.execute("create policy seen on iterable.email_opened using (vip)")
@@ -157,7 +157,7 @@ def test_b2_a_refused_widening_is_not_tried_in_every_run(warehouse: Warehouse) -
 
 
 def test_b3_a_run_rewrites_no_large_table(warehouse: Warehouse) -> None:
-    """Over `LOADER_WIDEN_BYTES` a run goes on without the wider type; `loader widen` rewrites the table."""
+    """Over `LOADER_WIDEN_BYTES`, a run continues without the wider type, and `loader widen` rewrites the table."""
     warehouse.land({"vip": True})
     warehouse.run()
     warehouse.land({"vip": "gold"})
@@ -176,7 +176,7 @@ def test_b3_a_run_rewrites_no_large_table(warehouse: Warehouse) -> None:
 def test_b4_a_view_of_dbt_is_made_again_and_any_other_is_warned_of(
     warehouse: Warehouse, small_settings: Settings
 ) -> None:
-    """A run may replace the views that dbt itself replaces; any other view stays, and every output names it."""
+    """A run may replace the views that dbt itself replaces. Any other view stays, and every output names it."""
     warehouse.land({"vip": True})
     warehouse.land({"vip": True}, event="Email Delivered")
     warehouse.run()

@@ -1,4 +1,4 @@
-"""Models of a team's own: SQL around the macro, and the key that says whether a run adds columns."""
+"""Models of a team: SQL around the macro, and the key that decides whether a run adds columns."""
 
 from collections.abc import Iterator
 
@@ -46,7 +46,7 @@ where {{ event_filter('order_placed') }} and {{ since_last_run() }}
 
 
 class Team:
-    """A copy of the dbt project with a model of the team's own for the event Order Placed."""
+    """A copy of the dbt project with a team's model for the event Order Placed."""
 
     def __init__(self, settings: Settings, connection: psycopg.Connection) -> None:
         self.url = settings.database_url
@@ -63,7 +63,7 @@ class Team:
         (models / "order_placed.yml").write_text(yaml.safe_dump({"version": 2, "models": [model]}), encoding="utf-8")
 
     def forget_the_projects_key(self) -> None:
-        """Take the key out of dbt_project.yml, as in a project from before there was one."""
+        """Remove the key from dbt_project.yml, as in a project of an older version."""
         path = self.project / "dbt_project.yml"
         project = yaml.safe_load(path.read_text(encoding="utf-8"))
         project["models"]["iterable_warehouse"]["iterable"].pop("+meta")
@@ -99,7 +99,7 @@ class Team:
 
 @pytest.fixture
 def team(served: Database, served_settings: Settings) -> Iterator[Team]:
-    """A team's own project, with its connection."""
+    """Return a team's project, with its connection."""
     with served.connect(autocommit=True) as connection:
         yield Team(served_settings, connection)
 
@@ -114,7 +114,7 @@ def team(served: Database, served_settings: Settings) -> Iterator[Team]:
 )
 @pytest.mark.parametrize("with_key", [True, False])
 def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, code: str, with_key: bool) -> None:
-    """The macro's own call gets the columns that events have, however it is written, and a rebuild changes nothing."""
+    """The macro's call gets the columns of the events, whatever its spelling, and a rebuild changes nothing."""
     team.write(code)
     if not with_key:
         team.forget_the_projects_key()
@@ -128,7 +128,7 @@ def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, code: str, wit
 
 
 def test_a6_wrapped_sql_works_with_repeated_ids(team: Team) -> None:
-    """Of several events with one id the first landed counts, within a run and across runs; no column is added."""
+    """Of several events with one id, the first landed counts, within a run and across runs. No column is added."""
     team.write(WRAPPED, found_columns=False)
     team.land('a first {"total":1,"coupon":"x"}', 'a second {"total":2}', 'b u {"total":3}', 'c u {"other":1}')
     code, output = team.run()
@@ -144,7 +144,7 @@ def test_a6_wrapped_sql_works_with_repeated_ids(team: Team) -> None:
 
 
 def test_a6_the_key_false_keeps_the_macros_own_call_to_the_declared_columns(team: Team) -> None:
-    """The key decides, not the text: no found column is added, and none is recorded."""
+    """The key decides, not the text. No found column is added or recorded."""
     team.write("{{ collection() }}\n", found_columns=False)
     team.land('a u {"total":1,"coupon":"x"}')
     code, output = team.run()
@@ -156,7 +156,7 @@ def test_a6_the_key_false_keeps_the_macros_own_call_to_the_declared_columns(team
 
 
 def test_a6_sql_that_is_not_the_macro_runs_as_it_is(team: Team) -> None:
-    """With the key set to false, whatever the SQL is."""
+    """With the key set to false, any SQL runs."""
     team.write(NO_MACRO, found_columns=False)
     team.land('a u {"total":1}')
     code, output = team.run()
@@ -167,7 +167,10 @@ def test_a6_sql_that_is_not_the_macro_runs_as_it_is(team: Team) -> None:
 @pytest.mark.parametrize("code", [WRAPPED, NO_MACRO, "{{ collection(every_event=true) }}"])
 @pytest.mark.parametrize("meta", [{}, {"found_columns": True}, {"found_columns": "no"}])
 def test_a6_other_sql_without_the_key_is_refused_with_its_name(team: Team, code: str, meta: dict[str, object]) -> None:
-    """Nobody's SQL is replaced or ignored: the model fails, the cursor stays, and the error says which key to set."""
+    """The model fails, its cursor stays, and the error names the key to set.
+
+    The SQL is neither replaced nor ignored.
+    """
     team.write(code, **meta)
     if not meta:
         team.forget_the_projects_key()
@@ -181,6 +184,6 @@ def test_a6_other_sql_without_the_key_is_refused_with_its_name(team: Team, code:
 
 
 def test_a6_the_projects_own_models_say_that_they_take_found_columns() -> None:
-    """In one place, dbt_project.yml, for all tables of the layout."""
+    """The key is in one place for all tables of the layout, dbt_project.yml."""
     project = yaml.safe_load((ROOT / "dbt_project" / "dbt_project.yml").read_text("utf-8"))
     assert project["models"]["iterable_warehouse"]["iterable"]["+meta"] == {"found_columns": True}

@@ -1,4 +1,4 @@
-"""A role that owns views of the tables gets nothing by them beyond its grants when the views are created again."""
+"""An owner of views gets no rights beyond its grants when the views are created again."""
 
 import os
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from loader.settings import Settings
 HOSTILE = f"bi_hostile_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 PLAIN = f"plain_loader_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
-# `attack` tries several ways to more rights, and notes each that it finds open. Only an immutable function can be in an
-# index; it may call one that is not.
+# `attack` tries several ways to more rights, and records each open way. An index needs an immutable function, which may
+# call a function that is not immutable.
 ATTACK = f"""
     create table bi.loot (got text);
     create function bi.attack() returns boolean language plpgsql as $$
@@ -96,7 +96,7 @@ def as_hostile(connection: psycopg.Connection, script: str) -> None:
 
 
 def widen(connection: psycopg.Connection) -> str:
-    """Widen the column as `loader widen` does, and return what was in the way."""
+    """Widen the column as `loader widen` does, and return the obstacles."""
     row = connection.execute("select raw.widen_column('iterable.wide', 'found', 'text', true)").fetchone()
     assert row is not None
     return str(row[0])
@@ -106,7 +106,7 @@ def widen(connection: psycopg.Connection) -> str:
 def test_c1_a_view_that_is_created_again_runs_nothing_with_the_rights_of_the_loader(
     connection: psycopg.Connection, view: str
 ) -> None:
-    """Neither rows, indexes nor literals of a view run its owner's functions as another role."""
+    """Rows, indexes and literals of a view never run its owner's functions as another role."""
     as_hostile(connection, ATTACK)
     as_hostile(connection, view)
     as_hostile(connection, "truncate bi.loot")
@@ -116,7 +116,7 @@ def test_c1_a_view_that_is_created_again_runs_nothing_with_the_rights_of_the_loa
 
 
 def test_c1_a_view_with_a_type_of_its_owner_is_in_the_way(connection: psycopg.Connection) -> None:
-    """It stays as it is, and so does the column; the reason names the view."""
+    """The view and the column stay unchanged, and the reason names the view."""
     as_hostile(connection, ATTACK)
     as_hostile(connection, HOSTILE_VIEWS["literal in a view"])
     assert widen(connection) == "bi.trap uses a type of its own"
@@ -124,7 +124,7 @@ def test_c1_a_view_with_a_type_of_its_owner_is_in_the_way(connection: psycopg.Co
 
 
 def test_c1_a_materialized_view_of_another_owner_is_filled_again(connection: psycopg.Connection) -> None:
-    """It has its rows, computed with the rights of its owner, its index and its owner; an empty one stays empty."""
+    """It has its rows, computed with its owner's rights, its index and its owner. An empty view stays empty."""
     as_hostile(
         connection,
         """
@@ -143,7 +143,7 @@ def test_c1_a_materialized_view_of_another_owner_is_filled_again(connection: psy
 
 
 def test_c1_a_view_of_a_role_the_loader_is_no_member_of_is_in_the_way(connection: psycopg.Connection) -> None:
-    """A role without rights over the owner leaves the view, and says whose it is."""
+    """A role without rights over the owner leaves the view unchanged, and names the owner."""
     as_hostile(connection, "create view bi.theirs as select found from iterable.wide")
     connection.execute(f"""
         create role {PLAIN};
@@ -161,7 +161,7 @@ def test_c1_a_view_of_a_role_the_loader_is_no_member_of_is_in_the_way(connection
 
 
 def test_c1_functions_of_the_raw_schema_find_no_others_in_public(connection: psycopg.Connection) -> None:
-    """Each function that runs statements looks names up in pg_catalog alone, whoever may create in `public`."""
+    """Each function that runs statements finds names only in pg_catalog, whoever may create objects in `public`."""
     assert (
         connection.execute(
             "select proname from pg_proc join pg_language on pg_language.oid = prolang"
