@@ -1,4 +1,4 @@
-"""Ways to run commands that take less time than a database and a process for each test."""
+"""Fixtures that save a database and a process for each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +15,14 @@ from tests.support.collector_thread import Entrance, opened_entrance
 
 @pytest.fixture(scope="module")
 def module_settings(server: str, home: Path, raw_template: str) -> Iterator[Settings]:
-    """Settings that name a database of the module's own, with the raw schema and the source Iterable."""
+    """Return settings of a database of the module, with the raw schema and the source Iterable."""
     with own_database(server, home, raw_template) as opened:
         yield opened
 
 
 @pytest.fixture
 def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
-    """A connection to that database, in which nothing has been loaded."""
+    """Return a connection to that database, without loaded events."""
     with psycopg.connect(module_settings.database_url, autocommit=True) as opened:
         opened.execute("truncate raw.events, raw.sources, raw.write_keys restart identity")
         opened.execute("truncate raw.loads, raw.quarantine, raw.discarded restart identity")
@@ -32,13 +32,13 @@ def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def run_here(module_settings: Settings, connection: psycopg.Connection) -> Loader:
-    """Run the command line on the module's database without starting a process; a traceback fails the test."""
+    """Run the command line on the module's database in this process; a traceback fails the test."""
     return loader_here(module_settings)
 
 
 @pytest.fixture(scope="module")
 def hasty_keys() -> Iterator[None]:
-    """Collectors of this process read write keys, and tell of their use, more often than once in seconds."""
+    """Make collectors of this process read write keys, and record their use, more often."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader.collector.app, "REFRESH_SECONDS", 0.1)
         patch.setattr(loader.collector.app, "ASK_AGAIN_SECONDS", 0.05)
@@ -50,7 +50,7 @@ def hasty_keys() -> Iterator[None]:
 def module_entrance(
     module_settings: Settings, tmp_path_factory: pytest.TempPathFactory, hasty_keys: None
 ) -> Iterator[Entrance]:
-    """The module's collector, with a spool of its own."""
+    """Return the module's collector, with its own spool."""
     settings = module_settings.model_copy(update={"spool": tmp_path_factory.mktemp("spool")})
     with opened_entrance(settings) as opened:
         yield opened
@@ -58,6 +58,6 @@ def module_entrance(
 
 @pytest.fixture
 def entrance(module_entrance: Entrance) -> Entrance:
-    """That collector, as if nothing had come in yet."""
+    """Return that collector, without any received events."""
     module_entrance.empty()
     return module_entrance

@@ -1,4 +1,4 @@
-"""Addresses and ports: one that cannot be is refused before anything listens, and the error names its option."""
+"""Addresses and ports: an impossible value is refused before anything listens, and the error names its option."""
 
 import socket
 
@@ -10,7 +10,7 @@ from tests.conftest import Loader
 @pytest.mark.parametrize("command", ["serve", "up"])
 @pytest.mark.parametrize("port", ["70000", "65536", "-1", "http"])
 def test_d2_a_port_that_cannot_be_is_refused(run_loader: Loader, command: str, port: str) -> None:
-    """A number that wraps around would open another port than the one asked for."""
+    """A number that wraps around would open another port."""
     refused = run_loader(command, f"--port={port}")
     assert refused.returncode == 2
     assert "'--port'" in refused.stderr

@@ -1,4 +1,4 @@
-"""The commands as a person runs them: what they print, where, and with which exit code."""
+"""The commands as people run them: their output, its stream and their exit codes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.conftest import Loader, loader_command, loader_here, open_settings
 
 @pytest.fixture
 def events(tmp_path: Path) -> Path:
-    """A file with two events of one collection, one of them twice, one without a table, and one bad line."""
+    """Return a file with two events of one collection, one of them twice, an event without a table, and a bad line."""
     lines = [
         {"type": "track", "event": "Email Opened", "userId": "u1", "messageId": "a", "properties": {"campaignId": 7}},
         {"type": "track", "event": "Email Opened", "userId": "u2", "messageId": "b", "properties": {"campaignId": "x"}},
@@ -33,7 +33,7 @@ def events(tmp_path: Path) -> Path:
 
 
 def test_load_transform_and_status_account_for_every_line(served_settings: Settings, events: Path) -> None:
-    """What is loaded, transformed and refused adds up, and each command, in a process of its own, says its part."""
+    """The numbers of loaded, transformed and refused lines add up. Each command runs in its own process."""
     served_loader = loader_command(served_settings)
     loaded = served_loader("load", str(events))
     assert loaded.returncode == 3
@@ -81,7 +81,7 @@ def test_load_transform_and_status_account_for_every_line(served_settings: Setti
 
 
 def test_status_is_for_people_too(served_loader: Loader, events: Path) -> None:
-    """Without --json the same numbers come as text, and nothing of it on stderr."""
+    """Without --json the same numbers are text, and stderr is empty."""
     served_loader("load", str(events))
     shown = served_loader("status")
     assert shown.returncode == 0
@@ -92,7 +92,7 @@ def test_status_is_for_people_too(served_loader: Loader, events: Path) -> None:
 
 
 def test_status_fails_when_a_row_is_missing(served_loader: Loader, served_settings: Settings, events: Path) -> None:
-    """Rows that vanish from a table show in the numbers and in the exit code, and a rebuild brings them back."""
+    """Rows that were removed from a table change the numbers and the exit code. A rebuild restores the rows."""
     served_loader("load", str(events))
     served_loader("transform", "--select", "email_opened tracks")
     with psycopg.connect(served_settings.database_url) as connection:
@@ -105,7 +105,7 @@ def test_status_fails_when_a_row_is_missing(served_loader: Loader, served_settin
 
 
 def test_transform_of_some_tables(served_loader: Loader, events: Path) -> None:
-    """--select fills what it names and no more; a name that matches nothing is wrong use."""
+    """--select fills the selected tables only. A name without a match is wrong use."""
     served_loader("load", str(events))
     some = served_loader("transform", "--select", "email_opened", "--select", "email_bounced")
     assert [line.split()[0] for line in some.stdout.splitlines()[2:]] == [
@@ -118,7 +118,7 @@ def test_transform_of_some_tables(served_loader: Loader, events: Path) -> None:
 
 
 def test_sql_prints_a_table_csv_or_json(run_loader: Loader) -> None:
-    """One query, three forms; numbers stay as the database has them."""
+    """One query has three forms. Numbers stay as the database has them."""
     query = "select 4310021 as campaign_id, null as nothing, 'a:b' as label"
     assert run_loader("sql", query).stdout.splitlines() == [
         "campaign_id  nothing  label",
@@ -134,7 +134,7 @@ def test_sql_prints_a_table_csv_or_json(run_loader: Loader) -> None:
 
 
 def test_url_connects(run_loader: Loader, settings: Settings) -> None:
-    """The URL is one any client takes, and the variables name the same database."""
+    """Any client accepts the URL, and the variables name the same database."""
     url = run_loader("url").stdout.strip()
     with psycopg.connect(url) as connection:
         assert connection.execute("select current_database()").fetchone() == (settings.database_url.rsplit("/", 1)[1],)
@@ -149,7 +149,7 @@ def test_url_connects(run_loader: Loader, settings: Settings) -> None:
 
 
 def test_commands_say_when_the_raw_schema_is_missing(empty_url: str, home: Path) -> None:
-    """On a database of one's own nothing is created without `loader migrate`, which says what it did."""
+    """On a user's own database, only `loader migrate` creates the schema, and it prints the revision."""
     loader = loader_here(open_settings(empty_url, home))
     for arguments in (("status",), ("transform",), ("load", __file__), ("source", "list")):
         refused = loader(*arguments)
@@ -162,7 +162,7 @@ def test_commands_say_when_the_raw_schema_is_missing(empty_url: str, home: Path)
 
 
 def test_commands_say_when_the_schema_is_newer(run_loader: Loader, settings: Settings) -> None:
-    """A raw schema from a later version is left alone."""
+    """A raw schema of a later version is left unchanged."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute("update raw.alembic_version set version_num = '9999'")
     for command in ("status", "migrate"):
@@ -172,7 +172,7 @@ def test_commands_say_when_the_schema_is_newer(run_loader: Loader, settings: Set
 
 
 def test_unreachable_databases_are_named_without_their_password(home: Path) -> None:
-    """Who cannot connect learns where to, why, and what to check; never the password."""
+    """The error has the address, the reason and the next step, and never the password."""
     loader = loader_here(open_settings("postgresql://loader:secret@127.0.0.1:1/warehouse", home))
     refused = loader("status")
     assert refused.returncode == 1
@@ -182,7 +182,7 @@ def test_unreachable_databases_are_named_without_their_password(home: Path) -> N
 
 
 def test_a_url_of_another_database_is_wrong_use(home: Path) -> None:
-    """Only PostgreSQL will do."""
+    """The database must be PostgreSQL."""
     refused = loader_here(open_settings("mysql://root@localhost/db", home))("status")
     assert refused.returncode == 2
     assert "mysql://" in refused.stderr
@@ -190,7 +190,7 @@ def test_a_url_of_another_database_is_wrong_use(home: Path) -> None:
 
 @pytest.fixture
 def demo_home() -> Iterator[Path]:
-    """A folder for `loader demo`, which the server's own user can enter when we are root."""
+    """Return a folder for `loader demo` that the server's user can enter if the tests run as root."""
     folder = Path(tempfile.mkdtemp(prefix="loader-demo-"))
     folder.chmod(0o755)
     yield folder
@@ -199,7 +199,7 @@ def demo_home() -> Iterator[Path]:
 
 
 def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
-    """The demo fills the tables from nothing, shows them and a URL that works; a second run changes no number."""
+    """The demo fills the tables from nothing, and shows them and a working URL. A second run changes no number."""
     environment = os.environ | {"LOADER_HOME": str(demo_home), "LOADER_EMBEDDED_IDLE": "60"}
 
     def run() -> list[str]:
@@ -223,7 +223,7 @@ def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
     with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from iterable.email_delivered").fetchone() == (400,)
 
-    # As a person would type it.
+    # As a person types it.
     typed = subprocess.run(["/bin/sh", "-c", first[-1]], capture_output=True, text=True, timeout=60, check=True)
     assert typed.stdout.strip() == url
     table = first[first.index("limit 5;") : first.index(next(line for line in first if "postgresql://" in line))]

@@ -22,15 +22,15 @@ from tests.support.folders import ROOT
 from tests.support.waiting import wait_until
 
 STAYING = {"up": "collector is ready", "serve": "collector is ready", "schedule": "at work"}
-# A shell reads more in an example with one of these than words.
+# An example with one of these characters needs a shell.
 OF_A_SHELL = set("$|<>;&*?~`#")
-# Tried by a test of its own, in a database of its own.
+# A test of its own runs these, in its own database.
 ELSEWHERE = {"demo"}
 
 
 @pytest.fixture(scope="module")
 def served_module(server: str, home: Path, served_template: str) -> Iterator[Settings]:
-    """A database that the examples fill one after the other; its tables are there, and the project is parsed."""
+    """Return a database that the examples fill in turn; its tables exist, and the project is parsed."""
     with own_database(server, home, served_template) as opened:
         parse_once(opened)
         yield opened
@@ -38,7 +38,7 @@ def served_module(server: str, home: Path, served_template: str) -> Iterator[Set
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the examples name, and `loader` on the path of its shell."""
+    """Return a folder with the files of the examples, and `loader` on the path of its shell."""
     path = tmp_path_factory.mktemp("examples")
     calls = [
         {"type": "track", "event": event, "userId": "u", "messageId": event}
@@ -67,9 +67,10 @@ def variables(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) -> None:
-    """Each ends with 0, or with 3 where messages are refused on purpose.
+    """Each example ends with 0, or with 3 if it refuses messages on purpose.
 
-    An example with the signs of a shell runs in a shell. The others run in this process, without a start of Python.
+    An example with special characters of a shell runs in a shell. The others run in this process, without a start of
+    Python.
     """
     run_here = loader_here(served_module)
     for path, examples in EXAMPLES.items():
@@ -100,7 +101,7 @@ def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) 
 
 
 def run_until_ready(settings: Settings, folder: Path, example: str, ready: str) -> None:
-    """Run a command that stays until it says that it is ready, and end it in order."""
+    """Run a permanent command until it reports that it is ready, and stop it in order."""
     if not is_free(8080) and "--port" not in example and "schedule" not in example:
         example += " --port 0"
     log = folder / "log"
@@ -118,6 +119,6 @@ def run_until_ready(settings: Settings, folder: Path, example: str, ready: str) 
 
 
 def is_free(port: int) -> bool:
-    """Say whether nobody on this machine listens on a port."""
+    """Return whether no process on this machine listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0

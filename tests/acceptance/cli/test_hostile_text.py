@@ -1,4 +1,4 @@
-"""No text of an event, and no name from outside, reaches a terminal or a log as anything but visible characters."""
+"""Text of events and names from outside reach a terminal or a log as visible characters only."""
 
 import json
 import os
@@ -19,14 +19,14 @@ HOSTILE = "x\x1b]0;owned\x07\x1b[2J\x9b2J\x1b[31m\rz\u202egnp\u2066\u200b\u2028\
 
 
 def event(message_id: str, **fields: object) -> str:
-    """Return a line that is hostile wherever a line can be."""
+    """Return a line with hostile text in every possible place."""
     call = {"type": "track", "event": f"Order {HOSTILE}", "messageId": message_id, "userId": HOSTILE}
     return json.dumps(call | {"properties": {f"a{HOSTILE}": HOSTILE, "id": HOSTILE}} | fields)
 
 
 @pytest.fixture
 def hostile(served_loader: Loader, served_settings: Settings, tmp_path: Path) -> Path:
-    """A folder with a file of a hostile name and content, which has been loaded and transformed."""
+    """Return a folder with a file of a hostile name and content, which has been loaded and transformed."""
     path = tmp_path / f"events{HOSTILE}.ndjson"
     lines = [event(f"m{HOSTILE}"), event("second", event="Email Opened"), event("third", userId={HOSTILE: 1})]
     path.write_text("\n".join([*lines, f'{{"event": {HOSTILE}']) + "\n", encoding="utf-8")
@@ -47,7 +47,7 @@ def hostile(served_loader: Loader, served_settings: Settings, tmp_path: Path) ->
 
 
 def commands(path: Path) -> list[tuple[str, ...]]:
-    """Return every command that shows a text from outside."""
+    """Return every command that shows text from outside."""
     return [
         ("status",),
         ("status", "--json"),
@@ -82,12 +82,12 @@ def commands(path: Path) -> list[tuple[str, ...]]:
 
 
 def unseen(text: str) -> set[str]:
-    """Return the characters of a text that a terminal obeys or hides."""
+    """Return the characters of a text that control a terminal or are invisible."""
     return {character for character in text if escape_controls(character, keep="\n") != character}
 
 
 def test_c4_no_command_prints_a_control_character(hostile: Path, served_loader: Loader) -> None:
-    """Event names, properties, values, ids, paths, sources, labels, errors: all of it is visible text."""
+    """Names of events, properties, values, ids, paths, sources, labels and errors are visible text."""
     told = []
     for arguments in commands(hostile):
         done = served_loader(*arguments)
@@ -99,7 +99,7 @@ def test_c4_no_command_prints_a_control_character(hostile: Path, served_loader: 
 
 
 def test_c4_no_command_sends_a_control_character_to_a_terminal(hostile: Path, served_settings: Settings) -> None:
-    """On a terminal, a message in quarantine is visible text as well."""
+    """A terminal also shows a message in quarantine as visible text."""
     for arguments in (("status",), ("sql", "select payload from raw.events"), ("quarantine", "list")):
         assert unseen(run_on_terminal(served_settings, *arguments)[1]) == set()
     code, shown = run_on_terminal(served_settings, "quarantine", "show", "2")
@@ -109,13 +109,13 @@ def test_c4_no_command_sends_a_control_character_to_a_terminal(hostile: Path, se
 
 
 def test_c4_data_for_programs_is_exact(hostile: Path, served_settings: Settings, served_loader: Loader) -> None:
-    """CSV, JSON and a message in quarantine hold the characters that came."""
+    """CSV, JSON and a message in quarantine have the original characters."""
     query = "select payload ->> 'userId' as who from raw.events order by seq limit 1"
     assert json.loads(served_loader("sql", "--format", "json", query).stdout) == [{"who": HOSTILE}]
     with psycopg.connect(served_settings.database_url) as connection:
         row = connection.execute("select id, payload from raw.quarantine order by byte_offset desc limit 1").fetchone()
     assert row is not None
-    # In processes, as pipes have them: a test's own stream is no file.
+    # These run in separate processes with pipes, because the stream of a test is not a file.
     for arguments, expected in (
         (("sql", "--format", "csv", query), f'who\n"{HOSTILE}"\n'.encode()),
         (("quarantine", "show", str(row[0])), row[1] + b"\n"),
@@ -124,7 +124,7 @@ def test_c4_data_for_programs_is_exact(hostile: Path, served_settings: Settings,
 
 
 def piped(settings: Settings, *arguments: str) -> bytes:
-    """Return what a command writes into a pipe."""
+    """Return the output that a command writes to a pipe."""
     variables = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
     command = [sys.executable, "-m", "loader", *arguments]
     return subprocess.run(command, env=variables, capture_output=True, check=True).stdout

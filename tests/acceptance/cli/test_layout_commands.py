@@ -1,4 +1,4 @@
-"""The commands about what tables are made of: what they print, and that it can be acted on."""
+"""The commands about columns and tables: their output, and the advice in it."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def load(run: Loader, folder: Path, *calls: dict[str, object]) -> None:
 
 
 def transform(run: Loader) -> None:
-    """Fill the tables these tests are about."""
+    """Fill the tables of these tests."""
     done = run("transform", "--select", "email_opened found_collections tracks")
     assert done.returncode == 0, done.stderr
 
@@ -28,7 +28,7 @@ def transform(run: Loader) -> None:
 def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
     served_loader: Loader, served_settings: Settings, tmp_path: Path
 ) -> None:
-    """A view in the way, a collision, a found column and a table over the limit: named, with the command that helps."""
+    """A blocking view, a collision, a found column and a table over the limit are named with the command that helps."""
     load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "a", "properties": {"vip": True, "id": 1}})
     transform(served_loader)
     with psycopg.connect(served_settings.database_url) as connection:
@@ -72,7 +72,7 @@ def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
 def test_a_scaffolded_model_takes_the_table_over(
     served_loader: Loader, served_settings: Settings, tmp_path: Path
 ) -> None:
-    """Put into the dbt project, it goes on with the table that is there: no row is lost, no column changes."""
+    """In the dbt project, the model continues the existing table. No row is lost and no column changes."""
     hostile = {"total": 5, "Ship To": {"city": "Köln"}, "a.b": "dot", "{{ env_var('HOME') }}": 1}
     load(served_loader, tmp_path, {"event": "Order Placed", "messageId": "a", "properties": hostile})
     transform(served_loader)
@@ -112,7 +112,7 @@ def test_a_scaffolded_model_takes_the_table_over(
 def test_a_model_is_written_only_for_an_event_without_one(
     served_loader: Loader, tmp_path: Path, event: str, said: str
 ) -> None:
-    """Anything else is refused in one line that says why, and nothing is written."""
+    """Another event is refused with one line that gives the reason, and no file is written."""
     load(served_loader, tmp_path, {"event": "Email Opened", "messageId": "a"})
     refused = served_loader("scaffold", event, "--folder", str(tmp_path / "models"))
     assert (refused.returncode, said in refused.stderr) == (2, True)
@@ -120,7 +120,7 @@ def test_a_model_is_written_only_for_an_event_without_one(
 
 
 def test_d4_schema_lists_the_tables_and_shows_columns_on_demand(served_loader: Loader) -> None:
-    """Without a name it is a line for each table; a name may have its schema, and may be the event's."""
+    """Without a name the list has a line for each table. A name may have its schema, and may be the event's."""
     listed = served_loader("schema")
     assert listed.returncode == 0
     assert len(listed.stdout.splitlines()) == 2 + len(TABLES)
@@ -141,7 +141,7 @@ def test_d4_schema_lists_the_tables_and_shows_columns_on_demand(served_loader: L
     [("nope", "There is no table nope. `loader schema`"), ("email_opend", "Similar names: email_opened")],
 )
 def test_d4_a_table_that_is_not_there_is_wrong_use(served_loader: Loader, name: str, hint: str) -> None:
-    """The exit code says so, and the error names the tables that are meant."""
+    """The exit code means wrong use, and the error suggests similar tables."""
     for form in ((), ("--json",)):
         refused = served_loader("schema", name, *form)
         assert (refused.returncode, refused.stdout) == (2, "")
@@ -149,13 +149,13 @@ def test_d4_a_table_that_is_not_there_is_wrong_use(served_loader: Loader, name: 
 
 
 def test_d4_without_any_table_the_way_to_tables_is_named(run_loader: Loader) -> None:
-    """Nothing has been made yet: that is no error."""
+    """No table has been made yet, which is no error."""
     empty = run_loader("schema")
     assert (empty.returncode, empty.stdout) == (0, "No table has been made yet: `loader transform` makes them.\n")
 
 
 def test_d5_the_headline_names_the_quarantine(served_loader: Loader, tmp_path: Path) -> None:
-    """Messages in quarantine are in no table, and their share stands in the first line."""
+    """Messages in quarantine are in no table, so the first line has their share."""
     path = tmp_path / "events.ndjson"
     good = json.dumps({"type": "track", "event": "Email Opened", "userId": "u", "messageId": "a"})
     path.write_text(f"{good}\n" + "{broken\n" * 12, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The quarantine as a person works with it: look at what was refused, mend it, and get it in."""
+"""The quarantine from the command line: refused messages are listed, corrected and landed."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Loader
 from tests.support.factories import landed
 
-# What the fixture's file holds besides two good lines, in its order: three refused lines and one that is repaired.
+# The lines of the fixture's file beside two good lines, in order: three refused lines and a repaired line.
 BROKEN = b'{"type":"track","event":"Email Opened","userId":"u1","messageId":"broken",}'
 NOBODY = b'{"type":"track","event":"Email Opened","messageId":"nobody"}'
 TOO_LARGE = b'{"type":"track","event":"SMS Bounced","userId":"u","messageId":"large","properties":{"x":1e200000}}'
@@ -23,7 +23,7 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def loaded(run_here: Loader, tmp_path: Path) -> Path:
-    """A file that has been loaded, with lines of every fate."""
+    """Return a file that has been loaded, with lines of every outcome."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(b"\n".join([BROKEN, GOOD, NOBODY, TOO_LARGE, REPAIRED, b""]))
     assert run_here("load", str(path)).returncode == 3
@@ -32,29 +32,29 @@ def loaded(run_here: Loader, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def numbers(loaded: Path, connection: psycopg.Connection) -> dict[str, str]:
-    """The numbers of the messages in quarantine, by reason."""
+    """Return the numbers of the messages in quarantine, by reason."""
     return {reason: str(number) for reason, number in connection.execute("select reason, id from raw.quarantine")}
 
 
 def told(done: Done) -> list[str]:
-    """Return the lines a command wrote to stderr; a traceback is never among them."""
+    """Return the lines that a command wrote to stderr, and check that they contain no traceback."""
     assert "Traceback" not in done.stderr + done.stdout
     return done.stderr.splitlines()
 
 
 def listed(done: Done) -> list[dict[str, Any]]:
-    """Return what `quarantine list --json` printed."""
+    """Return the output of `quarantine list --json`."""
     assert (done.returncode, told(done)) == (0, [])
     return list(json.loads(done.stdout))
 
 
 def resolutions(connection: psycopg.Connection) -> dict[str, str | None]:
-    """Return what became of each message in quarantine, by reason."""
+    """Return the resolution of each message in quarantine, by reason."""
     return dict(connection.execute("select reason, resolution from raw.quarantine").fetchall())
 
 
 def test_list_shows_open_messages(run_here: Loader, loaded: Path) -> None:
-    """Every message that has not landed is listed with reason, place and size; the newest first."""
+    """Every message that has not landed is listed with reason, place and size, the newest first."""
     rows = listed(run_here("quarantine", "list", "--json"))
     assert {row["reason"]: (row["path"], row["offset"], row["bytes"], row["landed"]) for row in rows} == {
         "invalid_json": (str(loaded), 0, len(BROKEN), None),
@@ -67,7 +67,7 @@ def test_list_shows_open_messages(run_here: Loader, loaded: Path) -> None:
 
 
 def test_list_is_a_table_for_people(run_here: Loader, loaded: Path) -> None:
-    """A heading and a line for each message, none of them wrapped."""
+    """The list has a heading and an unwrapped line for each message."""
     done = run_here("quarantine", "list")
     heading, _, *rows = done.stdout.splitlines()
     assert heading.split()[:3] == ["id", "reason", "detail"]
@@ -76,7 +76,7 @@ def test_list_is_a_table_for_people(run_here: Loader, loaded: Path) -> None:
 
 
 def test_list_chooses(run_here: Loader, loaded: Path) -> None:
-    """--reason, --limit and --all choose what is listed; --all adds what has landed."""
+    """--reason, --limit and --all select messages, and --all adds landed messages."""
     assert [row["reason"] for row in listed(run_here("quarantine", "list", "--json", "--reason", "invalid_json"))] == [
         "invalid_json"
     ]
@@ -91,13 +91,13 @@ def test_list_chooses(run_here: Loader, loaded: Path) -> None:
 
 
 def test_an_empty_quarantine_says_so(run_here: Loader) -> None:
-    """Nothing is an empty list for scripts, and words for people."""
+    """An empty list is `[]` for scripts, and a sentence for people."""
     assert listed(run_here("quarantine", "list", "--json")) == []
     assert run_here("quarantine", "list").stdout == "Nothing is in quarantine.\n"
 
 
 def test_show_prints_the_original_bytes(run_here: Loader, loaded: Path, numbers: dict[str, str]) -> None:
-    """The message goes to stdout and nothing else does, so that it can be mended in a file; the rest is on stderr."""
+    """Only the message goes to stdout, so people can correct it in a file. The reason goes to stderr."""
     done = run_here("quarantine", "show", numbers["nul_character"])
     assert (done.returncode, done.stdout) == (0, REPAIRED.decode() + "\n")
     done = run_here("quarantine", "show", numbers["refused_by_database"])
@@ -110,7 +110,7 @@ def test_show_prints_the_original_bytes(run_here: Loader, loaded: Path, numbers:
 def test_a_message_that_is_mended_lands(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str], tmp_path: Path
 ) -> None:
-    """A corrected message lands in the place of the one refused, from a file or from stdin, printed prettily or not."""
+    """A corrected message lands in place of the original, from a file or from stdin, in any formatting."""
     mended = tmp_path / "mended.json"
     mended.write_text(json.dumps({"userId": "u1"} | json.loads(NOBODY), indent=2) + "\n", encoding="utf-8")
     done = run_here("quarantine", "retry", numbers["no_user_anon_id"], "--file", str(mended))
@@ -131,7 +131,7 @@ def test_a_message_that_is_mended_lands(
 def test_a_correction_that_is_none_is_refused(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
-    """What is still wrong is said, nothing lands, and the message stays as it was: exit code 3."""
+    """The command gives the error, no event lands, and the message stays unchanged. The exit code is 3."""
     number = numbers["invalid_json"]
     for correction, why in (
         (b"{", "truncated_line"),
@@ -150,8 +150,8 @@ def test_a_correction_that_is_none_is_refused(
 def test_retry_lands_what_can_land_now(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
-    """All open messages are tried; those that land are resolved and the others stay, which exit code 3 tells."""
-    # As after an upgrade that reads what it did not read before.
+    """All open messages are tried. Landed messages are resolved and the others stay, with exit code 3."""
+    # This is the state after an upgrade that can read more messages.
     connection.execute("update raw.quarantine set payload = %s where reason = 'no_user_anon_id'", (GOOD,))
     done = run_here("quarantine", "retry", "--all")
     assert (done.returncode, done.stdout) == (3, "1 message landed, 2 still refused\n")
@@ -184,7 +184,7 @@ def test_a_number_given_twice_is_tried_once(
 def test_an_event_keeps_its_id_from_one_retry_to_the_next(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
-    """An event without a message id gets the one it would have had in its file."""
+    """An event without a message id gets the id that it would have had in its file."""
     line = b'{"type":"track","event":"Email Opened","userId":"u"}'
     for reason in ("invalid_json", "no_user_anon_id"):
         assert run_here("quarantine", "retry", numbers[reason], "--file", "-", stdin=line).returncode == 0
@@ -198,7 +198,7 @@ def test_an_event_keeps_its_id_from_one_retry_to_the_next(
 
 
 def keep_body(connection: psycopg.Connection, entrance: str, body: bytes) -> str:
-    """Put a body in quarantine whole, as a collector did that could not read it; return its number."""
+    """Put a whole body in quarantine, as a collector did that could not read the body; return its number."""
     row = connection.execute(
         "insert into raw.quarantine (source, entrance, reason, detail, payload, received_at)"
         " values ('iterable', %s, 'bad_request', 'd', %s, '2026-01-02 03:04:05Z') returning id",
@@ -209,7 +209,7 @@ def keep_body(connection: psycopg.Connection, entrance: str, body: bytes) -> str
 
 
 def test_a_batch_lands_and_what_is_wrong_in_it_stays(run_here: Loader, connection: psycopg.Connection) -> None:
-    """The command says how many of how many; a call that is still refused is a message of its own."""
+    """The command gives the number of landed calls. Each refused call is a separate message."""
     broken = GOOD.replace(b'"u"', b"7").replace(b"good", b"seven")
     cut = GOOD.replace(b'"good"', rb'"cut","properties":{"x":"\ud83d"}')
     body = b'{"batch":[%b,%b,%b],"sentAt":"2026-01-02T03:04:04Z","writeKey":""}' % (GOOD, broken, cut)
@@ -241,7 +241,7 @@ def test_a_batch_lands_and_what_is_wrong_in_it_stays(run_here: Loader, connectio
     [("tracking", b'{"batch":[%b]}'), ("segment-webhook", b" [%b]\n"), ("iterable-webhook", b"[%b]")],
 )
 def test_a_body_lands_corrected(run_here: Loader, connection: psycopg.Connection, entrance: str, form: bytes) -> None:
-    """A body whose brackets did not match stays until it is corrected; then all of its calls land."""
+    """A body with unbalanced brackets stays until it is corrected. Then all its calls land."""
     call = b'{"eventName":"emailOpen","email":"u@x"}' if entrance == "iterable-webhook" else GOOD
     calls = b",".join(
         call.replace(b'"good"', b'"m%d"' % number).replace(b"u@x", b"u%d@x" % number) for number in range(3)
@@ -257,7 +257,7 @@ def test_a_body_lands_corrected(run_here: Loader, connection: psycopg.Connection
 
 
 def test_a_body_whose_type_only_the_path_said_lands_as_that(run_here: Loader, connection: psycopg.Connection) -> None:
-    """The entrance remembers it."""
+    """The entrance records the type."""
     number = keep_body(connection, "tracking:identify", b"userId=u")
     done = run_here("quarantine", "retry", number, "--file", "-", stdin=b'\xef\xbb\xbf{"userId":"u","traits":{}}\r\n')
     assert (done.returncode, done.stdout) == (0, "1 message landed, 0 still refused\n")
@@ -265,7 +265,7 @@ def test_a_body_whose_type_only_the_path_said_lands_as_that(run_here: Loader, co
 
 
 def test_a_batch_of_which_nothing_can_land_stays_as_it_is(run_here: Loader, connection: psycopg.Connection) -> None:
-    """Whoever refuses its calls."""
+    """This holds if the parser refuses its calls and if the database does."""
     for calls, why in (
         ([NOBODY, NOBODY], "no_user_anon_id: neither userId nor anonymousId"),
         ([TOO_LARGE, TOO_LARGE], "the database refuses the message as before"),
@@ -281,7 +281,7 @@ def test_a_batch_of_which_nothing_can_land_stays_as_it_is(run_here: Loader, conn
 def test_what_has_landed_does_not_land_again(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
-    """Trying a message that landed is wrong use, and keeps those named with it from landing: exit code 2."""
+    """A retry of a landed message is wrong use, and no other named message lands. The exit code is 2."""
     connection.execute("update raw.quarantine set payload = %s where reason = 'invalid_json'", (GOOD,))
     number = numbers["nul_character"]
     done = run_here("quarantine", "retry", numbers["invalid_json"], number)
@@ -303,7 +303,7 @@ def test_what_has_landed_does_not_land_again(
     ],
 )
 def test_wrong_use_is_told(run_here: Loader, loaded: Path, arguments: list[str], message: str) -> None:
-    """A number or a choice that makes no sense is the caller's mistake: exit code 2."""
+    """A meaningless number or option is the caller's mistake. The exit code is 2."""
     done = run_here("quarantine", *arguments, stdin=b"")
     assert done.returncode == 2
     assert message in told(done)[-1]

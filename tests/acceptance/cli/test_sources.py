@@ -1,4 +1,4 @@
-"""Sources and write keys from the command line: who may send, into which schema, with which key."""
+"""Sources and write keys from the command line: the senders, their schemas and their keys."""
 
 import hashlib
 import json
@@ -17,19 +17,22 @@ Done = subprocess.CompletedProcess[str]
 
 
 def told(done: Done) -> list[str]:
-    """Return the lines a command wrote to stderr; a traceback is never among them."""
+    """Return the lines that a command wrote to stderr, and check that they contain no traceback."""
     assert "Traceback" not in done.stderr + done.stdout
     return done.stderr.splitlines()
 
 
 def read(done: Done) -> Any:
-    """Return what a command printed as JSON."""
+    """Return the JSON that a command printed."""
     assert (done.returncode, told(done)) == (0, [])
     return json.loads(done.stdout)
 
 
 def test_a_source_is_added_with_a_key(run_here: Loader, connection: psycopg.Connection) -> None:
-    """Adding a source prints its name, its schema and a write key, and nothing else; the key is stored as a digest."""
+    """The command prints the source's name, its schema and a write key, and nothing else.
+
+    A digest of the key is stored.
+    """
     added = read(run_here("source", "add", "Customer.io", "--json"))
     assert set(added) == {"name", "schema", "write_key"}
     assert (added["name"], added["schema"]) == ("Customer.io", "customerio")
@@ -44,7 +47,7 @@ def test_a_source_is_added_with_a_key(run_here: Loader, connection: psycopg.Conn
 
 
 def test_d1_a_key_alone_is_on_stdout(run_here: Loader) -> None:
-    """A script captures the key; a person reads beside it that it is shown only now."""
+    """A script captures the key. A person reads on stderr that the key is shown only now."""
     added = run_here("source", "add", "My Shop")
     assert re.fullmatch(r"\w[\w-]{31}\n", added.stdout)
     assert told(added) == ["Source My Shop feeds schema my_shop. Its write key, shown only now:"]
@@ -54,7 +57,7 @@ def test_d1_a_key_alone_is_on_stdout(run_here: Loader) -> None:
 
 
 def test_d1_a_key_needs_no_source_where_there_is_one(run_here: Loader) -> None:
-    """The advice of a 401 works as it is written; with several sources, the answer names them."""
+    """The advice of a 401 works as it is written. With several sources, the error names them."""
     made = run_here("key", "add")
     assert (made.returncode, told(made)) == (0, ["A write key for source iterable, shown only now:"])
     assert run_here("source", "add", "Shop").returncode == 0
@@ -66,7 +69,7 @@ def test_d1_a_key_needs_no_source_where_there_is_one(run_here: Loader) -> None:
 
 
 def test_d1_the_advice_for_a_source_that_is_there_works_as_typed(run_here: Loader) -> None:
-    """Names with blanks and quotes are quoted as a shell reads them."""
+    """Names with spaces and quotes are quoted for a shell."""
     for name in ("Iterable", "Bob's Shop"):
         run_here("source", "add", name, "--schema", "shop")
         (line,) = told(run_here("source", "add", name))
@@ -76,7 +79,7 @@ def test_d1_the_advice_for_a_source_that_is_there_works_as_typed(run_here: Loade
 
 
 def test_sources_are_listed(run_here: Loader) -> None:
-    """Each source with its schema, its labels and the number of its keys."""
+    """Each source has its schema, its labels and the number of its keys."""
     assert run_here("source", "add", "Shop", "--label", "environment:prod", "--label", "team:crm").returncode == 0
     rows = read(run_here("source", "list", "--json"))
     assert [(row["name"], row["schema"], row["labels"], row["keys"]) for row in rows] == [
@@ -89,7 +92,7 @@ def test_sources_are_listed(run_here: Loader) -> None:
 
 
 def test_vector_05_two_sources_cannot_feed_one_schema(run_here: Loader, connection: psycopg.Connection) -> None:
-    """A second source whose name gives the schema of another, or that asks for it, is refused."""
+    """A second source with the schema of another source is refused, whether derived or requested."""
     for arguments in (["iterable"], ["ITERABLE"], ["Other", "--schema", "iterable"]):
         done = run_here("source", "add", *arguments)
         assert done.returncode == 2
@@ -100,14 +103,14 @@ def test_vector_05_two_sources_cannot_feed_one_schema(run_here: Loader, connecti
 
 
 def test_a_source_is_added_once(run_here: Loader) -> None:
-    """A name that is taken is told, with the way to another key."""
+    """The error for a used name gives the command for another key."""
     done = run_here("source", "add", "Iterable")
     assert done.returncode == 2
     assert told(done)[0].startswith("Error: Source Iterable exists already; `loader key add")
 
 
 def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psycopg.Connection) -> None:
-    """A schema that exists with tables in it is not ours to write to; an empty one may have been made for us."""
+    """A schema with tables belongs to another user. An empty schema may have been made for the loader."""
     connection.execute("create schema taken; create table taken.orders (id int); create schema prepared")
     done = run_here("source", "add", "Taken")
     assert (done.returncode, told(done)) == (
@@ -121,7 +124,10 @@ def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psyc
     "schema", ["raw", "public", "information_schema", "pg_catalog", "pg_mine", "Shop", "1a", "a-b", "a" * 64]
 )
 def test_a_schema_that_cannot_be_one_is_refused(run_here: Loader, schema: str) -> None:
-    """Schemas of the database itself, and names that would need quotes or be cut, are refused with a reason."""
+    """The database's own schemas are refused, and so are names that need quotes or would be cut.
+
+    The error has a reason.
+    """
     done = run_here("source", "add", "Some Source", "--schema", schema)
     assert done.returncode == 2
     (line,) = told(done)
@@ -129,7 +135,7 @@ def test_a_schema_that_cannot_be_one_is_refused(run_here: Loader, schema: str) -
 
 
 def test_a_name_without_letters_needs_a_schema(run_here: Loader) -> None:
-    """Where no schema can be derived, the user is asked for one."""
+    """If no schema can be derived, the error asks for a schema."""
     done = run_here("source", "add", "日本語")
     assert (done.returncode, len(told(done))) == (2, 1)
     assert "--schema" in told(done)[0]
@@ -138,7 +144,7 @@ def test_a_name_without_letters_needs_a_schema(run_here: Loader) -> None:
 
 @pytest.mark.parametrize("label", ["prod", "a:b:c", "1a:b", "a:", ":b", "a:b c", "a:ü"])
 def test_a_label_that_is_none_is_refused(run_here: Loader, connection: psycopg.Connection, label: str) -> None:
-    """A label is a key and a value of letters, digits and hyphens; nothing is added when one is not."""
+    """A label is a key and a value of letters, digits and hyphens. With an invalid label, nothing is added."""
     done = run_here("source", "add", "Shop", "--label", "environment:prod", "--label", label)
     assert (done.returncode, len(told(done))) == (2, 1)
     assert label in told(done)[0]
@@ -146,7 +152,7 @@ def test_a_label_that_is_none_is_refused(run_here: Loader, connection: psycopg.C
 
 
 def test_keys_come_and_go(run_here: Loader, connection: psycopg.Connection) -> None:
-    """A source can have several keys, so that one can be replaced while the other works; a revoked one stays listed."""
+    """A source can have several keys, so a key can be replaced while another works. A revoked key stays listed."""
     first = read(run_here("key", "add", "Iterable", "--label", "old", "--json"))
     second = read(run_here("key", "add", "iterable", "--label", "new", "--json"))
     assert set(first) == {"source", "write_key"}
@@ -168,7 +174,7 @@ def test_keys_come_and_go(run_here: Loader, connection: psycopg.Connection) -> N
 
 
 def test_keys_of_one_source(run_here: Loader) -> None:
-    """--source lists that source's keys only."""
+    """--source lists only the keys of that source."""
     read(run_here("source", "add", "Shop", "--json"))
     read(run_here("key", "add", "Iterable", "--json"))
     assert [row["source"] for row in read(run_here("key", "list", "--json"))] == ["Shop", "Iterable"]
@@ -184,13 +190,13 @@ def test_keys_of_one_source(run_here: Loader) -> None:
     ],
 )
 def test_what_is_not_there_is_told(run_here: Loader, arguments: list[str], message: str) -> None:
-    """A source or a key that does not exist is the caller's mistake."""
+    """An unknown source or key is the caller's mistake."""
     done = run_here(*arguments)
     assert (done.returncode, told(done)) == (2, [f"Error: {message}"])
 
 
 def test_lists_of_nothing_are_for_people_and_for_scripts(run_here: Loader, connection: psycopg.Connection) -> None:
-    """An empty list says what to do; as JSON it is an empty list."""
+    """An empty list gives the next step, and in JSON it is an empty list."""
     connection.execute("truncate raw.sources, raw.write_keys")
     assert run_here("source", "list").stdout == "There is no source yet. `loader source add Iterable` adds a source.\n"
     assert read(run_here("source", "list", "--json")) == []
@@ -199,7 +205,7 @@ def test_lists_of_nothing_are_for_people_and_for_scripts(run_here: Loader, conne
 
 
 def test_several_sources_must_be_told_apart(run_here: Loader, tmp_path: Path, connection: psycopg.Connection) -> None:
-    """With one source a load needs no name; with two it does, and a source's name or schema will do."""
+    """With one source a load needs no name. With two sources it needs a source's name or schema."""
     path = tmp_path / "events.ndjson"
     path.write_text('{"type":"track","event":"Open","userId":"u","messageId":"m"}\n', encoding="utf-8")
     connection.execute("insert into raw.sources (name, schema_name) values ('My Shop', 'shop')")

@@ -1,4 +1,4 @@
-"""`loader sql`: reads only, unless it is told to write, and shows every value as it is."""
+"""`loader sql`: reads only, unless --write is given, and shows every value exactly."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ from tests.support.terminals import run_on_terminal
     ],
 )
 def test_d8_a_query_changes_nothing(run_loader: Loader, settings: Settings, statement: str) -> None:
-    """A statement cannot undo that it may only read, in no way that one line of SQL has."""
+    """No statement in one line of SQL can leave the read-only transaction."""
     with psycopg.connect(settings.database_url) as connection:
         before = connection.execute("select * from raw.sources").fetchall()
         run_loader("sql", statement)
@@ -48,7 +48,7 @@ def test_d8_a_query_changes_nothing(run_loader: Loader, settings: Settings, stat
 
 
 def test_d8_write_keeps_what_a_statement_changes(run_loader: Loader) -> None:
-    """A statement without rows says what it did, and it stays done."""
+    """A statement without rows shows its effect, and the change is kept."""
     made = run_loader("sql", "--write", "create table public.notes (note text)")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "CREATE TABLE\n")
     added = run_loader("sql", "--write", "--format", "csv", "insert into public.notes values ('kept') returning note")
@@ -58,14 +58,14 @@ def test_d8_write_keeps_what_a_statement_changes(run_loader: Loader) -> None:
 
 
 def test_d8_several_statements_show_each_result_or_are_refused(run_loader: Loader) -> None:
-    """No result is dropped without a word."""
+    """Each result is shown."""
     refused = run_loader("sql", "select 1 as a; select 2 as b")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "several statements" in refused.stderr
     both = run_loader("sql", "--write", "select 1 as a; create table public.t (n int); select 2 as b")
     assert both.stdout == "a\n-\n1\n\nb\n-\n2\n"
     assert both.stderr == "CREATE TABLE\n"
-    # One transaction: what comes before a failure is undone.
+    # All statements are one transaction, so a failure undoes the earlier statements.
     failed = run_loader("sql", "--write", "drop table public.t; select 1 / 0")
     assert failed.returncode == 2
     assert run_loader("sql", "select * from public.t").returncode == 0
@@ -90,7 +90,7 @@ def test_d8_a_table_that_is_not_found_is_hinted_at(served_loader: Loader, name: 
 
 
 def test_d8_a_failure_in_the_middle_of_the_rows_is_told(run_loader: Loader) -> None:
-    """A statement that fails after some rows is refused like any other."""
+    """The error is the same as for a statement that fails at once."""
     failed = run_loader("sql", "--format", "csv", "select 1 / (3000 - n) from generate_series(1, 5000) as n")
     assert failed.returncode == 2
     assert "division by zero" in failed.stderr
@@ -103,7 +103,7 @@ def test_d8_a_wide_row_is_a_line_for_each_column(run_loader: Loader) -> None:
 
 
 def test_d8_a_terminal_gets_lines_where_a_table_is_too_wide_and_so_many_rows(settings: Settings) -> None:
-    """Rows beyond the limit are announced; a pipe gets all of them."""
+    """Rows beyond the limit are announced, and a pipe gets all rows."""
     columns = ", ".join(f"'{n}' as column_number_{n}" for n in range(9))
     _, wide = run_on_terminal(settings, "sql", f"select {columns}")
     assert wide.splitlines()[:2] == ["-- row 1", "column_number_0  0"]
@@ -117,7 +117,7 @@ def test_d8_a_terminal_gets_lines_where_a_table_is_too_wide_and_so_many_rows(set
 
 
 def test_d8_a_pipe_gets_every_row(run_loader: Loader) -> None:
-    """A limit holds where one is given."""
+    """A limit applies only if it is given."""
     query = "select n from generate_series(1, 1234) as n"
     assert len(run_loader("sql", query).stdout.splitlines()) == 2 + 1234
     some = run_loader("sql", "--limit", "3", "--format", "csv", query)
@@ -127,7 +127,7 @@ def test_d8_a_pipe_gets_every_row(run_loader: Loader) -> None:
 
 
 def test_d8_values_are_exact(run_loader: Loader) -> None:
-    """Documents and numbers keep their digits, moments beyond Python's their years; nothing is Python's."""
+    """Documents and numbers keep their digits, and times beyond Python's range their years."""
     query = """
         select
             '{"a": 1.10, "b": 123456789012345678901234567890}'::jsonb as document,
@@ -162,7 +162,7 @@ def test_d8_values_are_exact(run_loader: Loader) -> None:
 
 
 def test_c12_csv_is_exact_and_the_help_warns_of_formulas(run_loader: Loader) -> None:
-    """No value is changed for a spreadsheet; the help says what a spreadsheet does."""
+    """No value is changed for a spreadsheet. The help warns of formulas."""
     texts = ["=1+1", "+1", "-1", "@x", 'a"b', "a\rb", "a\nb", " a ", "", "a,b"]
     values = ", ".join("E'" + text.encode("unicode_escape").decode() + "'" for text in texts)
     done = run_loader("sql", "--format", "csv", f"select {values}, null")

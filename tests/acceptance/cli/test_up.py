@@ -1,4 +1,4 @@
-"""`loader up` on a terminal and in a pipe: what a person reads of what comes in."""
+"""`loader up` on a terminal and in a pipe: its lines about arriving events."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def post(port: int, key: str, body: bytes) -> int:
 
 
 def test_d6_up_tells_events_refusals_and_unknown_keys_in_plain_lines(served_settings: Settings, tmp_path: Path) -> None:
-    """An event counts once, however many tables have it; nothing that was refused goes without a line."""
+    """An event counts once, however many tables have it. Every refusal has a line."""
     key = loader_here(served_settings)("key", "add").stdout.strip()
     names = ["Email Opened", "Email Opened", "Email Delivered", "Email Delivered", "SMS Sent", "SMS Sent"]
     calls = [{"type": "track", "event": name, "userId": "u", "messageId": str(n)} for n, name in enumerate(names)]
@@ -62,7 +62,7 @@ def test_d6_up_tells_events_refusals_and_unknown_keys_in_plain_lines(served_sett
 
 
 def test_d6_events_are_counted_once_for_each_source() -> None:
-    """Where a run fills no tracks, the rows of the other tables are what there is to count."""
+    """If a run does not fill tracks, the rows of the other tables are counted."""
     grown = [
         TableFilled("iterable", "tracks", rows=6),
         TableFilled("iterable", "email_opened", rows=4),

@@ -1,4 +1,4 @@
-"""Bodies in which a call cannot be read: the others land, and each is told for what it is."""
+"""Bodies with an unreadable call: the other calls land, and that call is refused for its own reason."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.acceptance.collector.test_segment_webhook import event as forwarded
 from tests.support.collector_thread import Entrance, assert_refused, assert_taken
 from tests.support.tcp_proxy import proxied
 
-# As the JSON of Python and JavaScript writes a character of two halves that was cut in the middle.
+# The JSON that Python and JavaScript write for a surrogate pair that was cut in the middle.
 CUT = r"cut \ud83d"
 REPAIRED = "cut \ufffd"
 DEEP = "[" * 1_000 + "]" * 1_000
@@ -21,7 +21,7 @@ LISTS = ("/webhooks/segment", "/webhooks/iterable")
 
 
 def item(number: int, path: str, value: str = '"x"') -> str:
-    """Return one call or event for a route, with a property that is written as it is given."""
+    """Return a call or event for a route, with a property of exactly the given text."""
     if path == "/webhooks/iterable":
         fields = f'"campaignId": {number}, "createdAt": "2026-03-04 15:00:02 +00:00", "subject": {value}'
         return f'{{"eventName": "emailOpen", "email": "u@example.com", "dataFields": {{{fields}}}}}'
@@ -33,19 +33,19 @@ def item(number: int, path: str, value: str = '"x"') -> str:
 
 
 def body_of(path: str, items: list[str]) -> str:
-    """Return the body that carries calls by a route that takes several."""
+    """Return a body with these calls, for a route that accepts several calls."""
     listed = "[" + ", ".join(items) + "]"
     return f'{{"batch": {listed}, "sentAt": "2026-03-04T15:00:03Z"}}' if path in TRACKING_BATCHES else listed
 
 
 def subjects(entrance: Entrance) -> dict[int, str]:
-    """Return the property of each event that has landed, by its number."""
+    """Return the property of each landed event, by its number."""
     return {int(payload["properties"]["campaignId"]): payload["properties"]["subject"] for payload in entrance.landed()}
 
 
 @pytest.mark.parametrize("path", [*TRACKING_BATCHES, *LISTS])
 def test_a1_a_cut_character_keeps_no_call_from_landing(entrance: Entrance, path: str) -> None:
-    """All land, that one with U+FFFD; its own original is kept, not the body's."""
+    """All calls land, and the cut character becomes U+FFFD. The original call is kept, not the body."""
     items = [item(number, path, f'"{CUT}"' if number == 7 else '"x"') for number in range(20)]
     assert_taken(entrance.collector.post(path, body_of(path, items), key=entrance.key))
     assert subjects(entrance) == {number: REPAIRED if number == 7 else "x" for number in range(20)}
@@ -65,7 +65,7 @@ def test_a1_a_cut_character_keeps_no_call_from_landing(entrance: Entrance, path:
 def test_a1_a_call_that_cannot_be_read_is_refused_alone(
     entrance: Entrance, path: str, broken: str, reason: str
 ) -> None:
-    """With its own reason and no other bytes than its own; the answer is success."""
+    """The refusal has the call's own reason and bytes. The answer is success."""
     items = [item(number, path, broken if number == 3 else '"x"') for number in range(5)]
     assert_taken(entrance.collector.post(path, body_of(path, items), key=entrance.key))
     assert subjects(entrance) == dict.fromkeys((0, 1, 2, 4), "x")
@@ -76,7 +76,7 @@ def test_a1_a_call_that_cannot_be_read_is_refused_alone(
 
 @pytest.mark.parametrize("path", LISTS)
 def test_a1_a_cut_character_ends_no_list_of_one(entrance: Entrance, path: str) -> None:
-    """An array of one event, and the event alone."""
+    """This holds for an array of one event and for the event alone."""
     for number, wrapped in enumerate(("[%s]", "%s", "\ufeff[%s]", "\ufeff%s")):
         text = wrapped % item(number, path, f'"{CUT}"')
         assert_taken(entrance.collector.post(path, text.encode(), key=entrance.key))
@@ -84,7 +84,7 @@ def test_a1_a_cut_character_ends_no_list_of_one(entrance: Entrance, path: str) -
 
 
 def test_a1_what_a_batch_shares_reaches_its_calls(entrance: Entrance) -> None:
-    """Also where a character of it is cut, or one of the calls is."""
+    """This also holds if a character of a shared field or of a call is cut."""
     context = f'{{"traits": {{"city": "{CUT}"}}, "a": 1}}'
     items = [item(1, "/v1/batch"), item(2, "/v1/batch", f'"{CUT}"').replace('"type"', '"context": {"b": 2}, "type"')]
     text = f'{{"context": {context}, "batch": [{", ".join(items)}], "sentAt": "2026-03-04T15:00:03Z"}}'
@@ -96,7 +96,7 @@ def test_a1_what_a_batch_shares_reaches_its_calls(entrance: Entrance) -> None:
 
 
 def test_a1_a_batch_whose_calls_cannot_be_told_apart_is_refused_whole(entrance: Entrance) -> None:
-    """With the reason that it has, never with one that would be repaired."""
+    """The reason is that of the batch, never that of a repaired character."""
     for text, reason in (
         (f'{{"batch": [{item(1, "", json.dumps("x"))}, {{"x": "{CUT}"}}', "truncated_line"),
         (f'{{"batch": [{{"x": "{CUT}"}}, {{"a": [1}}, {{}}]}}', "invalid_json"),
@@ -111,7 +111,7 @@ def test_a1_a_batch_whose_calls_cannot_be_told_apart_is_refused_whole(entrance: 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a1_segments_own_library_loses_nothing_to_a_cut_character(entrance: Entrance, compressed: bool) -> None:
-    """20 events, one of them with half of a character: it is told of no error, and all have landed."""
+    """One of 20 events has a cut character. The library gets no error, and all events land."""
     errors: list[Exception] = []
     client = Client(
         entrance.key,
@@ -129,7 +129,7 @@ def test_a1_segments_own_library_loses_nothing_to_a_cut_character(entrance: Entr
 
 
 def test_a1_a_signed_webhook_with_a_cut_character_is_taken(entrance: Entrance) -> None:
-    """Segment signs the first event of a batch, however broken the others are."""
+    """Segment signs the first event of a batch, whatever the other events contain."""
     first = forwarded()
     broken = item(2, "/webhooks/segment", f'"{CUT}"')
     secret = type(entrance.settings.segment_secret)(SECRET)
@@ -149,7 +149,7 @@ def test_a1_a_signed_webhook_with_a_cut_character_is_taken(entrance: Entrance) -
 )
 @pytest.mark.parametrize("flaw", [CUT, r"nul \u0000", r"\ude00 cut", r"\ud83d\ud83d"])
 def test_a2_a_single_call_with_a_cut_character_lands(entrance: Entrance, kind: str, more: str, flaw: str) -> None:
-    """Whatever else is in it; what is repaired is never the reason of a refusal."""
+    """This holds whatever else the call contains. A repaired character is never the reason of a refusal."""
     text = f'{{{more}"userId": "u", "event": "E", "name": "n", "properties": {{"x": "{flaw}"}}}}'
     assert_taken(entrance.collector.post(f"/v1/{kind}", text, key=entrance.key))
     [payload] = entrance.landed()
@@ -161,7 +161,7 @@ def test_a2_a_single_call_with_a_cut_character_lands(entrance: Entrance, kind: s
 
 @pytest.mark.parametrize("path", ["/v1/track", "/v1/identify", "/webhooks/segment", "/webhooks/iterable"])
 def test_a2_what_is_repaired_is_never_the_reason(entrance: Entrance, path: str) -> None:
-    """Of a call that cannot land for another one."""
+    """The call cannot land for another reason."""
     fields = '"type": "track", "event": "E", "eventName": "emailOpen"'
     for broken, reason in (
         (f'{{{fields}, "x": "{CUT}"}}', "no_user_anon_id"),
@@ -176,7 +176,7 @@ def test_a2_what_is_repaired_is_never_the_reason(entrance: Entrance, path: str) 
 
 
 def bodies_with_keys(key: str) -> list[tuple[str, str]]:
-    """Return paths and bodies that carry a write key themselves: what lands, what is repaired, what is refused."""
+    """Return paths and bodies with a write key in them: landing, repaired and refused bodies."""
     written = f'"writeKey": "{key}"'
     single = f'"userId": "u", "event": "E", {written}'
     calls = [
@@ -201,7 +201,7 @@ def bodies_with_keys(key: str) -> list[tuple[str, str]]:
 
 
 def kept_bytes(entrance: Entrance) -> bytes:
-    """Return all that is stored of what has come in, as the database has it."""
+    """Return everything that the database stores of the received requests."""
     rows = entrance.connection.execute(
         "select convert_to(payload::text, 'utf8') from raw.events"
         " union all select payload || convert_to(detail, 'utf8') from raw.quarantine"
@@ -211,7 +211,7 @@ def kept_bytes(entrance: Entrance) -> bytes:
 
 @pytest.mark.parametrize("shown", [True, False], ids=["in a header too", "in the body only"])
 def test_c3_no_write_key_is_stored(entrance: Entrance, shown: bool) -> None:
-    """Whichever way a call has taken: of a key, only its digest is kept."""
+    """Only the digest of a key is stored, whatever the call's way."""
     for path, text in bodies_with_keys(entrance.key):
         if not shown and path.startswith("/webhooks"):
             continue
@@ -224,7 +224,7 @@ def test_c3_no_write_key_is_stored(entrance: Entrance, shown: bool) -> None:
 
 
 def test_c3_no_write_key_is_in_the_spool(entrance: Entrance, tmp_path: Path) -> None:
-    """What waits there for the database has been through the same."""
+    """The spooled bytes contain no key either."""
     spool = tmp_path / "spool"
     with (
         proxied(entrance.settings.database_url) as proxy,

@@ -1,6 +1,6 @@
-"""Every entrance with bodies of valid and broken calls: each good call lands, each bad one can be retried.
+"""Every entrance with bodies of valid and broken calls: each good call lands, each bad call can be retried.
 
-The calls are marked, so that each can be told in raw.events and in raw.quarantine, whatever else is wrong with it.
+The calls have marks, which identify each call in raw.events and in raw.quarantine, whatever else is wrong with it.
 """
 
 import csv
@@ -28,15 +28,15 @@ Write = Callable[[int], bytes]
 
 # Hypothesis gives Python a deeper stack than a collector has.
 DEEP = "[" * 15_000 + "]" * 15_000
-# What a property may be: the last ones land repaired.
+# Values of a property; the last values land repaired.
 VALUES = ['"x"', "1.10", "null", "[]", '{"a": {"b": []}}', '"}], ,[{"', r'"\\"', r'"\ud83d\ude00"', '"é"']
 REPAIRED_VALUES = [r'"cut \ud83d"', r'"\ude00"', r'"nul \u0000"', r'{"\ud83d": 1}']
-# What makes a call no JSON, or none that the database takes, while its brackets match.
+# Additions that make a call invalid JSON, or unacceptable to the database, with balanced brackets.
 BROKEN_VALUES = ["tru", "1.", '{"a" 1}', DEEP, "1e200000", "'x'", r'"\x"', r'"cut \ud83d", "z": nul']
 
 
 def tracking_call(number: int, value: str = '"x"', **fields: str | None) -> str:
-    """Return a tracking call; a field is given as JSON, None leaves it out."""
+    """Return a tracking call; a field is given as JSON, and None leaves the field out."""
     written = {
         "messageId": f'"mark-{number}"',
         "type": '"track"',
@@ -48,7 +48,7 @@ def tracking_call(number: int, value: str = '"x"', **fields: str | None) -> str:
 
 
 def iterable_body(number: int, value: str = '"x"', **fields: str | None) -> str:
-    """Return an event as Iterable's webhooks have it."""
+    """Return an event in the form of Iterable's webhooks."""
     written = {
         "eventName": '"emailOpen"',
         "email": '"u@example.com"',
@@ -69,7 +69,7 @@ def exported_row(number: int, value: str = '"x"', **fields: str | None) -> str:
 
 
 def ways(call: Callable[..., str], bad_fields: list[dict[str, str | None]]) -> tuple[list[Write], list[Write]]:
-    """Return the ways to write a call that can land, and one that cannot although its brackets match."""
+    """Return the texts of a call that can land, and of a call that cannot land, all with balanced brackets."""
     good = [lambda n, v=v: call(n, v).encode() for v in (*VALUES, *REPAIRED_VALUES)]
     bad = [lambda n, v=v: call(n, v).encode() for v in BROKEN_VALUES]
     bad += [lambda n, fields=fields: call(n, **fields).encode() for fields in bad_fields]
@@ -112,12 +112,12 @@ EXPORTED = ways(exported_row, [{"email": None}, {"email": '""'}, {"email": "[]"}
 
 @dataclass(frozen=True)
 class Route:
-    """A route that takes several calls.
+    """A route that accepts several calls.
 
     Attributes:
-        path: Its path.
-        ways: How its calls may be written, those that can land and those that cannot.
-        form: The body that holds the calls, as a format.
+        path: The path of the route.
+        ways: The texts of its calls, those that can land and those that cannot.
+        form: The body around the calls, as a format.
     """
 
     path: str
@@ -125,7 +125,7 @@ class Route:
     form: bytes
 
     def body(self, calls: list[bytes]) -> bytes:
-        """Return the body that carries calls."""
+        """Return the body with the calls."""
         return self.form % b" ,\n".join(calls)
 
 
@@ -138,31 +138,31 @@ ROUTES = [
 ]
 ENTRANCES = {"/webhooks/segment": "segment-webhook", "/webhooks/iterable": "iterable-webhook"}
 
-# Whether a call is good, and which of the ways it is written.
+# Whether a call is good, and the number of its text.
 mixes = st.lists(st.tuples(st.booleans(), st.integers(0, 10_000)), min_size=1, max_size=10)
 
 
 def written(mix: list[tuple[bool, int]], good: list[Write], bad: list[Write]) -> tuple[list[bytes], set[int], set[int]]:
-    """Return the calls of a mix, the marks of those that can land and of those that cannot."""
+    """Return the calls of a mix, and the marks of those that can land and of those that cannot."""
     calls = [(good if is_good else bad)[way % len(good if is_good else bad)](n) for n, (is_good, way) in enumerate(mix)]
     marks = {n for n, (is_good, _) in enumerate(mix) if is_good}
     return calls, marks, set(range(len(mix))) - marks
 
 
 def landed_marks(connection: psycopg.Connection) -> Counter[int]:
-    """Return how often each call has landed."""
+    """Return the number of landings of each call."""
     rows = connection.execute("select (regexp_match(payload::text, 'mark-([0-9]+)'))[1]::int from raw.events")
     return Counter(row[0] for row in rows)
 
 
 def open_marks(connection: psycopg.Connection) -> dict[int, set[int]]:
-    """Return the marks of the calls that each open message in quarantine holds, by its number."""
+    """Return the marks of the calls in each open message of the quarantine, by its number."""
     rows = connection.execute("select id, payload from raw.quarantine where resolved_at is null")
     return {number: {int(mark) for mark in re.findall(rb"mark-([0-9]+)", payload)} for number, payload in rows}
 
 
 def assert_each_where_it_belongs(connection: psycopg.Connection, good: set[int], bad: set[int]) -> None:
-    """Check that each good call has landed once, and each bad one is a message of its own."""
+    """Check that each good call has landed once, and each bad call is a message of its own."""
     assert landed_marks(connection) == Counter(good)
     messages = open_marks(connection)
     assert all(len(marks) == 1 for marks in messages.values()), messages
@@ -172,7 +172,7 @@ def assert_each_where_it_belongs(connection: psycopg.Connection, good: set[int],
 def assert_corrected(
     connection: psycopg.Connection, good: set[int], bad: set[int], correction: Callable[[str, int], bytes]
 ) -> None:
-    """Check that each bad call lands when it is corrected, and that every call is accounted for."""
+    """Check that each bad call lands when it is corrected, and that the conservation law holds."""
     refused = retry(connection, open_messages(connection))
     assert not any(each.landed for each in refused)
     for number, marks in open_marks(connection).items():
@@ -190,7 +190,7 @@ def assert_corrected(
 
 
 def correction(entrance: str, mark: int) -> bytes:
-    """Return a corrected call for the entrance it came by."""
+    """Return a corrected call for the entrance of the original."""
     if entrance.startswith("iterable-export"):
         return exported_row(mark).encode()
     text = iterable_body(mark) if entrance == "iterable-webhook" else tracking_call(mark)
@@ -199,7 +199,7 @@ def correction(entrance: str, mark: int) -> bytes:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance, route: Route) -> None:
-    """Whatever its neighbours are."""
+    """This holds whatever calls are around it."""
     connection = module_entrance.connection
 
     @given(mixes)
@@ -217,7 +217,7 @@ def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance,
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_a_body_that_is_in_quarantine_whole_is_retried_call_by_call(module_entrance: Entrance, route: Route) -> None:
-    """As earlier versions kept one: what can land does, the rest is in quarantine by itself."""
+    """Earlier versions kept whole bodies. Each valid call lands, and each other call becomes a message of its own."""
     connection = module_entrance.connection
     entrance = ENTRANCES.get(route.path, "tracking")
 
@@ -252,7 +252,7 @@ def test_a_body_that_is_in_quarantine_whole_is_retried_call_by_call(module_entra
     check()
 
 
-# What no kind of call may be.
+# An invalid value for calls of every kind.
 NO_CALL: list[dict[str, str | None]] = [
     {"userId": None},
     {"userId": "7"},
@@ -273,7 +273,7 @@ SINGLE = {
 
 @pytest.mark.parametrize("path", SINGLE)
 def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: str) -> None:
-    """Also one whose type only the path says, and one that is cut short."""
+    """The type may be in the path only, and the call may be cut short."""
     connection = module_entrance.connection
     good, bad = SINGLE[path]
 
@@ -290,7 +290,7 @@ def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: 
         if not is_good:
             text = text[: max(len(text) - cut, 30)]
         reply = module_entrance.collector.post(path, text, key=module_entrance.key)
-        # What only the database refuses is answered as taken.
+        # The answer is success if only the database refuses the call.
         assert reply.status == 200 if is_good else reply.status == 400 or b"1e200000" in text, (text, reply)
         assert_each_where_it_belongs(connection, *(({0}, set()) if is_good else (set(), {0})))
         if not is_good:
@@ -300,13 +300,13 @@ def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: 
 
 
 def load(entrance: Entrance, path: Path, *arguments: str) -> None:
-    """Load a file that holds something bad, as a person does."""
+    """Load a file with bad lines from the command line."""
     done = loader_here(entrance.settings)("load", str(path), "--source", "iterable", *arguments)
     assert done.returncode in (0, 3), done.stderr
 
 
 def as_csv(rows: list[bytes], bad: set[int]) -> bytes:
-    """Return rows as a CSV file, in which the bad ones do not fit its header."""
+    """Return rows as a CSV file, in which the bad rows do not fit the header."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["messageId", "email", "createdAt"])
@@ -317,7 +317,7 @@ def as_csv(rows: list[bytes], bad: set[int]) -> bytes:
 
 
 def as_parquet(rows: list[bytes], bad: set[int]) -> bytes:
-    """Return rows as a Parquet file, in which the bad ones have no user: by no value, or by an empty text."""
+    """Return rows as a Parquet file, in which the bad rows have no user: an absent value, or an empty text."""
     buffer = io.BytesIO()
     records = [
         {
@@ -336,7 +336,7 @@ FILES = {"exported csv": as_csv, "exported parquet": as_parquet}
 
 @pytest.mark.parametrize("form", ["tracking calls", "exported lines", *FILES])
 def test_every_line_of_a_file_lands_or_can_be_retried(module_entrance: Entrance, tmp_path: Path, form: str) -> None:
-    """Whatever its neighbours are."""
+    """This holds whatever lines are around it."""
     connection = module_entrance.connection
     good_ways, bad_ways = TRACKING if form == "tracking calls" else EXPORTED
 

@@ -1,4 +1,4 @@
-"""HTTP as clients really speak it: slow, cut short, too much of it, several requests at once, thousands at a time."""
+"""HTTP as real clients use it: slow, cut short, too large, pipelined, and over thousands of connections."""
 
 import gc
 import gzip
@@ -39,12 +39,12 @@ def call(name: str, **fields: Any) -> bytes:
 
 
 def basic(key: str) -> dict[str, str]:
-    """Return the header that shows a key as Segment's libraries do."""
+    """Return the header that contains a key as Segment's libraries send it."""
     return {"Authorization": "Basic " + b64encode(f"{key}:".encode()).decode()}
 
 
 def request(entrance: Entrance, body: bytes, *headers: str, version: str = "1.1", length: int | None = None) -> bytes:
-    """Return a request to the tracking API as it goes over the line."""
+    """Return a request to the tracking API as its bytes."""
     authorization = basic(entrance.key)["Authorization"]
     lines = [f"POST /v1/track HTTP/{version}", "Host: collector", f"Authorization: {authorization}", *headers]
     if length != -1:
@@ -53,7 +53,7 @@ def request(entrance: Entrance, body: bytes, *headers: str, version: str = "1.1"
 
 
 def is_closed(collector: Collecting) -> bool:
-    """Say whether a collector lets nobody in any more."""
+    """Return whether a collector accepts no connection any more."""
     try:
         Line(collector.port).close()
     except ConnectionRefusedError:
@@ -63,13 +63,13 @@ def is_closed(collector: Collecting) -> bool:
 
 @pytest.fixture(scope="module")
 def hasty(module_entrance: Entrance) -> Iterator[Collecting]:
-    """A collector that waits for nobody."""
+    """A collector with short time limits."""
     with module_entrance.with_settings(request_seconds=0.2) as collector:
         yield collector
 
 
 def test_requests_sent_at_once_are_answered_in_their_order(entrance: Entrance) -> None:
-    """Good ones and bad ones, on one connection."""
+    """Valid and invalid requests share a connection."""
     bodies = [call("a"), call("b", userId=None), b"{", call("c", properties={"x": "y" * 30_000}), call("d")]
     with entrance.collector.line() as line:
         line.send(b"".join(request(entrance, body) for body in bodies))
@@ -78,7 +78,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(entrance: Entrance) -
 
 
 def test_requests_that_take_different_ways_keep_their_order(entrance: Entrance) -> None:
-    """What takes a task of its own before what does not, and the other way round; of events and of answers."""
+    """Requests with and without a task of their own alternate, for events and for answers."""
     names = [f"m{number}" for number in range(12)]
     with entrance.collector.line() as line:
         line.send(
@@ -100,7 +100,7 @@ _numbers = itertools.count()
 
 
 class Sent(NamedTuple):
-    """A request, and what it is answered with."""
+    """A request, and its response."""
 
     data: bytes
     status: int
@@ -108,7 +108,7 @@ class Sent(NamedTuple):
 
 
 def requests(entrance: Entrance) -> st.SearchStrategy[Sent]:
-    """Return requests of every kind that leaves its connection open, most of them alike."""
+    """Return requests of every kind that leaves its connection open, most of them equal."""
     origin = "Origin: https://example.com"
 
     def make(kind: str, size: int) -> Sent:
@@ -141,10 +141,10 @@ def requests(entrance: Entrance) -> st.SearchStrategy[Sent]:
 def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_alone(
     module_entrance: Entrance, data: st.DataObject
 ) -> None:
-    """Whatever came before on the connection, and whether its answer has been waited for."""
+    """Earlier requests on the connection do not matter, nor whether the client has waited for their answers."""
     module_entrance.empty()
     piece = st.sampled_from([0, 0, 0, 1, 30, 0.5, -1])
-    # All of it before anything is sent: an example that is given up half-way would leave events behind.
+    # All requests are drawn before the first is sent. A rejected example would leave events otherwise.
     plan = data.draw(st.lists(st.tuples(requests(module_entrance), piece, st.booleans()), min_size=1, max_size=12))
     unanswered: list[Sent] = []
     with module_entrance.collector.line() as line:
@@ -162,7 +162,7 @@ def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_al
 
 
 def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long after the last request as after the first, and not while one is under way."""
+    """The wait is the same after the first and after a later request, and no request is under way."""
     monkeypatch.setattr(loader.collector.protocol, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(loader.collector.server, "IDLE_SECONDS", 0.5)
     with entrance.with_settings() as other, Line(other.port) as line, Line(other.port) as held:
@@ -179,7 +179,7 @@ def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monke
 
 
 def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while a request is under way that came after others."""
+    """A later request may be under way."""
     monkeypatch.setattr(loader.collector.protocol, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(loader.collector.server, "IDLE_SECONDS", 0.2)
 
@@ -205,7 +205,7 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, mo
 
 
 def test_a_key_that_is_revoked_opens_nothing_on_an_open_connection(entrance: Entrance) -> None:
-    """However often it did before."""
+    """It worked before on that connection."""
     with open_database(entrance.settings) as database, database.begin() as connection:
         shown = replace(entrance, key=add_key(connection, "Iterable"))
     with entrance.collector.line() as line:
@@ -227,7 +227,7 @@ def test_a_key_that_is_revoked_opens_nothing_on_an_open_connection(entrance: Ent
 
 
 def test_d1_the_advice_of_a_401_works_as_typed(entrance: Entrance) -> None:
-    """The command makes a key that the collector takes."""
+    """The command makes a key that the collector accepts."""
     with entrance.collector.line() as line:
         line.send(request(replace(entrance, key="unknown"), call("stranger")))
         reply = line.reply()
@@ -235,7 +235,7 @@ def test_d1_the_advice_of_a_401_works_as_typed(entrance: Entrance) -> None:
     advised = re.search(r"`loader (.*?)`", reply.json["message"])
     assert advised
     loader = loader_here(entrance.settings)
-    # A stranger is told no source's name; of several, the command asks for one and lists them.
+    # The answer contains no name of a source. With several sources, the command lists them and asks for a name.
     assert "There are several sources (Iterable, Second)" in loader(*advised[1].split()).stderr
     made = loader(*advised[1].split(), "Iterable")
     assert made.returncode == 0, made.stderr
@@ -246,13 +246,13 @@ def test_d1_the_advice_of_a_401_works_as_typed(entrance: Entrance) -> None:
             line.send(invited)
             return line.reply().status == 200
 
-    # The collector reads the keys once a second at most.
+    # The collector reads the keys at most once a second.
     wait_until(is_taken, "the key to be taken")
 
 
 @pytest.mark.parametrize("zeros", [1, 17, 18, 30, 5000])
 def test_a_length_may_begin_with_zeros(entrance: Entrance, zeros: int) -> None:
-    """As many as fit in a head, and nobody whose request came before has to pay for it."""
+    """The head may contain any number of zeros that fits, and earlier requests are not affected."""
     odd = request(entrance, call("odd"), length=-1).replace(
         b"\r\n\r\n", b"\r\nContent-Length: %s%d\r\n\r\n" % (b"0" * zeros, len(call("odd"))), 1
     )
@@ -268,7 +268,7 @@ def test_a_length_may_begin_with_zeros(entrance: Entrance, zeros: int) -> None:
     [["Content-Length: 5"], ["Transfer-Encoding: chunked"], ["Content-Length: 99999999999999999999999"]],
 )
 def test_a_request_of_two_lengths_is_refused(entrance: Entrance, headers: list[str]) -> None:
-    """Where it ends is anybody's guess, so it is nobody's event; what came before it has its answer."""
+    """The end of the request is ambiguous, so no event of it lands. Earlier requests get their answers."""
     with entrance.collector.line() as line:
         line.send(request(entrance, call("before")) + request(entrance, call("odd"), *headers))
         assert_taken(line.reply())
@@ -278,7 +278,7 @@ def test_a_request_of_two_lengths_is_refused(entrance: Entrance, headers: list[s
 
 
 def test_the_first_of_two_keys_counts(entrance: Entrance) -> None:
-    """On every way there is."""
+    """This holds for every place of a key."""
     other = f"Authorization: {basic(entrance.other_key)['Authorization']}"
     with entrance.collector.line() as line:
         for odd in ([], ["Origin: https://example.com"]):
@@ -288,7 +288,7 @@ def test_the_first_of_two_keys_counts(entrance: Entrance) -> None:
 
 
 def test_a_request_may_come_byte_by_byte(entrance: Entrance) -> None:
-    """It is answered once, when it is whole."""
+    """The collector answers once, when the request is complete."""
     with entrance.collector.line() as line:
         for data in request(entrance, call("a")) + request(entrance, call("b"))[:-1]:
             line.send(bytes([data]))
@@ -300,7 +300,7 @@ def test_a_request_may_come_byte_by_byte(entrance: Entrance) -> None:
 
 
 def test_a_connection_is_closed_when_its_client_wants_that(entrance: Entrance) -> None:
-    """After the answer, which says so; what follows is no request."""
+    """The answer announces the end, and later bytes are not a request."""
     with entrance.collector.line() as line:
         line.send(request(entrance, call("a"), "Connection: close") + request(entrance, call("b")))
         reply = line.reply()
@@ -311,7 +311,7 @@ def test_a_connection_is_closed_when_its_client_wants_that(entrance: Entrance) -
 
 
 def test_events_land_when_their_sender_is_gone(entrance: Entrance) -> None:
-    """What was there whole is an event, whoever waits for the answer; nobody else notices."""
+    """Complete requests become events, without a sender that waits. Other connections are not affected."""
     entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
     with entrance.collector.line() as staying:
         with entrance.collector.line() as line:
@@ -327,7 +327,7 @@ def test_events_land_when_their_sender_is_gone(entrance: Entrance) -> None:
 def test_c9_a_sender_that_is_gone_leaves_no_error_in_the_log(
     entrance: Entrance, caplog: pytest.LogCaptureFixture, origins: tuple[bool, ...]
 ) -> None:
-    """A connection is reset while the first of its requests is being answered and others wait behind it."""
+    """A connection is reset while the first of its requests is being answered and others wait."""
     entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
     with entrance.collector.line() as line:
         headers = [["Origin: https://example.com"] if origin else [] for origin in origins]
@@ -346,7 +346,7 @@ def test_c9_a_sender_that_is_gone_leaves_no_error_in_the_log(
 def test_c9_a_length_of_thousands_of_digits_is_too_large(
     entrance: Entrance, caplog: pytest.LogCaptureFixture, digits: str
 ) -> None:
-    """A sender that asks first, without a key even, gets an answer that tells what is wrong."""
+    """A sender that asks first, even without a key, gets an answer with the reason."""
     with entrance.collector.line() as line:
         line.send(
             f"POST /v1/track HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {digits}\r\n\r\n".encode()
@@ -358,7 +358,7 @@ def test_c9_a_length_of_thousands_of_digits_is_too_large(
 
 
 def test_a_collector_that_stops_answers_and_closes(entrance: Entrance) -> None:
-    """Whichever way a request takes that is under way, half there or behind another one."""
+    """The request may be on any path, incomplete, or behind another request."""
     with ThreadPoolExecutor(1) as beside:
         with entrance.with_settings() as other:
             lines = [Line(other.port) for _ in range(3)]
@@ -385,7 +385,7 @@ def test_a_collector_that_stops_answers_and_closes(entrance: Entrance) -> None:
 
 
 def test_large_requests_may_follow_each_other_closely(entrance: Entrance) -> None:
-    """The end of one's body is no part of the next one's head, however large it is."""
+    """The end of a large body is not part of the next request's head."""
     bodies = [call(str(number)) + b" " * 300_000 for number in range(6)]
     with entrance.collector.line() as line:
         line.send(b"".join(request(entrance, body) for body in bodies))
@@ -395,7 +395,7 @@ def test_large_requests_may_follow_each_other_closely(entrance: Entrance) -> Non
 
 @pytest.mark.parametrize("sizes", [(1,), (7,), (5, 1, 40), (4096,)])
 def test_a_body_may_come_in_chunks(entrance: Entrance, sizes: tuple[int, ...]) -> None:
-    """Of any size, without its length being told."""
+    """Chunks may have any size, and the length is not announced."""
     body = call("a", properties={"x": "y" * 300})
     chunks = []
     at = 0
@@ -415,7 +415,7 @@ def test_a_body_may_come_in_chunks(entrance: Entrance, sizes: tuple[int, ...]) -
 
 
 def test_a_broken_chunk_is_refused(entrance: Entrance) -> None:
-    """Also behind a request that is still being answered, which gets its answer first."""
+    """A request before it that is still being answered gets its answer first."""
     for before in (b"", request(entrance, call("a"))):
         with entrance.collector.line() as line:
             line.send(before + request(entrance, b"", "Transfer-Encoding: chunked", length=-1) + b"5\r\n{")
@@ -428,7 +428,10 @@ def test_a_broken_chunk_is_refused(entrance: Entrance) -> None:
 
 
 def test_what_follows_a_request_and_is_none_is_refused_in_its_turn(entrance: Entrance) -> None:
-    """Such as the rest of a body that is longer than it says; the request before it has its answer first."""
+    """The bytes may be the rest of a body that is longer than announced.
+
+    The request before them gets its answer first.
+    """
     body = call("a")
     with entrance.collector.line() as line:
         line.send(request(entrance, body + b'{"more":1}', length=len(body)))
@@ -439,7 +442,7 @@ def test_what_follows_a_request_and_is_none_is_refused_in_its_turn(entrance: Ent
 
 
 def test_a_body_that_ends_too_soon_is_no_event(entrance: Entrance) -> None:
-    """It says to be longer than it is, so what has come is not taken for the whole."""
+    """The announced length is longer, so the received bytes do not count as the whole body."""
     body = call("a")
     with entrance.collector.line() as line:
         line.send(request(entrance, body[:-9], length=len(body) - 9))
@@ -453,7 +456,7 @@ def test_a_body_that_ends_too_soon_is_no_event(entrance: Entrance) -> None:
 
 @pytest.mark.parametrize("sent", ["nothing", "one byte", "most"])
 def test_a_body_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: Collecting, sent: str) -> None:
-    """The answer says so, and ends the connection."""
+    """The answer gives the reason and ends the connection."""
     body = {"nothing": b"", "one byte": b"{", "most": call("a")[:-1]}[sent]
     with hasty.line() as line:
         line.send(request(entrance, body, length=1000))
@@ -464,7 +467,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: 
 
 
 def test_a_body_that_drips_is_not_waited_for(entrance: Entrance, hasty: Collecting) -> None:
-    """The time is that of the whole body, not that between two bytes of it."""
+    """The limit is the time of the whole body, not the time between two bytes."""
     with hasty.line() as line:
         line.send(request(entrance, b"", length=1000))
         wait_until(lambda: line.answered(b" "), "an answer to a body that drips")
@@ -473,7 +476,7 @@ def test_a_body_that_drips_is_not_waited_for(entrance: Entrance, hasty: Collecti
 
 @pytest.mark.parametrize("head", [b"POST /v", b"POST /v1/track HTTP/1.1\r\nHost: c", b"GET /health HTTP/1.1\r\n"])
 def test_a_head_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: Collecting, head: bytes) -> None:
-    """Nor one that drips; the first request on a connection or a later one."""
+    """This includes a head that arrives slowly, for the first request and for later requests."""
     for before in (b"", b"GET /health HTTP/1.1\r\n\r\n"):
         for dripping in (b"", b"a"):
             with hasty.line() as line:
@@ -486,7 +489,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: 
 
 
 def test_a_head_without_end_is_refused(entrance: Entrance) -> None:
-    """Before it has filled the memory, and the client can read why."""
+    """The refusal comes before the head fills the memory, and the client can read the reason."""
     with entrance.collector.line() as line:
         line.send(b"GET /health HTTP/1.1\r\n" + b"X-Much: more of the same\r\n" * 100_000)
         assert_refused(line.reply(), 431, "head_too_large")
@@ -494,7 +497,7 @@ def test_a_head_without_end_is_refused(entrance: Entrance) -> None:
 
 
 def test_a_client_may_end_when_it_has_said_everything(entrance: Entrance) -> None:
-    """It gets its answers all the same."""
+    """The client gets its answers."""
     with entrance.collector.line() as line:
         line.send(request(entrance, call("a")) + request(entrance, call("b")))
         line.end()
@@ -505,7 +508,7 @@ def test_a_client_may_end_when_it_has_said_everything(entrance: Entrance) -> Non
 
 
 def test_who_asks_before_sending_is_told_to_go_on(entrance: Entrance) -> None:
-    """Unless it is too much: then it is told so instead."""
+    """If the announced body is too large, the client gets that error instead."""
     with entrance.collector.line() as line:
         line.send(request(entrance, b"", "Expect: 100-continue", length=len(call("a"))))
         assert line.reply().status == 100
@@ -517,7 +520,7 @@ def test_who_asks_before_sending_is_told_to_go_on(entrance: Entrance) -> None:
 
 
 def test_the_answer_to_far_too_much_can_be_read(entrance: Entrance) -> None:
-    """By a client that reads only after it has sent everything."""
+    """The client reads only after it has sent everything."""
     with entrance.collector.line() as line:
         line.send(request(entrance, b" " * 20_000_000))
         assert_refused(line.reply(), 400, "payload_too_large")
@@ -526,7 +529,7 @@ def test_the_answer_to_far_too_much_can_be_read(entrance: Entrance) -> None:
 
 
 def test_http_1_0_is_answered_and_closed(entrance: Entrance) -> None:
-    """It knows nothing else."""
+    """The connection of HTTP 1.0 ends after each answer."""
     with entrance.collector.line() as line:
         line.send(request(entrance, call("a"), version="1.0"))
         assert_taken(line.reply())
@@ -535,7 +538,7 @@ def test_http_1_0_is_answered_and_closed(entrance: Entrance) -> None:
 
 @pytest.mark.parametrize("cut", [0, 60, 200, 250, 330])
 def test_who_would_rather_have_another_protocol_gets_this_one(entrance: Entrance, cut: int) -> None:
-    """As Java's client and `curl --http2` ask; the connection goes on."""
+    """Java's client and `curl --http2` ask for an upgrade. The connection continues."""
     data = request(entrance, call("a"), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAA")
     with entrance.collector.line() as line:
         line.send(data[:cut])
@@ -547,7 +550,7 @@ def test_who_would_rather_have_another_protocol_gets_this_one(entrance: Entrance
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n", b"CONNECT a:80 HTTP/1.1\r\n\r\n"])
 def test_what_is_no_http_is_refused(entrance: Entrance, data: bytes) -> None:
-    """Such as TLS on a port that has none."""
+    """Such bytes may be TLS on a port without TLS."""
     with entrance.collector.line() as line:
         line.send(data)
         assert_refused(line.reply(), 400, "bad_request")
@@ -568,7 +571,7 @@ def test_what_is_no_http_is_refused(entrance: Entrance, data: bytes) -> None:
     ],
 )
 def test_what_is_not_there_is_told_so(entrance: Entrance, method: str, path: str, allow: str | None) -> None:
-    """In JSON, with what would be allowed."""
+    """The answer is JSON and names the allowed methods."""
     reply = entrance.collector.send(method, path)
     assert_refused(reply, *((405, "method_not_allowed") if allow else (404, "not_found")))
     assert reply.headers.get("allow") == allow
@@ -576,7 +579,7 @@ def test_what_is_not_there_is_told_so(entrance: Entrance, method: str, path: str
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/openapi.json", "/v1/track", "/nothing"])
 def test_the_answer_to_head_has_no_body(entrance: Entrance, path: str) -> None:
-    """What follows on the connection is the next answer."""
+    """The next bytes on the connection are the next answer."""
     with entrance.collector.line() as line:
         line.send(b"HEAD %b HTTP/1.1\r\n\r\nGET /health HTTP/1.1\r\n\r\n" % path.encode())
         assert line.reply("HEAD").status in {200, 404, 405}
@@ -584,7 +587,7 @@ def test_the_answer_to_head_has_no_body(entrance: Entrance, path: str) -> None:
 
 
 def test_it_says_how_it_is(entrance: Entrance) -> None:
-    """Alive, and able to make events durable in the database."""
+    """The collector is alive, and can make events durable in the database."""
     assert entrance.collector.get("/health").json == {"status": "ok"}
     ready = entrance.collector.get("/ready")
     assert (ready.status, ready.json) == (200, {"status": "ready", "writing_to": "database"})
@@ -593,7 +596,7 @@ def test_it_says_how_it_is(entrance: Entrance) -> None:
 def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
     entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With neither it is alive but not ready, and answers to come again."""
+    """Without database and spool it is alive but not ready, and asks clients to try again."""
     monkeypatch.setattr(loader.collector.server, "_START_SECONDS", 0.0)
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
     with entrance.with_settings(database_url=nowhere) as collector:
@@ -610,7 +613,7 @@ def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
 
 
 def test_more_than_it_may_hold_is_refused_for_the_moment(entrance: Entrance) -> None:
-    """While something else is on its way; with the same answer as without a database."""
+    """Another request is under way. The answer is the same as without a database."""
     with entrance.with_settings(queue_bytes=1) as collector, collector.line() as line:
         for name in ("a", "b"):
             line.send(request(entrance, call(name)))
@@ -628,7 +631,7 @@ def test_more_than_it_may_hold_is_refused_for_the_moment(entrance: Entrance) -> 
 
 
 def values(collector: Collecting) -> dict[tuple[str, ...], float]:
-    """Return what the collector counts, by name and labels."""
+    """Return the metrics of the collector, by name and labels."""
     text = collector.get("/metrics").body.decode()
     return {
         (sample.name, *(f"{name}={each}" for name, each in sorted(sample.labels.items()))): sample.value
@@ -638,7 +641,7 @@ def values(collector: Collecting) -> dict[tuple[str, ...], float]:
 
 
 def value(collector: Collecting, *sample: str) -> float:
-    """Return one number of those."""
+    """Return one of these metrics."""
     return values(collector).get(sample, 0)
 
 
@@ -652,7 +655,7 @@ def value(collector: Collecting, *sample: str) -> float:
     ],
 )
 def test_requests_of_every_route_take_the_fast_path(entrance: Entrance, path: str, body: dict[str, object]) -> None:
-    """In the server as it runs: an upgrade of uvicorn that does without the hook fails here."""
+    """The test uses the real server, so an upgrade of uvicorn without the hook fails here."""
     before = value(entrance.collector, "loader_fast_requests_total")
     assert_taken(entrance.collector.post(path, body, key=entrance.key))
     compressed = gzip.compress(json.dumps(body).encode())
@@ -662,7 +665,7 @@ def test_requests_of_every_route_take_the_fast_path(entrance: Entrance, path: st
 
 
 def test_it_counts_what_it_does(entrance: Entrance) -> None:
-    """In the form Prometheus reads."""
+    """The metrics have Prometheus' format."""
     before = values(entrance.collector)
     batch = {"batch": [json.loads(call("a")) | {"type": "track"}, {}]}
     assert_taken(entrance.collector.post("/v1/b/", batch, key=entrance.key))
@@ -688,7 +691,7 @@ def test_it_counts_what_it_does(entrance: Entrance) -> None:
     assert after["loader_database_up",] == 1
 
 
-# In a process of its own, for each has only so many open files.
+# In a separate process, because each process has a limit of open files.
 _HOLD = """
 import resource, socket, sys
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -715,18 +718,18 @@ def serve_beside_idle(entrance: Entrance, count: int) -> None:
 
 
 def test_thousands_who_say_nothing_keep_nobody_from_sending(entrance: Entrance) -> None:
-    """A connection costs nothing until something is said on it."""
+    """A connection without a request costs little."""
     serve_beside_idle(entrance, 2000)
 
 
 @pytest.mark.soak
 def test_ten_thousand_who_say_nothing_keep_nobody_from_sending(entrance: Entrance) -> None:
-    """As above, with more of them."""
+    """The same with ten thousand connections."""
     serve_beside_idle(entrance, 10_000)
 
 
 def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance: Entrance) -> None:
-    """Metrics are those of all; what goes wrong is logged in JSON, without a payload, an address or a key."""
+    """The metrics are those of all processes. Errors are logged in JSON, without a payload, an address or a key."""
     secret = "s3cr3t-value"
     environment = os.environ | {
         "DATABASE_URL": entrance.settings.database_url,
@@ -750,11 +753,11 @@ def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance:
             paths = ("/v1/track", "/v1/batch", "/webhooks/segment", "/webhooks/iterable", f"/{secret}")
             bodies = (broken, broken[:-3], f"[{broken}]", "\\ud800" + broken)
             ways = (headers, {"X-Write-Key": entrance.key}, {"Content-Encoding": "gzip"}, basic(entrance.key))
-            # All at once: who comes with a key nobody knows waits for the keys to be read again.
+            # All requests at once, because a request with an unknown key waits for the keys to be read again.
             with ThreadPoolExecutor(80) as senders:
                 for path, body, way in itertools.product(paths, bodies, ways):
                     senders.submit(collector.post, path, body, headers=way)
-            # PostgreSQL refuses it, and says what it was.
+            # PostgreSQL refuses the row, and its error contains the value.
             unfit = call("a", userId=secret, x=1).replace(b"1}", b"1e200000}")
             assert_taken(collector.post("/v1/track", unfit, key=entrance.key))
             assert "refused_by_database" in entrance.refused()
@@ -777,7 +780,7 @@ def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance:
 
 @pytest.fixture
 def logs_of_a_command() -> Iterator[None]:
-    """Leave structlog as a long-lived command leaves it that ran in this process."""
+    """Configure structlog as a permanent command that ran in this process would."""
     before = structlog.get_config()
     structlog.configure(processors=[structlog.stdlib.filter_by_level], logger_factory=structlog.stdlib.LoggerFactory())
     yield
@@ -786,7 +789,7 @@ def logs_of_a_command() -> Iterator[None]:
 
 @pytest.mark.usefixtures("logs_of_a_command")
 def test_a_command_beside_a_collector_has_its_own_output(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector logs in another thread of this process, while the command's output is the process's."""
+    """The collector logs in another thread of this process, while the command writes to the process's output."""
     monkeypatch.setattr("loader.collector.app.REPORT_SECONDS", 0.001)
     with entrance.with_settings() as collector, ThreadPoolExecutor(1) as beside:
         ended = threading.Event()

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what it says is so, for whatever anybody sends."""
+"""The OpenAPI document: it is true for any request."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ from tests.support.collector_thread import Entrance
 
 DOCUMENT = json.loads((Path(loader.__file__).parent / "collector" / "openapi.json").read_text(encoding="utf-8"))
 OPERATIONS = {found.ok().label: found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()}
-# One of each: the other names of a route lead to the same code.
+# One path of each route; the other names lead to the same code.
 LABELS = [
     label
     for label in OPERATIONS
     if label.split()[1] not in {"/v1/t", "/v1/i", "/v1/p", "/v1/s", "/v1/g", "/v1/a", "/v1/b", "/v1/import"}
 ]
-# What the document allows is taken, except where a call of another kind stands behind the same words.
+# Requests that the document allows are accepted, unless two calls of different kinds have the same words.
 EXACT = {f"POST /v1/{kind}" for kind in ("track", "identify", "page", "screen", "group", "alias", "batch", "m")}
 
 CHECKS = [
@@ -38,12 +38,12 @@ CHECKS = [
 ]
 
 
-# Each route with what the document allows, and with what it does not where there is something to get wrong.
+# Each route with allowed requests, and with forbidden requests where the route has something to violate.
 FUZZED = [(label, mode) for label in LABELS for mode in GenerationMode if mode.is_positive or label.startswith("POST")]
 
 
 def fuzz(entrance: Entrance, label: str, mode: GenerationMode, examples: int) -> None:
-    """Send what the document allows, or what it does not, and compare every answer with it."""
+    """Send allowed or forbidden requests, and compare every answer with the document."""
 
     @hypothesis.settings(
         max_examples=examples,
@@ -55,7 +55,7 @@ def fuzz(entrance: Entrance, label: str, mode: GenerationMode, examples: int) ->
     )
     @hypothesis.given(case=OPERATIONS[label].as_strategy(mode))
     def send(case: schemathesis.Case) -> None:
-        # The generator names a compression, but compresses nothing.
+        # The generator names a compression and compresses nothing.
         case.headers.pop("Content-Encoding", None)
         is_webhook = "/webhooks/" in label
         response = case.call(
@@ -71,18 +71,18 @@ def fuzz(entrance: Entrance, label: str, mode: GenerationMode, examples: int) ->
 
 @pytest.mark.parametrize(("label", "mode"), FUZZED)
 def test_every_answer_is_as_documented(entrance: Entrance, label: str, mode: GenerationMode) -> None:
-    """Its status, its type, its headers and its body; what the document allows is taken."""
+    """Status, type, headers and body are documented. Allowed requests are accepted."""
     fuzz(entrance, label, mode, 12)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("label", "mode"), FUZZED)
 def test_every_answer_is_as_documented_for_long(entrance: Entrance, label: str, mode: GenerationMode) -> None:
-    """As above, with more of everything."""
+    """The same with more requests."""
     fuzz(entrance, label, mode, 1000)
 
 
 def test_the_document_is_served(entrance: Entrance) -> None:
-    """To tools that are given nothing but the address."""
+    """A tool needs only the address."""
     reply = entrance.collector.get("/openapi.json")
     assert (reply.status, reply.json) == (200, DOCUMENT)

@@ -1,4 +1,4 @@
-"""Segment's webhooks: single events and batches, signed or not, with a key wherever the sender can put one."""
+"""Segment's webhooks: single events and batches, signed or not, with a key in any place."""
 
 import hashlib
 import hmac
@@ -39,7 +39,7 @@ def signature(body: Any) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def signing(module_entrance: Entrance) -> Iterator[Collecting]:
-    """A collector that takes signed webhooks only."""
+    """A collector that accepts only signed webhooks."""
     with module_entrance.with_settings(
         segment_secret=type(module_entrance.settings.segment_secret)(SECRET)
     ) as collector:
@@ -47,12 +47,12 @@ def signing(module_entrance: Entrance) -> Iterator[Collecting]:
 
 
 def send(entrance: Entrance, body: Any, collector: Collecting | None = None, **headers: str) -> Reply:
-    """Send a webhook with the right key."""
+    """Send a webhook with a valid key."""
     return (collector or entrance.collector).post(PATH, body, headers={"Authorization": entrance.key} | headers)
 
 
 def test_a_forwarded_event_lands_as_it_is(entrance: Entrance) -> None:
-    """It was received when Segment says."""
+    """Segment's time of receipt is kept."""
     assert_taken(send(entrance, event()))
     assert_taken(entrance.collector.post(f"{PATH}/", event(messageId="m2"), key=entrance.key))
     assert entrance.landed() == [event(), event(messageId="m2")]
@@ -60,7 +60,7 @@ def test_a_forwarded_event_lands_as_it_is(entrance: Entrance) -> None:
 
 
 def test_of_a_batch_the_good_events_land_and_the_bad_ones_are_kept(entrance: Entrance) -> None:
-    """Each with its reason; white space and all."""
+    """Each bad event has its reason and its bytes, with white space."""
     items = [event(), event(userId=None), 7, event(messageId="m2")]
     assert_taken(send(entrance, json.dumps(items, indent=2)))
     assert entrance.landed("message_id") == ["m1", "m2"]
@@ -69,7 +69,7 @@ def test_of_a_batch_the_good_events_land_and_the_bad_ones_are_kept(entrance: Ent
 
 
 def test_the_largest_batch_segment_sends_lands(entrance: Entrance) -> None:
-    """4,000 events, in more bytes than the tracking API takes."""
+    """A batch of 4,000 events has more bytes than the tracking API accepts."""
     items = [event(messageId=f"m{number}", properties={"x": "y" * 200}) for number in range(4000)]
     assert_taken(send(entrance, items))
     assert len(entrance.landed()) == 4000
@@ -89,7 +89,7 @@ def test_the_largest_batch_segment_sends_lands(entrance: Entrance) -> None:
     ],
 )
 def test_what_holds_no_event_is_told_so_and_kept(entrance: Entrance, body: Any, code: str) -> None:
-    """With 400, at which Segment gives up."""
+    """The status is 400, and Segment gives up."""
     reply = send(entrance, body)
     assert reply.status == 400
     assert entrance.landed() == []
@@ -113,7 +113,7 @@ def test_what_holds_no_event_is_told_so_and_kept(entrance: Entrance, body: Any, 
     ],
 )
 def test_the_key_may_stand_in_authorization_in_any_form(entrance: Entrance, form: str) -> None:
-    """As whoever set up the webhook happened to write it."""
+    """The form depends on the person who configured the webhook."""
     text = form.replace("{key}", entrance.key)
     if text.startswith("basic of "):
         text = "Basic " + b64encode(text.removeprefix("basic of ").encode()).decode()
@@ -121,7 +121,7 @@ def test_the_key_may_stand_in_authorization_in_any_form(entrance: Entrance, form
 
 
 def test_the_key_may_stand_in_a_header_of_ones_own_or_in_the_query(entrance: Entrance) -> None:
-    """Beside an Authorization that is meant for somebody on the way."""
+    """An Authorization header for another party may be present."""
     other = {"Authorization": "Bearer for.the.proxy"}
     assert_taken(entrance.collector.post(PATH, event(), headers=other | {"X-Write-Key": entrance.key}))
     assert_taken(entrance.collector.post(f"{PATH}?writeKey={entrance.other_key}", event(), headers=other))
@@ -131,14 +131,14 @@ def test_the_key_may_stand_in_a_header_of_ones_own_or_in_the_query(entrance: Ent
 
 
 def test_a_webhook_without_a_known_key_is_told_so(entrance: Entrance) -> None:
-    """Before its body is looked at."""
+    """The collector refuses it before it reads the body."""
     for headers in ({}, {"Authorization": "Bearer nobody"}, {"X-Write-Key": "a", "Authorization": "b"}):
         assert_refused(entrance.collector.post(PATH, event(), headers=headers), 401, "invalid_write_key")
     assert entrance.landed() == entrance.refused() == []
 
 
 def test_answering_as_segment_does_hides_what_is_wrong(entrance: Entrance) -> None:
-    """An unknown key, and an event that goes to quarantine."""
+    """This covers an unknown key and an event that goes to quarantine."""
     with entrance.with_settings(segment_answers=True) as collector:
         assert_taken(collector.post(PATH, event(), headers={"Authorization": "nobody"}))
         assert_taken(send(entrance, event(userId=None), collector))
@@ -147,7 +147,7 @@ def test_answering_as_segment_does_hides_what_is_wrong(entrance: Entrance) -> No
 
 
 def test_a_signed_webhook_is_taken(entrance: Entrance, signing: Collecting) -> None:
-    """By the signature of its body as JavaScript writes it; of a batch, that of its first event."""
+    """The signature is that of the body as JavaScript writes it. For a batch, it is that of the first event."""
     body = event(event="Émail ✓", properties={"a": [1.5, None, True]})
     assert_taken(send(entrance, compact(body), signing, **signature(body)))
     assert_taken(send(entrance, json.dumps(body, indent=1), signing, **signature(body)))
@@ -157,7 +157,7 @@ def test_a_signed_webhook_is_taken(entrance: Entrance, signing: Collecting) -> N
 
 
 def test_segments_example_is_signed_right(entrance: Entrance, signing: Collecting) -> None:
-    """It asks for a user's deletion, so it is no event, but that is all there is to say against it."""
+    """The example asks for a user's deletion, so it is not an event. Its signature is valid."""
     body = '{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'
     reply = send(entrance, body, signing, **{"X-Signature": "ec890cbd94f0c6f339496c0a426896ffb0bada93"})
     assert_refused(reply, 400, "bad_request")
@@ -166,12 +166,12 @@ def test_segments_example_is_signed_right(entrance: Entrance, signing: Collectin
 
 @pytest.mark.parametrize("given", [{}, {"X-Signature": ""}, {"X-Signature": "0" * 40}, signature(event(userId="u2"))])
 def test_an_unsigned_webhook_is_refused(entrance: Entrance, signing: Collecting, given: dict[str, str]) -> None:
-    """Also with the right key, also when another body was signed; nothing of it is kept."""
+    """This holds with a valid key and with the signature of another body. No part of it is kept."""
     assert_refused(send(entrance, compact(event()), signing, **given), 401, "bad_signature")
     assert entrance.landed() == entrance.refused() == []
 
 
 def test_a_webhook_over_the_limit_is_refused(entrance: Entrance) -> None:
-    """With the reason."""
+    """The answer has the reason."""
     with entrance.with_settings(webhook_bytes=100) as collector:
         assert_refused(send(entrance, event(), collector), 400, "payload_too_large")

@@ -1,4 +1,4 @@
-"""The tracking API as Segment's libraries use it: what is answered, what lands, and for whom."""
+"""The tracking API as Segment's libraries use it: the answers, the landed events and their sources."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def segmentlike(module_entrance: Entrance) -> Iterator[Collecting]:
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("name", [*KINDS, *KINDS.values()])
 def test_each_kind_of_call_has_a_route(entrance: Entrance, name: str, slash: str) -> None:
-    """In full and by its first letter; only track calls belong to a table."""
+    """The routes have full names and first letters. Only track calls have a table."""
     kind = KINDS.get(name, name)
     sent = {"userId": "u1", "event": "Email Opened", "previousId": "u0", "groupId": "g1"}
     assert_taken(entrance.collector.post(f"/v1/{name}{slash}", sent, key=entrance.key))
@@ -48,7 +48,7 @@ def test_each_kind_of_call_has_a_route(entrance: Entrance, name: str, slash: str
 
 @pytest.mark.parametrize("path", ["/v1/batch", "/v1/batch/", "/v1/import", "/v1/import/", "/v1/b", "/v1/b/"])
 def test_a_batch_lands_whole(entrance: Entrance, path: str) -> None:
-    """Under each of its names; each call has the batch's time of sending (vector 63)."""
+    """The batch has several routes. Each call has the batch's time of sending (vector 63)."""
     calls = [call(messageId=f"m{number}") for number in range(3)]
     sent_at = "2026-01-01T00:00:00.000Z"
     assert_taken(entrance.collector.post(path, {"batch": calls, "sentAt": sent_at}, key=entrance.key))
@@ -57,7 +57,7 @@ def test_a_batch_lands_whole(entrance: Entrance, path: str) -> None:
 
 
 def shown(key: str, form: str) -> dict[str, Any]:
-    """Return the options that show a key in some form."""
+    """Return the request's options for a key in some form."""
     encoded = {"colon": f"{key}:", "bare": key, "password": f"{key}:x"}
     if form in encoded:
         return {"headers": {"Authorization": "Basic " + b64encode(encoded[form].encode()).decode()}}
@@ -66,7 +66,10 @@ def shown(key: str, form: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["colon", "bare", "password", "body", "bearer"])
 def test_a_key_may_be_shown_in_several_forms(entrance: Entrance, form: str) -> None:
-    """By Basic authentication, or in the body, there also beside a token; it is never stored (vector 64)."""
+    """The key is in Basic authentication or in the body, there also beside a token.
+
+    The key is never stored (vector 64).
+    """
     inside = {"writeKey": entrance.key} if form in {"body", "bearer"} else {}
     options = shown(entrance.key, form)
     assert_taken(entrance.collector.post("/v1/track", call() | inside, **options))
@@ -76,7 +79,7 @@ def test_a_key_may_be_shown_in_several_forms(entrance: Entrance, form: str) -> N
 
 
 def test_items_go_to_the_sources_of_their_own_keys(entrance: Entrance) -> None:
-    """Those with a key nobody knows make the answer an error, and cost the others nothing."""
+    """Items with an unknown key make the answer an error. The other items land."""
     items = [call(messageId=name, writeKey=key) for name, key in (("a", entrance.key), ("b", entrance.other_key))]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": items}))
     reply = entrance.collector.post("/v1/batch", {"batch": [call(messageId="c", writeKey="no key"), *items]})
@@ -90,7 +93,7 @@ def test_items_go_to_the_sources_of_their_own_keys(entrance: Entrance) -> None:
 
 
 def test_the_requests_key_comes_before_those_in_its_body(entrance: Entrance) -> None:
-    """Libraries that send both send the same, and none is stored."""
+    """Libraries send the same key in both places, and neither is stored."""
     body = {"batch": [call(writeKey=entrance.other_key)], "writeKey": entrance.other_key}
     assert_taken(entrance.collector.post("/v1/batch", body, key=entrance.key))
     assert entrance.landed("source") == ["iterable"]
@@ -100,14 +103,14 @@ def test_the_requests_key_comes_before_those_in_its_body(entrance: Entrance) -> 
 @pytest.mark.parametrize("path", ["/v1/track", "/v1/batch"])
 @pytest.mark.parametrize("key", [None, "", "unknown"])
 def test_an_unknown_key_is_told_so(entrance: Entrance, path: str, key: str | None) -> None:
-    """With 401, and nothing of what it brought is kept."""
+    """The status is 401, and no part of the request is kept."""
     body = call() if path == "/v1/track" else {"batch": [call()]}
     assert_refused(entrance.collector.post(path, body, key=key), 401, "invalid_write_key")
     assert entrance.landed() == entrance.refused() == []
 
 
 def test_a_key_is_good_at_once_and_no_longer_once_it_is_revoked(entrance: Entrance) -> None:
-    """Without a restart; its use is told."""
+    """No restart is needed, and the use of the key is recorded."""
     with open_database(entrance.settings) as database:
         with database.begin() as connection:
             key = add_key(connection, "Iterable")
@@ -126,7 +129,7 @@ def test_a_key_is_good_at_once_and_no_longer_once_it_is_revoked(entrance: Entran
 
 
 def test_numbers_land_as_they_were_written(entrance: Entrance) -> None:
-    """However many digits they have, on every way a body may take."""
+    """Numbers may have any length, in every form of a body."""
     text = '{"userId":"u","event":"E","properties":{"n":12345678901234567890123456789.10}%s}'
     more = f',"writeKey":"{entrance.key}","type":"track","context":{{"a":1.50}}'
     assert_taken(entrance.collector.post("/v1/track", text % "", key=entrance.key))
@@ -137,7 +140,7 @@ def test_numbers_land_as_they_were_written(entrance: Entrance) -> None:
 
 
 def test_two_calls_without_an_id_are_two_rows(entrance: Entrance) -> None:
-    """With ids of the server's, no longer than Segment's (vector 17)."""
+    """The server makes ids that are no longer than Segment's (vector 17)."""
     for _ in range(2):
         assert_taken(entrance.collector.post("/v1/track", {"userId": "u", "event": "E"}, key=entrance.key))
     first, second = entrance.landed("message_id")
@@ -146,7 +149,7 @@ def test_two_calls_without_an_id_are_two_rows(entrance: Entrance) -> None:
 
 
 def test_a_compressed_body_is_taken(entrance: Entrance) -> None:
-    """Also in several members (vector 71)."""
+    """The body may have several gzip members (vector 71)."""
     headers = {"Content-Encoding": "gzip"}
     data = json.dumps(call()).encode()
     for body in (gzip.compress(data), gzip.compress(data[:9]) + gzip.compress(data[9:])):
@@ -155,7 +158,7 @@ def test_a_compressed_body_is_taken(entrance: Entrance) -> None:
 
 
 def test_plain_text_is_taken_for_json(entrance: Entrance) -> None:
-    """As browsers send it, and with a byte order mark (vector 72)."""
+    """Browsers send plain text, and a byte order mark is skipped (vector 72)."""
     headers = {"Content-Type": "text/plain"}
     for text in (json.dumps(call()), "\ufeff" + json.dumps(call(), indent=1)):
         assert_taken(entrance.collector.post("/v1/t", text.encode(), key=entrance.key, headers=headers))
@@ -177,7 +180,7 @@ def test_plain_text_is_taken_for_json(entrance: Entrance) -> None:
 def test_a_call_with_something_wrong_is_told_so_and_kept(
     entrance: Entrance, segmentlike: Collecting, fields: dict[str, Any], code: str
 ) -> None:
-    """With Segment's code; a collector that answers as Segment does says 200 and keeps it all the same (vector 66)."""
+    """The code is Segment's. With Segment's answers the status is 200, and the call is kept too (vector 66)."""
     assert_refused(entrance.collector.post("/v1/track", call(**fields), key=entrance.key), 400, code)
     assert_taken(segmentlike.post("/v1/track", call(**fields), key=entrance.key))
     assert entrance.refused() == [code, code]
@@ -188,7 +191,7 @@ def test_a_call_with_something_wrong_is_told_so_and_kept(
 
 @pytest.mark.parametrize("name", ["name", "category"])
 def test_a_page_with_an_empty_name_is_told_so(entrance: Entrance, name: str) -> None:
-    """As Segment refuses it."""
+    """Segment refuses such a page too."""
     assert_refused(
         entrance.collector.post("/v1/page", {"userId": "u", name: ""}, key=entrance.key), 400, f"{name}_not_string"
     )
@@ -209,7 +212,7 @@ def test_a_page_with_an_empty_name_is_told_so(entrance: Entrance, name: str) -> 
 def test_what_cannot_be_read_is_told_so_and_kept(
     entrance: Entrance, segmentlike: Collecting, path: str, text: str | bytes, code: str
 ) -> None:
-    """With 400, from a collector that answers as Segment does too (vector 70)."""
+    """The status is 400, with Segment's answers too (vector 70)."""
     assert_refused(entrance.collector.post(path, text, key=entrance.key), 400, code)
     assert_refused(segmentlike.post(path, text, key=entrance.key), 400, code)
     assert entrance.refused() == [code, code]
@@ -217,7 +220,7 @@ def test_what_cannot_be_read_is_told_so_and_kept(
 
 
 def test_a_body_that_cannot_be_read_is_kept_without_its_key(entrance: Entrance) -> None:
-    """The key says for whom, wherever it stands; a body without one is nobody's."""
+    """The key decides the source, wherever it is in the body. A body without a key is not kept."""
     text = f'{{"writeKey":"{entrance.key}","batch":[{{'
     assert_refused(entrance.collector.post("/v1/batch", text), 400, "truncated_line")
     assert_refused(entrance.collector.post("/v1/batch", text, key=entrance.key), 400, "truncated_line")
@@ -227,7 +230,7 @@ def test_a_body_that_cannot_be_read_is_kept_without_its_key(entrance: Entrance) 
 
 @pytest.mark.parametrize("body", ["", " ", '{"batch":[]}', '{"batch":{}}', "{}"])
 def test_a_batch_without_calls_is_told_so(entrance: Entrance, body: str) -> None:
-    """There is nothing to take from it."""
+    """Such a batch has no events."""
     reply = entrance.collector.post("/v1/batch", body, key=entrance.key)
     assert_refused(
         reply, 400, {"": "invalid_json", " ": "invalid_json", '{"batch":[]}': "empty_batch"}.get(body, "bad_request")
@@ -235,7 +238,7 @@ def test_a_batch_without_calls_is_told_so(entrance: Entrance, body: str) -> None
 
 
 def test_of_a_batch_the_good_calls_land_and_the_bad_ones_are_kept(entrance: Entrance) -> None:
-    """Each with its reason, and the answer is success (vector 73)."""
+    """Each bad call has its reason, and the answer is success (vector 73)."""
     items = [call(), {"userId": "u"}, [], call(messageId="m2"), call(userId=5), "call", None]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": items}, key=entrance.key))
     assert entrance.landed("message_id") == ["m1", "m2"]
@@ -245,7 +248,7 @@ def test_of_a_batch_the_good_calls_land_and_the_bad_ones_are_kept(entrance: Entr
 def test_a_call_over_the_limit_is_refused_and_kept(
     entrance: Entrance, small: Collecting, segmentlike: Collecting
 ) -> None:
-    """In a request of its own and in a batch; one at the limit is taken (vector 67)."""
+    """This holds for a request of its own and for a batch. A call at the limit is accepted (vector 67)."""
     large = call(properties={"x": "y" * 200})
     fits = json.dumps(call(properties={"x": ""}))
     fits = fits.replace('""', '"{}"'.format("y" * (200 - len(fits))))
@@ -263,7 +266,7 @@ def test_a_call_over_the_limit_is_refused_and_kept(
 
 
 def test_a_body_over_the_limit_is_refused(entrance: Entrance, small: Collecting) -> None:
-    """Decompressed or not, however large; the connection goes on (vector 68)."""
+    """The limit holds compressed or not, for any size. The connection stays open (vector 68)."""
     for collector, size in ((small, 1001), (small, 3_000_000), (entrance.collector, 501_000)):
         body = json.dumps({"batch": [call()]}).encode().ljust(size)
         for data, headers in ((body, {}), (gzip.compress(body), {"Content-Encoding": "gzip"})):
@@ -275,7 +278,7 @@ def test_a_body_over_the_limit_is_refused(entrance: Entrance, small: Collecting)
 
 @pytest.mark.parametrize(("count", "size"), [(100, 475_000), (15, 480 * 1024)])
 def test_the_largest_batches_of_segments_libraries_pass(entrance: Entrance, count: int, size: int) -> None:
-    """Python's and Node's."""
+    """These are the libraries for Python and Node."""
     calls = [call(messageId=f"m{number}") for number in range(count)]
     body = json.dumps({"batch": calls, "sentAt": "2026-01-01T00:00:00Z"}).encode()
     padding = (size - len(body)) // count - len(', "properties": {"x": ""}')
@@ -287,7 +290,7 @@ def test_the_largest_batches_of_segments_libraries_pass(entrance: Entrance, coun
 
 
 def test_calls_beyond_the_number_go_to_quarantine(entrance: Entrance, small: Collecting) -> None:
-    """The answer is success, as Segment's is."""
+    """The answer is success, as at Segment."""
     calls = [call(messageId=f"m{number}") for number in range(5)]
     assert_taken(small.post("/v1/batch", {"batch": calls}, key=entrance.key))
     assert entrance.landed("message_id") == ["m0", "m1", "m2"]
@@ -296,7 +299,7 @@ def test_calls_beyond_the_number_go_to_quarantine(entrance: Entrance, small: Col
 
 
 def test_the_number_of_calls_segment_takes_is_taken(entrance: Entrance) -> None:
-    """2,500 of them, and not one more."""
+    """The limit is 2,500 calls."""
     calls = [{"userId": "u", "event": "E", "messageId": str(number)} for number in range(2501)]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": calls}, key=entrance.key))
     assert len(entrance.landed()) == 2500
@@ -304,7 +307,7 @@ def test_the_number_of_calls_segment_takes_is_taken(entrance: Entrance) -> None:
 
 
 def test_answering_as_segment_does_hides_an_unknown_key(entrance: Entrance, segmentlike: Collecting) -> None:
-    """What it brings is dropped; no key at all is an error there too."""
+    """The events are dropped. A request without a key is an error here too."""
     assert_taken(segmentlike.post("/v1/track", call(), key="unknown"))
     assert_taken(segmentlike.post("/v1/batch", {"batch": [call(writeKey="unknown")]}))
     assert_refused(segmentlike.post("/v1/track", call()), 401, "invalid_write_key")
@@ -326,14 +329,14 @@ def test_answering_as_segment_does_hides_an_unknown_key(entrance: Entrance, segm
 def test_the_clients_address_is_added_where_segment_adds_it(
     entrance: Entrance, fields: dict[str, Any], headers: dict[str, str], address: str | None
 ) -> None:
-    """For browsers and for who asks for it; in batches too, where the context may be the batch's."""
+    """Browsers and calls with `direct` get the address, in batches too, whose context may have `direct`."""
     assert_taken(entrance.collector.post("/v1/track", call(**fields), key=entrance.key, headers=headers))
     assert_taken(entrance.collector.post("/v1/batch", {"batch": [call()]} | fields, key=entrance.key, headers=headers))
     assert entrance.landed("payload #>> '{context,ip}'") == [address, address]
 
 
 def test_a_proxy_nobody_trusts_is_the_client(entrance: Entrance) -> None:
-    """Whoever it says it speaks for."""
+    """Its header does not count."""
     with entrance.with_settings(trusted_proxies="") as collector:
         headers = {"Origin": "https://shop.example", "X-Forwarded-For": "198.51.100.7"}
         assert_taken(collector.post("/v1/track", call(), key=entrance.key, headers=headers))
@@ -341,7 +344,7 @@ def test_a_proxy_nobody_trusts_is_the_client(entrance: Entrance) -> None:
 
 
 def test_browsers_of_any_origin_may_send(entrance: Entrance) -> None:
-    """They ask first, and read the answer, errors included."""
+    """Browsers ask first, and can read every answer."""
     origin = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     asked = entrance.collector.send("OPTIONS", "/v1/t", headers=origin)
     assert asked.status == 200
@@ -361,14 +364,14 @@ def test_browsers_of_any_origin_may_send(entrance: Entrance) -> None:
 
 
 def test_what_a_library_says_of_itself_is_taken_and_dropped(entrance: Entrance) -> None:
-    """analytics.js sends it without a key."""
+    """analytics.js sends its own metrics without a key."""
     assert_taken(entrance.collector.post("/v1/m", {"series": []}))
     assert entrance.landed() == entrance.refused() == []
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_segments_own_library_needs_no_more_than_another_host(entrance: Entrance, compressed: bool) -> None:
-    """Its calls of every kind land, and it is told of no error."""
+    """Its calls of every kind land, and it gets no error."""
     errors: list[Exception] = []
     client = Client(
         entrance.key,
@@ -389,7 +392,7 @@ def test_segments_own_library_needs_no_more_than_another_host(entrance: Entrance
 
 
 def test_segments_own_library_gives_up_what_can_never_land(entrance: Entrance) -> None:
-    """It reads code and message of the answer, and does not repeat for minutes what is refused."""
+    """The library reads code and message of the answer, and does not repeat a refused request for minutes."""
     errors: list[Exception] = []
     client = Client(
         "unknown",

@@ -1,4 +1,4 @@
-"""The contract's vectors that are about HTTP, by their numbers."""
+"""The contract's vectors about HTTP, by their numbers."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ BASE: dict[str, Any] = {
 
 
 def test_vector_60_integrations_keep_nothing_out(entrance: Entrance) -> None:
-    """`All: false` does not speak of warehouses."""
+    """`All: false` does not apply to warehouses."""
     assert_taken(entrance.collector.post("/v1/track", BASE | {"integrations": {"All": False}}, key=entrance.key))
     assert entrance.landed("collection") == ["email_opened"]
 
 
 def test_vector_61_integrations_keep_calls_out_of_warehouses(entrance: Entrance) -> None:
-    """Alone or in a batch that says it for its calls; the calls are in raw, and have no collection."""
+    """The field is in the call or in its batch. The calls are in raw and have no collection."""
     excluded = {"integrations": {"Warehouses": {"all": False}}}
     elsewhere = {"integrations": {"Warehouses": {"warehouseIds": ["elsewhere"]}}}
     batch = [BASE | {"messageId": "b"}, BASE | {"messageId": "c", "integrations": {"Warehouses": {"all": True}}}]
@@ -39,7 +39,7 @@ def test_vector_61_integrations_keep_calls_out_of_warehouses(entrance: Entrance)
 
 
 def test_vector_63_a_batch_gives_its_calls_when_it_was_sent(entrance: Entrance) -> None:
-    """Three calls, each with the batch's `sentAt`."""
+    """Each of the three calls has the batch's `sentAt`."""
     batch = [BASE | {"messageId": f"m{number}"} for number in range(3)]
     body = {"batch": batch, "sentAt": "2026-03-04T15:00:00.000Z"}
     assert_taken(entrance.collector.post("/v1/batch", body, key=entrance.key))
@@ -59,21 +59,21 @@ def test_vector_64_basic_authentication_is_the_key_and_a_colon(entrance: Entranc
 
 
 def test_vector_66_a_call_of_nobody_is_not_stored_in_tables(entrance: Entrance) -> None:
-    """It goes to quarantine with Segment's own reason."""
+    """The call goes to quarantine with Segment's own reason."""
     nobody = {name: value for name, value in BASE.items() if name != "userId"}
     assert_refused(entrance.collector.post("/v1/track", nobody, key=entrance.key), 400, "no_user_anon_id")
     assert (entrance.landed(), entrance.refused()) == ([], ["no_user_anon_id"])
 
 
 def test_vector_67_an_event_of_33_kilobytes_is_refused(entrance: Entrance) -> None:
-    """With a code and a message."""
+    """The error has a code and a message."""
     large = BASE | {"properties": {"text": "x" * 33 * 1024}}
     assert_refused(entrance.collector.post("/v1/track", large, key=entrance.key), 400, "event_too_large")
     assert entrance.landed() == []
 
 
 def test_vector_68_a_batch_of_501_kilobytes_is_refused(entrance: Entrance) -> None:
-    """Whole: nothing of it lands."""
+    """No part of the batch lands."""
     batch = [BASE | {"messageId": f"m{n}", "properties": {"text": "x" * 9_900}} for n in range(51)]
     body = json.dumps({"batch": batch})
     assert len(body) > 501_000
@@ -82,27 +82,27 @@ def test_vector_68_a_batch_of_501_kilobytes_is_refused(entrance: Entrance) -> No
 
 
 def test_vector_70_malformed_json_is_refused(entrance: Entrance) -> None:
-    """With a code and a message, for a single call as for a batch."""
+    """The error has a code and a message, for a single call and for a batch."""
     for path in ("/v1/track", "/v1/batch"):
         assert_refused(entrance.collector.post(path, '{"event": nonsense}', key=entrance.key), 400, "invalid_json")
 
 
 def test_vector_71_gzip_is_accepted(entrance: Entrance) -> None:
-    """As Segment's library for Python sends it."""
+    """Segment's library for Python sends gzip."""
     body = gzip.compress(json.dumps({"batch": [BASE], "writeKey": entrance.key}).encode())
     assert_taken(entrance.collector.post("/v1/batch", body, headers={"Content-Encoding": "gzip"}))
     assert entrance.landed("message_id") == ["m1"]
 
 
 def test_vector_72_plain_text_is_accepted(entrance: Entrance) -> None:
-    """As browsers send it."""
+    """Browsers send plain text."""
     body = json.dumps(BASE | {"writeKey": entrance.key})
     assert_taken(entrance.collector.post("/v1/t", body, headers={"Content-Type": "text/plain"}))
     assert entrance.landed("collection") == ["email_opened"]
 
 
 def test_vector_73_a_bad_item_does_not_cost_the_good_ones(entrance: Entrance) -> None:
-    """They are stored, it is in quarantine."""
+    """The good items are stored, and the bad item is in quarantine."""
     batch = [BASE, {"type": "track", "event": "Email Opened"}, BASE | {"messageId": "m3"}]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": batch}, key=entrance.key))
     assert (entrance.landed("message_id"), entrance.refused()) == (["m1", "m3"], ["no_user_anon_id"])

@@ -1,4 +1,4 @@
-"""Every example of a webhook's body becomes the row that its track call becomes."""
+"""Every example of a webhook's body becomes the same row as its track call."""
 
 import json
 from collections.abc import Iterator
@@ -25,26 +25,26 @@ for example in EXAMPLES:
 
 # Ids and times of the delivery itself.
 DELIVERY = {"id", "received_at", "sent_at", "uuid_ts"}
-# What Segment leaves out of these events and Iterable's own body has: here it is kept.
+# Fields of Iterable's body that Segment leaves out; the loader keeps them.
 KEPT = {
     event: {"platform_endpoint", "payload", "sound", "badge", "deeplink_ios", "deeplink_android"}
     for event in ("Push Delivered", "Push Bounced", "Push Opened", "Mobile App Uninstalled")
 } | {
     "Subscribed": {"public_id_string"},
-    # One example has a user agent and no system, another both; here it always goes with the user agent.
+    # One example has a user agent and no system, and another has both. The loader treats both alike.
     "Hosted Unsubscribe Click": {"context_os_name"},
 }
 
 
 @pytest.fixture(scope="module")
 def ids() -> dict[str, str]:
-    """By case, the id of its webhook's event."""
+    """Return the id of each webhook's event, by case."""
     return {case: accepted(ITERABLE_WEBHOOK, example["webhook"]).message_id for case, example in CASES.items()}
 
 
 @pytest.fixture(scope="module")
 def connection(server: str, home: Path, served_template: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """A database with both forms of every example."""
+    """Return a connection to a database with both forms of every example."""
     with (
         own_database(server, home, served_template) as settings,
         psycopg.connect(settings.database_url, autocommit=True) as opened,
@@ -60,7 +60,7 @@ def connection(server: str, home: Path, served_template: str) -> Iterator[psycop
 
 
 def accepted(entrance: str, message: dict[str, Any], offset: int = 0) -> Event:
-    """The event that a message is."""
+    """Return the accepted event of a message."""
     (event,) = parse_message(entrance, json.dumps(message).encode(), offset)
     assert isinstance(event, Event)
     return event
@@ -70,7 +70,7 @@ def accepted(entrance: str, message: dict[str, Any], offset: int = 0) -> Event:
 def test_a_webhook_becomes_the_row_of_its_track_call(
     connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str], case: str
 ) -> None:
-    """Column by column, but for the delivery's own and what Segment leaves out."""
+    """The columns are equal, except those of the delivery and those that Segment leaves out."""
     track = CASES[case]["track"]
     table = track["event"].lower().replace(" ", "_")
     rows = connection.execute(
@@ -84,7 +84,7 @@ def test_a_webhook_becomes_the_row_of_its_track_call(
 
 
 def test_tracks_has_both(connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str]) -> None:
-    """Under the names of their tables."""
+    """The names are those of their tables."""
     rows = connection.execute("select id, event, event_text from iterable.tracks").fetchall()
     found = {row["id"]: (row["event"], row["event_text"]) for row in rows}
     assert len(found) == 2 * len(CASES)
@@ -92,13 +92,13 @@ def test_tracks_has_both(connection: psycopg.Connection[dict[str, Any]], ids: di
 
 
 def test_every_value_has_its_column(connection: psycopg.Connection[dict[str, Any]]) -> None:
-    """Nothing was too much for a column, and nothing collided."""
+    """No value exceeds its column, and no properties collide."""
     assert connection.execute("select * from raw.mismatches").fetchall() == []
     assert connection.execute("select * from raw.collisions").fetchall() == []
 
 
 def test_the_body_is_kept_beside_the_call(connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str]) -> None:
-    """As Iterable sent it."""
+    """The body is as Iterable sent it."""
     for case, example in CASES.items():
         row = connection.execute("select payload from raw.events where message_id = %s", (ids[case],)).fetchone()
         assert row is not None

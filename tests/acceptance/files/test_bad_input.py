@@ -1,6 +1,6 @@
-"""Bad input, as a person meets it: each line or file gets its due, its neighbours land, and the message is one line.
+"""Bad input: each bad line or file is reported in one line, and its neighbours land.
 
-What a process of its own has no part in is run in this one, which takes less time and lets no exception pass.
+Most commands run in this process, which saves time and lets no exception pass.
 """
 
 import gzip
@@ -29,12 +29,12 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def run(module_settings: Settings, connection: psycopg.Connection) -> Loader:
-    """The command line on that database."""
+    """Return the command line on that database."""
     return loader_command(module_settings)
 
 
 def with_value(value: bytes) -> bytes:
-    """Return a valid call, with the id `odd` and a property `x` of exactly these bytes."""
+    """Return a valid call with the id `odd` and a property `x` of exactly these bytes."""
     return call_line("odd")[:-1] + b',"properties":{"x":' + value + b"}}"
 
 
@@ -53,7 +53,7 @@ def quarantined(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
 
 
 def told(done: Done) -> list[str]:
-    """Return the lines a command wrote to stderr; a traceback is never among them."""
+    """Return the lines that a command wrote to stderr, and check that they contain no traceback."""
     assert "Traceback" not in done.stderr + done.stdout
     return done.stderr.splitlines()
 
@@ -78,7 +78,7 @@ def told(done: Done) -> list[str]:
 def test_a_bad_line_goes_to_quarantine(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, line: bytes, reason: str
 ) -> None:
-    """It is kept with its reason, file, offset and bytes, its neighbours land, and the exit code is 3."""
+    """The line is kept with its reason, file, offset and bytes. Its neighbours land, and the exit code is 3."""
     path = write(tmp_path / "events.ndjson", line)
     done = run_here("load", str(path))
     assert done.returncode == 3
@@ -92,7 +92,7 @@ def test_a_bad_line_goes_to_quarantine(
 
 
 def test_a_truncated_last_line_goes_to_quarantine(run: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """The lines before it land; what there is of it is kept."""
+    """The lines before it land, and its bytes are kept."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(BEFORE + b"\n" + AFTER + b"\n" + call_line("odd")[:40])
     done = run("load", str(path))
@@ -116,7 +116,7 @@ def test_a_truncated_last_line_goes_to_quarantine(run: Loader, connection: psyco
 def test_characters_that_cannot_be_stored_are_replaced(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, case: tuple[bytes, str, str]
 ) -> None:
-    """The event lands with U+FFFD in their places; its original bytes are in quarantine, as repaired."""
+    """The event lands with U+FFFD. Its original bytes are in quarantine, as repaired."""
     value, stored, reason = case
     path = write(tmp_path / "events.ndjson", with_value(value))
     done = run_here("load", str(path))
@@ -130,7 +130,7 @@ def test_characters_that_cannot_be_stored_are_replaced(
 
 
 def test_odd_lines_land_as_they_are(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """Unusual, but right: numbers no machine holds stay exact, the last of two keys wins, 10 MB are a line."""
+    """Long numbers stay exact, the last of two keys counts, and a line may have 10 MB."""
     lines = {
         "large": with_value(b"1e400"),
         "exact": with_value(str(2**70).encode()),
@@ -175,7 +175,7 @@ def test_odd_lines_land_as_they_are(run_here: Loader, connection: psycopg.Connec
 def test_a_bad_file_is_named_and_the_others_land(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, data: bytes | None, message: str
 ) -> None:
-    """What cannot be read whole fails with one line that names it, and the exit code is 1; the other file lands."""
+    """One line names a file that cannot be read completely, and the exit code is 1. The other file lands."""
     bad, good = tmp_path / "bad.ndjson", write(tmp_path / "good.ndjson", call_line("odd"))
     if data is not None:
         bad.write_bytes(data)
@@ -191,7 +191,7 @@ def test_a_bad_file_is_named_and_the_others_land(
 
 
 def test_an_empty_file_is_no_mistake(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """An hour without events is an hour like another."""
+    """An hour without events is no error."""
     (tmp_path / "empty").touch()
     done = run_here("load", str(tmp_path / "empty"))
     assert (done.returncode, told(done)) == (0, [])
@@ -208,14 +208,14 @@ def test_an_empty_file_is_no_mistake(run_here: Loader, connection: psycopg.Conne
 def test_nothing_to_load_is_told(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, path: str, message: str
 ) -> None:
-    """A folder without events, or a pattern without a match, is not taken for success."""
+    """A folder without events, or a pattern without a match, is not a success."""
     (tmp_path / "folder").mkdir()
     done = run_here("load", f"{tmp_path}/{path}")
     assert (done.returncode, told(done)) == (1, [message.format(home=tmp_path)])
 
 
 def test_wrong_use_is_told(run: Loader, tmp_path: Path) -> None:
-    """No path at all, or a source that is not there, is the caller's mistake: exit code 2."""
+    """A missing path or an unknown source is the caller's mistake. The exit code is 2."""
     path = write(tmp_path / "events.ndjson", call_line("odd"))
     assert run("load").returncode == 2
     done = run("load", "--source", "Nobody", str(path))
@@ -223,7 +223,7 @@ def test_wrong_use_is_told(run: Loader, tmp_path: Path) -> None:
 
 
 def run_without_privileges(settings: Settings, *arguments: str) -> Done:
-    """Run the command line as somebody for whom permissions count, which for root they do not."""
+    """Run the command line as an ordinary user, because permissions do not restrict root."""
     capabilities = "=-dac_override,-dac_read_search"
     drop = ["setpriv", f"--inh-caps{capabilities}", f"--bounding-set{capabilities}"] if AS_ROOT else []
     try:
@@ -238,7 +238,7 @@ def run_without_privileges(settings: Settings, *arguments: str) -> Done:
 def test_files_without_permission_are_named(
     module_settings: Settings, connection: psycopg.Connection, home: Path
 ) -> None:
-    """A file, a folder and a file in a closed folder each fail with one line; a readable file beside them lands."""
+    """A file, a folder and a file in a closed folder each fail with one line. A readable file lands."""
     with tempfile.TemporaryDirectory(dir=home) as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -269,7 +269,7 @@ def test_files_without_permission_are_named(
 
 @pytest.fixture
 def small_disk(shared_home: Path) -> Iterator[Path]:
-    """A disk of 40 MB, where the server can enter it."""
+    """Return a disk of 40 MB that the server can enter."""
     folder = Path(tempfile.mkdtemp(dir=shared_home))
     command = ["mount", "-t", "tmpfs", "-o", "size=40m,mode=0755", "tmpfs", str(folder)]
     if not AS_ROOT or subprocess.run(command, capture_output=True, check=False).returncode:
@@ -283,7 +283,7 @@ def small_disk(shared_home: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_the_load_until_there_is_room(
     server: str, shared_home: Path, raw_template: str, small_disk: Path, tmp_path: Path
 ) -> None:
-    """The load stops with one line that names the disk; nothing is blamed on an event; with room it goes on."""
+    """One line names the disk, and no event is refused. With room the load continues."""
     owner = (shared_home / "embedded" / "data").stat()
     space = small_disk / "space"
     space.mkdir()
@@ -317,7 +317,7 @@ def test_a_full_disk_stops_the_load_until_there_is_room(
 def test_a_role_without_rights_is_told(
     connection: psycopg.Connection, module_settings: Settings, tmp_path: Path
 ) -> None:
-    """What the database forbids is one line with its words, and blames no event."""
+    """The error of the database is one line, and no event is refused."""
     path = write(tmp_path / "events.ndjson", call_line("odd"))
     connection.execute("drop role if exists stranger; create role stranger login password 'secret'")
     where = module_settings.database_url.split("@")[1]
@@ -344,14 +344,14 @@ def test_a_role_without_rights_is_told(
     assert quarantined(connection) == []
 
 
-# What is no bad input at all
+# Unusual input that is valid
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
 def test_standard_input_is_a_file_without_a_name(
     run: Loader, connection: psycopg.Connection, pack: Callable[[bytes], bytes]
 ) -> None:
-    """Lines land from a pipe, compressed or not; what is refused of them is kept with its offset."""
+    """Lines land from a pipe, compressed or not. Refused lines are kept with their offsets."""
     done = run("load", "-", stdin=pack(BEFORE + b"\n{broken\n" + AFTER))
     assert (done.returncode, len(told(done))) == (3, 1)
     assert landed(connection) == ["before", "after"]
@@ -359,7 +359,7 @@ def test_standard_input_is_a_file_without_a_name(
 
 
 def test_closed_standard_input_is_told(module_settings: Settings, connection: psycopg.Connection) -> None:
-    """A command without a standard input, as a scheduler may start it, says so."""
+    """A scheduler may start a command without standard input. The error says so."""
     shell = f'exec "{sys.executable}" -m loader load - <&-'
     environment = os.environ | {"DATABASE_URL": module_settings.database_url}
     done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False, env=environment)
@@ -368,7 +368,7 @@ def test_closed_standard_input_is_told(module_settings: Settings, connection: ps
 
 
 def test_files_are_what_their_bytes_are(run: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """Several files land together, each read as what it is, whatever its name says."""
+    """Several files land together. The bytes decide the format, not the name."""
     (tmp_path / "plain.gz").write_bytes(call_line("plain") + b"\n")
     (tmp_path / "gzip.ndjson").write_bytes(gzip.compress(call_line("gzip") + b"\n"))
     (tmp_path / "zstd.jsonl").write_bytes(zstandard.compress(call_line("zstd") + b"\n"))
@@ -383,7 +383,7 @@ def test_files_are_what_their_bytes_are(run: Loader, connection: psycopg.Connect
 
 
 def test_vector_74_raw_logs_keep_their_times(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """A line of Segment's raw logs keeps the receivedAt and timestamp it has; nothing is computed anew."""
+    """A line keeps its receivedAt and its timestamp. Neither is computed again."""
     times = {
         "receivedAt": "2015-12-12T19:11:01.266Z",
         "sentAt": "2015-12-12T19:11:01.169Z",
@@ -414,7 +414,7 @@ def test_vector_74_raw_logs_keep_their_times(run_here: Loader, connection: psyco
 def test_a_command_that_nobody_reads_ends_quietly(
     module_settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """`loader load … | true` is no reason for a traceback."""
+    """`loader load … | true` causes no traceback."""
     path = write(tmp_path / "events.ndjson", call_line("odd"))
     environment = os.environ | {"DATABASE_URL": module_settings.database_url}
     shell = f'"{sys.executable}" -m loader load "{path}" | true'

@@ -1,4 +1,4 @@
-"""Every example event goes in by the command line and comes out of its table with every property right."""
+"""Every example event is loaded by the command line, and its table has every property."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_
 TRACKS = {example["case"]: example["track"] for example in EXAMPLES if "track" in example}
 
 with (DATA / "property_catalog.csv").open(encoding="utf-8", newline="") as file:
-    # (event, path of the property) → column and type, as the facts have them.
+    # (event, path of the property) → column and type, by the facts.
     CATALOG = {
         (row["collection"], row["property_json_name"]): (row["column_name_snake"], row["type"])
         for row in csv.DictReader(file)
@@ -40,7 +40,7 @@ CONTEXT = {
 def connection(
     make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    """A database into which all examples have gone, by `loader load` and `loader transform`."""
+    """Return a connection to a database with all examples, after `loader load` and `loader transform`."""
     path = tmp_path_factory.mktemp("examples") / "examples.ndjson"
     path.write_text("".join(f"{json.dumps(track)}\n" for track in TRACKS.values()), encoding="utf-8")
 
@@ -57,7 +57,7 @@ def connection(
 
 
 def leaves(value: dict[str, Any], event: str, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk an object down to what has a column: a declared property whole, anything else to its leaves."""
+    """Yield the parts of an object that have columns: a declared property whole, and other values as leaves."""
     for name, inner in value.items():
         place = f"{path}.{name}" if path else name
         if isinstance(inner, dict) and (event, place) not in CATALOG:
@@ -68,7 +68,7 @@ def leaves(value: dict[str, Any], event: str, path: str = "") -> Iterator[tuple[
 
 @pytest.mark.parametrize("case", TRACKS)
 def test_every_property_is_right(connection: psycopg.Connection[dict[str, Any]], case: str) -> None:
-    """The event's row holds each property and context value in its own column, with its own type."""
+    """The event's row has each property and context value in its own column, with its own type."""
     track = TRACKS[case]
     event = track["event"]
     table = event.lower().replace(" ", "_")
@@ -107,14 +107,14 @@ def test_every_property_is_right(connection: psycopg.Connection[dict[str, Any]],
 
 
 def test_tracks_has_them_all(connection: psycopg.Connection[dict[str, Any]]) -> None:
-    """`tracks` names the table of each, once."""
+    """`tracks` has each event once, with its table's name."""
     rows = connection.execute("select id, event, event_text from iterable.tracks").fetchall()
     assert {row["id"]: row["event_text"] for row in rows} == {t["messageId"]: t["event"] for t in TRACKS.values()}
     assert len(rows) == len(TRACKS)
 
 
 def test_nothing_was_lost(connection: psycopg.Connection[dict[str, Any]]) -> None:
-    """No value was too much for its column, and the conservation law holds."""
+    """No value exceeds its column, and the conservation law holds."""
     assert connection.execute("select * from raw.mismatches").fetchall() == []
     law = connection.execute("select * from raw.conservation").fetchone()
     assert law is not None

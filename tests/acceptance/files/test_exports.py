@@ -1,4 +1,4 @@
-"""Iterable's export files: CSV, Parquet and lines of JSON land as the events that webhooks would have brought."""
+"""Iterable's export files: CSV, Parquet and lines of JSON land as the events of the webhooks."""
 
 import csv
 import gzip
@@ -34,7 +34,7 @@ EMAIL_SEND = "iterable-export:emailSend"
 
 
 def rows(count: int = 5) -> list[dict[str, Any]]:
-    """Rows as an export has them: ids, and few names."""
+    """Return rows as an export has them: with ids, and few names."""
     return [
         {
             "email": f"user{i}@example.com",
@@ -51,7 +51,7 @@ def rows(count: int = 5) -> list[dict[str, Any]]:
 
 
 def as_csv(made: list[dict[str, Any]], **options: Any) -> bytes:
-    """The rows as a CSV file; what is absent is an empty cell."""
+    """Return the rows as a CSV file, with an empty cell for an absent value."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(made[0]), **options)
     writer.writeheader()
@@ -60,19 +60,19 @@ def as_csv(made: list[dict[str, Any]], **options: Any) -> bytes:
 
 
 def as_lines(made: list[dict[str, Any]]) -> bytes:
-    """The rows as lines of JSON."""
+    """Return the rows as lines of JSON."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in made)
 
 
 def as_parquet(made: list[dict[str, Any]]) -> bytes:
-    """The rows as a Parquet file."""
+    """Return the rows as a Parquet file."""
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(made), buffer)
     return buffer.getvalue()
 
 
 def as_floats(made: list[dict[str, Any]]) -> bytes:
-    """The rows as pandas writes them, where whole numbers with gaps are floats."""
+    """Return the rows as pandas writes them, with floats for integers with gaps."""
     buffer = io.BytesIO()
     pandas.DataFrame(made).to_parquet(buffer)
     return buffer.getvalue()
@@ -92,7 +92,7 @@ SHAPES = {
 
 
 def landed(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
-    """What has landed, but for the bytes it came in."""
+    """Return the landed events, without their original bytes."""
     return connection.execute(
         "select message_id, collection, payload - 'native' from raw.events"
         " order by payload #>> '{properties,messageId}', message_id"
@@ -100,14 +100,14 @@ def landed(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
 
 
 def quarantined(connection: psycopg.Connection) -> list[tuple[str, str, bytes]]:
-    """What is in quarantine and has not landed."""
+    """Return the open messages in quarantine."""
     return connection.execute(
         "select entrance, reason, payload from raw.quarantine where resolved_at is null order by byte_offset"
     ).fetchall()
 
 
 def webhook(row: dict[str, Any]) -> Event:
-    """The event that the webhook of an exported row is."""
+    """Return the event of the webhook of an exported row."""
     fields = row | {"transactionalData": json.loads(row["transactionalData"]), "campaignName": "Spring Roast Launch"}
     body = {"email": row["email"], "userId": row["userId"], "eventName": "emailSend", "dataFields": fields}
     (event,) = parse_message("iterable-webhook", json.dumps(body).encode(), 0)
@@ -119,7 +119,7 @@ def webhook(row: dict[str, Any]) -> Event:
 def test_every_shape_of_a_file_lands_the_same_events(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, shape: str
 ) -> None:
-    """With the ids that webhooks give them, and numbers and objects as webhooks have them."""
+    """Ids, numbers and objects equal those of the webhooks."""
     path = tmp_path / "emailSend-2026-03"
     path.write_bytes(SHAPES[shape])
     done = run_here(*EXPORT, str(path))
@@ -135,7 +135,7 @@ def test_every_shape_of_a_file_lands_the_same_events(
 
 
 def test_rows_and_webhooks_become_one_row(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """Each example's body, exported without the names of things, has the id it had."""
+    """Each example's body, exported without names, has the same id."""
     for number, body in enumerate(WEBHOOKS):
         fields = {name: value for name, value in body["dataFields"].items() if not name.endswith("Name")}
         path = tmp_path / f"{number}-{body['eventName']}.ndjson"
@@ -148,7 +148,7 @@ def test_rows_and_webhooks_become_one_row(run_here: Loader, connection: psycopg.
 def test_a_bad_row_costs_its_neighbours_nothing(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Too many cells, too few, a quote that never ends, bytes that are no text: each is refused by itself."""
+    """Too many or too few cells, an open quote, and invalid bytes: each such row is refused alone."""
     header, *good = as_csv([row | {"transactionalData": "{}"} for row in rows(6)]).splitlines(keepends=True)
     bad = [
         b"a,b,c\r\n",
@@ -172,7 +172,7 @@ def test_a_bad_row_costs_its_neighbours_nothing(
 def test_a_row_in_quarantine_is_read_as_an_export_again(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """A corrected row becomes the event it would have been; one as bad as before stays."""
+    """A corrected row becomes an event. A row that is still bad stays."""
     (tmp_path / "emailSend.ndjson").write_bytes(b'{"campaignId":1}\n')
     (tmp_path / "fixed.json").write_bytes(as_lines(rows(1)))
     assert run_here(*EXPORT, "--no-check", str(tmp_path / "emailSend.ndjson")).returncode == 3
@@ -184,7 +184,7 @@ def test_a_row_in_quarantine_is_read_as_an_export_again(
 def test_what_the_database_refuses_is_kept_as_it_came(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Not as the call that was made of it, which no retry could read."""
+    """The call that was made of the row is not kept, because a retry could not read it."""
     line = b'{"email":"m@x","messageId":"m","somethingNew":1e999999}'
     (tmp_path / "emailSend.ndjson").write_bytes(line + b"\n" + as_lines(rows(2)))
     assert run_here(*EXPORT, "--no-check", str(tmp_path / "emailSend.ndjson")).returncode == 3
@@ -200,7 +200,7 @@ def test_a_load_that_was_stopped_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     shape: str,
 ) -> None:
-    """Every row lands once, in whatever shape the file is and however many processes land it."""
+    """Every row lands once, in every format and for any number of processes."""
     made = rows(3000)
     write = {"csv": as_csv, "csv gzip": lambda r: gzip.compress(as_csv(r)), "lines": as_lines, "parquet": as_parquet}
     path = tmp_path / "emailSend"
@@ -227,7 +227,7 @@ def test_a_load_that_was_stopped_goes_on(
 def test_a_file_that_was_cut_short_lands_what_can_be_read(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """The rest lands when the whole of it arrives."""
+    """The rest lands when the whole file arrives."""
     whole = gzip.compress(as_csv(rows(200)), compresslevel=0)
     path = tmp_path / "emailSend.csv.gz"
     path.write_bytes(whole[: len(whole) // 2])
@@ -243,7 +243,7 @@ def test_a_file_that_was_cut_short_lands_what_can_be_read(
 def test_a_file_loaded_as_something_else_is_loaded_again(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Who forgot the format, or gave the wrong type, does not have to change the file."""
+    """A person who forgot the format, or gave a wrong type, need not change the file."""
     path = tmp_path / "part-1.ndjson"
     path.write_bytes(as_lines(rows()))
     assert run_here("load", "--no-check", str(path)).returncode == 3
@@ -256,7 +256,7 @@ def test_a_file_loaded_as_something_else_is_loaded_again(
 def test_an_export_comes_through_a_pipe(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, shape: str, code: int
 ) -> None:
-    """As lines of JSON or as CSV; Parquet is read from its end, which a pipe does not have."""
+    """Lines of JSON and CSV work. Parquet is read from its end, which a pipe does not support."""
     pipe = tmp_path / "emailSend"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(SHAPES[shape],))
@@ -289,7 +289,7 @@ def test_an_export_comes_through_a_pipe(
 def test_wrong_use_is_told(
     run_here: Loader, tmp_path: Path, *, arguments: tuple[str, ...], file: tuple[str, bytes], code: int, says: str
 ) -> None:
-    """What is missing, and what would help."""
+    """The error names the problem and the remedy."""
     (tmp_path / file[0]).write_bytes(file[1])
     done = run_here(*arguments, str(tmp_path / file[0]))
     assert done.returncode == code
@@ -297,7 +297,7 @@ def test_wrong_use_is_told(
 
 
 def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
-    """What has been read of a CSV file after the first line is a small part of it."""
+    """After its first line, a small part of a CSV file has been read."""
     path = tmp_path / "emailSend.csv"
     path.write_bytes(as_csv(rows(50_000)))
     with open_lines(str(path), EMAIL_SEND) as (stream, beneath):

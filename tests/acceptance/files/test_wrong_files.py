@@ -1,4 +1,4 @@
-"""Files that are handed over by mistake: they are stopped before they fill the quarantine, and the way on is named."""
+"""Files that are loaded by mistake are stopped before they fill the quarantine, with advice."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ CALL = json.dumps({"type": "track", "event": "Email Opened", "userId": "u1", "me
 
 
 def count(connection: psycopg.Connection, table: str) -> int:
-    """Return the rows of a table."""
+    """Return the number of rows of a table."""
     row = connection.execute(f"select count(*) from {table}").fetchone()
     assert row is not None
     return int(row[0])
@@ -26,7 +26,7 @@ def count(connection: psycopg.Connection, table: str) -> int:
 def test_d3_a_mixed_folder_loads_its_events_and_lists_the_rest_in_one_line(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Logs, tables and notes beside the events cost nothing; a file that is named itself is loaded."""
+    """Logs, tables and notes beside the events are skipped. A file that is named itself is loaded."""
     (tmp_path / "events.ndjson.gz").write_bytes(gzip.compress(CALL.encode()))
     for name in ("app.log", "contacts.csv", "README.md", "dump.sql.gz", "deep/notes.txt"):
         path = tmp_path / name
@@ -62,7 +62,7 @@ def test_d3_a_mixed_folder_loads_its_events_and_lists_the_rest_in_one_line(
 def test_d3_a_file_without_events_is_stopped_and_named(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, case: tuple[str, str, str, str]
 ) -> None:
-    """Nothing of it lands or fills the quarantine; the message says what it looks like, and how to load it."""
+    """Nothing of the file lands or goes to quarantine. The message has the likely format and the way to load it."""
     name, lines, looks, option = case
     path = tmp_path / name
     path.write_text(lines, encoding="utf-8")
@@ -81,7 +81,7 @@ def test_d3_a_file_without_events_is_stopped_and_named(
 
 
 def test_d3_calls_taken_for_an_export_are_told_apart(run_here: Loader, tmp_path: Path) -> None:
-    """A format that was given by mistake is named."""
+    """The error names a format that was given by mistake."""
     path = tmp_path / "emailSend.ndjson"
     path.write_text(CALL.replace("userId", "anonymousId") + "\n", encoding="utf-8")
     stopped = run_here("load", "--format", "iterable-export", str(path))
@@ -93,7 +93,7 @@ def test_d3_calls_taken_for_an_export_are_told_apart(run_here: Loader, tmp_path:
 def test_d3_one_event_among_the_first_lines_is_enough(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, before: int
 ) -> None:
-    """A damaged head does not keep the rest out, as long as it is shorter than what is looked at."""
+    """A damaged beginning does not exclude the rest, if it is shorter than the checked lines."""
     path = tmp_path / "events.ndjson"
     path.write_text("{damaged\n" * before + f"{CALL}\n" + "{damaged\n", encoding="utf-8")
     done = run_here("load", str(path))
@@ -105,7 +105,7 @@ def test_d3_one_event_among_the_first_lines_is_enough(
 def test_d3_an_event_behind_the_lines_that_are_looked_at_needs_the_option(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """With it, and ever after, the file is loaded like any other."""
+    """With the option, and in later loads, the file is loaded like any other."""
     path = tmp_path / "events.ndjson"
     path.write_text("{damaged\n" * CHECKED_LINES + f"{CALL}\n", encoding="utf-8")
     stopped = run_here("load", str(path))
@@ -120,7 +120,7 @@ def test_d3_an_event_behind_the_lines_that_are_looked_at_needs_the_option(
 
 
 def test_d3_a_stream_without_events_is_stopped_too(module_settings: Settings, connection: psycopg.Connection) -> None:
-    """Standard input is looked at like a file; blank lines are no reason to stop."""
+    """Standard input is checked like a file. Blank lines do not count."""
     run = loader_command(module_settings)
     stopped = run("load", "-", stdin=b"a,b\n1,2\n")
     assert stopped.returncode == 1
@@ -131,7 +131,7 @@ def test_d3_a_stream_without_events_is_stopped_too(module_settings: Settings, co
 
 @pytest.fixture
 def refused(run_here: Loader, tmp_path: Path) -> Path:
-    """A folder in which two files have been loaded, each with one event and with messages that were refused."""
+    """Return a folder with two loaded files, each with an event and refused messages."""
     for name, lines in (("a.ndjson", ["{broken", "{broken too", '{"type": "track"}']), ("b.ndjson", ["{broken"])):
         (tmp_path / name).write_text("\n".join([CALL, *lines]) + "\n", encoding="utf-8")
         assert run_here("load", str(tmp_path / name)).returncode == 3
@@ -153,7 +153,7 @@ def refused(run_here: Loader, tmp_path: Path) -> Path:
 def test_d3_what_is_discarded_stays_counted(
     run_here: Loader, connection: psycopg.Connection, refused: Path, arguments: list[str], gone: int
 ) -> None:
-    """The messages and their bytes are gone, the law holds, and raw.discarded has their number and bytes."""
+    """The messages and their bytes are gone. The law holds, and raw.discarded has their number and bytes."""
     if arguments[0] == "--path":
         arguments = ["--path", str(refused / arguments[1]) if arguments[1] else f"{refused}/"]
     assert law(connection)["quarantined"] == 4
@@ -177,7 +177,7 @@ def test_d3_what_is_discarded_stays_counted(
 def test_d3_a_file_that_was_loaded_again_keeps_its_loads_apart(
     run_here: Loader, connection: psycopg.Connection, refused: Path
 ) -> None:
-    """Of a file that was replaced by another of its name, each load has its own messages."""
+    """A file was replaced by another with the same name. Each load has its own messages."""
     (refused / "a.ndjson").write_text(f"{CALL} \n" + "{other\n" * 5, encoding="utf-8")
     assert run_here("load", str(refused / "a.ndjson")).returncode == 3
     assert run_here("quarantine", "discard", "--yes", "--load", "1").stdout.startswith("3 messages")
@@ -188,7 +188,7 @@ def test_d3_a_file_that_was_loaded_again_keeps_its_loads_apart(
 def test_d3_a_discard_is_confirmed(
     run_here: Loader, connection: psycopg.Connection, refused: Path, module_settings: Settings
 ) -> None:
-    """Without --yes a script is refused and a person is asked; what has landed is never discarded."""
+    """Without --yes, a script is refused and a person is asked. Landed messages are never discarded."""
     unconfirmed = run_here("quarantine", "discard", "--load", "1", stdin=b"")
     assert unconfirmed.returncode == 2
     assert "3 messages would be deleted for good. Confirm the deletion with --yes." in unconfirmed.stderr

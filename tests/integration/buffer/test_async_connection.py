@@ -667,7 +667,7 @@ def test_unusual_events_that_wait_for_each_other_share_a_commit(
 def test_a_rescan_that_races_with_connections_loses_no_property(
     proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, away: bool
 ) -> None:
-    """Events that were usual by a record that is gone are recorded again before their senders have answers."""
+    """Events that were usual by a replaced registry are recorded again before their senders get answers."""
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:

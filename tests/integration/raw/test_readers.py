@@ -18,7 +18,7 @@ from tests.support.factories import insert_event, insert_payload
 
 @pytest.fixture
 def reader_name(settings: Settings) -> Iterator[str]:
-    """A role's name of the test's own, dropped at the end: roles belong to the whole server."""
+    """Return the name of a role for one test, and drop the role at the end; roles belong to the whole server."""
     name = f"reader_of_{settings.database_url.rsplit('/', 1)[1]}"
     yield name
     forget_role(settings.database_url, name)

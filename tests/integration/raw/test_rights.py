@@ -93,7 +93,7 @@ def named(role: str) -> str:
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[psycopg.Connection]:
-    """A connection to an embedded database of a new user, with a source's table, a later one, and the reader."""
+    """Return a connection to a new user's embedded database, with a source's table, a later table, and the reader."""
     with open_folder() as home:
         settings = open_settings("", home).model_copy(update={"embedded_idle": 600.0})
         with open_database(settings) as database, database.connect(autocommit=True) as opened:

@@ -1,4 +1,4 @@
-"""One id in two collections: both keep their row, tracks keeps the first landed, and the difference has a name."""
+"""One id in two collections: both tables keep a row, tracks keeps the first, and `shared_ids` counts the others."""
 
 import json
 from collections.abc import Iterator

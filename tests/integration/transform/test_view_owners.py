@@ -65,7 +65,7 @@ HOSTILE_VIEWS = {
 
 @pytest.fixture
 def connection(settings: Settings) -> Iterator[psycopg.Connection]:
-    """A connection of the role that widens, in a database with a table and a hostile role that may read the table."""
+    """Return a connection of the widening role, in a database with a hostile role that may read the table."""
     with psycopg.connect(settings.database_url, autocommit=True) as opened:
         opened.execute(f"""
             create schema iterable;
