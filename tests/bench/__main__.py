@@ -1,4 +1,4 @@
-"""`python -m tests.bench [NAME...]`: run all benchmarks, or those named."""
+"""`python -m tests.bench [NAME...]`: run all benchmarks, or the named benchmarks."""
 
 import sys
 

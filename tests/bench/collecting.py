@@ -1,4 +1,4 @@
-"""The collector, against the same server that answers without doing anything, and against landing a file."""
+"""The collector, compared with a server that only answers, and with landing a file."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.support.collector_process import free_port
 
 _ROUNDS = 3
 _SECONDS = 8
-# Short ones, and many: a machine that is not ours alone is now faster and now slower, for seconds.
+# Many short rounds, because other work makes the machine faster and slower for seconds.
 _SINGLE_ROUNDS = 15
 _SINGLE_SECONDS = 2
 _WEBHOOK_ROUNDS = 5
@@ -82,7 +82,7 @@ http {{
 
 
 def single(ground: Ground) -> None:
-    """Compare requests with one event over 64 connections, each answered after its commit, the two servers in turn."""
+    """Compare single calls over 64 connections, each answered after its commit, with the other server, in turn."""
     events = ground.events_file(_EVENTS)
     with _nothing() as baseline, _collector(ground) as (port, _, key):
         pairs = []
@@ -124,7 +124,7 @@ def webhooks(ground: Ground) -> None:
 
 
 def batches(ground: Ground) -> None:
-    """Compare batches of 100 with landing a file, whole commands, the two in turn."""
+    """Compare batches of 100 with landing a file, as whole commands, in turn."""
     events = ground.events_file(_EVENTS)
     file = ground.events_file(_LOADED)
     pairs = []
@@ -177,7 +177,7 @@ def proxied(ground: Ground) -> None:
 
 
 def endurance(ground: Ground) -> None:
-    """Compare the collector's memory after the first tenth of ten minutes of load with that at their end."""
+    """Compare the collector's memory after a minute of load with its memory after ten minutes."""
     events = ground.events_file(_EVENTS)
     with _collector(ground) as (port, url, key):
         collector = next(
@@ -200,7 +200,7 @@ def endurance(ground: Ground) -> None:
 
 
 def freshness(ground: Ground) -> None:
-    """Measure from the answer to an event posted to `loader up` until the event is in its table."""
+    """Measure the time from the answer for an event posted to `loader up` until the event is in its table."""
     url, key = _database(ground)
     port = free_port()
     ages = []
@@ -216,7 +216,7 @@ def freshness(ground: Ground) -> None:
             while connection.execute(query, (f"fresh-{number}",)).fetchone() is None:
                 time.sleep(0.02)
             ages.append(time.perf_counter() - posted)
-            # So that events come at every moment of the pause between two runs.
+            # Events come at every moment of the pause between two runs.
             time.sleep(number * 0.37)
     report(
         "freshness",
@@ -247,7 +247,7 @@ def _nothing() -> Iterator[int]:
 
 @contextmanager
 def _proxy(ground: Ground, nginx: str, collector: int) -> Iterator[int]:
-    """Run nginx before a collector, as people do who need TLS; yields its port."""
+    """Run nginx before a collector, as for TLS; yield its port."""
     folder = ground.folder / "nginx"
     folder.mkdir()
     port = free_port()

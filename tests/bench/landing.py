@@ -1,4 +1,4 @@
-r"""Landing a file, against `psql \copy` of the same lines over one connection into a one-column jsonb table."""
+r"""Landing a file, compared with `psql \copy` of the same lines over one connection into a jsonb column."""
 
 import statistics
 import time
@@ -20,13 +20,13 @@ _TRACKING_ROUNDS = 9
 
 
 def rate(ground: Ground) -> None:
-    """Compare rates, the two in turn, whole commands from start to end."""
+    """Compare rates of whole commands from start to end, in turn."""
     path = ground.events_file(_EVENTS)
     url = ground.create_database("bench_landing")
     ground.run_loader(url, "migrate")
     ground.run_loader(url, "source", "add", "Iterable")
     ground.psql(url, "-c", "create table lines (line jsonb)")
-    # Quote and delimiter are bytes JSON cannot hold, so every line is one value.
+    # JSON cannot contain these bytes as quote and delimiter, so every line is one value.
     copy = rf"\copy lines from '{path}' with (format csv, quote e'\x01', delimiter e'\x02')"
     pairs = []
     for round_ in range(_ROUNDS + 1):
@@ -64,7 +64,7 @@ def memory(ground: Ground) -> None:
 
 
 def tracking(ground: Ground) -> None:
-    """Compare landing with and without taking note of what the events are made of, in this process, the two in turn."""
+    """Compare landing with and without recording properties, in this process, in turn."""
     path = ground.events_file(_TRACKED)
     url = ground.create_database("bench_tracking")
     ground.run_loader(url, "migrate")
@@ -75,7 +75,7 @@ def tracking(ground: Ground) -> None:
     with connect(url, autocommit=True) as connection:
 
         def land_all(known: SchemaRegistry | None) -> tuple[float, float]:
-            """Return the seconds it took, and those of them in which this process worked."""
+            """Return the seconds of a landing, and the seconds in which this process worked."""
             connection.execute("truncate raw.events")
             connection.execute("checkpoint")
             start, work = time.perf_counter(), time.process_time()
@@ -89,7 +89,7 @@ def tracking(ground: Ground) -> None:
             return time.perf_counter() - start, time.process_time() - work
 
         for round_ in range(_TRACKING_ROUNDS + 1):
-            # Each first in every other round: what comes second finds the server's files warm.
+            # Each comes first in every other round, because the second finds the server's files warm.
             if round_ % 2:
                 with_, without = land_all(registry), land_all(None)
             else:
@@ -102,7 +102,7 @@ def tracking(ground: Ground) -> None:
 
 
 def _peak(pid: int) -> int:
-    """Return the largest peak of resident memory of a process and its children, in bytes, watching until it ends."""
+    """Return the largest resident memory of a process or a child, in bytes, checked until the process ends."""
     peak = 0
     root = psutil.Process(pid)
     while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:

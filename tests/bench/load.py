@@ -1,6 +1,7 @@
-"""A load generator: keep-alive connections that send one request after the other, each when the last is answered.
+"""A load generator: keep-alive connections, each of which sends its next request after the last answer.
 
-Run as a process of its own (`python -m tests.bench.load`), so that it does not take turns with what it measures.
+The generator runs as a separate process (`python -m tests.bench.load`), so it shares no thread with the measured
+program.
 """
 
 import argparse
@@ -22,7 +23,7 @@ _HEAD_END = b"\r\n\r\n"
 
 _REQUEST_ID = b"X-Request-Id: %016x\r\n"
 
-# The end of an event: what its id ends with.
+# The end of an event, which completes its id.
 _ID = b'%016x"}'
 _ID_BYTES = len(_ID % 0)
 
@@ -48,10 +49,10 @@ class Client(asyncio.Protocol):
         self._send()
 
     def data_received(self, data: bytes) -> None:
-        """Send the next request when an answer is whole."""
+        """Send the next request when an answer is complete."""
         if self._buffer:
             data = self._buffer + data
-        # Nearly every answer is the same as the last.
+        # Nearly every answer equals the previous answer.
         if data != self._answer:
             end = data.find(_HEAD_END)
             at = data.lower().find(b"content-length: ") + 16
@@ -66,7 +67,7 @@ class Client(asyncio.Protocol):
         self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it as an error when it was not we who closed it."""
+        """Count an error if this side did not close the connection."""
         if not self._done.is_set():
             self._errors.append(f"connection lost: {exc}".encode())
 
@@ -80,20 +81,20 @@ class Client(asyncio.Protocol):
 
 
 def requests_of(events: Path, key: str, batch: int, kind: str = "track") -> Iterator[bytes]:
-    """Yield requests with events of a file, each with ids and a request id of its own, without end.
+    """Yield endless requests with events of a file, each with its own ids and request id.
 
-    Parts of the requests are made ahead, since the load generator shares the cores with the server.
+    Parts of the requests are prepared, because the load generator and the server share the cores.
 
     Args:
         events: A file of tracking calls, a line each; a webhook has Iterable's body for the same event.
         key: A write key.
-        batch: Events in a request.
+        batch: The number of events in a request.
         kind: `track` for the tracking API, plain or `gzip`; `webhook` for Iterable's; `health` for `GET /health`.
     """
     path = {"webhook": b"/webhooks/iterable", "health": b"/health"}.get(
         kind, b"/v1/track" if batch == 1 else b"/v1/batch"
     )
-    # As behind a proxy: no two heads are the same.
+    # As behind a proxy, all heads differ.
     head = b"%b %b HTTP/1.1\r\nHost: bench\r\nAuthorization: Basic %b\r\nContent-Type: application/json\r\n%b" % (
         b"GET" if kind == "health" else b"POST",
         path,
@@ -111,7 +112,7 @@ def requests_of(events: Path, key: str, batch: int, kind: str = "track") -> Iter
             number += 1
             length = len(before) + 16 + len(after)
             yield head + _REQUEST_ID % number + b"Content-Length: %d\r\n\r\n%b%016x%b" % (length, before, number, after)
-    # The last of two fields of one name counts.
+    # The last of two fields with one name counts.
     lines = [line[:-1] + b',"messageId":"bench-' for line in events.read_bytes().splitlines()]
     if batch == 1:
         begun = [b"Content-Length: %d\r\n\r\n%b" % (len(line) + _ID_BYTES, line) for line in lines]
@@ -129,7 +130,7 @@ def requests_of(events: Path, key: str, batch: int, kind: str = "track") -> Iter
 
 
 def _webhook_of(line: bytes) -> tuple[bytes, bytes]:
-    """Return the body that Iterable sent for a call, in two parts, with its message id between them."""
+    """Return the body of Iterable for a call, in two parts around its message id."""
     call = json.loads(line)
     kind = next((kind for kind, event in SEGMENT_EVENTS.items() if event == call["event"]), call["event"])
     fields = call["properties"] | {"messageId": "<id>", "createdAt": "2026-03-04 05:06:07 +00:00"}
@@ -139,14 +140,14 @@ def _webhook_of(line: bytes) -> tuple[bytes, bytes]:
 
 
 async def run(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> dict[str, float]:
-    """Send requests for some seconds and return rate and latencies."""
+    """Send requests for some seconds; return rate and latencies."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     latencies: list[float] = []
     errors: list[bytes] = []
     for _ in range(connections):
         await loop.create_connection(lambda: Client(requests, done, latencies, errors), "127.0.0.1", port)
-    # The first second warms up.
+    # The first second is not measured.
     await asyncio.sleep(1)
     latencies.clear()
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""dbt's split of landed events, against the same inserts written by hand as plain SQL."""
+"""dbt's split of landed events, compared with the same inserts in hand-written SQL."""
 
 import os
 from functools import partial
@@ -42,7 +42,7 @@ def split(ground: Ground) -> None:
 
 
 def idle(ground: Ground) -> None:
-    """Time a run with nothing to do, in a resident process."""
+    """Measure a run without work, in a permanent process."""
     url = ground.create_database("bench_idle")
     _prepare(ground, url, ground.events_file(10_000))
     first = _transform_seconds(ground, url)
@@ -92,7 +92,7 @@ def _transform_seconds(ground: Ground, url: str) -> float:
 
 
 def _by_hand() -> str:
-    """Return the inserts a person would write: the models' columns, plain operators and casts, nothing guarded."""
+    """Return hand-written inserts: the models' columns with plain operators and casts, without checks."""
     statements = ["create schema by_hand;"]
     models = bundled("dbt_project") / "models" / "iterable"
     for file in sorted(models.glob("*.yml")):

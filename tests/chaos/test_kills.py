@@ -1,4 +1,4 @@
-"""`kill -9` of the collector and of its database under load: what was answered with 200 is never lost, nor doubled."""
+"""`kill -9` of the collector and of its database under load: no event with a 200 is lost or doubled."""
 
 import os
 import random
@@ -19,13 +19,13 @@ from tests.support.load import assert_landed, load, wait_until_replayed
 from tests.support.served_tables import law
 from tests.support.waiting import wait_until
 
-# Answers between one kill and the next: at least so many, and a number more that is drawn.
+# Answers between two kills: this minimum, and a random number more.
 BETWEEN = 20
 
 
 @pytest.fixture
 def own(home: Path) -> Iterator[Settings]:
-    """Settings of an embedded database that belongs to one test, which may kill it."""
+    """Return settings of an embedded database of one test, which may kill the database."""
     with tempfile.TemporaryDirectory(prefix="loader-chaos-") as folder:
         Path(folder).chmod(0o755)
         settings = Settings(home=Path(folder), embedded_idle=30)
@@ -35,7 +35,7 @@ def own(home: Path) -> Iterator[Settings]:
 
 
 def kill_database(settings: Settings) -> None:
-    """Kill the server's main process, once it is there again; its others notice that and end."""
+    """Kill the server's main process when it runs again; its other processes notice that and end."""
     wait_until(EmbeddedServer(settings.home).is_running, "the server to be started again")
     [file] = settings.home.glob("embedded/**/postmaster.pid")
     os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
@@ -51,7 +51,7 @@ def kill_database(settings: Settings) -> None:
 def test_what_was_answered_is_there_once_whatever_is_killed(
     own: Settings, tmp_path: Path, seed: int, kills: list[str] | None
 ) -> None:
-    """In raw.events after the last replay, each sender's in their order, and in the tables exactly once."""
+    """They are in raw.events after the last replay, in the order of each sender, and in the tables exactly once."""
     drawn = random.Random(seed)
     victims = kills or drawn.choices(["collector", "database", "both"], k=20)
     with open_database(own) as database, database.begin() as transaction:

@@ -1,4 +1,4 @@
-"""Segment's own libraries send by their normal queues while the database goes and comes: nothing they sent is lost."""
+"""Segment's libraries send by their normal queues while the database goes and returns: no event is lost."""
 
 import json
 import shutil
@@ -22,10 +22,10 @@ from tests.support.waiting import wait_until
 
 EVENTS = 40
 
-# Of them, sent before the database goes.
+# The number of events before the database goes.
 FIRST = 4
 
-# Sends the first events, and the others when it is told to; says at the end of which it believes that they arrived.
+# Sends the first events, and the others on request. In the end it prints the events that it believes delivered.
 NODE_PROGRAM = """
 const { Analytics } = require('@segment/analytics-node')
 const [host, writeKey, first, events] = process.argv.slice(1)
@@ -50,7 +50,7 @@ process.stdin.once('data', async () => {
 
 @dataclass(frozen=True)
 class Scene:
-    """A collector, a database whose tables are there, and what is between them."""
+    """A collector, a database with its tables, and the proxy between them."""
 
     collector: Collecting
     proxy: Proxy
@@ -60,7 +60,7 @@ class Scene:
     met: str
 
     def break_down(self, go_on: Callable[[], None]) -> None:
-        """Take the database away once something has landed; bring it back when more events have met that."""
+        """Take the database away after an event has landed; bring it back after more events have come."""
         wait_until(self.landed, "the first event to land")
         self.proxy.stop()
         before = self.count()
@@ -69,7 +69,7 @@ class Scene:
         self.proxy.start()
 
     def count(self) -> float:
-        """Return how often the collector has done what it does in an outage."""
+        """Return the number of events that took the collector's way of an outage."""
         lines = self.collector.get("/metrics").body.decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(self.met))
 
@@ -90,7 +90,7 @@ class Scene:
 def scene(
     request: pytest.FixtureRequest, served: Database, served_settings: Settings, tmp_path: Path
 ) -> Iterator[Scene]:
-    """With a spool the library is answered 200 all the time; without, it has to try again."""
+    """With a spool, the library always gets a 200. Without a spool, it has to try again."""
     spool = request.param == "spool"
     with served.begin() as connection:
         key = add_key(connection, "Iterable")
@@ -103,7 +103,7 @@ def scene(
 
 @pytest.fixture
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which Segment's library for Node is installed."""
+    """Return a folder with an installation of Segment's library for Node."""
     if not shutil.which("node") or not shutil.which("npm"):
         pytest.skip("there is no Node on this machine")
     folder = tmp_path_factory.mktemp("node")
@@ -114,7 +114,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_python_library_loses_nothing(scene: Scene) -> None:
-    """Compressed, in batches, with the library's own repetitions: each event is in its table once."""
+    """Batches are compressed, and the library repeats them. Each event is in its table once."""
     failed: list[object] = []
     client = Client(
         scene.key,
@@ -143,7 +143,7 @@ def test_the_python_library_loses_nothing(scene: Scene) -> None:
 
 @pytest.mark.soak
 def test_the_node_library_loses_nothing(scene: Scene, node: Path) -> None:
-    """In batches, with the library's own repetitions: each event it believes to have sent is in its table once."""
+    """The library repeats batches. Each event that it believes delivered is in its table once."""
     numbers = (str(FIRST), str(EVENTS))
     command = ["node", "-e", NODE_PROGRAM, f"http://127.0.0.1:{scene.collector.port}", scene.key, *numbers]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -1,4 +1,4 @@
-"""A real pooler in transaction mode before the database: no session there is anybody's own, nor what one prepared."""
+"""A real pooler in transaction mode before the database: clients share its sessions and prepared statements."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ NEW = 30
 
 @pytest.fixture
 def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
-    """The settings of a loader whose database is behind PgBouncer, with fewer sessions there than it opens here."""
+    """Return the settings of a loader behind PgBouncer, which has fewer sessions than the loader opens connections."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if not program:
         pytest.skip("there is no PgBouncer on this machine")
@@ -45,7 +45,7 @@ def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
         ignore_startup_parameters = extra_float_digits
         """.replace("        ", "")
     )
-    # As root it refuses to work.
+    # PgBouncer refuses to run as root.
     become = ["--user", "nobody"] if os.getuid() == 0 else []
     url = server.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
     with (
@@ -63,11 +63,11 @@ def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
 def test_events_land_once_and_nobody_takes_the_database_for_away(
     pooled: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asynchronous connections and threads meet each other's prepared statements, or none. No event is spooled."""
+    """Asynchronous connections and threads meet sessions with other prepared statements. No event is spooled."""
     with database.begin() as connection:
         key = add_key(connection, "Iterable")
     with collecting(pooled) as collector, load(collector.port, key) as sent:
-        # New properties are the thread's work, and by its fifth time a statement of psycopg's is prepared.
+        # The thread lands new properties, and psycopg prepares a statement at its fifth use.
         for number in range(NEW):
             reply = collector.post("/v1/track", track(f"new {number}", **{f"property_{number}": number}), key=key)
             assert reply.status == 200

@@ -1,4 +1,4 @@
-"""Signals to `loader serve`, and processes of it that end: a request is answered after its commit, or not at all."""
+"""Signals to `loader serve`, and ends of its processes: a request is answered after its commit, or not at all."""
 
 import signal
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ SOME = 20
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection to the test's database."""
+    """Return a connection to the test's database."""
     with database.connect(autocommit=True) as opened:
         yield opened
 
 
 @pytest.fixture
 def own(settings: Settings, tmp_path: Path) -> Settings:
-    """Settings with a spool of the test's own."""
+    """Return settings with a spool of the test."""
     return settings.model_copy(update={"spool": tmp_path / "spool"})
 
 
@@ -35,7 +35,7 @@ def own(settings: Settings, tmp_path: Path) -> Settings:
 def test_a_signal_stops_it_in_order(
     own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection, arguments: tuple[str, ...]
 ) -> None:
-    """After SIGTERM under load every answer was a 200 whose events have landed; the exit code is 0."""
+    """SIGTERM comes under load. Every answer was a 200 whose events have landed, and the exit code is 0."""
     with serving(own, tmp_path, *arguments, names=("spool",)) as collector, load(collector.port, key) as sent:
         sent.wait_for(SOME)
         collector.signal(signal.SIGTERM)
@@ -47,7 +47,7 @@ def test_a_signal_stops_it_in_order(
 
 
 def test_a_second_signal_ends_it_at_once(settings: Settings, tmp_path: Path, key: str) -> None:
-    """What is under way then is not answered: no 200 for what is nowhere."""
+    """Requests under way get no answer, so no 200 is given for a lost event."""
     with proxied(settings.database_url) as proxy:
         own = settings.model_copy(
             update={"database_url": proxy.url, "spool": tmp_path / "spool", "commit_seconds": 100.0}
@@ -66,14 +66,14 @@ def test_a_second_signal_ends_it_at_once(settings: Settings, tmp_path: Path, key
 
 
 def is_listening(port: int) -> bool:
-    """Say whether anybody takes connections on a port."""
+    """Return whether a process accepts connections on a port."""
     return any(each.laddr.port == port and each.status == psutil.CONN_LISTEN for each in psutil.net_connections("tcp"))
 
 
 def test_one_process_of_several_is_started_again(
     own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection
 ) -> None:
-    """The others go on answering, and what the killed one had in the spool lands."""
+    """The others continue to answer, and the events in the killed process's spool land."""
     serve = serving(own, tmp_path, "--processes=2", names=("spool",))
     with serve as collector, load(collector.port, key) as sent:
         wait_until(lambda: len(collector.children()) == 2, "two processes")
@@ -92,7 +92,7 @@ def test_one_process_of_several_is_started_again(
 def test_processes_end_with_their_supervisor(
     own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection
 ) -> None:
-    """A supervisor killed by `kill -9` leaves nobody behind on the port, and nothing unanswered that has landed."""
+    """After `kill -9` of the supervisor, no process listens on the port, and every landed request has its answer."""
     serve = serving(own, tmp_path, "--processes=2", names=("spool",))
     with serve as collector, load(collector.port, key) as sent:
         wait_until(lambda: len(collector.children()) == 2, "two processes")

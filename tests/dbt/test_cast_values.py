@@ -1,4 +1,4 @@
-"""How a text becomes a column's value: the project's casts on a real PostgreSQL, against the words of the contract."""
+"""From a text to a column's value: the project's casts on a real PostgreSQL, compared with the contract."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.conftest import open_settings, own_database
 from tests.support.dbt_runs import copied_project, run_dbt
 
 TYPES = ("bigint", "numeric", "boolean", "timestamp with time zone", "integer", "numeric(10,2)", "double precision")
-# A text's value in each type, and whether the cheap test of a run wants it looked at.
+# A text's value in each type, and whether a run's first test marks the text for a closer check.
 Cast = Callable[[Sequence[str]], list[dict[str, Any]]]
 
 NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t\n\r\f\v]*")
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"[ \t\n\r\f\v]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-
 
 @pytest.fixture(scope="module")
 def connection(server: str, home: Path, raw_template: str) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit to a database with the raw schema."""
+    """Return a connection in autocommit to a database with the raw schema."""
     with (
         own_database(server, home, raw_template) as settings,
         psycopg.connect(settings.database_url, autocommit=True) as opened,
@@ -36,9 +36,9 @@ def connection(server: str, home: Path, raw_template: str) -> Iterator[psycopg.C
 
 @pytest.fixture(scope="module")
 def cast(connection: psycopg.Connection, server: str, home: Path) -> Cast:
-    """What casts texts as a run does: dbt compiles the macros once, and PostgreSQL runs the SQL."""
+    """Return a function that casts texts as a run does: dbt compiles the macros once, and PostgreSQL runs the SQL."""
     settings = open_settings(f"{server.rsplit('/', 1)[0]}/{connection.info.dbname}", home)
-    # As text where Python has no such times: those before the year 1.
+    # These times are compared as text, because Python has no times before the year 1.
     columns = [
         f"({{{{ cast_value('given.text', '{kind}') }}}}){'::text' if kind.startswith('time') else ''} as \"{kind}\""
         for kind in TYPES
@@ -52,7 +52,7 @@ def cast(connection: psycopg.Connection, server: str, home: Path) -> Cast:
     code, output = run_dbt(settings.database_url, project, "compile", "--select", "casts")
     assert code == 0, output
     [file] = (project / "target" / "compiled").rglob("casts.sql")
-    # Only the placeholder is psycopg's; every other per cent sign is SQL's.
+    # psycopg reads only the placeholder; every other per cent sign belongs to SQL.
     query = file.read_text(encoding="utf-8").replace("%", "%%").replace("%%s::text[]", "%s::text[]")
     connection.execute("set timezone = 'UTC'; set datestyle = 'ISO, MDY'; set standard_conforming_strings = on")
     cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
@@ -60,13 +60,13 @@ def cast(connection: psycopg.Connection, server: str, home: Path) -> Cast:
 
 
 def number(text: str) -> Decimal | None:
-    """Return the number that a text is: digits, perhaps with a sign, a point and an exponent; None for any other."""
+    """Return the number of a text: digits, perhaps with a sign, a point and an exponent; None for other texts."""
     found = NUMBER.fullmatch(text)
     return Decimal(found[1]) if found else None
 
 
 def whole(text: str) -> int | None:
-    """Return the number that a text is, if a bigint holds it."""
+    """Return the number of a text, if a bigint holds the number."""
     exact = number(text)
     return int(exact) if exact is not None and -(2**63) <= exact < 2**63 and exact % 1 == 0 else None
 
@@ -75,26 +75,26 @@ def whole(text: str) -> int | None:
     "text", ["0x41C3", "0X41c3", "-0x1", " 0x1", "0b11", "0B1", "0o17", "0O7", "4_310_021", "1_0.5"]
 )
 def test_a13_a_prefix_or_an_underscore_is_no_number(cast: Cast, text: str) -> None:
-    """PostgreSQL 16 and newer read them as numbers; where events come from they are identifiers."""
+    """PostgreSQL 16 and newer read such texts as numbers. In events they are identifiers."""
     [row] = cast([text])
     numbers = ("bigint", "numeric", "integer", "numeric(10,2)", "double precision")
     assert {kind: row[kind] for kind in numbers} == dict.fromkeys(numbers)
 
 
-# What numbers are made of, what PostgreSQL takes besides, and what it never takes.
+# Parts of numbers, other characters that PostgreSQL accepts, and characters that it never accepts.
 _PIECES = (
     "0 1 7 00 42 4310021 9223372036854775807 . - + e E e2 E-3 _ 0x 0X 0o 0b x o b A f NaN Infinity -inf true , ' ١"
 )
 PIECES = st.sampled_from([*_PIECES.split(), " ", "\t", "\n", "\\"])
 TEXTS = st.lists(PIECES, max_size=5).map("".join) | st.text(st.characters(exclude_characters="\0", codec="utf-8"))
-# Beyond some digits PostgreSQL has no number: that is no matter of syntax.
+# PostgreSQL limits the digits of a number, which is no matter of syntax.
 SHORT = TEXTS.filter(lambda text: len(text) < 60 and not re.search("[eE][+-]?[0-9]{4}", text))
 
 
 @given(st.lists(SHORT, min_size=1, max_size=30))
 @example(["0x41C3", "4_310_021", "0b11", "+5", " 12.0 ", "1e2", "1200e-2", ".5", "5.", "007", "-0", "1e", "NaN", ""])
 def test_a13_numbers_are_read_as_the_contract_says(cast: Cast, texts: list[str]) -> None:
-    """Whatever the text: sign, point and exponent, and nothing else."""
+    """A number is a sign, digits, a point and an exponent, and nothing else."""
     for text, row in zip(texts, cast(texts), strict=True):
         assert (row["bigint"], row["numeric"]) == (whole(text), number(text)), repr(text)
 
@@ -113,7 +113,7 @@ VALUES = JSON_NUMBERS | (SHORT | TIMES).map(json.dumps) | st.sampled_from(["true
 def test_a13_a_column_of_the_type_found_holds_the_value(
     cast: Cast, connection: psycopg.Connection, values: list[str]
 ) -> None:
-    """The types that landing records and the decoders made of them agree with the casts, value by value."""
+    """The types that landing and the compiled decoders record agree with the casts, value by value."""
     payloads = [f'{{"properties":{{"a":{value}}}}}'.encode() for value in values]
     query = "select payload::jsonb #>> '{properties,a}' from unnest(%s::text[]) as payload"
     texts = [text for (text,) in connection.execute(query, ([payload.decode() for payload in payloads],))]
@@ -133,5 +133,5 @@ def test_a13_a_column_of_the_type_found_holds_the_value(
 
 @given(SHORT)
 def test_a13_a_string_is_no_number_whatever_it_looks_like(text: str) -> None:
-    """Only a number of JSON's makes a column of numbers."""
+    """Only a JSON number makes a column of numbers."""
     assert type_of(text) in {"text", "timestamp with time zone"}

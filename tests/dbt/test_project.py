@@ -1,4 +1,4 @@
-"""The dbt project works from its own folder with nothing set but the connection."""
+"""The dbt project works from its own folder with only the connection set."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from tests.support.dbt_runs import PROJECT, run_dbt, started, succeed
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the dbt project as somebody has it who never ran it, and into whose folder dbt may write."""
+    """Return a new copy of the dbt project, into whose folder dbt may write."""
     folder = tmp_path_factory.mktemp("project") / "dbt_project"
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("target", "logs"))
     return folder
 
 
 def land(connection: psycopg.Connection, *message_ids: str) -> None:
-    """Land events, by whatever way."""
+    """Land events without a collector or file."""
     for message_id in message_ids:
         connection.execute(
             "insert into raw.events (source, collection, message_id, payload)"
@@ -60,7 +60,7 @@ def test_build_fills_tests_and_describes_everything(project: Path, served: Datab
 
 
 def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Database) -> None:
-    """`dbt test` fails when a table lacks rows it has had."""
+    """`dbt test` fails if a table lacks rows that it had."""
     dbt = partial(run_dbt, served.url, project, parsed_as={})
     with served.connect(autocommit=True) as connection:
         land(connection, "a", "b")
@@ -73,7 +73,7 @@ def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Databa
 
 
 def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, empty_url: str) -> None:
-    """The error names the database and the command that mends it."""
+    """The error names the database and the command that creates the schema."""
     code, output = run_dbt(empty_url, project, "run", parsed_as={})
     assert code != 0
     assert f"The raw schema is not in database {empty_url.rsplit('/', 1)[1]}" in output

@@ -1,4 +1,4 @@
-"""`loader serve` as a process that can be killed, and started again on the same port."""
+"""`loader serve` as a process that tests can kill and start again on the same port."""
 
 import http.client
 import os
@@ -19,19 +19,19 @@ from tests.support.waiting import DEADLINE_SECONDS, wait_until
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return a port of this machine on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 class Serving:
-    """A collector in processes of its own.
+    """A collector in separate processes.
 
     Args:
-        settings: Its settings.
-        log: The file its log goes to.
-        arguments: What `loader serve` is started with besides the port.
-        names: The settings that are not the default.
+        settings: The settings of the collector.
+        log: The file of its log.
+        arguments: Further arguments of `loader serve`.
+        names: The settings that differ from the default.
     """
 
     def __init__(self, settings: Settings, log: Path, *arguments: str, names: tuple[str, ...] = ()) -> None:
@@ -42,14 +42,14 @@ class Serving:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the collector, and wait until it answers."""
         command = [sys.executable, "-m", "loader", "serve", f"--port={self.port}", *self._arguments]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         wait_until(self.is_ready, "the collector to answer")
 
     def is_ready(self) -> bool:
-        """Say whether it takes events, wherever it puts them."""
+        """Return whether the collector accepts events, into the database or the spool."""
         assert self.process
         assert self.process.poll() is None, self._log.read_text()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -68,12 +68,12 @@ class Serving:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for its end, and return its exit code."""
+        """Wait for the end of the process, and return its exit code."""
         assert self.process
         return self.process.wait(DEADLINE_SECONDS)
 
     def children(self) -> list[psutil.Process]:
-        """Return the collectors that the supervisor keeps running."""
+        """Return the collector processes of the supervisor."""
         assert self.process
         with suppress(psutil.NoSuchProcess):
             return [each for each in psutil.Process(self.process.pid).children() if "serve" in each.cmdline()]
@@ -97,7 +97,7 @@ class Serving:
 
 
 def environment(settings: Settings, names: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the environment of a process that is to have some of the settings."""
+    """Return the environment of a process with some of the settings."""
     chosen: dict[str, Any] = {name: getattr(settings, name) for name in ("database_url", "home", *names)}
     return os.environ | {variable_name(name): str(value) for name, value in chosen.items() if value}
 

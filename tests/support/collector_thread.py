@@ -1,4 +1,4 @@
-"""A collector for tests: the real server on a port of its own, in a thread of this process."""
+"""A collector for tests: the real server on its own port, in a thread of this process."""
 
 import http.client
 import json
@@ -23,7 +23,7 @@ from loader.settings import Settings
 
 @dataclass(frozen=True)
 class Reply:
-    """What the collector answered."""
+    """A response of the collector."""
 
     status: int
     body: bytes
@@ -31,18 +31,18 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """Return the decoded body."""
         return json.loads(self.body)
 
 
 def assert_taken(reply: Reply) -> None:
-    """Check that a request was answered as Segment answers what it has taken."""
+    """Check that a request was accepted with Segment's answer."""
     assert (reply.status, reply.body) == (200, b'{"success": true}')
     assert reply.headers["content-type"] == "application/json"
 
 
 def assert_refused(reply: Reply, status: int, code: str) -> None:
-    """Check the one form errors have."""
+    """Check the form of an error."""
     assert reply.status == status, reply
     assert reply.headers["content-type"] == "application/json"
     assert reply.json.keys() == {"success", "code", "message"}
@@ -52,23 +52,23 @@ def assert_refused(reply: Reply, status: int, code: str) -> None:
 
 
 class Line:
-    """One connection to a collector, for requests as no library would send them."""
+    """A connection to a collector, for requests that no library sends."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self._answers = self._socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
-        """Send bytes; those a collector that has refused the request no longer takes are lost."""
+        """Send bytes; a collector that has refused the request may not read them."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(data)
 
     def end(self) -> None:
-        """Say that nothing will follow."""
+        """Announce the end of the data."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def reply(self, method: str = "POST") -> Reply:
-        """Wait for the next answer."""
+        """Wait for the next response."""
         status_line = self._answers.readline()
         assert status_line.startswith(b"HTTP/1.1 "), status_line
         headers = {}
@@ -79,13 +79,13 @@ class Line:
         return Reply(int(status_line.split()[1]), self._answers.read(length), headers)
 
     def answered(self, more: bytes = b"") -> bool:
-        """Say whether an answer has come; send a little more while it has not."""
+        """Return whether a response has come; send a little more while it has not."""
         if more:
             self.send(more)
         return bool(select.select([self._socket], [], [], 0)[0])
 
     def rest(self) -> bytes:
-        """Wait for the end of the connection, and return what comes before it."""
+        """Wait for the end of the connection, and return the bytes before it."""
         with suppress(ConnectionResetError):
             return self._answers.read()
         return b""
@@ -97,12 +97,12 @@ class Line:
         self.close()
 
     def reset(self) -> None:
-        """Hang up as a machine does that is switched off and on again."""
+        """Reset the connection, as a machine does that restarts."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._answers.close()
         self._socket.close()
 
@@ -122,7 +122,7 @@ class Collecting:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send one request over a connection of its own; `key` is shown as Segment's libraries do."""
+        """Send one request over a separate connection; `key` is sent as Segment's libraries do."""
         text = json.dumps(body) if isinstance(body, Mapping | list) else body
         data = text.encode() if isinstance(text, str) else text
         shown = {"Content-Type": "application/json"} if data is not None else {}
@@ -151,7 +151,7 @@ class Collecting:
 
 @dataclass(frozen=True)
 class Entrance:
-    """A running collector, the keys of its two sources, and what has come in."""
+    """A running collector, the keys of its two sources, and the received events."""
 
     collector: Collecting
     settings: Settings
@@ -160,7 +160,7 @@ class Entrance:
     other_key: str
 
     def landed(self, column: str = "payload") -> list[Any]:
-        """Return one column of the events that have landed, in their order."""
+        """Return one column of the landed events, in their order."""
         return [row[0] for row in self.connection.execute(f"select {column} from raw.events order by seq")]
 
     def refused(self, column: str = "reason") -> list[Any]:
@@ -168,7 +168,7 @@ class Entrance:
         return [row[0] for row in self.connection.execute(f"select {column} from raw.quarantine order by id")]
 
     def empty(self) -> None:
-        """Forget what has come in."""
+        """Delete the received events and messages."""
         self.connection.execute("delete from raw.events")
         self.connection.execute("delete from raw.quarantine")
 
@@ -181,7 +181,7 @@ class Entrance:
 
 @contextmanager
 def opened_entrance(settings: Settings) -> Iterator[Entrance]:
-    """Run a collector with two sources, `iterable` and `second`, until the end of the block."""
+    """Run a collector with the sources `iterable` and `second` until the end of the block."""
     with open_database(settings) as database, database.begin() as connection:
         key = add_key(connection, "Iterable")
         _, other_key = add_source(connection, "Second")
@@ -191,7 +191,7 @@ def opened_entrance(settings: Settings) -> Iterator[Entrance]:
 
 @contextmanager
 def collecting(settings: Settings) -> Iterator[Collecting]:
-    """Run a collector until the end of the block; every request under way is answered before it ends.
+    """Run a collector until the end of the block; every request under way is answered before the end.
 
     The collector logs to the output of this moment. A command that runs in this process replaces the output, and would
     get the lines of the collector into its own. Structlog's defaults replace the settings of an earlier command.

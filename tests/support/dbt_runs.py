@@ -1,4 +1,4 @@
-"""Runs of dbt, in this process and beside it, on the whole project or a copy of it."""
+"""Runs of dbt, in this process and in others, on the whole project or a copy."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ PROJECT = bundled("dbt_project")
 
 
 def run(database: Database, settings: Settings, *select: str, full_refresh: bool = False) -> list[TableFilled]:
-    """Run dbt in this process, on some models or all; none may fail."""
+    """Run dbt in this process, on some models or all models; none may fail."""
     filled = transform(database, settings, select=select, full_refresh=full_refresh)
     failed = [f"{table.source}.{table.table}: {table.error}" for table in filled if table.error]
     assert not failed, "; ".join(failed)
@@ -30,7 +30,7 @@ def run(database: Database, settings: Settings, *select: str, full_refresh: bool
 
 @contextmanager
 def started(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program beside the test, which ends it if it does not end by itself."""
+    """Run a program beside the test, and end the program if it is still running at the end."""
     process = subprocess.Popen(
         command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -42,7 +42,7 @@ def started(command: Sequence[str], environment: Mapping[str, str], folder: Path
 
 
 def succeed(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a program, and insist that it succeeds."""
+    """Wait for a program, and check that it succeeds."""
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output.decode(errors="replace")
 
@@ -52,19 +52,19 @@ AS_PARSED = {"LOADER_SCHEMA": "iterable"}
 
 
 def project_in_use() -> Path:
-    """Return the folder of the dbt project that runs in this process take: the whole one, or a test's own."""
+    """Return the folder of the dbt project for runs in this process: the whole project, or a test's own."""
     return loader.transform.dbt.bundled("dbt_project")
 
 
 def parse_once(settings: Settings) -> None:
-    """Parse the project in use, unless the home has it parsed: a process that is started there would take longer."""
+    """Parse the project in use, unless the home has the result; a new process would take longer."""
     if not (settings.home / "dbt" / "target" / "partial_parse.msgpack").exists():
         code, output = run_dbt(settings.database_url, project_in_use(), "parse", *project_arguments(settings))
         assert code == 0, output
 
 
 def parsed(settings: Settings) -> Path:
-    """Return a folder of its own for the artifacts of one more dbt, in which the project is parsed already."""
+    """Return a new folder for the artifacts of another dbt, with the parsed project."""
     parse_once(settings)
     folder = Path(tempfile.mkdtemp(dir=settings.home)) / "dbt"
     shutil.copytree(settings.home / "dbt", folder)
@@ -72,7 +72,7 @@ def parsed(settings: Settings) -> Path:
 
 
 def copied_project(settings: Settings) -> Path:
-    """Return the folder of a copy of the dbt project, parsed already, in which a test may change what it likes."""
+    """Return the folder of a parsed copy of the dbt project, in which a test may change files."""
     project = parsed(settings).with_name("project")
     shutil.copytree(project_in_use(), project, ignore=shutil.ignore_patterns("target", "logs"))
     shutil.move(project.with_name("dbt") / "target", project)
@@ -91,7 +91,7 @@ def start_dbt(settings: Settings, *arguments: str, **variables: str) -> Iterator
 
 
 def run_dbt(url: str, project: Path, *arguments: str, parsed_as: Mapping[str, str] = AS_PARSED) -> tuple[int, str]:
-    """Run dbt as `start_dbt` does, but in a copied project and in this process; returns its exit code and output."""
+    """Run dbt like `start_dbt`, but in a copied project and in this process; return its exit code and output."""
     with chdir(project), tidied():
         done = CliRunner(env={**parsed_as, **connection_environment(url)}).invoke(
             dbt_command, ["--no-use-colors", "--log-level-file=none", *arguments], catch_exceptions=False

@@ -1,4 +1,4 @@
-"""Calls, lines and events for tests, each made in one place."""
+"""Calls, lines and events for tests."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ import psycopg
 
 
 def call(message_id: str | None = "m1", **fields: object) -> dict[str, Any]:
-    """Return a track call of the documented kind, with other fields; a field given as None is left out."""
+    """Return a documented track call with other fields; a field given as None is left out."""
     whole = {"type": "track", "event": "Email Opened", "userId": "u1", "messageId": message_id} | fields
     return {name: value for name, value in whole.items() if value is not None}
 
 
 def call_line(message_id: str | None = "m1", **fields: object) -> bytes:
-    """Return that call as a line of a file, without its newline."""
+    """Return that call as a line, without its newline."""
     return json.dumps(call(message_id, **fields)).encode()
 
 
@@ -26,7 +26,7 @@ def landed(connection: psycopg.Connection) -> list[str]:
 
 @dataclass(frozen=True)
 class LandedEvent:
-    """One row of raw.events; `mark` tells it from every other row, and `campaign` is what its campaignId says."""
+    """One row of raw.events; `mark` identifies the row, and `campaign` is the value of its campaignId."""
 
     seq: int
     source: str
@@ -45,7 +45,7 @@ def insert_event(
     campaign: object = 1,
     mark: str = "u",
 ) -> LandedEvent:
-    """Insert one event in the connection's transaction, as any program with access to the table may."""
+    """Insert one event in the connection's transaction, like any program with access to the table."""
     kind = "identify" if collection is None else "track"
     payload = {"type": kind, "event": collection, "userId": mark, "properties": {"campaignId": campaign}}
     row = connection.execute(
@@ -57,7 +57,7 @@ def insert_event(
 
 
 def insert_payload(connection: psycopg.Connection, message_id: str, payload: Mapping[str, Any], **columns: Any) -> None:
-    """Insert one event with a payload of any shape."""
+    """Insert one event with any payload."""
     values = {"source": "iterable", "collection": "email_opened"} | columns
     values |= {"message_id": message_id, "payload": json.dumps(payload)}
     names = ", ".join(values)

@@ -1,7 +1,7 @@
-"""The layout's rules once more, in Python and by the words of the contract: what the tables hold, given the events.
+"""A second implementation of the layout's rules in Python, by the contract: the tables for given events.
 
-Shares no code with the loader or the dbt project, so that it can disagree with them. Only what a model declares is read
-from the project, because that is its own to say.
+It shares no code with the loader or the dbt project, so it can disagree with them. Only the declarations of a model
+are read from the project.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from tests.support.served_tables import TABLES
 PROJECT = ROOT / "dbt_project"
 
 BUILT_IN = {"accounts", "aliases", "groups", "identifies", "pages", "screens", "tracks", "users"}
-# Those of the reserved words that the tests use, and the columns PostgreSQL gives every table.
+# The reserved words in the tests, and the columns that PostgreSQL gives every table.
 RESERVED = {"from", "null", "oid", "open", "order", "select", "table", "tag", "true", "user", "where"}
 SYSTEM = {"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"}
 LONGEST = 63
@@ -32,7 +32,10 @@ Event = Mapping[str, Any]
 
 
 def snake(name: str) -> str:
-    """Skip separators, take a run of capitals and digits, then one of small letters and digits, and so on."""
+    """Return the snake case of a name.
+
+    A word is a run of capitals and digits with the small letters and digits after it.
+    """
     words: list[str] = []
     at = 0
 
@@ -54,7 +57,7 @@ def snake(name: str) -> str:
 
 
 def identifier(name: str) -> str:
-    """Prefix what would need quotes; cut what is too long, and end it in its own hash."""
+    """Return an identifier: with a prefix if it would need quotes, and with a hash at its end if it is too long."""
     name = f"_{name}" if name in RESERVED or name[:1].isdigit() else name
     if len(name) > LONGEST:
         return f"{name[: LONGEST - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -62,20 +65,20 @@ def identifier(name: str) -> str:
 
 
 def table_of(event: str) -> str:
-    """Return the table of an event's name; empty when it has none."""
+    """Return the table of an event's name; empty if the name gives no table."""
     name = snake(event)
     return f"_{name}" if name in BUILT_IN else identifier(name)
 
 
 def column_of(path: Keys) -> str:
-    """Return the column of a property; empty when it has none."""
+    """Return the column of a property; empty if the keys give no column."""
     keys = path[1:] if path[0] == "properties" else path
     name = identifier("_".join(word for word in map(snake, keys) if word))
     return f"_{name}" if name in SYSTEM else name
 
 
 def is_time(text: str) -> bool:
-    """Say whether a string is a day of the calendar, a `T`, and a time of day with or without an offset."""
+    """Return whether a string is a calendar day, a `T`, and a time of day with or without an offset."""
     shape = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
     if not re.fullmatch(shape, text):
         return False
@@ -87,7 +90,7 @@ def is_time(text: str) -> bool:
 
 
 def number(value: float) -> Decimal:
-    """Return a number exactly as its JSON has it."""
+    """Return a number exactly as in its JSON."""
     return Decimal(json.dumps(value))
 
 
@@ -102,14 +105,14 @@ def type_of(value: Any) -> str:
 
 
 def least(types: set[str]) -> str:
-    """Return the least type that holds values of all of them."""
+    """Return the narrowest type that holds values of all given types."""
     if len(types) == 1:
         return next(iter(types))
     return "numeric" if types == {"bigint", "numeric"} else "text"
 
 
 def leaves(value: Any, path: Keys) -> Iterator[tuple[Keys, Any]]:
-    """Yield every value that is neither null nor an object, with the keys that lead to it, in the order they stand."""
+    """Yield every value that is neither null nor an object, with its keys, in the order of the object."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, (*path, key))
@@ -118,7 +121,7 @@ def leaves(value: Any, path: Keys) -> Iterator[tuple[Keys, Any]]:
 
 
 def at(event: Event, path: Keys) -> Any:
-    """Return the value at some keys; None when there is none."""
+    """Return the value at some keys, or None."""
     value: Any = event
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
@@ -127,7 +130,7 @@ def at(event: Event, path: Keys) -> Any:
 
 @dataclass(frozen=True)
 class Declared:
-    """A column of a model's yml: its type, and where its value is; nowhere for the layout's own."""
+    """A column of a model's yml: its type and the path of its value; no path for the layout's own columns."""
 
     name: str
     data_type: str
@@ -136,7 +139,7 @@ class Declared:
 
 @cache
 def declared(table: str) -> tuple[Declared, ...]:
-    """Read what a table's model declares; what all tables without a model begin with, for those."""
+    """Return the declarations of a table's model, or those of all tables without a model."""
     file = f"iterable/{table}.yml" if table in TABLES else "raw/found_collections.yml"
     (model,) = yaml.safe_load((PROJECT / "models" / file).read_text(encoding="utf-8"))["models"]
     columns = []
@@ -152,7 +155,7 @@ def declared(table: str) -> tuple[Declared, ...]:
 
 @dataclass
 class Column:
-    """A column as it must be: its type, and the paths its value comes from, the first that has one."""
+    """An expected column: its type, and the paths of its value, of which the first with a value counts."""
 
     data_type: str
     paths: list[Keys]
@@ -160,7 +163,7 @@ class Column:
     types: set[str] = field(default_factory=set)
 
     def value(self, event: Event) -> Any:
-        """Return what an event has for it: the first value that is there; objects only where they are declared."""
+        """Return the column's value in an event: the first existing value; objects only for declared columns."""
         for place, path in enumerate(self.paths):
             value = at(event, path)
             if value is not None and (place < self.whole or not isinstance(value, dict)):
@@ -178,7 +181,7 @@ class Table:
 
 
 def expect(events: Sequence[Event]) -> dict[str, Table]:
-    """Work out all tables from the events, in the order they were sent."""
+    """Return all expected tables for the events, in the order of sending."""
     collections: dict[str, list[Event]] = {}
     for event in events:
         collections.setdefault(table_of(event["event"]), []).append(event)
@@ -216,7 +219,7 @@ def _expect(name: str, events: Sequence[Event]) -> Table:
 
 
 def fits(value: Any, data_type: str) -> Any:
-    """Return a value as a column of a type holds it; None when it cannot."""
+    """Return a value as a column of a type holds it; None if the column cannot hold the value."""
     if value is None:
         return None
     if data_type == "text":
@@ -238,7 +241,7 @@ def fits(value: Any, data_type: str) -> Any:
 
 
 def agrees(stored: Any, value: Any, data_type: str) -> bool:
-    """Say whether a column of a type holds what it must for a value; JSON and numbers need not be spelled alike."""
+    """Return whether a column's value equals the expected value; the spelling of JSON and numbers does not count."""
     wanted = fits(value, data_type)
     if stored is None or wanted is None:
         return stored is wanted

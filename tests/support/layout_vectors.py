@@ -1,4 +1,4 @@
-"""What the tests of the conformance vectors share: how an event is written, taken in, and found again in its table."""
+"""Shared parts of the tests of conformance vectors: writing, loading and finding an event."""
 
 import json
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ LONG = "x" * 600
 
 
 def event(message_id: str | None, **fields: Any) -> dict[str, Any]:
-    """Return the base event with other fields; None takes a field away."""
+    """Return the base event with other fields; None removes a field."""
     merged = BASE | ({"messageId": message_id} if message_id else {}) | fields
     return {name: value for name, value in merged.items() if value is not None}
 
 
 def load_and_transform(settings: Settings, folder: Path, events: Sequence[dict[str, Any]], *, code: int = 0) -> None:
-    """Take events in by the command line, which is to end with an exit code, and run."""
+    """Load events with the command line, check its exit code, and run the transform."""
     path = folder / "vectors.ndjson"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in events), encoding="utf-8")
     loader = loader_here(settings)
@@ -42,7 +42,7 @@ def load_and_transform(settings: Settings, folder: Path, events: Sequence[dict[s
 
 
 def reading(settings: Settings) -> AbstractContextManager[Rows]:
-    """Connect to a database for `find` and `column_types`."""
+    """Yield a connection for `find` and `column_types`."""
     return psycopg.connect(settings.database_url, row_factory=dict_row, autocommit=True)
 
 

@@ -1,4 +1,4 @@
-"""A load of requests whose answers are kept, and what must be true of the events that were answered with 200."""
+"""A load of requests whose answers are kept, and checks of the events with a 200."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 
 SENDERS = 4
 
-# Events of a batch; between two batches one event is sent alone.
+# The number of events of a batch; between two batches one event is sent alone.
 BATCH = 5
 
 
@@ -24,11 +24,11 @@ def track(message_id: str, **properties: object) -> dict[str, object]:
 
 
 class Load:
-    """Senders that each send one request after the other, and go on whatever they are answered.
+    """Senders that each send one request after the other, whatever the answers.
 
     Attributes:
-        accepted: By sender, the ids of the events answered with 200, in their order.
-        statuses: How often which status was answered; 0 stands for no answer at all.
+        accepted: The ids of the events answered with 200, by sender, in their order.
+        statuses: The number of answers of each status; 0 stands for no answer.
     """
 
     def __init__(self, port: int, key: str) -> None:
@@ -47,16 +47,16 @@ class Load:
 
     @property
     def ids(self) -> set[str]:
-        """The ids of all events answered with 200."""
+        """Return the ids of all events answered with 200."""
         return {each for accepted in self.accepted for each in accepted}
 
     def wait_for(self, more: int, status: int = 200) -> None:
-        """Wait until so many more requests have been answered with a status."""
+        """Wait until so many further requests have been answered with a status."""
         enough = self.statuses[status] + more
         wait_until(lambda: self.statuses[status] >= enough, f"{more} answers with {status}, of {self.statuses}")
 
     def stop(self) -> None:
-        """Send no more, and wait for the answers to what has been sent."""
+        """Send no further request, and wait for the answers to the sent requests."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -88,7 +88,7 @@ class Load:
 
 @contextmanager
 def load(port: int, key: str) -> Iterator[Load]:
-    """Send until the end of the block, at the latest."""
+    """Send requests until the end of the block, at the latest."""
     running = Load(port, key)
     try:
         yield running
@@ -102,7 +102,7 @@ def landed(connection: psycopg.Connection) -> dict[str, int]:
 
 
 def assert_landed(connection: psycopg.Connection, sent: Load) -> None:
-    """Check that every event answered with 200 has landed, each sender's in their order, and no other than was sent."""
+    """Check that every event with a 200 has landed, in the order of its sender, and that no unsent event has landed."""
     places = landed(connection)
     assert sent.ids - places.keys() == set()
     assert places.keys() - sent.sent == set()

@@ -1,4 +1,4 @@
-"""Saves dbt work in the tests' own processes: a second parse of the same project, and messages that no logger takes.
+"""Saves dbt work in the tests' processes: repeated parsing of a project, and messages without a logger.
 
 Parsing the project takes several times as long as a run. dbt does it again for each connection, though only the name of
 the database differs in the result. And dbt builds a message for each event of its debug level, which no logger takes.
@@ -33,10 +33,10 @@ _write = ManifestLoader.write_manifest_for_partial_parse
 
 
 def quicken(folder: Path) -> None:
-    """Put the quick parts in place of dbt's own.
+    """Replace parts of dbt by faster parts.
 
     Args:
-        folder: The processes of a test run share the parsed project here.
+        folder: The folder in which the processes of a test run share the parsed project.
     """
     for module in (agate.data_types.date, agate.data_types.date_time):
         module.parsedatetime = _Parsers()
@@ -48,7 +48,7 @@ def quicken(folder: Path) -> None:
 
 
 def _shared(loader: ManifestLoader, folder: Path) -> Path:
-    """Return the file of the parsed project, for the same models in the same environment."""
+    """Return the file of the parsed project for the same models and environment."""
     state = loader.manifest.state_check
     models = sorted(path.name for path in Path(loader.root_project.project_root, "models").rglob("*.*"))
     of = [*models, state.vars_hash.checksum, state.project_env_vars_hash.checksum, os.environ.get("LOADER_SCHEMA")]
@@ -73,7 +73,7 @@ def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
     target = Path(loader.root_project.project_target_path)
     target.mkdir(parents=True, exist_ok=True)
     (target / PARTIAL_PARSE_FILE_NAME).write_bytes(manifest.to_msgpack(extended_mashumaro_encoder))
-    # Read once more, so that dbt gets it as it always does.
+    # The file is read again, so that dbt gets the result in its usual form.
     return _read(loader)
 
 
@@ -88,7 +88,7 @@ def _write_shared(loader: ManifestLoader, folder: Path) -> None:
 
 
 class _Parsers:
-    """The module of that parser of times, which makes the tables it works by once."""
+    """The module of the parser of times, which makes its tables once."""
 
     Constants = staticmethod(functools.cache(parsedatetime.Constants))
 

@@ -1,7 +1,6 @@
-"""The rows that served tables have, and the rows that they must have.
+"""The present and the expected rows of served tables.
 
-`expected` works the tables out from the events alone, in Python and by the words of the contract. So it can disagree
-with the SQL.
+`expected` computes the tables from the events alone, in Python, by the contract. So it can disagree with the SQL.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +44,7 @@ TABLES = (*COLLECTIONS, "tracks")
 
 
 def expected(events: Iterable[LandedEvent], source: str, table: str) -> dict[str, LandedEvent]:
-    """Work out what a table must hold: of the events with one id, the first one landed."""
+    """Return the expected rows of a table: for each id, the first landed event."""
     rows: dict[str, LandedEvent] = {}
     for event in sorted(events, key=lambda e: e.seq):
         belongs = event.collection is not None if table == "tracks" else event.collection == table
@@ -67,7 +66,7 @@ def contents(connection: psycopg.Connection, table: str, *, without: Sequence[st
 
 
 def everything(connection: psycopg.Connection, source: str = "iterable") -> dict[str, list[tuple]]:
-    """Return what can be compared between increments and a rebuild: every table, and what did not fit."""
+    """Return the state that increments and a rebuild must share: every table, and the listed values."""
     tables = connection.execute(
         "select model from raw.cursors where source = %s and snapshot is not null", (source,)
     ).fetchall()
@@ -79,7 +78,7 @@ def everything(connection: psycopg.Connection, source: str = "iterable") -> dict
 
 
 def assert_union(connection: psycopg.Connection, source: str = "iterable") -> None:
-    """Check that tracks has the ids of all collections, and of events without one, and no others."""
+    """Check that tracks has the ids of all collections and of events without a collection, and no others."""
     served = connection.execute("select model from raw.cursors where source = %s order by 1", (source,)).fetchall()
     collections = [table for (table,) in served if table in COLLECTIONS]
     assert collections

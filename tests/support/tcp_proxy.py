@@ -1,4 +1,4 @@
-"""A network between the loader and PostgreSQL that can be broken in the ways networks and servers break."""
+"""A network between the loader and PostgreSQL that tests can break as real networks and servers break."""
 
 import socket
 import struct
@@ -10,7 +10,7 @@ from sqlalchemy.engine import make_url
 
 
 class Proxy:
-    """Passes connections on to a database, for as long as it is told nothing else.
+    """Passes connections on to a database until a test changes that.
 
     Args:
         url: The database's URL.
@@ -30,19 +30,19 @@ class Proxy:
         self._left: int | None = None
         self._swallowed = b""
         self.delay = 0.0
-        # Whether what the server ends is ended by a reset, as by a kernel that has lost the connection.
+        # Whether an end by the server becomes a reset, as from a kernel that has lost the connection.
         self.resetting = False
         self.happened = threading.Event()
 
     def stop(self) -> None:
-        """Be gone: end every connection, refuse new ones."""
+        """End every connection, and refuse new connections."""
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self.drop()
 
     def start(self) -> None:
-        """Be there again."""
+        """Accept connections again."""
         self._listening = self._listen(self.port)
 
     def drop(self) -> None:
@@ -52,15 +52,15 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def deafen(self) -> None:
-        """Take connections and whatever comes over them, and never answer."""
+        """Accept connections and data, and never answer."""
         self._hearing.clear()
 
     def hear(self) -> None:
-        """Pass on again, what has come in the meantime too."""
+        """Pass data on again, including the data of the meantime."""
         self._hearing.set()
 
     def cut_after(self, size: int) -> None:
-        """End every connection as soon as so many more bytes have come from clients; `happened` is set then."""
+        """End every connection after so many further bytes from clients; then `happened` is set."""
         self.happened.clear()
         self._left = size
 
@@ -126,7 +126,7 @@ class Proxy:
 
 @contextmanager
 def proxied(url: str) -> Iterator[Proxy]:
-    """Put a proxy in front of a database until the end of the block."""
+    """Run a proxy in front of a database until the end of the block."""
     proxy = Proxy(url)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""Commands on a terminal: a process whose input, output and errors are one."""
+"""Commands on a terminal: a process with a terminal as input, output and errors."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from loader.settings import Settings
 def run_on_terminal(
     settings: Settings, *arguments: str, columns: int = 80, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run `loader` on a terminal of its own, and return its exit code and the text that the terminal was sent."""
+    """Run `loader` on a terminal; return its exit code and its output."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home), "TERM": "xterm"}

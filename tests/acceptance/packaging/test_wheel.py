@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works where there is no checkout."""
+"""The wheel: its content, and its use without a checkout."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", "target", "logs")
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:
-    """Run a command that must succeed, and return what it printed."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=180, check=False
     )
@@ -29,13 +29,13 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 
 
 def files_under(folder: Path) -> set[str]:
-    """Return the paths of all files in a folder, as they are seen from it."""
+    """Return the paths of all files in a folder, relative to the folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the repository ships, along with what a working copy collects and must not ship."""
+    """Return a copy of the shipped files, with other files that a working copy collects and must not ship."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in SHIPPED:
         shutil.copytree(ROOT / name, folder / name, ignore=IGNORED)
@@ -49,7 +49,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution."""
+    """Return the source distribution."""
     folder = tmp_path_factory.mktemp("sdist")
     run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder, cwd=copied)
     [archive] = folder.iterdir()
@@ -58,7 +58,7 @@ def sdist(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, made from the source distribution, so that it must hold what the wheel needs."""
+    """Return the wheel that is made from the source distribution, which must contain everything for the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     run(*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, sdist, cwd=folder)
     [archive] = folder.iterdir()
@@ -67,19 +67,20 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel in it, which finds the dependencies in the one the tests run in."""
+    """Return a new environment with the wheel, which finds the dependencies in the environment of the tests."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     run(*PIP, "--python", python, "install", *OFFLINE, wheel, cwd=folder)
-    # A folder named in a .pth file comes last, and no .pth file in it counts: the working copy stays out of sight.
+    # A folder in a .pth file comes last in the path, and .pth files in it do not count. So the working copy is
+    # invisible.
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site_packages(folder) / "dependencies.pth").write_text("\n".join(sorted(paths)))
     return folder
 
 
 def site_packages(environment: Path) -> Path:
-    """Return where an environment has its packages."""
+    """Return the folder of an environment's packages."""
     [folder] = environment.glob("lib/python*/site-packages")
     return folder
 
@@ -87,7 +88,7 @@ def site_packages(environment: Path) -> Path:
 def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_nothing_else(
     copied: Path, wheel: Path
 ) -> None:
-    """Whatever is in the repository's three folders, and nothing a working copy collects."""
+    """It has the files of the repository's three folders, and no file that a working copy collects."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
@@ -102,7 +103,7 @@ def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_noth
 
 
 def test_the_installed_package_works_from_an_empty_folder(installed: Path, empty_url: str, tmp_path: Path) -> None:
-    """From an empty database to a filled table, with no checkout in reach and without writing into the package."""
+    """It fills a table from an empty database, without a checkout and without writes to the package."""
     loader, here, home = installed / "bin" / "loader", tmp_path / "empty", tmp_path / "home"
     here.mkdir()
     events = tmp_path / "events.ndjson"

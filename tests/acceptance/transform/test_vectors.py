@@ -1,8 +1,8 @@
-"""The conformance vectors of the layout that need neither HTTP nor a column nobody has declared, by their numbers.
+"""The conformance vectors without HTTP and without undeclared columns, by their numbers.
 
-All inputs go in as one file by the command line, each vector's events told apart by their message ids. Left to other
-entrances: 63, 64, 67, 68, 70 to 73 (HTTP). Those of columns and tables nobody has declared are in
-`test_vectors_found.py`. Names of schemas, 1 to 5, are tested with the names and the sources.
+The command line loads all inputs as one file, and message ids distinguish the events of a vector. Other modules test
+63, 64, 67, 68 and 70 to 73 (HTTP). `test_vectors_found.py` tests undeclared columns and tables. The vectors 1 to 5,
+names of schemas, are tested with the names and the sources.
 """
 
 import json
@@ -67,7 +67,7 @@ EVENTS = [
 
 @pytest.fixture(scope="module")
 def rows(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
-    """A database in which all inputs have been loaded and transformed."""
+    """Return a connection to a database in which all inputs have been loaded and transformed."""
 
     def fill(settings: Settings) -> None:
         load_and_transform(settings, tmp_path_factory.mktemp("vectors"), EVENTS, code=3)  # v66 is refused
@@ -77,12 +77,12 @@ def rows(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.Tem
 
 
 def test_vector_06_an_event_is_in_its_table_and_in_tracks(rows: Rows) -> None:
-    """One event, two rows, one id."""
+    """An event gives two rows with the same id."""
     assert find(rows, "v6")["id"] == find(rows, "v6", "tracks")["id"] == "v6"
 
 
 def test_vector_07_event_and_event_text(rows: Rows) -> None:
-    """`event` names the table, `event_text` is the name as it came."""
+    """`event` names the table, and `event_text` is the unchanged name."""
     for table in ("email_opened", "tracks"):
         row = find(rows, "v6", table)
         assert (row["event"], row["event_text"]) == ("email_opened", "Email Opened")
@@ -92,7 +92,7 @@ def test_vector_07_event_and_event_text(rows: Rows) -> None:
     ("message_id", "table"), [("v8", "sms_bounced"), ("v9", "in_app_clicked"), ("v11", "email_send_skip")]
 )
 def test_vectors_08_09_11_names_of_tables(rows: Rows, message_id: str, table: str) -> None:
-    """An event lands in the table its name gives, and in tracks."""
+    """An event is in the table of its name, and in tracks."""
     assert find(rows, message_id, table)["event"] == table
     assert find(rows, message_id, "tracks")["event"] == table
 
@@ -101,13 +101,13 @@ def test_vectors_08_09_11_names_of_tables(rows: Rows, message_id: str, table: st
     ("message_id", "table"), [("v10", "i_os_opened_2x"), ("v13", "_101_account_update"), ("v14", "_open")]
 )
 def test_vectors_10_13_14_names_without_a_table(rows: Rows, message_id: str, table: str) -> None:
-    """An event nobody has declared is in tracks, under the name its table would have."""
+    """An undeclared event is in tracks, under the name of its table."""
     row = find(rows, message_id, "tracks")
     assert row["event"] == table == table_name(row["event_text"])
 
 
 def test_vector_15_types_of_the_layout(rows: Rows) -> None:
-    """The id is the primary key; times are times; strings are text."""
+    """The id is the primary key, times are times, and strings are text."""
     types = column_types(rows, "email_opened")
     assert types["id"] == "character varying(1024)"
     for name in ("received_at", "uuid_ts", "sent_at", "timestamp"):
@@ -122,20 +122,20 @@ def test_vector_15_types_of_the_layout(rows: Rows) -> None:
 
 
 def test_vector_16_one_id_is_one_row(rows: Rows) -> None:
-    """Of two events with one id the first one landed is the row, in each table."""
+    """Of two events with one id, the first landed is the row in each table."""
     assert find(rows, "v16")["campaign_id"] == 1
     assert find(rows, "v16", "tracks")["id"] == "v16"
 
 
 def test_vector_17_no_message_id_is_a_row_each(rows: Rows) -> None:
-    """Events without an id get one each, of at most 100 characters."""
+    """Each event without an id gets an id of at most 100 characters."""
     found = rows.execute("select id from iterable.email_opened where user_id = 'v17'").fetchall()
     assert len({row["id"] for row in found}) == 2
     assert all(len(row["id"]) <= 100 for row in found)
 
 
 def test_vector_18_anonymous_users(rows: Rows) -> None:
-    """Without a user id there is the anonymous one."""
+    """Without a user id, the row has the anonymous id."""
     row = find(rows, "v18")
     assert (row["anonymous_id"], row["user_id"]) == ("a@b.c", None)
 
@@ -147,26 +147,26 @@ def test_vector_19_integers(rows: Rows) -> None:
 
 
 def test_vector_21_the_property_message_id(rows: Rows) -> None:
-    """Iterable's messageId is a column of its own; the row's id is Segment's."""
+    """Iterable's messageId is a separate column. The row's id is Segment's."""
     row = find(rows, "v21")
     assert (row["message_id"], row["id"]) == ("abc", "v21")
 
 
 def test_vector_22_iterables_times_are_text(rows: Rows) -> None:
-    """A time that is not ISO-8601 stays as it came."""
+    """A time that is not ISO 8601 stays unchanged."""
     assert find(rows, "v22")["created_at"] == "2019-07-08 18:33:25 +00:00"
     assert column_types(rows, "email_opened")["created_at"] == "text"
 
 
 def test_vector_24_original_timestamp_is_text_and_timestamp_is_not(rows: Rows) -> None:
-    """The sender's time is kept verbatim, and understood."""
+    """The sender's time is kept as text, and also converted."""
     row = find(rows, "v24")
     assert row["original_timestamp"] == "2019-07-08 18:33:25 +00:00"
     assert row["timestamp"] == datetime(2019, 7, 8, 18, 33, 25, tzinfo=UTC)
 
 
 def test_vector_25_the_senders_clock_is_corrected(rows: Rows) -> None:
-    """The event happened at receivedAt - (sentAt - originalTimestamp)."""
+    """The time of the event is receivedAt - (sentAt - originalTimestamp)."""
     row = find(rows, "v25")
     assert row["timestamp"] == datetime(2015, 12, 12, 19, 11, 1, 249_000, tzinfo=UTC)
     assert row["original_timestamp"] == "2015-12-12T19:11:01.152Z"
@@ -174,7 +174,7 @@ def test_vector_25_the_senders_clock_is_corrected(rows: Rows) -> None:
 
 
 def test_vector_27_no_time_at_all(rows: Rows) -> None:
-    """An event that says nothing of its time happened when it was received."""
+    """The time of an event without times is its time of receipt."""
     row = find(rows, "v27")
     assert row["timestamp"] == row["received_at"]
     assert (row["original_timestamp"], row["sent_at"]) == (None, None)
@@ -201,7 +201,7 @@ def test_vectors_35_36_arrays_are_json_text(rows: Rows) -> None:
 
 
 def test_vector_39_null_makes_no_column(rows: Rows) -> None:
-    """A property that was never anything but null leaves no trace."""
+    """A property that is always null has no column."""
     assert find(rows, "v39")["id"] == "v39"
     assert "foo" not in column_types(rows, "email_opened")
 
@@ -215,13 +215,13 @@ def test_vectors_44_45_the_layouts_columns_are_protected(rows: Rows) -> None:
 
 
 def test_vector_48_booleans(rows: Rows) -> None:
-    """A declared boolean is one."""
+    """A declared boolean is a boolean."""
     assert find(rows, "v48")["is_bot"] is True
     assert column_types(rows, "email_opened")["is_bot"] == "boolean"
 
 
 def test_vector_50_what_does_not_fit_is_reported(rows: Rows) -> None:
-    """The row is kept, its value NULL there, whole in raw, and listed."""
+    """The row is kept with NULL for the value. The value is whole in raw, and listed."""
     row = find(rows, "v50")
     assert (row["campaign_id"], row["campaign_name"]) == (None, "kept")
     reported = rows.execute("select model, column_name, value from raw.mismatches where event_id = 'v50'").fetchall()
@@ -231,7 +231,7 @@ def test_vector_50_what_does_not_fit_is_reported(rows: Rows) -> None:
 
 
 def test_whole_floats_are_integers_and_others_are_not(rows: Rows) -> None:
-    """12.0 is 12; 12.5 and what is too large for a bigint are reported, not cut."""
+    """12.0 is 12. The value 12.5 and values beyond bigint are listed, not cut."""
     row = find(rows, "v_whole")
     assert (row["campaign_id"], row["template_id"], row["workflow_id"]) == (12, None, None)
     reported = rows.execute(
@@ -244,18 +244,18 @@ def test_whole_floats_are_integers_and_others_are_not(rows: Rows) -> None:
 
 
 def test_vector_52_acronyms(rows: Rows) -> None:
-    """Runs of capitals stay glued to the next word."""
+    """A run of capitals and the next word are one word."""
     assert find(rows, "v52", "sms_delivered")["from_smssender_id"] == 7
     assert column_types(rows, "sms_delivered")["from_smssender_id"] == "bigint"
 
 
 def test_vector_54_text_is_never_cut(rows: Rows) -> None:
-    """Long strings are whole."""
+    """Long strings are complete."""
     assert find(rows, "v54")["email_subject"] == LONG
 
 
 def test_vectors_60_62_what_has_no_column(rows: Rows) -> None:
-    """Integrations do not keep an event out, and the envelope's other fields are no columns."""
+    """Integrations do not exclude an event, and other fields of the envelope have no columns."""
     assert find(rows, "v60")["id"] == "v60"
     for table in ("email_opened", "tracks"):
         columns = column_types(rows, table)
@@ -263,7 +263,7 @@ def test_vectors_60_62_what_has_no_column(rows: Rows) -> None:
 
 
 def test_vector_66_nobody(rows: Rows) -> None:
-    """An event of nobody is refused with the reason, and kept."""
+    """An event without a user is refused with the reason, and kept."""
     refused = rows.execute("select reason, convert_from(payload, 'UTF8') as line from raw.quarantine").fetchall()
     assert [row["reason"] for row in refused] == ["no_user_anon_id"]
     assert json.loads(refused[0]["line"])["messageId"] == "v66"
@@ -271,7 +271,7 @@ def test_vector_66_nobody(rows: Rows) -> None:
 
 
 def test_vector_74_raw_logs_keep_their_times(rows: Rows) -> None:
-    """A line of Segment's raw logs has been corrected already."""
+    """The times in Segment's raw logs are already corrected."""
     row = find(rows, "v74")
     assert row["received_at"] == datetime(2019, 1, 1, 0, 0, 2, tzinfo=UTC)
     assert row["timestamp"] == datetime(2019, 1, 1, 0, 0, 7, tzinfo=UTC)

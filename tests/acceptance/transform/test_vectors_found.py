@@ -1,7 +1,7 @@
-"""The conformance vectors of the layout that need tables and columns nobody has declared, by their numbers.
+"""The conformance vectors with undeclared tables and columns, by their numbers.
 
-The inputs go in as two files by the command line, a run after each, so that the second finds tables that are there.
-Each vector's events are told apart by their message ids.
+The command line loads the inputs as two files, with a run after each. So the second run finds existing tables. Message
+ids distinguish the events of a vector.
 """
 
 import json
@@ -55,7 +55,7 @@ SECOND = [
 
 @pytest.fixture(scope="module")
 def rows(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
-    """A database in which all inputs have been loaded and transformed, in two runs."""
+    """Return a connection to a database in which all inputs have been loaded and transformed, in two runs."""
 
     def fill(settings: Settings) -> None:
         for events in (FIRST, SECOND):
@@ -78,13 +78,13 @@ def rows(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.Tem
     ],
 )
 def test_vectors_08_to_14_every_event_has_its_table(rows: Rows, message_id: str, table: str) -> None:
-    """An event lands in the table its name gives, declared or not, and `tracks.event` names it."""
+    """An event is in the table of its name, declared or not, and `tracks.event` names the table."""
     assert find(rows, message_id, table)["event"] == table
     assert find(rows, message_id, "tracks")["event"] == table
 
 
 def test_vector_15_a_found_table_is_a_table_of_the_layout(rows: Rows) -> None:
-    """The columns of the layout have their types, and the id is the key, as in a table that is declared."""
+    """The layout's columns have their types, and the id is the key, as in a declared table."""
     types = column_types(rows, "order_placed")
     declared = column_types(rows, "email_opened")
     layout = ("id", "received_at", "uuid_ts", "anonymous_id", "user_id", "event", "event_text", "sent_at", "timestamp")
@@ -97,13 +97,13 @@ def test_vector_15_a_found_table_is_a_table_of_the_layout(rows: Rows) -> None:
 
 
 def test_vector_23_iso_times_are_times(rows: Rows) -> None:
-    """A property that is an ISO-8601 time becomes one."""
+    """A property with ISO 8601 times becomes a time."""
     assert column_types(rows, "email_opened")["legacy_last_click"] == "timestamp with time zone"
     assert find(rows, "v23")["legacy_last_click"] == datetime(2019, 7, 8, 18, 33, 25, tzinfo=UTC)
 
 
 def test_vector_32_the_context_is_typed_by_its_values(rows: Rows) -> None:
-    """A number is a bigint and a numeric string stays text; tracks, which has both, holds them as text."""
+    """A number is a bigint and a numeric string is text. Tracks has both, and holds them as text."""
     assert column_types(rows, "app_started")["context_app_build"] == "bigint"
     assert find(rows, "v32_number", "app_started")["context_app_build"] == 88
     assert column_types(rows, "app_stopped")["context_app_build"] == "text"
@@ -113,7 +113,7 @@ def test_vector_32_the_context_is_typed_by_its_values(rows: Rows) -> None:
 
 
 def test_vector_33_objects_are_flattened(rows: Rows) -> None:
-    """An object has a column for each of its values, and none for itself."""
+    """An object has a column for each of its values, and no column of its own."""
     assert find(rows, "v33", "order_placed")["product_id_sku"] == "G-32"
     assert "product_id" not in column_types(rows, "order_placed")
 
@@ -128,20 +128,20 @@ def test_vectors_35_36_arrays_are_json_text(rows: Rows, message_id: str, column:
 
 
 def test_vector_39_null_makes_no_column(rows: Rows) -> None:
-    """A property that was never anything but null leaves no trace."""
+    """A property that is always null has no column."""
     assert find(rows, "v39")["id"] == "v39"
     assert "nothing" not in column_types(rows, "email_opened")
 
 
 def test_vector_40_the_first_value_makes_the_column(rows: Rows) -> None:
-    """What was null before stays NULL."""
+    """Rows with an earlier null keep NULL."""
     assert column_types(rows, "email_opened")["foo"] == "text"
     assert find(rows, "v40_null")["foo"] is None
     assert find(rows, "v40_value")["foo"] == "v"
 
 
 def test_vector_41_reserved_words_get_a_prefix(rows: Rows) -> None:
-    """Nobody has to quote a column's name."""
+    """No column needs quotes."""
     assert column_types(rows, "email_opened")["_user"] == "text"
     assert rows.execute("select _user from iterable.email_opened where id = 'v41'").fetchone() == {"_user": "bob"}
 
@@ -156,7 +156,7 @@ def test_vector_41_reserved_words_get_a_prefix(rows: Rows) -> None:
 def test_vectors_44_45_the_layouts_columns_are_protected(
     rows: Rows, message_id: str, column: str, kept: str, value: str
 ) -> None:
-    """A property never overwrites a column of the layout, nor lands elsewhere; it is reported."""
+    """A property never overwrites a column of the layout. It has no other column, and is reported."""
     row = find(rows, message_id, "order_placed")
     assert row[column] == kept
     assert value not in map(str, row.values())
@@ -185,7 +185,7 @@ def test_vectors_48_49_52_54_values_give_the_type(
 
 
 def test_vector_50_a_column_becomes_wide_enough(rows: Rows) -> None:
-    """Where Segment drops what an integer column cannot hold, a column nobody declared or looks at is widened."""
+    """An undeclared column is widened. Segment drops values that an integer column cannot hold."""
     types = column_types(rows, "order_placed")
     assert (types["quantity"], types["mixed"], types["whole"]) == ("text", "numeric", "bigint")
     before, after = (find(rows, f"v50_{name}", "order_placed") for name in ("number", "text"))
@@ -196,7 +196,7 @@ def test_vector_50_a_column_becomes_wide_enough(rows: Rows) -> None:
 
 
 def test_vector_51_a_new_property_is_a_new_column(rows: Rows) -> None:
-    """Old rows have NULL there, and keep what they have."""
+    """Old rows have NULL there, and keep their values."""
     assert column_types(rows, "order_placed")["gift_wrap"] == "boolean"
     old, new = (find(rows, f"v51_{age}", "order_placed") for age in ("old", "new"))
     assert (old["coupon"], old["gift_wrap"]) == ("A", None)
@@ -205,7 +205,10 @@ def test_vector_51_a_new_property_is_a_new_column(rows: Rows) -> None:
 
 
 def test_vector_53_more_properties_than_a_table_has_columns(rows: Rows) -> None:
-    """A table gets as many columns as PostgreSQL gives it, in the order of the keys; the rest is in raw, and listed."""
+    """The table gets as many columns as PostgreSQL permits, in the order of the keys.
+
+    The others are in raw, and listed.
+    """
     types = column_types(rows, "wide")
     assert len(types) == 1600
     row = find(rows, "v53", "wide")

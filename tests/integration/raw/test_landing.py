@@ -117,7 +117,7 @@ def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Co
 
 
 def test_refusals_are_kept_with_their_place(connection: psycopg.Connection) -> None:
-    """What never gets to the database is in quarantine beside what it refuses, bytes that are no text included."""
+    """Messages refused by the parser are in quarantine beside those refused by the database, even invalid text."""
     land_lines(connection, [b"\xff\x00\\", line("m1"), b"{"], path=printable(os.fsdecode(b"caf\xe9.ndjson")))
     assert quarantined(connection, "reason, payload, byte_offset, path") == [
         ("invalid_utf8", b"\xff\x00\\", 0, "caf\ufffd.ndjson"),
