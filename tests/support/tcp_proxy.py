@@ -65,7 +65,7 @@ class Proxy:
         self._left = size
 
     def swallow(self, answer: bytes) -> None:
-        """Pass on everything up to the server's next answer with these bytes; end the connection instead of that."""
+        """Pass on everything until a server's answer has these bytes; end the connection in place of the answer."""
         self.happened.clear()
         self._swallowed = answer
 
