@@ -322,8 +322,9 @@ def show_status(status: "Status") -> None:
         if not law.holds:
             note(
                 f"Error: the numbers of source {law.source} do not add up: {law.missing_in_collections:,} rows are "
-                f"missing in collections, {law.missing_in_tracks:,} in tracks. Somebody changed tables or raw.events. "
-                "`loader transform --full-refresh --select TABLE` rebuilds a table, unless rows would be lost."
+                f"missing in collections, {law.missing_in_tracks:,} in tracks. Another program changed tables or "
+                "raw.events. `loader transform --full-refresh --select TABLE` rebuilds a table, unless rows would be "
+                "lost."
             )
 
     if status.rescan_wanted:

@@ -36,7 +36,7 @@ def up(host: str, port: int, processes: int | None, every: float | None) -> None
             if not any(key.revoked_at is None for key in list_keys(connection)):
                 sources = [shlex.quote(source.name) for source in list_sources(connection)]
                 command = f"loader key add {sources[0]}" if sources else "loader source add Iterable"
-                log.warning(f"nobody can send events yet: `{command}` makes a write key")
+                log.warning(f"there is no write key yet; `{command}` makes a write key")
         arguments = ["schedule", f"--every={settings.every if every is None else every:g}"]
         code = supervise([*collectors, Command("schedule", arguments)], ended)
     sys.exit(code)

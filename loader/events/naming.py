@@ -58,7 +58,7 @@ def identifier(name: str) -> str:
     """Convert a name in snake case to an identifier that needs no quotes and that PostgreSQL does not cut.
 
     A reserved word or a leading digit gets one `_` in front. A name over 63 bytes is cut and ends in eight hexadecimal
-    digits of its hash, so two long names with the same beginning stay distinct.
+    digits of its hash. So two long names with the same beginning stay distinct.
     """
     if name in RESERVED_WORDS or name[:1].isdigit():
         name = f"_{name}"

@@ -342,8 +342,8 @@ class EmbeddedServer:
                 return "silent"  # the server is ending, or another program answers on the port it needs
             if "too many clients" not in message:
                 raise EmbeddedError(
-                    f"The embedded PostgreSQL refuses its own user: {message.splitlines()[-1]}. If somebody changed "
-                    f"the password, delete {self.folder.path / 'password'} and run this again to set a new one."
+                    f"The embedded PostgreSQL refuses its own user: {message.splitlines()[-1]}. If the password was "
+                    f"changed, delete {self.folder.path / 'password'} and run this again to set a new password."
                 ) from error
         return "ready"
 

@@ -18,8 +18,8 @@ def python_command(module: str, *arguments: str, options: Sequence[str] = ()) ->
     """Return the command that calls `main` of a module in a new Python process.
 
     The new process imports nothing else of this one, unlike a process of `multiprocessing`, which imports the command
-    line again. With `-P`, and with the package at the end of the path, no file in the current folder or beside the
-    package hides a module of Python.
+    line again. `-P` and the package's place at the end of the path keep Python's modules visible. No file in the
+    current folder or beside the package hides them.
 
     Args:
         module: The name of the module.

@@ -173,7 +173,7 @@ class Column:
 
 @dataclass
 class Table:
-    """A table as it must be: its columns but the layout's own, its rows' events by id, and what has no column."""
+    """An expected table: its columns without the layout's own, its events by id, and properties without a column."""
 
     columns: dict[str, Column]
     rows: dict[str, Event]

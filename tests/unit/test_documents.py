@@ -1,5 +1,7 @@
 """The documentation: generated pages are current, links lead somewhere, commands exist, sentences are short."""
 
+import ast
+import inspect
 import re
 import runpy
 import shlex
@@ -15,6 +17,8 @@ from tests.support.folders import ROOT
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))["generate_pages"]()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WRITTEN = [page for page in PAGES if page not in GENERATED]
+LOADER = sorted((ROOT / "loader").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LONGEST_SENTENCE = 25
 
 EXAMPLE = re.compile(r"^ {4}loader (.+)$|\$\(loader ([^)]+)\)", re.MULTILINE)
@@ -54,6 +58,29 @@ def sentences(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts]
 
 
+def long_sentences(text: str) -> list[str]:
+    """Return the sentences of a text that exceed the limit of CONTRIBUTING.md."""
+    return [each for each in sentences(text) if len(re.findall(r"[\w'’%-]+", each)) > LONGEST_SENTENCE]
+
+
+def docstrings(tree: ast.AST) -> list[ast.Constant]:
+    """Return the docstrings of a module, its classes and its functions."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    bodies = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    return [body.value for body in bodies if isinstance(body, ast.Expr) and isinstance(body.value, ast.Constant)]
+
+
+def literals(tree: ast.AST) -> list[str]:
+    """Return the texts in a module's code, without docstrings; in a formatted text, `value` replaces each value."""
+    formatted = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    others = {id(part) for node in formatted for part in node.values} | {id(node) for node in docstrings(tree)}
+    plain = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in others]
+    return [node.value for node in plain if isinstance(node.value, str)] + [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "value" for part in node.values)
+        for node in formatted
+    ]
+
+
 @pytest.mark.parametrize("page", GENERATED, ids=relative)
 def test_a_generated_page_is_current(page: Path) -> None:
     """After a change to a command, a setting or a yml, `make docs` writes the page again."""
@@ -89,6 +116,17 @@ def test_an_example_is_a_command_with_options_that_exist(page: Path, tmp_path: P
 @pytest.mark.parametrize("page", WRITTEN, ids=relative)
 def test_a_sentence_is_short(page: Path) -> None:
     """CONTRIBUTING.md sets the limit."""
-    found = sentences(page.read_text(encoding="utf-8"))
-    long = [each for each in found if len(re.findall(r"[\w'’%-]+", each)) > LONGEST_SENTENCE]
-    assert long == []
+    assert long_sentences(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("module", LOADER, ids=relative)
+def test_a_sentence_of_a_message_is_short(module: Path) -> None:
+    """Every text in the code counts, except indented lines, which are SQL."""
+    assert [each for text in literals(ast.parse(module.read_bytes())) for each in long_sentences(text)] == []
+
+
+@pytest.mark.parametrize("module", [*LOADER, *TESTS], ids=relative)
+def test_a_sentence_of_a_docstring_is_short(module: Path) -> None:
+    """The docstrings of the tests count too."""
+    found = docstrings(ast.parse(module.read_bytes()))
+    assert [each for node in found for each in long_sentences(inspect.cleandoc(str(node.value)))] == []

@@ -36,7 +36,10 @@ def test_each_further_try_waits_twice_as_long(connection: psycopg.Connection) ->
 def test_a_held_table_is_work_for_the_scheduler_when_its_time_has_come(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
-    """Before that time it is no work. A table that a run leaves due is no work either, because no run can fill it."""
+    """Before that time the scheduler has no work.
+
+    A table that a run leaves due is not work, because no run can fill it.
+    """
     schedule = Schedule(small_settings, 1)
     assert not schedule._has_news(connection)
     connection.execute("select raw.hold_table('email_opened', 'iterable', 'fill', 'it is locked')")

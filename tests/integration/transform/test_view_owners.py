@@ -161,7 +161,7 @@ def test_c1_a_view_of_a_role_the_loader_is_no_member_of_is_in_the_way(connection
 
 
 def test_c1_functions_of_the_raw_schema_find_no_others_in_public(connection: psycopg.Connection) -> None:
-    """Each function that runs statements finds names only in pg_catalog, whoever may create objects in `public`."""
+    """Each function that runs statements finds names only in pg_catalog, although others may create in `public`."""
     assert (
         connection.execute(
             "select proname from pg_proc join pg_language on pg_language.oid = prolang"

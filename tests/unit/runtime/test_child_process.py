@@ -23,7 +23,7 @@ def children() -> Iterator[list[ChildProcess]]:
 
 
 def start(children: list[ChildProcess], *, is_silent: bool = False) -> ChildProcess:
-    """Start a child that sends back what it receives."""
+    """Start a child that sends back each object."""
     child = ChildProcess(ECHO, "greeting", is_silent=is_silent)
     children.append(child)
     return child
