@@ -1,7 +1,7 @@
-"""Every error the loader raises on purpose, in one place.
+"""The errors that the loader raises on purpose.
 
-A message says what happened, to what, and what to do next; the command line prints it after `Error:` and never a
-traceback. The class carries the exit code, so a script can tell its own mistake (2) from work that failed (1).
+A message names the failure, the object and the next step. The command line prints the message after `Error:` and never
+a traceback. The class has the exit code, so a script can tell wrong use (2) from failed work (1).
 """
 
 import re
@@ -18,13 +18,13 @@ def without_values(message: object) -> str:
 
 
 class LoaderError(Exception):
-    """Work failed: the message says what, where and what to do next."""
+    """Work failed; the message names the failure, the object and the next step."""
 
     exit_code = 1
 
 
 class UsageError(LoaderError):
-    """The command was given something it cannot work with."""
+    """A command got an argument or a setting that it cannot use."""
 
     exit_code = 2
 
@@ -42,7 +42,7 @@ class SchemaBehindError(DatabaseError):
 
 
 class SourceError(UsageError):
-    """A source or write key does not exist, or its name is taken."""
+    """A source or write key does not exist, or its name is in use."""
 
 
 class FileError(LoaderError):
@@ -54,8 +54,8 @@ class SpoolError(LoaderError):
 
 
 class UnavailableError(LoaderError):
-    """Nothing can be taken at the moment; the same request may pass in a while."""
+    """No event can be accepted at the moment; the same request may succeed later."""
 
 
 class TransformError(LoaderError):
-    """dbt could not finish a model; the tables it did finish are complete."""
+    """dbt could not finish a model; the finished tables are complete."""

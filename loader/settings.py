@@ -17,7 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from loader.errors import UsageError
 
-# Those that the dbt project reads beside the settings, and what processes of the loader tell each other.
+# Variables that the dbt project reads beside the settings, and variables that processes of the loader pass to each
+# other.
 _OTHER_VARIABLES = frozenset(
     {"LOADER_SCHEMA", "LOADER_WIDEN", "LOADER_ALLOW_LOSS", "LOADER_ONLY_TABLES", "LOADER_SUPERVISOR"}
 )
@@ -192,12 +193,12 @@ def read_settings() -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Return what to tell a person about variables that look like settings and are none."""
+    """Return a warning for each variable that looks like a setting and is not a setting."""
     settings = [variable_name(field) for field in Settings.model_fields if field != "database_url"]
     problems = []
     for name in sorted(os.environ):
         if name.startswith("LOADER_") and name not in settings and name not in _OTHER_VARIABLES:
-            # Without what all of them begin with, which would make any two alike.
+            # The common prefix is left out, because it would make any two names similar.
             close = get_close_matches(name.removeprefix("LOADER_"), [s.removeprefix("LOADER_") for s in settings], n=1)
             advice = f"perhaps LOADER_{close[0]} is meant" if close else "`loader --help` lists the settings"
             problems.append(f"{name} is not a setting, and has no effect: {advice}.")
@@ -205,10 +206,10 @@ def unknown_variables() -> list[str]:
 
 
 def read_duration(text: str) -> float:
-    """Return the seconds that a duration such as `5s`, `2m`, `1h` or a plain number of seconds stands for.
+    """Return the seconds of a duration such as `5s`, `2m`, `1h` or a plain number of seconds.
 
     Raises:
-        ValueError: It is none, or not between 0.1 s and a day.
+        ValueError: The text is not a duration, or is not between 0.1 s and a day.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([smh]?)", text.strip(), re.ASCII)
     seconds = float(found[1]) * _UNIT_SECONDS[found[2]] if found else 0.0
