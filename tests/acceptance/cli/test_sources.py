@@ -131,7 +131,7 @@ def test_a_schema_that_cannot_be_one_is_refused(run_here: Loader, schema: str) -
     done = run_here("source", "add", "Some Source", "--schema", schema)
     assert done.returncode == 2
     (line,) = told(done)
-    assert line.startswith(("Error: Schema", f"Error: {schema} cannot be a schema"))
+    assert line.startswith(("Error: Schema", f"Error: {schema} cannot be the name of a schema"))
 
 
 def test_a_name_without_letters_needs_a_schema(run_here: Loader) -> None:

@@ -61,7 +61,7 @@ def test_d8_several_statements_show_each_result_or_are_refused(run_loader: Loade
     """Each result is shown."""
     refused = run_loader("sql", "select 1 as a; select 2 as b")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "several statements" in refused.stderr
+    assert "A query is one statement" in refused.stderr
     both = run_loader("sql", "--write", "select 1 as a; create table public.t (n int); select 2 as b")
     assert both.stdout == "a\n-\n1\n\nb\n-\n2\n"
     assert both.stderr == "CREATE TABLE\n"
@@ -78,7 +78,7 @@ def test_d8_several_statements_show_each_result_or_are_refused(run_loader: Loade
         ("EMAIL_OPENED", "Tables with this name and a schema: iterable.email_opened."),
         ("iterable.email_opend", "Similar names: iterable.email_opened"),
         ("email_opend", "Similar names: iterable.email_opened"),
-        ("nothing_like_it", "named with the schema of its source, such as iterable.email_opened"),
+        ("nothing_like_it", "with the schema of its source, such as iterable.email_opened"),
     ],
 )
 def test_d8_a_table_that_is_not_found_is_hinted_at(served_loader: Loader, name: str, hint: str) -> None:
