@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(
         default=1_000_000_000,
         ge=0,
-        description="Bytes of events that the spool may hold. With 0 there is no spool, and the collector answers 503.",
+        description="Bytes of events that the spool may hold. With 0, the collector answers 503 while the database is "
+        "away.",
     )
     queue_bytes: int = Field(
         default=64_000_000,

@@ -22,7 +22,8 @@ _AS_ADMINISTRATOR = (
 def url(*, as_environment: bool, owner: bool) -> None:
     """Print the URL of the database, for psql "$(loader url)".
 
-    For the embedded database it is the URL of a role that only reads tables. With DATABASE_URL set, it is that URL.
+    For the embedded database, the URL is that of a role that only reads tables. With DATABASE_URL set, the command
+    prints that URL.
     """
     with context.database(for_reader=True) as (database, settings):
         if as_environment:

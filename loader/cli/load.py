@@ -39,8 +39,8 @@ def load(paths: tuple[str, ...], source: str | None, file_format: str, kind: str
 
     Tracking calls are one JSON object a line. Iterable's exports may be lines of JSON, CSV or Parquet.
 
-    Of a folder, only files whose names say that they hold events are loaded. A file whose first 1,000 lines hold no
-    event is stopped before anything lands.
+    In a folder, only files with the names of event files are loaded. A file without an event in its first 1,000 lines
+    is refused before anything lands.
     """
     if kind and file_format == "segment":
         raise UsageError("--type is the type of an export's events: add --format iterable-export.")

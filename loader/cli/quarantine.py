@@ -71,7 +71,7 @@ def quarantine_retry(
     """Try to land messages again, as they are or corrected.
 
     Each message is read by the rules of its entrance. The body of a batch call or a webhook may hold several calls.
-    Calls that can land do, and each other call becomes a message of its own. No limit of size or number applies.
+    Each valid call lands, and each other call becomes a separate message. No limit of size or number applies.
     """
     if bool(numbers) + bool(reason) + every != 1:
         raise UsageError("Select messages by their numbers, by --reason or by --all.")

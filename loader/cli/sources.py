@@ -56,7 +56,7 @@ def key() -> None:
 @click.option("--label", default="", help="Purpose of the key.")
 @context.as_json
 def key_add(source_name: str | None, label: str, *, as_json: bool) -> None:
-    """Make a write key for a source and print it. The key is shown only once.
+    """Make a write key for a source and print the key. The key is shown only once.
 
     The key goes to stdout, the words around it to stderr. SOURCE may be left out when there is only one source.
     """

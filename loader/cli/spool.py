@@ -45,7 +45,7 @@ def spool_list(*, as_json: bool) -> None:
 def spool_land(names: tuple[str, ...], *, every: bool) -> None:
     """Land segments in this database, although they belong to another warehouse.
 
-    A collector leaves such segments alone. Land them when this database has replaced the other warehouse for good.
+    A collector does not land such segments. Land them when this database has replaced the other warehouse for good.
     """
     if bool(names) == every:
         raise UsageError("Select segments by their names in `loader spool list`, or by --all.")

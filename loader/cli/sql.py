@@ -26,7 +26,7 @@ from loader.cli.results import show_result
 def sql(statement: str, form: str | None, limit: int | None, *, write: bool) -> None:
     """Run a query and print its rows.
 
-    With - as QUERY, the query is read from standard input. It runs in a read-only transaction, which it cannot end.
+    With - as QUERY, the query is read from standard input. A query runs in a read-only transaction and cannot end it.
     With --write, statements may change the database. Several statements show a result each.
 
     CSV holds every value exactly. A spreadsheet reads a value that begins with = + - or @ as a formula. Import such
