@@ -7,12 +7,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import psycopg
 
 from loader.errors import LoaderError
-from loader.postgres.connection import time_limit
+from loader.postgres.kept_connection import KeptConnection
 from loader.raw.lag import Freshness, freshness
 from loader.runtime import metrics
 
@@ -32,9 +31,8 @@ class WarehouseMetrics:
     """
 
     def __init__(self, connect: Callable[[], psycopg.Connection], count_foreign: Callable[[], object]) -> None:
-        self._connect = connect
+        self._kept = KeptConnection(connect)
         self._count_foreign = count_foreign
-        self._connection: psycopg.Connection | None = None
         self._looking = threading.Lock()
         self._looked = float("-inf")
         self._reasons: set[str] = set()
@@ -47,25 +45,19 @@ class WarehouseMetrics:
         if time.monotonic() - self._looked < _AGAIN_SECONDS or not self._looking.acquire(blocking=False):
             return
         try:
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            self._count_foreign()
-            with time_limit(self._connection, _ANSWER_SECONDS):
-                self._tell(freshness(self._connection))
+            with self._kept.use(_ANSWER_SECONDS) as connection:
+                self._count_foreign()
+                self._tell(freshness(connection))
         except (psycopg.Error, LoaderError, OSError):
             for unknown in (metrics.oldest_waiting_seconds, metrics.waiting_events, metrics.schedule_failures):
                 unknown.set(math.nan)
-            self.close()
         finally:
             self._looked = time.monotonic()
             self._looking.release()
 
     def close(self) -> None:
         """Close the connection."""
-        if self._connection:
-            with suppress(psycopg.Error):
-                self._connection.close()
-            self._connection = None
+        self._kept.close()
 
     def _tell(self, seen: Freshness) -> None:
         metrics.oldest_waiting_seconds.set(seen.oldest_seconds or 0)

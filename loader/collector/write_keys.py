@@ -21,7 +21,7 @@ import psycopg
 import structlog
 
 from loader.errors import LoaderError
-from loader.postgres.connection import cut, time_limit
+from loader.postgres.kept_connection import KeptConnection
 from loader.postgres.statements import read_statement
 from loader.postgres.warehouse import Warehouse
 from loader.raw.sources import key_digest
@@ -62,12 +62,11 @@ class WriteKeys:
     """
 
     def __init__(self, connect: Callable[[], psycopg.Connection], copy: Path | None, warehouse: Warehouse) -> None:
-        self._connect = connect
+        self._kept = KeptConnection(connect)
         self._copy = copy
         self._warehouse = warehouse
         # The id of the warehouse that the keys were read from.
         self._read_from = ""
-        self._connection: psycopg.Connection | None = None
         self._refreshing = threading.Lock()
         self._sources: dict[str, tuple[int, str]] = {}
         self._found: dict[str, tuple[int, str]] = {}
@@ -95,15 +94,12 @@ class WriteKeys:
         """Read the keys, and report used keys to the database; if the read fails, the known keys stay in use."""
         with self._refreshing:
             try:
-                if self._connection is None or self._connection.closed:
-                    self._connection = self._connect()
-                with time_limit(self._connection, _ANSWER_SECONDS):
-                    read_from = self._warehouse.identify(self._connection)
-                    rows = self._connection.execute(_KEYS).fetchall()
-                    self._tell(self._connection)
+                with self._kept.use(_ANSWER_SECONDS) as connection:
+                    read_from = self._warehouse.identify(connection)
+                    rows = connection.execute(_KEYS).fetchall()
+                    self._tell(connection)
             except (psycopg.Error, LoaderError, OSError):
                 self.current = False
-                self._disconnect()
                 if not self._sources:
                     self._recall()
                 return
@@ -119,16 +115,9 @@ class WriteKeys:
 
     def close(self) -> None:
         """Close the connection; a query under way fails."""
-        if connection := self._connection:
-            cut(connection)
+        self._kept.cut()
         with self._refreshing:
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        if self._connection:
-            with suppress(psycopg.Error):
-                self._connection.close()
-            self._connection = None
+            self._kept.close()
 
     def _tell(self, connection: psycopg.Connection) -> None:
         if self._used and time.monotonic() - self._told >= _USED_SECONDS:

@@ -10,15 +10,16 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
 from loader.errors import EmbeddedError
 from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.kept_connection import KeptConnection
 from loader.postgres.statements import read_statement
 
 DEFAULT_IDLE = 600.0  # if the file `idle` was deleted
+ANSWER_SECONDS = 10.0
 SESSIONS = read_statement(__file__, "sessions")
 
 
@@ -35,7 +36,7 @@ class Keeper:
         self._lock = lock
         self._used = time.monotonic()
         self._sessions = 0
-        self._connection: psycopg.Connection[Any] | None = None
+        self._kept = KeptConnection(lambda: server.connect("postgres", as_keeper=True))
 
     def watch(self) -> None:
         """Stop the server after its idle time without users; return when the server does not run any more."""
@@ -79,13 +80,8 @@ class Keeper:
 
     def _has_sessions(self) -> bool:
         """Return whether a client is connected, or was connected since the last call."""
-        try:
-            if self._connection is None:
-                self._connection = self._server.connect("postgres", as_keeper=True)
-            row = self._connection.execute(SESSIONS).fetchone()
-        except psycopg.Error:
-            self._connection = None
-            raise
+        with self._kept.use(ANSWER_SECONDS) as connection:
+            row = connection.execute(SESSIONS).fetchone()
         clients, sessions = row or (0, 0)
         before, self._sessions = self._sessions, sessions
         return bool(clients) or sessions != before
@@ -98,9 +94,7 @@ class Keeper:
         with self._server.folder.hold("start.lock", wait=0), self._server.folder.hold("users.lock", wait=0):
             if self._has_sessions():
                 return False
-            if self._connection:
-                self._connection.close()
-                self._connection = None
+            self._kept.close()
             # stderr is the server's log.
             sys.stderr.write("keeper: nothing uses the server any more; stopping the server\n")
             self._server.shut_down()
