@@ -30,8 +30,7 @@ from loader.collector.routes import ANY_ORIGIN, Part, Route, event_routes
 from loader.collector.warehouse_metrics import WarehouseMetrics
 from loader.collector.write_keys import ASK_AGAIN_SECONDS, REFRESH_SECONDS, WriteKeys
 from loader.errors import UnavailableError
-from loader.events.model import Reason, Refused
-from loader.events.tracking_api import BadRequestError
+from loader.events.model import UNREADABLE, Reason, Refused, RefusedError
 from loader.events.written_keys import blank_write_keys, find_write_key
 from loader.runtime import metrics
 from loader.settings import Settings
@@ -44,16 +43,7 @@ _PREFLIGHT = (
 
 # Reasons that are answered with 400 even when the collector answers as Segment does. Segment also answers 400 to a body
 # that it cannot read.
-_ALWAYS_TOLD = frozenset(
-    {
-        Reason.INVALID_JSON,
-        Reason.INVALID_UTF8,
-        Reason.TRUNCATED_LINE,
-        Reason.NOT_OBJECT,
-        Reason.TOO_DEEP,
-        Reason.EVENT_TOO_LARGE,
-    }
-)
+_ALWAYS_TOLD = UNREADABLE | {Reason.INVALID_UTF8, Reason.EVENT_TOO_LARGE}
 
 # Time between two reports of refusals in the log.
 REPORT_SECONDS = 5.0
@@ -148,7 +138,7 @@ class Collector:
         body = await read_body(scope, receive, route.limit)
         try:
             parts = route.parse(scope, body, key)
-        except BadRequestError as error:
+        except RefusedError as error:
             raise await self._keep_unreadable(route, body, error, key) from None
         if not route.is_batch:
             [part] = parts
@@ -202,16 +192,16 @@ class Collector:
     async def _store(self, route: Route, source: str, part: Part) -> None:
         await self._writer.write(self._writer.delivery(source, route.entrance, part.events, part.refused))
 
-    async def _keep_unreadable(self, route: Route, body: bytes, error: BadRequestError, key: str) -> HttpError:
+    async def _keep_unreadable(self, route: Route, body: bytes, error: RefusedError, key: str) -> HttpError:
         """Put an unreadable body in quarantine if its source is known; return the error for the answer."""
         key = key or find_write_key(body)
         source = await self._source(key) if key else None
         if source is not None and body.strip():
             # The key may be written in a form that is not JSON at all. So every copy of the key is removed.
             kept = blank_write_keys(body).replace(key.encode(), b"")
-            refused = [Refused(kept, 1, error.code, error.message)]
+            refused = [Refused(kept, 1, error.reason, error.detail)]
             await self._writer.write(self._writer.delivery(source, route.body_entrance, [], refused))
-        return HttpError(400, error.code, error.message)
+        return HttpError(400, error.reason, error.detail)
 
     async def _source(self, key: str) -> str | None:
         """Return the source of a write key; None when its messages are to be dropped and answered with success.

@@ -19,6 +19,7 @@ import msgspec
 from loader.collector.http import Scope, header
 from loader.errors import UsageError
 from loader.events.json_text import read_elements, strip_body
+from loader.events.model import RefusedError
 
 _SCHEMES = frozenset({b"basic", b"bearer", b"oauth2", b"token"})
 
@@ -113,9 +114,10 @@ def _signed_texts(body: bytes) -> Iterator[bytes]:
     yield body
     texts = [body]
     text = strip_body(body)
-    if text.startswith(b"[") and (elements := read_elements(text)) and isinstance(elements, list):
-        yield elements[0]
-        texts.append(elements[0])
+    if text.startswith(b"["):
+        with suppress(RefusedError):
+            texts += read_elements(text)[:1]
+            yield from texts[1:]
     for each in texts:
         with suppress(msgspec.MsgspecError, RecursionError):
             yield msgspec.json.encode(_decode(each))

@@ -58,7 +58,7 @@ class Route:
         has_key_in_body: Whether the body may have a write key if the head has none.
         find_keys: Returns all values in a request's head that may be its write key, the likeliest first.
         parse: Parses a decompressed body. The last argument is the write key of the head, or empty. The function raises
-            `BadRequestError` if the body cannot be read, and `HttpError` if its signature is wrong.
+            `RefusedError` if the body cannot be read, and `HttpError` if its signature is wrong.
         headers: Headers of every response.
     """
 

@@ -51,7 +51,7 @@ def parse_message(entrance: str, payload: bytes, offset: int, warehouse_id: str 
         return parse_kept(payload, entrance.removeprefix(TRACKING).removeprefix(":"), warehouse_id)
     if kind := exported_kind(entrance):
         return parse_export(payload, offset, kind)
-    return list(parse_line(payload, offset, warehouse_id))
+    return parse_line(payload, offset, warehouse_id)
 
 
 def parse_chunk(entrance: str, data: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:

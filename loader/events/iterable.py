@@ -8,17 +8,18 @@ does I/O.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
 from loader.events.iterable_types import BOOLEANS, DOCUMENTS, NUMBERS, SEGMENT_EVENTS, known_kind
-from loader.events.json_text import SUSPICIOUS, decode, prepare, read_elements, strip_body
-from loader.events.model import Event, Reason, Refused
+from loader.events.json_text import SUSPICIOUS, decode, parse_text, read_elements, strip_body
+from loader.events.model import Event, Reason, Refused, RefusedError
 from loader.events.segment import collection_of
 from loader.events.timestamps import iso_text, read_moment
 
@@ -75,10 +76,6 @@ class _Told(NamedTuple):
     fields: _Fields
 
 
-class _UnfitError(Exception):
-    """The message cannot become an event; the arguments are the reason and the detail."""
-
-
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 # A number with a fraction or an exponent stays text, because a float might not be exact.
@@ -103,15 +100,16 @@ def parse_webhook(body: bytes, offset: int = 0) -> list[Event | Refused]:
     if not text:
         return [Refused(body, offset, Reason.INVALID_JSON, "the body is empty")]
     if not text.startswith(b"["):
-        return list(_parse(text, offset, None))
-    elements = read_elements(text)
-    if isinstance(elements, tuple):
-        return [Refused(body, offset, *elements)]
+        return parse_text(text, offset, _webhook_event)
+    try:
+        elements = read_elements(text)
+    except RefusedError as error:
+        return [Refused(body, offset, error.reason, error.detail)]
     messages: list[Event | Refused] = []
     position = body.index(text)
     for element in elements:
         position = body.index(element, position)
-        messages += _parse(element, offset + position, None)
+        messages += parse_text(element, offset + position, _webhook_event)
         position += len(element)
     return messages
 
@@ -127,7 +125,7 @@ def parse_export(line: bytes, offset: int, kind: str) -> list[Event | Refused]:
     Returns:
         The event or the refusal of the row, or both, as `parse_webhook` describes.
     """
-    return list(_parse(line, offset, kind))
+    return parse_text(line, offset, partial(_exported_event, kind=kind))
 
 
 def parse_export_lines(data: bytes, offset: int, kind: str) -> list[Event | Refused]:
@@ -138,49 +136,38 @@ def parse_export_lines(data: bytes, offset: int, kind: str) -> list[Event | Refu
         offset: The offset of the first line, in bytes of the decompressed file.
         kind: The kind of the events in the file.
     """
+    make_event = partial(_exported_event, kind=kind)
     messages: list[Event | Refused] = []
     for line in data.split(b"\n"):
-        messages += _parse(line, offset, kind)
+        messages += parse_text(line, offset, make_event)
         offset += len(line) + 1
     return messages
 
 
-def _parse(line: bytes, offset: int, exported: str | None) -> Iterator[Event | Refused]:
-    """Read one message: a row of an export if `exported` names its kind, and a webhook's body otherwise."""
-    text, flaw = prepare(line, offset)
-    if flaw and not flaw.repaired:
-        yield flaw
-        return
-    if not text:
-        return
-    if exported and not text.startswith(b"{"):
-        detail = "neither a JSON object nor a row that fits the file's header"
-        yield Refused(line, offset, Reason.BAD_ROW, detail)
-        return
-    try:
-        yield _event(text, offset, _read_row(text, exported) if exported else _read_body(text))
-    except _UnfitError as error:
-        yield Refused(line, offset, *error.args)
-        return
-    if flaw:
-        yield flaw
+def _webhook_event(text: bytes, offset: int) -> Event:
+    return _event(text, offset, _read_body(text))
+
+
+def _exported_event(text: bytes, offset: int, kind: str) -> Event:
+    if not text.startswith(b"{"):
+        raise RefusedError(Reason.BAD_ROW, "neither a JSON object nor a row that fits the file's header")
+    return _event(text, offset, _read_row(text, kind))
 
 
 def _read_body(text: bytes) -> _Told:
     """Return a webhook's kind, user id, e-mail and properties."""
     body = decode(_decode_body, text)
-    if isinstance(body, tuple):
-        raise _UnfitError(*body)
     if body.event_name in (_ABSENT, _NULL):
-        raise _UnfitError(Reason.EVENT_NOT_DEFINED, "the body has no eventName")
+        raise RefusedError(Reason.EVENT_NOT_DEFINED, "the body has no eventName")
     kind = _value(body.event_name)
     if not isinstance(kind, str):
-        raise _UnfitError(Reason.EVENT_NOT_STRING, "eventName must be a string")
+        raise RefusedError(Reason.EVENT_NOT_STRING, "eventName must be a string")
     if body.data_fields in (_ABSENT, _NULL):
         return _Told(kind, body.user_id, body.email, {})
-    fields = decode(_decode_fields, bytes(body.data_fields))
-    if isinstance(fields, tuple):
-        raise _UnfitError(Reason.PROPERTIES_NOT_OBJECT, "dataFields must be an object")
+    try:
+        fields = decode(_decode_fields, bytes(body.data_fields))
+    except RefusedError:
+        raise RefusedError(Reason.PROPERTIES_NOT_OBJECT, "dataFields must be an object") from None
     kept = {name: value for name, value in fields.items() if value != _NULL}
     return _Told(kind, body.user_id, body.email, kept)
 
@@ -191,11 +178,8 @@ def _read_row(text: bytes, kind: str) -> _Told:
     The properties get the objects and types that a webhook has: dotted names become objects, and text becomes typed
     values.
     """
-    row = decode(_decode_fields, text)
-    if isinstance(row, tuple):
-        raise _UnfitError(*row)
     fields: _Fields = {}
-    for name, value in row.items():
+    for name, value in decode(_decode_fields, text).items():
         if value == _NULL or name.partition(".")[0] == _INTERNAL:
             continue
         typed = _typed(name, value)
@@ -245,7 +229,7 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
     user = _identifier("userId", told.user_id) or _identifier("userId", fields.get("userId"))
     anonymous = None if user else address or _phone_number(kind, fields)
     if not (user or anonymous):
-        raise _UnfitError(Reason.NO_USER_ANON_ID, "neither userId nor email nor a phone number")
+        raise RefusedError(Reason.NO_USER_ANON_ID, "neither userId nor email nor a phone number")
 
     created = _value(fields.get("createdAt", _ABSENT))
     moment = read_moment(created)
@@ -297,13 +281,13 @@ def _identifier(name: str, value: object) -> str | None:
     """Return an id of a user as text; None if the field is absent or empty.
 
     Raises:
-        _UnfitError: The value is neither a string nor an integer.
+        RefusedError: The value is neither a string nor an integer.
     """
     found = _value(value)
     if found is None or found == "":
         return None
     if isinstance(found, bool) or not isinstance(found, str | int):
-        raise _UnfitError(Reason.ID_NOT_STRING, f"{name} must be a string")
+        raise RefusedError(Reason.ID_NOT_STRING, f"{name} must be a string")
     return str(found)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from loader.events.json_parts import Fields, split_array, split_object
-from loader.events.model import Reason, Refused
+from loader.events.model import Event, Reason, Refused, RefusedError
 
 T = TypeVar("T")
 
@@ -67,6 +67,29 @@ def prepare(line: bytes, offset: int) -> tuple[bytes, Refused | None]:
     return text, Refused(line, offset, flaw, "landed with the character replaced by U+FFFD", repaired=True)
 
 
+def parse_text(line: bytes, offset: int, make_event: Callable[[bytes, int], Event]) -> list[Event | Refused]:
+    """Turn one message into an event or a refusal, by the function of its format.
+
+    Args:
+        line: The bytes of the message; white space alone gives an empty list.
+        offset: The offset of the message, as for `prepare`.
+        make_event: Makes the event from the prepared text and the offset, or raises `RefusedError`.
+
+    Returns:
+        The event or the refusal; both when the event lands with replaced characters.
+    """
+    text, flaw = prepare(line, offset)
+    if flaw and not flaw.repaired:
+        return [flaw]
+    if not text:
+        return []
+    try:
+        event = make_event(text, offset)
+    except RefusedError as error:
+        return [Refused(line, offset, error.reason, error.detail)]
+    return [event, flaw] if flaw else [event]
+
+
 def strip_body(body: bytes) -> bytes:
     """Remove surrounding white space and a byte order mark from a body, or from the text of a whole file."""
     return body.strip().removeprefix(_BYTE_ORDER_MARK).strip()
@@ -98,49 +121,59 @@ def read_fields(text: bytes) -> Fields | None:
     return split_object(text)
 
 
-def read_elements(text: bytes) -> list[bytes] | tuple[Reason, str]:
-    """Return the unchanged bytes of the elements of an array, or the reason why the text is not an array.
-
-    An invalid element does not affect the other elements.
+def read_elements(text: bytes) -> list[bytes]:
+    """Return the unchanged bytes of the elements of an array; an invalid element does not affect the other elements.
 
     Args:
         text: The array, without surrounding white space.
+
+    Raises:
+        RefusedError: The text is not an array.
     """
     try:
         return [bytes(element) for element in _decode_elements(text)]
     except (msgspec.MsgspecError, RecursionError):
         elements = split_array(text)
-    return explain(_decode_elements, text) if elements is None else elements
+    if elements is None:
+        raise explain(_decode_elements, text)
+    return elements
 
 
-def explain(decoder: Callable[[bytes], object], text: bytes) -> tuple[Reason, str]:
+def explain(decoder: Callable[[bytes], object], text: bytes) -> RefusedError:
     """Return the reason why a decoder refuses a text; a character that would be repaired is never the reason."""
     prepared, flaw = prepare(text, 1)
     if flaw and not flaw.repaired:
-        return flaw.reason, flaw.detail
+        return RefusedError(flaw.reason, flaw.detail)
     if not prepared:
-        return Reason.INVALID_JSON, "the body is empty"
-    found = decode(decoder, prepared)
-    return found if isinstance(found, tuple) else (Reason.BAD_REQUEST, "the array is empty")
+        return RefusedError(Reason.INVALID_JSON, "the body is empty")
+    try:
+        decode(decoder, prepared)
+    except RefusedError as error:
+        return error
+    return RefusedError(Reason.BAD_REQUEST, "the array is empty")
 
 
-def decode(decoder: Callable[[bytes], T], text: bytes) -> T | tuple[Reason, str]:
-    """Decode one object, or return the reason why the text is not an object."""
+def decode(decoder: Callable[[bytes], T], text: bytes) -> T:
+    """Decode one object.
+
+    Raises:
+        RefusedError: The text is not an object.
+    """
     try:
         return decoder(text)
     except msgspec.ValidationError as error:
         if text[:1] == b"{":
             # Only a loosely typed field can cause this error: its number exceeds the range of a float.
-            return Reason.BAD_REQUEST, str(error)
+            raise RefusedError(Reason.BAD_REQUEST, str(error)) from None
         kind = "an array" if text[:1] == b"[" else "a single value"
-        return Reason.NOT_OBJECT, f"expected one object a line, found {kind}"
+        raise RefusedError(Reason.NOT_OBJECT, f"expected one object a line, found {kind}") from None
     except msgspec.DecodeError as error:
         # A truncated line is an object without its closing bracket, or a string without its closing quote.
         if text[:1] == b"{" and "truncated" in str(error):
-            return Reason.TRUNCATED_LINE, str(error)
-        return Reason.INVALID_JSON, str(error)
+            raise RefusedError(Reason.TRUNCATED_LINE, str(error)) from None
+        raise RefusedError(Reason.INVALID_JSON, str(error)) from None
     except RecursionError:
-        return Reason.TOO_DEEP, "nested too deep to read"
+        raise RefusedError(Reason.TOO_DEEP, "nested too deep to read") from None
 
 
 def _repair(text: bytes) -> tuple[bytes, Reason | None]:

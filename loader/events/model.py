@@ -36,6 +36,24 @@ class Reason(StrEnum):
     BAD_ROW = "bad_row"
 
 
+# Reasons of messages that are not a JSON object.
+UNREADABLE = frozenset({Reason.INVALID_JSON, Reason.TRUNCATED_LINE, Reason.NOT_OBJECT, Reason.TOO_DEEP})
+
+
+class RefusedError(Exception):
+    """A message, or a body with several messages, cannot be read or cannot become an event.
+
+    Args:
+        reason: The code of the reason.
+        detail: The exact reason, for people.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 class Event(msgspec.Struct, frozen=True, gc=False):
     """One accepted call, ready to land.
 

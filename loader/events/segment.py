@@ -6,7 +6,6 @@ line a second time, more slowly. Nothing in this module does I/O.
 """
 
 import hashlib
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -15,8 +14,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from loader.events.json_text import SUSPICIOUS, decode, is_utf8, prepare, read_elements, strip_body
-from loader.events.model import Event, Reason, Refused
+from loader.events.json_text import SUSPICIOUS, decode, is_utf8, parse_text, read_elements, strip_body
+from loader.events.model import UNREADABLE, Event, Reason, Refused, RefusedError
 from loader.events.naming import table_name
 from loader.events.written_keys import blank_write_keys, take_write_key
 
@@ -28,6 +27,9 @@ MADE_ID = "loader-"
 
 # Longest event name whose table name is cached, in characters.
 _KNOWN_LENGTH = 200
+
+# Reasons of refusals of messages that are not calls.
+_NOT_A_CALL = UNREADABLE | {Reason.BAD_REQUEST}
 
 _CALLS = frozenset({"track", "identify", "page", "screen", "group", "alias"})
 
@@ -164,9 +166,10 @@ def parse_webhook(body: bytes, offset: int = 1, warehouse_id: str = "") -> list[
         The events and refusals of the calls, as from `parse_lines`.
     """
     text = strip_body(body)
-    elements = read_elements(text) if text.startswith(b"[") else [text]
-    if isinstance(elements, tuple):
-        return [Refused(blank_write_keys(body), offset, *elements)]
+    try:
+        elements = read_elements(text) if text.startswith(b"[") else [text]
+    except RefusedError as error:
+        return [Refused(blank_write_keys(body), offset, error.reason, error.detail)]
     return [
         message
         for number, element in enumerate(elements, offset)
@@ -174,7 +177,7 @@ def parse_webhook(body: bytes, offset: int = 1, warehouse_id: str = "") -> list[
     ]
 
 
-def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> Iterator[Event | Refused]:
+def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:
     """Turn one line into an event or a refusal; slower than `event_of`, but with the exact reason of a refusal.
 
     Args:
@@ -182,36 +185,33 @@ def parse_line(line: bytes, offset: int, warehouse_id: str = "") -> Iterator[Eve
         offset: The offset of the line, in bytes of the decompressed file.
         warehouse_id: The id of this warehouse, as for `parse_lines`.
 
-    Yields:
+    Returns:
         The event, the refusal, or both, as in the list from `parse_lines`.
     """
-    came = line
-    _, line = take_write_key(line)
-    text, flaw = prepare(line, offset)
-    if flaw and not flaw.repaired:
-        yield flaw
-        return
-    if not text:
-        return
+    _, keyless = take_write_key(line)
+    messages = parse_text(keyless, offset, lambda text, offset: _event(text, offset, line, warehouse_id))
+    return [_without_keys(message) if type(message) is Refused else message for message in messages]
+
+
+def _event(text: bytes, offset: int, line: bytes, warehouse_id: str) -> Event:
     call = decode(_decode_loose, text)
-    if isinstance(call, tuple):
-        yield Refused(blank_write_keys(line), offset, *call)
-        return
-    wrong = _wrong(call)
-    if wrong:
-        # An object that is no call may contain calls with write keys.
-        yield Refused(blank_write_keys(line) if wrong[0] == Reason.BAD_REQUEST else line, offset, *wrong)
-        return
+    if wrong := _wrong(call):
+        raise RefusedError(*wrong)
     is_served = _type_of(call) == "track" and not _is_excluded(call.integrations, warehouse_id)
-    yield Event(
+    return Event(
         payload=text,
         offset=offset,
-        message_id=_message_id(call.message_id, came, offset),
+        message_id=_message_id(call.message_id, line, offset),
         collection=collection_of(call.event) if is_served else None,
         received_at=_read_time(call.received_at) if isinstance(call.received_at, str) else None,
     )
-    if flaw:
-        yield flaw
+
+
+def _without_keys(refused: Refused) -> Refused:
+    """Remove the write keys from a message that is not a call, because calls inside the message may have keys."""
+    if refused.reason not in _NOT_A_CALL:
+        return refused
+    return msgspec.structs.replace(refused, payload=blank_write_keys(refused.payload))
 
 
 def _wrong(call: _LooseCall) -> tuple[Reason, str] | None:

@@ -17,7 +17,7 @@ import msgspec
 
 from loader.events.json_parts import Fields, join_object, split_array, split_object
 from loader.events.json_text import explain, is_utf8, read_fields, strip_body
-from loader.events.model import Event, Reason, Refused
+from loader.events.model import Event, Reason, Refused, RefusedError
 from loader.events.segment import UsualCall, event_of, parse_line, parse_lines
 from loader.events.written_keys import may_have_write_key, read_write_key, take_write_key
 
@@ -47,20 +47,6 @@ class Limits:
 
 
 _UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
-
-
-class BadRequestError(Exception):
-    """A body cannot be read as a call or a batch.
-
-    Args:
-        code: The code of the reason.
-        message: The exact reason, for the sender.
-    """
-
-    def __init__(self, code: Reason, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class _Batch(msgspec.Struct, rename="camel"):
@@ -121,11 +107,11 @@ def read_call(body: bytes, kind: str, limits: Limits) -> Call:
         limits: The largest sizes.
 
     Raises:
-        BadRequestError: The body is not a JSON object.
+        RefusedError: The body is not a JSON object.
     """
     text = strip_body(body)
     if not text.startswith(b"{"):
-        raise BadRequestError(*explain(_decode_fields, text))
+        raise explain(_decode_fields, text)
     write_key, text = take_write_key(text)
     line = _complete(text, b'{"type":"%b","messageId":"%b",' % (kind.encode(), new_message_id()))
     # JSON allows a letter of a name to be written as an escape, such as `\u0074`.
@@ -172,7 +158,7 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
         The write key of the whole batch, and the calls. The key is empty if the batch has none.
 
     Raises:
-        BadRequestError: The body is not JSON, has no batch, or has an empty batch.
+        RefusedError: The body is not JSON, has no batch, or has an empty batch.
     """
     text = strip_body(body)
     try:
@@ -180,7 +166,7 @@ def read_batch(body: bytes, limits: Limits) -> tuple[str, list[Call]]:
     except (msgspec.MsgspecError, RecursionError):
         read = _split_batch(text)
     if not read.batch:
-        raise BadRequestError(Reason.EMPTY_BATCH, "batch is empty")
+        raise RefusedError(Reason.EMPTY_BATCH, "batch is empty")
     shared: Fields = {
         name: value
         for name, value in (("sentAt", read.sent_at), ("context", read.context), ("integrations", read.integrations))
@@ -259,8 +245,8 @@ def parse_kept(body: bytes, kind: str = "", warehouse_id: str = "") -> list[Even
             calls = [Call(_complete(take_write_key(text)[1], b'{"messageId":"%b",' % new_message_id()))]
         else:
             calls = [Call(text)]
-    except BadRequestError as error:
-        return [Refused(body, 1, error.code, error.message)]
+    except RefusedError as error:
+        return [Refused(body, 1, error.reason, error.detail)]
     events, refused = parse_calls(calls, 1, warehouse_id)
     return [*events, *refused]
 
@@ -331,14 +317,14 @@ def _split_batch(text: bytes) -> _Batch:
     """Read a batch that the decoder refuses, so that only the invalid calls are refused later.
 
     Raises:
-        BadRequestError: The batch has no calls, or the ends of the calls cannot be found.
+        RefusedError: The batch has no calls, or the ends of the calls cannot be found.
     """
     fields = split_object(text) or {}
     batch = split_array(bytes(fields.get("batch", b"")))
     if not batch:
-        reason, detail = explain(_decode_batch, text)
-        expected = "expected an object with a list of calls in batch: " if reason == Reason.BAD_REQUEST else ""
-        raise BadRequestError(reason, expected + detail)
+        error = explain(_decode_batch, text)
+        expected = "expected an object with a list of calls in batch: " if error.reason == Reason.BAD_REQUEST else ""
+        raise RefusedError(error.reason, expected + error.detail)
     sent_at, context, integrations = (fields.get(n, msgspec.Raw()) for n in ("sentAt", "context", "integrations"))
     write_key = read_write_key(bytes(fields.get("writeKey", b"")))
     return _Batch([msgspec.Raw(item) for item in batch], write_key, sent_at, context, integrations)

@@ -9,9 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from loader.events.json_text import SUSPICIOUS
-from loader.events.model import Event, Reason
+from loader.events.model import Event, Reason, RefusedError
 from loader.events.tracking_api import (
-    BadRequestError,
     Call,
     Limits,
     parse_calls,
@@ -212,10 +211,10 @@ def test_what_stands_before_the_body_does_not_matter(mark: bytes) -> None:
 def test_a_body_that_is_no_object_is_refused(text: bytes, code: Reason) -> None:
     """The reason is the same as for a line of a file."""
     for read in (lambda: read_call(text, "track", LIMITS), lambda: read_batch(text, LIMITS)):
-        with pytest.raises(BadRequestError) as refused:
+        with pytest.raises(RefusedError) as refused:
             read()
-        assert refused.value.code == code
-        assert refused.value.message
+        assert refused.value.reason == code
+        assert refused.value.detail
 
 
 @pytest.mark.parametrize(
@@ -234,9 +233,9 @@ def test_a_body_that_is_no_object_is_refused(text: bytes, code: Reason) -> None:
 )
 def test_a_body_without_calls_is_refused(text: bytes, code: Reason) -> None:
     """The batch is missing, empty or cut short."""
-    with pytest.raises(BadRequestError) as refused:
+    with pytest.raises(RefusedError) as refused:
         read_batch(text, LIMITS)
-    assert refused.value.code == code
+    assert refused.value.reason == code
 
 
 @pytest.mark.parametrize(
