@@ -119,7 +119,8 @@ class Settings(BaseSettings):
     queue_bytes: int = Field(
         default=64_000_000,
         ge=1,
-        description="Bytes of events that a process may hold in memory. Beyond that, the process answers 503.",
+        description="Bytes of calls that a process may hold in memory. Beyond that, the process answers 503. A webhook"
+        " of Iterable counts with the call that is made from it, some 2.3 times its body.",
     )
     commit_seconds: float = Field(
         default=10.0,

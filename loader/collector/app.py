@@ -140,6 +140,8 @@ class Collector:
             parts = route.parse(scope, body, key)
         except RefusedError as error:
             raise await self._keep_unreadable(route, body, error, key) from None
+        # The queue counts the bytes of the events. The body would be memory that nothing counts.
+        del body
         if not route.is_batch:
             [part] = parts
             if route.has_key_in_body:

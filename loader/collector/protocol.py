@@ -148,7 +148,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._short = None
         body = bytes(cycle.body)
         respond = partial(self._send, cycle, route)
-        if not self.config.app.fast_path.take(route, cycle.scope, body, respond):  # type: ignore[union-attr]
+        if self.config.app.fast_path.take(route, cycle.scope, body, respond):  # type: ignore[union-attr]
+            # The queue counts the bytes of the events. A second copy of the body would be memory that nothing counts.
+            cycle.body.clear()
+        else:
             self._start_task(cycle, self.app)
 
     def _send(self, cycle: RequestResponseCycle, route: Route, response: Response) -> None:

@@ -1,6 +1,6 @@
 """Names the entrances of messages, and calls the parser of each; a retry from quarantine uses the same entrance."""
 
-from loader.events.iterable import parse_export, parse_export_lines, parse_webhook
+from loader.events.iterable import parse_export, parse_export_lines, parse_webhook, sent_text
 from loader.events.model import Event, Refused
 from loader.events.segment import parse_line, parse_lines
 from loader.events.segment import parse_webhook as parse_segment_webhook
@@ -52,6 +52,16 @@ def parse_message(entrance: str, payload: bytes, offset: int, warehouse_id: str 
     if kind := exported_kind(entrance):
         return parse_export(payload, offset, kind)
     return parse_line(payload, offset, warehouse_id)
+
+
+def sent_message(entrance: str, payload: bytes) -> bytes:
+    """Return the bytes of the message that became an event with this payload, as the sender wrote the message.
+
+    Args:
+        entrance: The entrance of the message.
+        payload: The payload of the event.
+    """
+    return sent_text(payload) if entrance == ITERABLE_WEBHOOK or exported_kind(entrance) else payload
 
 
 def parse_chunk(entrance: str, data: bytes, offset: int, warehouse_id: str = "") -> list[Event | Refused]:

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from loader.events.iterable_types import BOOLEANS, DOCUMENTS, NUMBERS, SEGMENT_EVENTS, known_kind
+from loader.events.json_parts import split_object
 from loader.events.json_text import SUSPICIOUS, decode, parse_text, read_elements, strip_body
 from loader.events.model import Event, Reason, Refused, RefusedError
 from loader.events.segment import collection_of
@@ -144,6 +145,11 @@ def parse_export_lines(data: bytes, offset: int, kind: str) -> list[Event | Refu
     return messages
 
 
+def sent_text(payload: bytes) -> bytes:
+    """Return the text of the message that a call was made from."""
+    return bytes((split_object(payload) or {}).get("native", payload))
+
+
 def _webhook_event(text: bytes, offset: int) -> Event:
     return _event(text, offset, _read_body(text))
 
@@ -256,7 +262,7 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
         "properties": properties,
         "native": Raw(text),
     }
-    return Event(_encode(call), offset, message_id, collection_of(event), None, text)
+    return Event(_encode(call), offset, message_id, collection_of(event), None)
 
 
 def _time_of_call(created: object, moment: datetime | None) -> _Fields:

@@ -59,12 +59,11 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         payload: The call as JSON. These are the bytes of the message without surrounding white space, or a call that
-            was made from the message.
+            was made from the message and that contains the message (`formats.sent_message`).
         offset: The offset of the line, in bytes of the decompressed file.
         message_id: The id of the event's row in every table.
         collection: The event's table; empty for an event without a table, None if the call is not a `track`.
         received_at: The time, with its offset from UTC, when a server first received the call; None for now.
-        original: The bytes of the message, if the payload was made from the message; empty otherwise.
     """
 
     payload: bytes
@@ -72,7 +71,6 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     message_id: str
     collection: str | None
     received_at: datetime | None
-    original: bytes = b""
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
@@ -118,7 +116,7 @@ class Delivery(msgspec.Struct, gc=False):
         """Bytes of all messages of the delivery."""
         size = 0
         for event in self.events:
-            size += len(event.payload) + len(event.original)
+            size += len(event.payload)
         for refused in self.refused:
             size += len(refused.payload)
         return size

@@ -15,6 +15,7 @@ import msgspec
 import psycopg
 
 from loader.errors import DatabaseError, without_values
+from loader.events.formats import sent_message
 from loader.events.model import Event, Reason, Refused
 from loader.postgres.statements import read_statement
 from loader.raw.catalog import PendingChanges
@@ -124,7 +125,7 @@ def land(
             )
         else:
             _copy(cursor, source, events, now, culprits)
-        refused = _merge_refusals(refused, culprits)
+        refused = _merge_refusals(entrance, refused, culprits)
         if refused:
             cursor.executemany(
                 _QUARANTINE,
@@ -150,18 +151,21 @@ def land(
     )
 
 
-def _merge_refusals(refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
+def _merge_refusals(entrance: str, refused: list[Refused], culprits: list[Refused]) -> list[Refused]:
     """Add the refusals of the database to the earlier refusals.
 
-    An event with replaced characters that the database refuses has not landed. Only the refusal of the database remains
-    for this event, with the original bytes.
+    A refusal of the database gets the bytes of the sender in place of the event's payload. An event with replaced
+    characters that the database refuses has not landed, so its earlier refusal is left out.
     """
     if not culprits:
         return refused
     originals = {r.offset: r.payload for r in refused if r.repaired}
     blamed = {r.offset for r in culprits}
     kept = [r for r in refused if not (r.repaired and r.offset in blamed)]
-    return kept + [msgspec.structs.replace(r, payload=originals.get(r.offset, r.payload)) for r in culprits]
+    return kept + [
+        msgspec.structs.replace(r, payload=originals.get(r.offset) or sent_message(entrance, r.payload))
+        for r in culprits
+    ]
 
 
 def _copy(
@@ -225,7 +229,7 @@ def _invalid(cursor: psycopg.Cursor, events: Sequence[Event]) -> dict[int, Refus
 
 def _refuse(event: Event, state: object, message: object) -> Refused:
     told = f"{state}: {without_values(message)}"
-    return Refused(event.original or event.payload, event.offset, Reason.REFUSED_BY_DATABASE, told)
+    return Refused(event.payload, event.offset, Reason.REFUSED_BY_DATABASE, told)
 
 
 def blames_row(error: psycopg.Error) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from psycopg import errors
 
 from loader.errors import DatabaseError
+from loader.events.formats import ITERABLE_WEBHOOK, export_entrance, parse_message
 from loader.events.model import Event, Reason, Refused
 from loader.events.segment import parse_lines
 from loader.files.streams import printable
@@ -114,6 +115,20 @@ def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Co
     ]
     assert (landed.rows, landed.repaired) == (1, 1)
     assert landed.reasons == {"refused_by_database": 1, "nul_character": 1}
+
+
+@pytest.mark.parametrize("entrance", [ITERABLE_WEBHOOK, export_entrance("emailOpen")])
+def test_a_call_that_was_made_is_not_what_the_sender_gets_back(connection: psycopg.Connection, entrance: str) -> None:
+    """The quarantine has the bytes of the sender, and never the call that the loader made from them."""
+    sent = [
+        b'{"email":"%b","native":{"native":7},"eventName":"emailOpen", "dataFields":{"n":%b, "native":[]}}' % each
+        for each in ((b"a@x", b"1"), (b"b@x", TOO_LARGE), (b"c@x", rb'["\u0000",' + TOO_LARGE + b"]"))
+    ]
+    messages = [message for offset, each in enumerate(sent) for message in parse_message(entrance, each, offset)]
+    with connection.transaction():
+        landed = land(connection, "iterable", entrance, messages, None, path="file")
+    assert (landed.rows, landed.reasons) == (1, {"refused_by_database": 2})
+    assert quarantined(connection, "payload") == [(each,) for each in sent[1:]]
 
 
 def test_refusals_are_kept_with_their_place(connection: psycopg.Connection) -> None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -632,6 +633,16 @@ def test_a_record_of_another_version_is_kept_aside(tmp_path: Path) -> None:
     record = segment.path.read_bytes()
     assert contents(tmp_path) == []
     assert set_aside(tmp_path) == record
+
+
+def test_an_event_of_an_earlier_version_is_replayed(tmp_path: Path) -> None:
+    """Earlier versions wrote the bytes of a message beside the call that was made from the message."""
+    event = {"payload": b"{}", "offset": 1, "message_id": "m", "collection": None, "received_at": None}
+    written = {"source": "iterable", "entrance": "iterable-webhook", "refused": [], "received_at": NOW}
+    segment = files.Segment.create(tmp_path, "")
+    segment.append(msgspec.msgpack.encode([written | {"events": [event | {"original": b"body"}]}]))
+    segment.close()
+    assert contents(tmp_path) == ["m"]
 
 
 def test_times_survive(spool: Spool) -> None:

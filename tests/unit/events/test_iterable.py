@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.events.formats import ITERABLE_WEBHOOK, export_entrance, parse_chunk, parse_message
-from loader.events.iterable import parse_export, parse_export_lines, parse_webhook
+from loader.events.iterable import parse_export, parse_export_lines, parse_webhook, sent_text
 from loader.events.iterable_types import KINDS, SEGMENT_EVENTS
 from loader.events.model import Event, Reason, Refused
 from tests.support.folders import DATA
@@ -209,7 +209,7 @@ def test_a_bad_element_costs_its_neighbours_nothing() -> None:
     elements = [body(email="a@x"), bad[0], body(email="b@x"), *bad[1:], body(email="c@x")]
     data = b" [ " + b" ,\n".join(elements) + b" ] "
     messages = parse_webhook(data, 100)
-    assert [m.payload if isinstance(m, Refused) else m.original for m in messages] == elements
+    assert [m.payload if isinstance(m, Refused) else sent_text(m.payload) for m in messages] == elements
     assert [data[m.offset - 100 :].startswith(e) for m, e in zip(messages, elements, strict=True)] == [True] * 7
     assert [type(m) for m in messages] == [Event, Refused, Event, Refused, Refused, Refused, Event]
     assert parse_webhook(b"[]") == []
@@ -258,6 +258,21 @@ def test_no_message_is_an_error(data: bytes) -> None:
     for messages in (parse_webhook(data), parse_export(data, 0, "emailSend"), parse_export(data, 0, "purchase")):
         for message in messages:
             assert isinstance(message, Refused) or isinstance(json.loads(message.payload), dict)
+        is_repaired = any(isinstance(message, Refused) and message.repaired for message in messages)
+        for event in messages:
+            assert isinstance(event, Refused) or is_repaired or sent_text(event.payload) in data
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1", "1.50", "1e200000", '"]}, \\"native\\": [{"', "[" * 500 + "]" * 500, '{"native":{"native":1}}', "[ 1 , 2 ]"],
+)
+def test_the_message_is_found_in_its_call(value: str) -> None:
+    """Byte for byte, so that the loader keeps no second copy for the quarantine."""
+    row = f'{{"native":7 , "email":"m@x","native.x":{value}, "x":{value}}}'.encode()
+    data = b'{"native":7, "eventName":"emailOpen","dataFields":' + row + b"}"
+    assert sent_text(accepted(data).payload) == data
+    assert sent_text(accepted(row, "emailOpen").payload) == row
 
 
 def test_a_number_longer_than_python_prints_is_no_error() -> None:
