@@ -179,6 +179,11 @@ class Settings(BaseSettings):
         description="Seconds between two checks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",
     )
 
+    @property
+    def spool_folder(self) -> Path:
+        """The folder of the spool: the setting `spool`, by default `spool` in the loader's home."""
+        return self.spool or self.home / "spool"
+
 
 @cache
 def read_settings() -> Settings:

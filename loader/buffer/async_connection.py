@@ -8,7 +8,6 @@ https://www.postgresql.org/docs/current/libpq-async.html and libpq-copy.html
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus
@@ -32,10 +31,11 @@ class AsyncConnection:
 
     Attributes:
         is_busy: Whether a statement is under way.
+        is_retired: Whether the connection takes no further statement.
     """
 
     def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self.is_busy = False
+        self.is_busy = self.is_retired = False
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
         self._loop = loop
@@ -44,7 +44,6 @@ class AsyncConnection:
         self._socket = self._pgconn.socket if self.is_whole() else -1
         if self._socket >= 0:
             loop.add_reader(self._socket, self._read)
-        self._is_writing = False
         self._deadline = float("inf")
         self._copied = b""
         self._error: Exception | None = None
@@ -103,18 +102,15 @@ class AsyncConnection:
         self._let_go()
         if self.is_busy:
             self._end(psycopg.OperationalError("closed"))
-        with suppress(psycopg.Error):
-            self._connection.close()
+        self._connection.close()
 
     def _flush(self) -> None:
         """Send the data that libpq holds; the event loop sends the rest when the socket can take more."""
         try:
             if self._pgconn.flush():
                 self._loop.add_writer(self._socket, self._flush)
-                self._is_writing = True
-            elif self._is_writing:
+            else:
                 self._loop.remove_writer(self._socket)
-                self._is_writing = False
         except psycopg.Error as error:
             self._end(error)
 

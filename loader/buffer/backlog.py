@@ -47,14 +47,7 @@ class Backlog:
         self._waiting.append((delivery, size, done))
 
     def take(self, limit: int) -> list[Waiting]:
-        """Remove the oldest deliveries from the queue and return them as a batch.
-
-        Args:
-            limit: The batch takes deliveries until it has this many bytes.
-
-        Returns:
-            The batch; all deliveries when they have fewer bytes.
-        """
+        """Remove the oldest deliveries as a batch, until the batch has `limit` bytes or nothing waits."""
         batch = []
         size = 0
         while self._waiting and size < limit:
@@ -64,12 +57,7 @@ class Backlog:
         return batch
 
     def answer(self, batch: Iterable[Waiting], error: UnavailableError | None) -> None:
-        """Answer all deliveries of a batch.
-
-        Args:
-            batch: The batch.
-            error: None when the batch is durable, else the error that prevented it.
-        """
+        """Answer all deliveries of a batch: durable if the error is None."""
         for _, size, done in batch:
             self._bytes -= size
             try:

@@ -12,10 +12,10 @@ fault.
 """
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import psycopg
 import structlog
@@ -25,10 +25,9 @@ from loader.buffer.backlog import Backlog, Done, Waiting
 from loader.buffer.connection_pool import ConnectionPool
 from loader.buffer.spool import Spool
 from loader.buffer.spool_replay import AWAY, BATCH_BYTES, SpoolReplay, count_landed, describe
-from loader.buffer.tasks import Task, Tasks
 from loader.errors import SpoolError, UnavailableError
 from loader.events.model import Delivery, Event, Refused
-from loader.postgres.connection import cut
+from loader.postgres.connection import time_limit
 from loader.postgres.warehouse import Warehouse
 from loader.raw.batches import land_deliveries, landing_statement
 from loader.raw.catalog import SchemaRegistry
@@ -81,17 +80,20 @@ class BatchWriter:
         self._ahead = 0
         self._held = 0.0
         self._holding: asyncio.TimerHandle | None = None
-        # The number of tasks that the writing thread has not finished.
+        # The batches for the writing thread, and whether the database has left a connection with the batch without an
+        # answer in time. An empty batch ends the thread.
+        self._batches: SimpleQueue[tuple[list[Waiting], bool]] = SimpleQueue()
+        # The number of deliveries that the writing thread has not finished.
         self._threaded = 0
-        self._tasks = Tasks()
         self._connection: psycopg.Connection | None = None
-        self._deadline = float("inf")
         self._registry = SchemaRegistry()
         # Protects the decision between database and spool. The writing thread and the replaying thread hold this lock
         # while they change the decision or rely on it.
         self._mode = threading.RLock()
         self._spooling = True
-        self._replay = self._new_replay()
+        self._replay = SpoolReplay(
+            connect, spool, warehouse, mode=self._mode, seconds=commit_seconds, emptied=self._end_spooling
+        )
         self._threads: list[threading.Thread] = []
         self._stopping = False
         # `start` sets these.
@@ -117,14 +119,7 @@ class BatchWriter:
         self._watching = self._loop.create_task(self._watch())
 
     async def reached_database(self, seconds: float) -> bool:
-        """Wait until deliveries go to the database.
-
-        Args:
-            seconds: How long to wait at most.
-
-        Returns:
-            Whether deliveries go to the database.
-        """
+        """Wait until deliveries go to the database, but no longer than `seconds`; return whether they do."""
         until = self._loop.time() + seconds
         while self._spooling and self._loop.time() < until:
             await asyncio.sleep(0.01)
@@ -135,14 +130,15 @@ class BatchWriter:
         self._stopping = True
         while self._backlog or self._threaded or self._pool.are_busy:
             await asyncio.sleep(0.01)
-        self._tasks.put(None)
+        self._batches.put(([], False))
         self._replay.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _JOIN_SECONDS)
         if self._watching:
             self._watching.cancel()
         await self._pool.close()
-        self._disconnect()
+        if self._connection:
+            self._connection.close()
         self._spool.close()
         metrics.flush()
 
@@ -198,17 +194,13 @@ class BatchWriter:
         self._sending = False
         while self._backlog:
             connection = None if self._spooling else self._pool.free()
-            if (
-                connection
-                and self._pool.are_busy
-                and len(self._backlog) < self._ahead
-                and self._loop.time() < self._held
-            ):
-                # A commit costs the database 150 µs, whatever it holds. So a smaller batch waits and grows.
-                if self._holding is None:
-                    self._holding = self._loop.call_at(self._held, self._release)
-                return
             if connection:
+                is_smaller = len(self._backlog) < self._ahead and self._loop.time() < self._held
+                if is_smaller and self._pool.are_busy:
+                    # A commit costs the database 150 µs, whatever it holds. So a smaller batch waits and grows.
+                    if self._holding is None:
+                        self._holding = self._loop.call_at(self._held, self._release)
+                    return
                 batch = self._backlog.take(ASYNC_BYTES)
                 if not self._send_by(connection, batch):
                     self._leave_to_thread(batch)
@@ -223,11 +215,7 @@ class BatchWriter:
         self._send()
 
     def _send_by(self, connection: AsyncConnection, batch: list[Waiting]) -> bool:
-        """Send a batch over a connection, if one statement can land the batch.
-
-        Returns:
-            Whether the batch was sent.
-        """
+        """Send a batch over a connection, if one statement can land the batch; return whether it was sent."""
         started = time.monotonic()
         deliveries = [delivery for delivery, _, _ in batch]
         try:
@@ -255,13 +243,13 @@ class BatchWriter:
         return True
 
     def _leave_to_thread(self, batch: list[Waiting], *, late: bool = False) -> None:
-        self._threaded += 1
-        self._tasks.put(Task(batch, late=late))
+        self._threaded += len(batch)
+        self._batches.put((batch, late))
 
-    def _written(self, task: Task, error: UnavailableError | None) -> None:
-        """Answer the batch of a task that the writing thread has finished."""
-        self._threaded -= task.number
-        self._answer(task.batch, error)
+    def _written(self, batch: list[Waiting], error: UnavailableError | None) -> None:
+        """Answer a batch that the writing thread has finished."""
+        self._threaded -= len(batch)
+        self._answer(batch, error)
 
     def _answer(self, batch: list[Waiting], error: UnavailableError | None) -> None:
         """Answer a batch, and schedule the next batch."""
@@ -271,7 +259,6 @@ class BatchWriter:
     def _turn_to_spool(self) -> None:
         self._pool.retire()
         if not self._stopping:
-            self._replay = self._new_replay()
             self._start_thread(self._replay.run)
 
     async def _watch(self) -> None:
@@ -280,24 +267,20 @@ class BatchWriter:
             await asyncio.sleep(min(self._commit_seconds / 4, _WATCH_SECONDS))
             metrics.flush()
             self._pool.mend()
-            late = self._pool.cut_late()
-            connection = self._connection
-            if time.monotonic() > self._deadline and connection and not connection.closed:
-                self._deadline = float("inf")
-                cut(connection)
-                late = True
-            if late:
+            if self._pool.cut_late():
                 log.warning("the database has not answered in time", seconds=self._commit_seconds)
 
     # The methods from here on run in the writing thread.
 
     def _write(self) -> None:
         refusing = False
-        task: Task | None
-        while task := self._tasks.next():
+        while True:
+            batch, late = self._next_batch()
+            if not batch:
+                return
             error: UnavailableError | None = None
             try:
-                self._store(task, [delivery for delivery, _, _ in task.batch])
+                self._store([delivery for delivery, _, _ in batch], late=late)
                 refusing = False
             except SpoolError as failed:
                 if not refusing:
@@ -312,18 +295,26 @@ class BatchWriter:
             except Exception as failed:  # a bug must neither pass for success nor stop the thread
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
-            self._loop.call_soon_threadsafe(self._written, task, error)
-            # A finished task keeps its senders' connections in memory, and the next task may come much later.
-            task = None
+            self._loop.call_soon_threadsafe(self._written, batch, error)
+            # A finished batch keeps its senders' connections in memory, and the next batch may come much later.
+            del batch
 
-    def _store(self, task: Task, deliveries: list[Delivery]) -> None:
+    def _next_batch(self) -> tuple[list[Waiting], bool]:
+        """Wait for a batch, and combine it with the batches behind it, so that they share a commit."""
+        batch, late = self._batches.get()
+        while not self._batches.empty() and sum(size for _, size, _ in batch) < BATCH_BYTES:
+            following, is_late = self._batches.get()
+            batch, late = batch + following, late or is_late
+        return batch, late
+
+    def _store(self, deliveries: list[Delivery], *, late: bool) -> None:
         """Make deliveries durable in the database, or in the spool when the database cannot take them."""
         with self._mode:
             if self._spooling:
                 self._append(deliveries)
                 return
         try:
-            if task.late:
+            if late:
                 raise UnavailableError("The database has not answered a batch in time.")
             self._land(deliveries)
         except AWAY as error:
@@ -338,22 +329,13 @@ class BatchWriter:
         connection = self._connection
         assert connection is not None  # noqa: S101 - the connection is set while `_spooling` is false
         started = time.monotonic()
-        self._deadline = started + self._commit_seconds
-        try:
+        with time_limit(connection, self._commit_seconds):
             if any(delivery.events or delivery.refused for delivery in deliveries):
                 landed = land_deliveries(connection, self._registry, deliveries)
                 count_landed(landed, time.monotonic() - started)
             else:
                 # A probe of readiness. Only a server that can write assigns a transaction id.
                 connection.execute("select pg_current_xact_id()")
-        finally:
-            self._deadline = float("inf")
-
-    def _disconnect(self) -> None:
-        if self._connection:
-            with contextlib.suppress(psycopg.Error, OSError):
-                self._connection.close()
-            self._connection = None
 
     def _append(self, deliveries: list[Delivery]) -> None:
         kept = [delivery for delivery in deliveries if delivery.events or delivery.refused]
@@ -367,7 +349,8 @@ class BatchWriter:
 
     # The caller holds `_mode`.
     def _begin_spooling(self) -> None:
-        self._disconnect()
+        if self._connection:
+            self._connection.close()
         self._spooling = True
         metrics.database_up.set(0)
         self._loop.call_soon_threadsafe(self._turn_to_spool)
@@ -380,24 +363,10 @@ class BatchWriter:
 
     # `_end_spooling` runs in the replaying thread.
 
-    def _new_replay(self) -> SpoolReplay:
-        return SpoolReplay(
-            self._connect,
-            self._spool,
-            self._warehouse,
-            mode=self._mode,
-            seconds=self._commit_seconds,
-            emptied=self._end_spooling,
-        )
-
     def _end_spooling(self, connection: psycopg.Connection, registry: SchemaRegistry) -> None:
-        """Switch from the spool to the database.
+        """Switch from the spool to the database; the writing thread uses the connection of the replay from now on.
 
         The writing thread lands all batches until the asynchronous connections are open.
-
-        Args:
-            connection: The connection of the replay, which the writing thread uses from now on.
-            registry: The collections and properties that the replay knows.
         """
         self._connection = connection
         self._registry = registry

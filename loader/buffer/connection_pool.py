@@ -48,51 +48,48 @@ class ConnectionPool:
         self._seconds = seconds
         self._wanted = wanted
         self._connections: list[AsyncConnection] = []
-        # Connections that get no further batch, but are still busy.
-        self._retired: list[AsyncConnection] = []
         self._opening: threading.Thread | None = None
         self._open_again = 0.0
 
     def __len__(self) -> int:
-        """Return the number of connections in use."""
-        return len(self._connections)
+        """Return the number of connections that take batches."""
+        return sum(not connection.is_retired for connection in self._connections)
 
     @property
     def are_busy(self) -> bool:
         """Whether a statement is under way on any connection, retired connections included."""
-        return any(connection.is_busy for connection in (*self._connections, *self._retired))
+        return any(connection.is_busy for connection in self._connections)
 
     def free(self) -> AsyncConnection | None:
-        """Return a connection that is not busy; None when all connections are busy."""
-        return next((connection for connection in self._connections if not connection.is_busy), None)
+        """Return a connection that can take a batch; None when all connections are busy."""
+        return next((each for each in self._connections if not each.is_busy and not each.is_retired), None)
 
     def released(self, connection: AsyncConnection) -> None:
         """Close a connection that has finished its statement, if the connection is retired."""
-        if connection in self._retired:
-            self._retired.remove(connection)
+        if connection.is_retired:
+            self._connections.remove(connection)
             connection.close()
 
-    def retire(self) -> None:
-        """Retire all connections: close them now, or after the statement under way."""
-        self._retire(self._connections)
+    def retire(self, *, only_broken: bool = False) -> None:
+        """Retire connections: close them now, or after the statement under way."""
+        for connection in [each for each in self._connections if not (only_broken and each.is_whole())]:
+            connection.is_retired = True
+            if not connection.is_busy:
+                self.released(connection)
 
     def mend(self) -> None:
         """Retire broken connections, and open missing connections, each after the previous connection."""
-        for connection in (*self._connections, *self._retired):
+        for connection in self._connections.copy():
             connection.notice()
-        self._retire([connection for connection in self._connections if not connection.is_whole()])
-        missing = len(self._connections) < CONNECTIONS and not self._opening and self._wanted()
+        self.retire(only_broken=True)
+        missing = len(self) < CONNECTIONS and not self._opening and self._wanted()
         if missing and time.monotonic() >= self._open_again:
             self._opening = threading.Thread(target=self._open, name="loader-pool", daemon=True)
             self._opening.start()
 
     def cut_late(self) -> bool:
-        """Shut down all connections whose statement takes too long, retired connections included.
-
-        Returns:
-            Whether there was such a connection.
-        """
-        late = [connection for connection in (*self._connections, *self._retired) if connection.is_late()]
+        """Shut down all connections whose statement takes too long; return whether there was such a connection."""
+        late = [connection for connection in self._connections if connection.is_late()]
         for connection in late:
             connection.cut()
         return bool(late)
@@ -102,14 +99,6 @@ class ConnectionPool:
         if self._opening:
             await asyncio.to_thread(self._opening.join, _JOIN_SECONDS)
         self.retire()
-
-    def _retire(self, connections: list[AsyncConnection]) -> None:
-        self._connections = [connection for connection in self._connections if connection not in connections]
-        for connection in connections:
-            if connection.is_busy:
-                self._retired.append(connection)
-            else:
-                connection.close()
 
     def _open(self) -> None:
         """Open a connection, in a thread of its own, because the database may take long."""

@@ -1,10 +1,6 @@
 """Keeps deliveries on the local disk, in the order of their arrival, while the database cannot take them.
 
-A spool is a folder of segment files that only grow (`spool_segment.py`). Each append is one record and one fsync. A
-record carries its length and checksum, so a record that a power cut has truncated is recognised.
-
-The database keeps the position up to which each segment has been replayed. The position changes in the transaction of
-the segment's rows, so no row lands twice.
+A spool is a folder of segment files that only grow (`spool_segment.py`). Each append is one record and one fsync.
 
 Each process writes to a segment of its own and holds a lock on that segment. The next process that looks into the
 folder adopts the segments of ended processes. Segments of another warehouse are left alone.
@@ -21,12 +17,11 @@ from pathlib import Path
 
 import structlog
 
-from loader.buffer.spool_segment import RECORD_BYTES, Segment, encode, foreign_segments, segment_files, warehouse_of
+from loader.buffer.spool_segment import RECORD_BYTES, Segment, encode, segment_files, warehouse_of
 from loader.errors import SpoolError
 from loader.events.model import Delivery
 from loader.postgres.warehouse import Warehouse
 from loader.runtime import metrics
-from loader.settings import Settings
 
 # Size at which a new segment begins. Only whole segments are deleted, so replayed events may occupy this much disk.
 SEGMENT_BYTES = 64_000_000
@@ -49,7 +44,6 @@ class Part:
         segment: The segment's name.
         offset: The position in the segment at which the part begins.
         end: The position at which the next part begins.
-        deliveries: The deliveries.
         last: Whether this part is the last part of the spool so far.
     """
 
@@ -113,26 +107,22 @@ class Spool:
             The number of adopted segments.
         """
         self._into = warehouse
-        for segment in [each for each in self._segments if not self._is_own(each)]:
+        for segment in [each for each in self._segments if not self._is_own(each.warehouse)]:
             self._let_go(segment)
         adopted = 0
         held = {segment.path for segment in self._segments}
         for path in segment_files(self._folder):
-            if path in held or warehouse_of(path) is None or (warehouse and warehouse_of(path) not in {"", warehouse}):
-                continue
-            with suppress(OSError):  # another process holds the segment, or has deleted it
-                self._segments.append(Segment(path))
-                adopted += 1
+            if path not in held and self._is_own(warehouse_of(path)):
+                with suppress(OSError):  # another process holds the segment, or has deleted it
+                    self._segments.append(Segment(path))
+                    adopted += 1
         self._segments = deque(sorted(self._segments, key=lambda segment: segment.path))
         if warehouse:
             self._tell_foreign(warehouse)
         return adopted
 
     def take(self, name: str) -> None:
-        """Adopt one segment of any warehouse.
-
-        Args:
-            name: The segment's name.
+        """Adopt one segment of any warehouse, by its name.
 
         Raises:
             SpoolError: There is no such segment, or a process holds the segment.
@@ -150,9 +140,6 @@ class Spool:
     def append(self, deliveries: Sequence[Delivery]) -> None:
         """Write deliveries to the disk; the deliveries are durable when this method returns.
 
-        Args:
-            deliveries: The deliveries, in their order.
-
         Raises:
             SpoolError: There is no room, or the disk does not take the deliveries. The spool then keeps none of them.
         """
@@ -167,7 +154,7 @@ class Spool:
                 # segment.
                 self._writable = None
                 if not segment.size:
-                    self._segments.remove(segment)
+                    self._forget(segment)
                     segment.delete()
                 raise
         except OSError as error:
@@ -176,11 +163,7 @@ class Spool:
         self._broken_until = float("-inf")
 
     def check_room(self) -> None:
-        """Check that deliveries could be written, without writing to the disk.
-
-        Raises:
-            SpoolError: There is no room, or the folder cannot be written.
-        """
+        """Raise a `SpoolError` unless deliveries could be written; nothing is written to the disk."""
         self._check_limit(0)
         if time.monotonic() < self._broken_until:
             raise self._unwritable("the last attempt has failed")
@@ -195,11 +178,7 @@ class Spool:
             raise self._unwritable("the disk is full")
 
     def resume(self, positions: dict[str, int]) -> None:
-        """Continue from the positions that the database keeps.
-
-        Args:
-            positions: For each segment's name, the position up to which the segment has been replayed.
-        """
+        """Continue from the positions that the database keeps for the names of segments."""
         self._positions = dict(positions)
 
     def next_part(self, size: int) -> Part | None:
@@ -213,7 +192,7 @@ class Spool:
         """
         while self._segments:
             segment = self._segments[0]
-            if not self._is_own(segment):
+            if not self._is_own(segment.warehouse):
                 # This process began the segment while it was connected to another warehouse.
                 self._let_go(segment)
                 self._tell_foreign(self._into)
@@ -228,7 +207,8 @@ class Spool:
             if deliveries:
                 last = end == segment.size and len(self._segments) == 1
                 return Part(segment.path.name, start, end, deliveries, last)
-            self._delete(segment)
+            self._forget(segment)
+            segment.delete()
         return None
 
     def mark_committed(self, part: Part) -> None:
@@ -241,15 +221,18 @@ class Spool:
             self._segments.popleft().close()
         self._writable = None
 
-    def _is_own(self, segment: Segment) -> bool:
-        """Return whether a segment belongs to the warehouse that the spool is replayed into."""
-        return not self._into or segment.warehouse in {"", self._into}
+    def _is_own(self, warehouse: str | None) -> bool:
+        """Return whether this process replays the segments of a warehouse; None stands for a renamed file."""
+        return warehouse is not None and (not self._into or warehouse in {"", self._into})
 
     def _let_go(self, segment: Segment) -> None:
+        self._forget(segment)
+        segment.close()
+
+    def _forget(self, segment: Segment) -> None:
         self._segments.remove(segment)
         if segment is self._writable:
             self._writable = None
-        segment.close()
 
     def _tell_foreign(self, warehouse: str) -> None:
         for path in count_foreign(self._folder, warehouse):
@@ -276,7 +259,6 @@ class Spool:
         return SpoolError(f"The spool in {self._folder} cannot be written: {reason}.")
 
     def _position(self, segment: Segment) -> int:
-        """Return the position up to which a segment has been replayed."""
         return min(self._positions.get(segment.path.name, 0), segment.size)
 
     def _segment(self) -> Segment:
@@ -297,25 +279,9 @@ class Spool:
             self._writable = writable = segment
         return writable
 
-    def _delete(self, segment: Segment) -> None:
-        self._segments.popleft()
-        if segment is self._writable:
-            self._writable = None
-        segment.delete()
-
-
-def spool_folder(settings: Settings) -> Path:
-    """Return the folder of the spool: the setting `spool`, by default `spool` in the loader's home."""
-    return settings.spool or settings.home / "spool"
-
 
 def list_segments(folder: Path, warehouse: str) -> list[SegmentListed]:
-    """Return the segments of a spool, the oldest first.
-
-    Args:
-        folder: The spool's folder.
-        warehouse: The id of the warehouse in use.
-    """
+    """Return the segments of a spool, the oldest first, for the warehouse in use."""
     listed = []
     for path in segment_files(folder):
         owner = warehouse_of(path)
@@ -336,8 +302,13 @@ def list_segments(folder: Path, warehouse: str) -> list[SegmentListed]:
 
 
 def count_foreign(folder: Path, warehouse: str) -> list[Path]:
-    """Return the segments of other warehouses in a folder, and count their bytes for the metrics."""
-    foreign = foreign_segments(folder, warehouse)
+    """Return the segments of other warehouses, the oldest first, and count their bytes for the metrics.
+
+    Args:
+        folder: The spool's folder.
+        warehouse: The id of the warehouse in use. With an empty id, no segment counts as one of another warehouse.
+    """
+    foreign = [path for path in segment_files(folder) if warehouse and warehouse_of(path) not in {"", warehouse}]
     size = 0
     for path in foreign:
         with suppress(OSError):

@@ -7,7 +7,6 @@ even if the collector or the database is killed at any moment.
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +20,7 @@ from loader.postgres.warehouse import Warehouse
 from loader.raw.batches import land_parts
 from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import LandingResult
+from loader.raw.spools import advance, forget_old, read_positions
 from loader.runtime import metrics
 from loader.runtime.backoff import Backoff
 
@@ -33,15 +33,6 @@ _PART_SECONDS = 60.0
 # Pauses between attempts to reach a database that is away. Each pause is twice the previous one, up to the longest.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
-
-_SPOOLS = "select segment, byte_offset from raw.spools"
-_ADVANCE = """
-    insert into raw.spools (segment, byte_offset) values (%(segment)s, %(end)s)
-    on conflict (segment) do update set byte_offset = excluded.byte_offset, updated_at = now()
-    where spools.byte_offset = %(offset)s
-"""
-# Replayed segments are deleted from the disk. So a position that has not changed for a year belongs to no segment.
-_FORGET = "delete from raw.spools where updated_at < now() - interval '1 year'"
 
 # Errors that mean that the database could not do its work. All other exceptions are bugs of the loader.
 AWAY = (psycopg.Error, LoaderError, OSError)
@@ -82,10 +73,7 @@ class SpoolReplay:
         self._connection: psycopg.Connection | None = None
 
     def stop(self) -> None:
-        """Stop the replay soon; may be called from another thread.
-
-        The last part may have landed or not. The next process reads from the database how far the segment has landed.
-        """
+        """Stop the replay soon, from any thread; the database tells the next process how far the spool has landed."""
         self._stopping.set()
         if connection := self._connection:
             cut(connection)
@@ -96,13 +84,8 @@ class SpoolReplay:
         told = ""
         while not self._stopping.is_set():
             try:
-                self._connection = self._connect()
-                try:
-                    if self._replay(self._connection):
-                        return
-                except BaseException:
-                    self._disconnect()
-                    raise
+                if self._attempt():
+                    return
             except AWAY as error:
                 reason = describe(error)
                 if reason != told and not self._stopping.is_set():
@@ -112,23 +95,22 @@ class SpoolReplay:
             except Exception:
                 log.exception("the spool could not be replayed; trying again")
                 self._stopping.wait(_LONGEST_PAUSE)
-        self._disconnect()
 
-    def _disconnect(self) -> None:
-        if self._connection:
-            with suppress(psycopg.Error, OSError):
-                self._connection.close()
-            self._connection = None
+    def _attempt(self) -> bool:
+        connection = self._connection = self._connect()
+        is_empty = False
+        try:
+            is_empty = self._replay(connection)
+        finally:
+            if not is_empty:
+                connection.close()
+        return is_empty
 
     def _replay(self, connection: psycopg.Connection) -> bool:
-        """Land the deliveries of the spool, part by part.
-
-        Returns:
-            Whether the spool is empty; False when `stop` has interrupted the replay.
-        """
+        """Land the deliveries of the spool, part by part; return False when `stop` has interrupted the replay."""
         with time_limit(connection, self._seconds):
-            connection.execute(_FORGET)
-            positions: dict[str, int] = dict(connection.execute(_SPOOLS).fetchall())
+            forget_old(connection)
+            positions = read_positions(connection)
             here = self._warehouse.identify(connection)
         with self._mode:
             self._spool.adopt(here)
@@ -171,12 +153,7 @@ class SpoolReplay:
 
 
 def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> LandingResult:
-    """Land one segment of a spool, of any warehouse, and delete the segment.
-
-    Args:
-        connection: A connection in autocommit.
-        folder: The spool's folder.
-        name: The segment's name.
+    """Land one segment of a spool, of any warehouse, over a connection in autocommit, and delete the segment.
 
     Raises:
         SpoolError: There is no such segment, or a process holds the segment.
@@ -190,7 +167,7 @@ def land_segment(connection: psycopg.Connection, folder: Path, name: str) -> Lan
     total = LandingResult()
     try:
         spool.take(name)
-        spool.resume(dict(connection.execute(_SPOOLS).fetchall()))
+        spool.resume(read_positions(connection))
         sources = {schema for (schema,) in connection.execute("select schema_name from raw.sources")}
         while part := spool.next_part(BATCH_BYTES):
             if missing := {delivery.source for delivery in part.deliveries} - sources:
@@ -215,8 +192,7 @@ def _land_part(
     ]
     with registry.transaction(connection) as changes:
         landed = land_parts(connection, deliveries, changes)
-        moved = connection.execute(_ADVANCE, {"segment": part.segment, "offset": part.offset, "end": part.end})
-        if moved.rowcount != 1:
+        if not advance(connection, part.segment, part.offset, part.end):
             raise LoaderError(f"Segment {part.segment} is being replayed by another process.")
     return landed
 
@@ -230,12 +206,7 @@ def describe(error: BaseException) -> str:
 
 
 def count_landed(landed: LandingResult, seconds: float) -> None:
-    """Add the landed events and quarantined messages of a transaction to the metrics.
-
-    Args:
-        landed: The result of the transaction.
-        seconds: The time from handing the batch to the database to the commit.
-    """
+    """Add the landed events and quarantined messages of a transaction, and its duration, to the metrics."""
     metrics.landed_events.inc(landed.rows)
     metrics.batch_events.observe(landed.rows)
     metrics.commit_seconds.observe(seconds)

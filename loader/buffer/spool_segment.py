@@ -1,10 +1,8 @@
 """Reads and writes one segment of a spool: a file of records that only grows.
 
-The name of a segment has the time of its beginning, its nonce, and the id of a warehouse. The write keys of that
-warehouse admitted the segment's events.
-
-A record is the nonce, the length of the body, a checksum of the body, and the body. The checksum has the nonce as its
-key. Senders do not know the nonce, so bytes of a sender cannot pass for a record.
+The name of a segment has the time of its beginning, its nonce, and the id of the warehouse whose write keys admitted
+its events. A record is the nonce, the length of the body, a checksum of the body, and the body. The checksum has the
+nonce as its key. Senders do not know the nonce, so bytes of a sender cannot pass for a record.
 
 Segments of earlier versions have neither a nonce nor a warehouse. They are read as well.
 """
@@ -31,12 +29,10 @@ _SUFFIX = ".segment"
 _OLD_SUFFIX = ".spool"
 _DAMAGED = ".damaged"
 
-# A segment's name: the time of its beginning, the nonce, the warehouse.
 _NAME = re.compile(r"\d{20}-([0-9a-f]{32})-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|unknown)\.segment")
 _UNKNOWN = "unknown"
 _NONCE_BYTES = 16
 
-# The header of a record: the nonce, the length of the body, the checksum of the body.
 _HEADER = Struct(">16sI16s")
 _OLD_HEADER = Struct(">4sII")
 _OLD_MARK = b"IWSP"
@@ -56,25 +52,11 @@ def segment_files(folder: Path) -> list[Path]:
 
 
 def warehouse_of(path: Path) -> str | None:
-    """Return the id of the warehouse that a segment belongs to.
-
-    Returns:
-        The id; empty when the segment has no id, None when the file's name is not the name of a segment.
-    """
+    """Return the id of a segment's warehouse: empty without an id, None if the file has not the name of a segment."""
     if path.suffix == _OLD_SUFFIX:
         return ""
     found = _NAME.fullmatch(path.name)
     return None if found is None else found[2].removeprefix(_UNKNOWN)
-
-
-def foreign_segments(folder: Path, warehouse: str) -> list[Path]:
-    """Return the paths of a folder's segments that belong to another warehouse, the oldest first.
-
-    Args:
-        folder: The spool's folder.
-        warehouse: The id of the warehouse in use. With an empty id, no segment counts as one of another warehouse.
-    """
-    return [path for path in segment_files(folder) if warehouse and warehouse_of(path) not in {"", warehouse}]
 
 
 class Segment:
@@ -120,12 +102,7 @@ class Segment:
 
     @classmethod
     def create(cls, folder: Path, warehouse: str) -> "Segment":
-        """Begin a segment.
-
-        Args:
-            folder: The spool's folder.
-            warehouse: The id of the warehouse that the segment belongs to; empty when the id is unknown.
-        """
+        """Begin a segment of a warehouse; the id is empty when the warehouse is unknown."""
         name = f"{time.time_ns():020d}-{secrets.token_hex(_NONCE_BYTES)}-{warehouse or _UNKNOWN}{_SUFFIX}"
         return cls(folder / name, os.O_CREAT | os.O_EXCL)
 
@@ -141,10 +118,7 @@ class Segment:
             self.close()
 
     def append(self, body: bytes) -> None:
-        """Write a record to the disk; the record is durable when this method returns.
-
-        Args:
-            body: Deliveries, as `encode` returns them.
+        """Write deliveries, as `encode` returns them, to the disk; they are durable when this method returns.
 
         Raises:
             OSError: The disk does not take the record. The segment is unchanged.
@@ -162,23 +136,17 @@ class Segment:
     def records(self, position: int) -> Iterator[tuple[int, list[Delivery]]]:
         """Yield each whole record from a position on; log damaged pieces and copy them to files beside the segment.
 
-        Args:
-            position: The position of the first record.
-
         Yields:
             The position at which the record ends, and its deliveries. A damaged piece has no deliveries.
         """
         while position < self.size:
+            # The caller moves past a damaged piece, even if no record follows.
             read = self._read(position)
+            end, deliveries = read or (self._next(position + 1), [])
             if read is None:
-                following = self._next(position + 1)
-                self._report(position, following)
-                # The caller moves past the damaged piece, even if no record follows.
-                yield following, []
-                position = following
-                continue
-            position, deliveries = read
-            yield position, deliveries
+                self._report(position, end)
+            yield end, deliveries
+            position = end
 
     def _checksum(self, body: bytes) -> bytes | int:
         if self._is_old:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import click
 import psycopg
 
-from loader.buffer.spool import list_segments, spool_folder
+from loader.buffer.spool import list_segments
 from loader.buffer.spool_replay import land_segment
 from loader.cli import context, output
 from loader.errors import LoaderError, UsageError
@@ -35,7 +35,7 @@ def spool_list(*, as_json: bool) -> None:
     """List the segments of the spool, the oldest first."""
     with _opened() as (_, settings, here):
         output.show_records(
-            list_segments(spool_folder(settings), here), as_json=as_json, empty="Nothing is in the spool."
+            list_segments(settings.spool_folder, here), as_json=as_json, empty="Nothing is in the spool."
         )
 
 
@@ -51,10 +51,10 @@ def spool_land(names: tuple[str, ...], *, every: bool) -> None:
         raise UsageError("Select segments by their names in `loader spool list`, or by --all.")
     total, failed = LandingResult(), 0
     with _opened() as (connection, settings, here):
-        chosen = list(names) or [each.segment for each in list_segments(spool_folder(settings), here) if each.foreign]
+        chosen = list(names) or [each.segment for each in list_segments(settings.spool_folder, here) if each.foreign]
         for name in chosen:
             try:
-                total.add(land_segment(connection, spool_folder(settings), name))
+                total.add(land_segment(connection, settings.spool_folder, name))
             except LoaderError as error:
                 failed += 1
                 output.note(f"Error: {error}")

@@ -4,7 +4,6 @@ import sys
 
 import click
 
-from loader.buffer.spool import spool_folder
 from loader.cli import context, output
 from loader.postgres.database import Database
 from loader.transform.status import is_rescan_wanted, read_readable_tables, read_status
@@ -30,7 +29,7 @@ def status(*, as_json: bool) -> None:
                 output.echo(output.table(readable))
             output.note("This role reads tables only. The rest of the status needs the URL of the loader's role.")
             return
-        state = read_status(connection, spool_folder(settings))
+        state = read_status(connection, settings.spool_folder)
     if as_json:
         output.echo_json(state.as_json())
     else:

@@ -9,20 +9,19 @@ import errno
 import gc
 import os
 import resource
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from queue import Queue
-from types import FrameType
 
 import structlog
 import uvicorn
 import uvloop
 
 from loader.buffer.batch_writer import BatchWriter
-from loader.buffer.spool import Spool, count_foreign, spool_folder
+from loader.buffer.spool import Spool, count_foreign
 from loader.collector.app import Collector
 from loader.collector.protocol import IDLE_SECONDS, HttpProtocol
 from loader.collector.warehouse_metrics import WarehouseMetrics
@@ -30,6 +29,7 @@ from loader.collector.write_keys import WriteKeys
 from loader.errors import SchemaBehindError, UsageError, without_values
 from loader.postgres.reconnect import Connector
 from loader.postgres.warehouse import Warehouse
+from loader.runtime.signals import handle_signals
 from loader.settings import Settings
 
 # How long the requests under way may take after the signal to stop.
@@ -52,29 +52,20 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
+        is_main = threading.current_thread() is threading.main_thread()
+        with handle_signals(self._stop, self._end) if is_main else nullcontext():
             yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.should_exit:
-            os.write(2, b"Stopped at once; what was under way is not answered.\n")
-            os._exit(128 + sig)
+    def _stop(self) -> None:
         self.should_exit = True
+
+    def _end(self, number: int) -> None:
+        os.write(2, b"Stopped at once; what was under way is not answered.\n")
+        os._exit(128 + number)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
-
-    Args:
-        host: The address or name to listen on.
-        port: The port; 0 picks a free port.
+    """Open a listening socket; port 0 picks a free port.
 
     Raises:
         UsageError: This machine has no such address, or the port is taken or not permitted.
@@ -131,45 +122,28 @@ def run_server(
 def serve_in_thread(settings: Settings, port: int = 0) -> Iterator[str]:
     """Run a collector in a thread of this process for the length of a `with` block, on 127.0.0.1.
 
-    Args:
-        settings: The process's settings.
-        port: The port to listen on; 0 picks a free port.
-
     Yields:
         The URL of the collector. The end of the block waits for the answers to all requests under way.
 
     Raises:
         LoaderError: The collector could not start.
     """
-    servers: Queue[uvicorn.Server | BaseException] = Queue()
-    with bind("127.0.0.1", port) as listening:
-
-        def run() -> None:
-            try:
-                run_server(settings, listening, servers.put)
-            except BaseException as error:  # noqa: BLE001 - raised below, in the calling thread
-                servers.put(error)
-
-        thread = threading.Thread(target=run, name="loader-collector")
-        thread.start()
-        try:
-            server = servers.get()
-            if isinstance(server, BaseException):
-                raise server
+    servers: Queue[uvicorn.Server | None] = Queue()
+    with bind("127.0.0.1", port) as listening, ThreadPoolExecutor(1, "loader-collector") as threads:
+        running = threads.submit(run_server, settings, listening, servers.put)
+        running.add_done_callback(lambda _: servers.put(None))
+        if server := servers.get():
             try:
                 yield _address(listening)
             finally:
                 server.should_exit = True
-        finally:
-            thread.join()
-    if not servers.empty() and isinstance(failed := servers.get(), BaseException):
-        raise failed
+        running.result()
 
 
 async def _serve(settings: Settings, listening: socket.socket, started: Callable[[uvicorn.Server], None]) -> None:
     warehouse = Warehouse()
     connector = Connector(settings, warehouse)
-    folder = spool_folder(settings)
+    folder = settings.spool_folder
     keys = WriteKeys(connector, folder / "write_keys.json", warehouse)
     writer = BatchWriter(
         connector,

@@ -22,8 +22,8 @@ import structlog
 
 from loader.errors import LoaderError
 from loader.postgres.kept_connection import KeptConnection
-from loader.postgres.statements import read_statement
 from loader.postgres.warehouse import Warehouse
+from loader.raw.active_keys import read_active_keys, record_use
 from loader.raw.sources import key_digest
 
 # Time between two reads of the keys. While the database answers, known keys are hardly older than this.
@@ -39,12 +39,6 @@ _ANSWER_SECONDS = 10.0
 
 _REMEMBERED = 10_000
 
-_KEYS = read_statement(__file__, "known")
-_USED = """
-    update raw.write_keys set last_used_at = now()
-    where id = any(%s) and (last_used_at is null or last_used_at < now() - interval '1 second')
-"""
-
 log = structlog.get_logger("loader")
 
 
@@ -54,7 +48,7 @@ class WriteKeys:
     Args:
         connect: Opens a connection to the database, in autocommit.
         copy: The file for the copy of the keys; None disables the copy.
-        warehouse: The id and the clock of the database's warehouse. Each read of the keys reads both again.
+        warehouse: The id and the clock of the database's warehouse, which each read of the keys updates.
 
     Attributes:
         asked: The time of the last attempt to read the keys, by `time.monotonic()`.
@@ -96,7 +90,7 @@ class WriteKeys:
             try:
                 with self._kept.use(_ANSWER_SECONDS) as connection:
                     read_from = self._warehouse.identify(connection)
-                    rows = connection.execute(_KEYS).fetchall()
+                    sources = read_active_keys(connection)
                     self._tell(connection)
             except (psycopg.Error, LoaderError, OSError):
                 self.current = False
@@ -105,7 +99,6 @@ class WriteKeys:
                 return
             finally:
                 self.asked = time.monotonic()
-            sources = {digest: (number, schema) for number, digest, schema in rows}
             if (sources, read_from) != (self._sources, self._read_from):
                 self._sources = sources
                 self._found = {}
@@ -122,7 +115,7 @@ class WriteKeys:
     def _tell(self, connection: psycopg.Connection) -> None:
         if self._used and time.monotonic() - self._told >= _USED_SECONDS:
             used, self._used = self._used, set()
-            connection.execute(_USED, (sorted(used),))
+            record_use(connection, used)
             self._told = time.monotonic()
 
     def _remember(self) -> None:
