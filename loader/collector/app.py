@@ -45,6 +45,8 @@ _PREFLIGHT = (
 # that it cannot read.
 _ALWAYS_TOLD = UNREADABLE | {Reason.INVALID_UTF8, Reason.EVENT_TOO_LARGE}
 
+_DISCARDED = ("/v1/m", "/v1/m/")
+
 # Time between two reports of refusals in the log.
 REPORT_SECONDS = 5.0
 
@@ -54,14 +56,7 @@ log = structlog.get_logger("loader")
 
 
 class Collector:
-    """The ASGI application that serves the collector's routes.
-
-    Args:
-        settings: The process's settings.
-        writer: Makes messages durable.
-        keys: The write keys in use.
-        observation: Updates the metrics that come from the database.
-    """
+    """The ASGI application that serves the collector's routes."""
 
     def __init__(self, settings: Settings, writer: BatchWriter, keys: WriteKeys, observation: WarehouseMetrics) -> None:
         self._settings = settings
@@ -73,7 +68,7 @@ class Collector:
         self.fast_path = FastPath(writer, keys, self._routes)
         self._asking: asyncio.Task[None] | None = None
         # analytics.js sends its own metrics to /v1/m. They are not events and are discarded.
-        self._posts = {*self._routes, "/v1/m", "/v1/m/"}
+        self._posts = {path: route.name for path, route in self._routes.items()} | dict.fromkeys(_DISCARDED, "/v1/m")
         self._documents = {
             "/health": self._health,
             "/ready": self._ready,
@@ -89,10 +84,7 @@ class Collector:
         path = scope["path"]
         method = scope["method"]
         route = self._routes.get(path)
-        if route:
-            name = route.name
-        else:
-            name = path.rstrip("/") if path in self._posts else path if path in self._documents else "other"
+        name = self._posts.get(path) or (path if path in self._documents else "other")
         try:
             if route and method == "POST":
                 answer = await self._take(route, scope, receive)

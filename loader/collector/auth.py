@@ -46,9 +46,7 @@ def _basic_user(value: bytes) -> str:
 def shown_keys(scope: Scope, custom_header: str) -> tuple[str, ...]:
     """Return all values in a webhook's request that may be its write key, the likeliest first.
 
-    Args:
-        scope: The request.
-        custom_header: The name of a further header with the key, which the operator of the collector chooses.
+    The operator of the collector chooses the name of a further header with the key.
     """
     own = header(scope, custom_header.lower().encode())
     return _keys_of(own, header(scope, b"authorization").strip(), scope["query_string"])
@@ -83,11 +81,6 @@ def is_signed(body: bytes, signature: bytes, secret: str) -> bool:
 
     The signature is the HMAC-SHA1 of the body as JavaScript writes it. When the body is a batch, Segment signs only the
     first event. https://segment.com/docs/connections/destinations/catalog/actions-webhook/
-
-    Args:
-        body: The decompressed body.
-        signature: The value of the header `X-Signature`.
-        secret: The secret shared with Segment.
     """
     given = signature.strip().lower()
     return any(
@@ -138,9 +131,7 @@ def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:
 def client_address(scope: Scope, trusted: Sequence[IPv4Network | IPv6Network]) -> str:
     """Return the IPv4 address of a request's client; empty if the address is of another kind or unknown.
 
-    Args:
-        scope: The request.
-        trusted: The proxies whose `X-Forwarded-For` is believed.
+    The `X-Forwarded-For` of trusted proxies is believed.
     """
     client = scope.get("client")
     if not client:

@@ -23,13 +23,7 @@ _UNUSUAL_HEADERS = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 
 
 class FastPath:
-    """The fast path of all routes; call its methods from the thread of the event loop.
-
-    Args:
-        writer: Makes messages durable.
-        keys: The write keys in use.
-        routes: The routes that take events, by path.
-    """
+    """The fast path of all routes; call its methods from the thread of the event loop."""
 
     def __init__(self, writer: BatchWriter, keys: WriteKeys, routes: Mapping[str, Route]) -> None:
         self._writer = writer
@@ -37,11 +31,7 @@ class FastPath:
         self._routes = routes
 
     def find(self, scope: Scope) -> Route | None:
-        """Return the route of a request that the fast path may take; None for other requests.
-
-        Args:
-            scope: The head of the request. The body may still arrive.
-        """
+        """Return the route of a request that the fast path may take, by the head of the request; None for others."""
         route = self._routes.get(scope["path"])
         if route is None or scope["method"] != "POST":
             return None

@@ -70,12 +70,7 @@ def unavailable(message: str) -> HttpError:
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """Return the value of a request's header; empty if it is missing, joined by commas if it is repeated.
-
-    Args:
-        scope: The request.
-        name: The header's name, in lower case.
-    """
+    """Return the value of a header, whose name is in lower case; empty if missing, joined by commas if repeated."""
     values = [value for each, value in scope["headers"] if each == name]
     return bytes(values[0]) if len(values) == 1 else b", ".join(values)
 
@@ -96,19 +91,32 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if b"expect" in headers and _announces_more(headers.get(b"content-length", b""), limit):
         # The client asks before it sends the body. So the refusal is sent without reading the body.
         raise _too_large(limit, _CLOSE)
-    return decode_body(scope, await _read_whole(receive, limit), limit)
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise DisconnectedError
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
+        elif size > _READ_OVER_BYTES:
+            raise _too_large(limit, _CLOSE)
+        else:
+            parts.clear()
+    if size > limit:
+        raise _too_large(limit)
+    return decode_body(scope, b"".join(parts), limit)
 
 
 def decode_body(scope: Scope, body: bytes, limit: int) -> bytes:
     """Decompress a body by the `Content-Encoding` of its request, and return the result.
 
-    Args:
-        scope: The request.
-        body: The received body.
-        limit: Bytes that the decompressed body may have.
-
     Raises:
-        HttpError: The body is too large, or cannot be decompressed.
+        HttpError: The body has more than `limit` bytes, or cannot be decompressed.
     """
     encoding = b""
     for name, value in scope["headers"]:
@@ -121,32 +129,6 @@ def decode_body(scope: Scope, body: bytes, limit: int) -> bytes:
     if encoding not in {b"gzip", b"x-gzip"}:
         raise HttpError(400, "bad_request", "Content-Encoding must be gzip or none.")
     return _decompress(body, limit)
-
-
-async def _read_whole(receive: Receive, limit: int) -> bytes:
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= limit:
-        return bytes(message["body"])
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        if message["type"] == "http.disconnect":
-            raise DisconnectedError
-        part = message.get("body", b"")
-        more = message.get("more_body", False)
-        size += len(part)
-        if size <= limit:
-            parts.append(part)
-        elif size > _READ_OVER_BYTES:
-            raise _too_large(limit, _CLOSE)
-        else:
-            parts.clear()
-        if more:
-            message = await receive()
-    if size > limit:
-        raise _too_large(limit)
-    return b"".join(parts)
 
 
 def _announces_more(length: bytes, limit: int) -> bool:
@@ -186,13 +168,7 @@ def _too_large(limit: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Htt
 
 
 async def send_response(send: Send, answer: Response, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """Send a response to the client.
-
-    Args:
-        send: Sends one ASGI message.
-        answer: The response.
-        headers: Further headers.
-    """
+    """Send a response to the client, with further headers."""
     await send(
         {
             "type": "http.response.start",

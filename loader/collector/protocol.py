@@ -9,6 +9,7 @@ uvicorn to the versions that were tested.
 
 import asyncio
 import socket
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
@@ -74,11 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Handle the end of a client's data: answer the request under way, then close.
-
-        Returns:
-            Whether the connection stays open for an answer.
-        """
+        """Handle the end of a client's data; return whether the connection stays open for an answer."""
         cycle = self.cycle
         if self._refusal or self._reading_head or cycle is None or cycle.more_body or cycle.response_complete:
             return False
@@ -161,7 +158,7 @@ class HttpProtocol(HttpToolsProtocol):
         if response is SUCCESS and cycle.keep_alive:
             self.transport.write(self._success_answer(route))
         else:
-            self.transport.write(self._whole_answer(response, route, keep_alive=cycle.keep_alive))
+            self.transport.write(self._encode(response, route.headers, keep_alive=cycle.keep_alive))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
@@ -172,12 +169,12 @@ class HttpProtocol(HttpToolsProtocol):
             HttpProtocol._success, HttpProtocol._success_of = {}, self.server_state.default_headers
         answer = HttpProtocol._success.get(route.headers)
         if answer is None:
-            answer = HttpProtocol._success[route.headers] = self._whole_answer(SUCCESS, route, keep_alive=True)
+            answer = HttpProtocol._success[route.headers] = self._encode(SUCCESS, route.headers, keep_alive=True)
         return answer
 
-    def _whole_answer(self, response: Response, route: Route, *, keep_alive: bool) -> bytes:
+    def _encode(self, response: Response, headers: Iterable[tuple[bytes, bytes]] = (), *, keep_alive: bool) -> bytes:
         pieces = [STATUS_LINE[response.status]]
-        for name, value in (*self.server_state.default_headers, *response.headers, *route.headers):
+        for name, value in (*self.server_state.default_headers, *response.headers, *headers):
             pieces += (name, b": ", value, b"\r\n")
         if not keep_alive:
             pieces.append(b"connection: close\r\n")
@@ -196,10 +193,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _begin_without_upgrade(self, rest: bytes) -> None:
         """Parse a request again without its request for another protocol.
 
-        A server may answer such a request in HTTP/1.1. The parser reads no body after such a head.
-
-        Args:
-            rest: The bytes after the head.
+        A server may answer such a request in HTTP/1.1. The parser reads no body after such a head, so `rest` has the
+        bytes after the head.
         """
         version = self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
@@ -229,11 +224,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(431, "head_too_large", f"The request's head may have {HEAD_BYTES:,} bytes.")
 
     def _expect(self, what: str) -> None:
-        """Refuse the request unless the missing part arrives in time.
-
-        Args:
-            what: The name of the missing part, for the message.
-        """
+        """Refuse the request unless the missing part, which the message names, arrives in time."""
         seconds = self.config.app.request_seconds  # type: ignore[union-attr]
         message = f"The request's {what} did not arrive within {seconds:g} seconds."
         self._timer = self.loop.call_later(seconds, self._refuse, 408, "timeout", message)
@@ -241,12 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Refuse a request that cannot be read, after the answers to earlier requests, and close the connection."""
         self._stop_timer()
-        body = HttpError(status, code, message).response.body
-        self._refusal = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
-            STATUS_LINE[status],
-            len(body),
-            body,
-        )
+        self._refusal = self._encode(HttpError(status, code, message).response, keep_alive=False)
         metrics.count_request("other", status)
         cycle = self.cycle
         waiting = cycle is not None and not cycle.response_complete
