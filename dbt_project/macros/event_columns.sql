@@ -13,7 +13,7 @@
 
 
 {#-
-    The select for any table. `columns` have the form of `declared_columns` and `grow_table`. With `first_of_id`, the select
+    The select for any table. `columns` have the form of `declared_columns`. With `first_of_id`, the select
     takes only the first landed event of each id; a run asks for it where an id repeats. SQL around the macro could not do
     so, because it does not know the landing order. `noting` is a condition for every row.
 -#}
@@ -176,12 +176,17 @@
 {%- endmacro %}
 
 
+{% macro column_meta(column) -%}
+    {{ return((column.config or {}).meta or column.meta or {}) }}
+{%- endmacro %}
+
+
 {#-
     Returns the place of a column's value by the yml: {'property': keys, 'context': keys}, or neither. The yml has keys as a
     dotted path, or as a list where a key has a dot of its own.
 -#}
 {% macro column_origin(column) -%}
-    {%- set meta = (column.config or {}).meta or column.meta or {} -%}
+    {%- set meta = column_meta(column) -%}
     {%- set origin = {} -%}
     {%- for name in ('property', 'context') if meta.get(name) -%}
         {%- do origin.update({name: meta[name].split('.') if meta[name] is string else meta[name]}) -%}

@@ -15,7 +15,7 @@
             {%- do adapter.commit() -%}
             {%- do begin() -%}
             {%- set table = described_table(source_name, collection.name, found_description(collection.event)) -%}
-            {%- set totals.rows = totals.rows + fill_table(table, source_name) -%}
+            {%- set totals.rows = totals.rows + fill_table(table) -%}
             {%- do refusals.append(table.refusal) if table.refusal -%}
             {%- do note_try(source_name, collection.name, 'null') -%}
             {%- do adapter.commit() -%}

@@ -50,6 +50,7 @@
     set local statement_timeout = 0;
     set local lock_timeout = '{{ lock_wait() }}';
     set local idle_in_transaction_session_timeout = 0;
+    set local standard_conforming_strings = on;
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null;
 {% endmacro %}
 

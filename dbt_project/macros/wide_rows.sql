@@ -43,8 +43,12 @@
 {%- endmacro %}
 
 
-{#- The select of a wide table, with the columns at risk left empty where a row would not fit. -#}
-{% macro fitting_select(columns, at_risk, selected) -%}
+{#- The select of a table. In a wide table, the columns at risk stay empty where a row would not fit. -#}
+{% macro fitting_select(columns, selected) -%}
+    {%- set at_risk = columns_at_risk(columns) -%}
+    {%- if not at_risk -%}
+        {{ return(selected) }}
+    {%- endif -%}
     select
         {%- for column in columns %}
         {%- if column.name in at_risk %}
@@ -62,11 +66,15 @@
 
 
 {#- Lists the events of this run whose rows were too wide, once each. -#}
-{% macro record_wide_rows(table, source_name, columns, at_risk, repeated) %}
+{% macro record_wide_rows(table, columns, repeated) %}
+    {%- set at_risk = columns_at_risk(columns) -%}
+    {%- if not at_risk -%}
+        {{ return(none) }}
+    {%- endif -%}
     {%- do write_rows(
         table,
         "insert into raw.mismatches (model, source, event_id, column_name, value)
-        select '" ~ table.name ~ "', '" ~ source_name ~ "', selected.id, '*', 'too wide for a row: columns from " ~ at_risk[0] ~ " on are NULL'
+        select '" ~ table.name ~ "', '" ~ table.source ~ "', selected.id, '*', 'too wide for a row: columns from " ~ at_risk[0] ~ " on are NULL'
         from (" ~ event_select(columns, table.name, table.every_event, repeated) ~ " offset 0) as selected
         where
             not (" ~ row_fits(columns) ~ ")
