@@ -1,5 +1,6 @@
 {#-
-    Reads JSON and casts without ever raising an error, in PostgreSQL's own SQL. A bad value must cost one NULL, not the run.
+    Reads JSON and casts without ever raising an error, by functions of the schema raw. A bad value must cost one NULL, not the
+    run.
 -#}
 
 {#- The limit of characters, of a number in a column of numbers and of a value in raw.mismatches. -#}
@@ -8,28 +9,13 @@
 {%- endmacro %}
 
 
-{#- The value at the keys of a JSON value. The keys come from outside, so they become string literals only. -#}
-{% macro json_value(value, keys) -%}
-    {{ value }}{% for key in keys %} -> {{ string_literal(key) }}{% endfor %}
-{%- endmacro %}
-
-
 {#-
-    The text of a JSON value, or words in place of a number with too many digits for a column. `1e131071` has eight characters
-    in a call and 131,072 digits as text, and each use would make that text again.
+    The value at the keys of a JSON value, or with `as_text` its text: a string without its quotes, an array or object as
+    JSON. The keys come from outside, so they become string literals only.
 -#}
-{% macro short_text(value, text) -%}
-    case
-        when jsonb_typeof({{ value }}) = 'number' and not ({{ value }}) between '-1e{{ longest_number() }}' and '1e{{ longest_number() }}'
-            then 'a number of more than {{ longest_number() }} digits'
-        else {{ text }}
-    end
-{%- endmacro %}
-
-
-{#- The text at the keys of a JSON value: a string without its quotes, an array or object as JSON. -#}
-{% macro json_text(value, keys) -%}
-    {{ value }}{% for key in keys %} {{ '->>' if loop.last else '->' }} {{ string_literal(key) }}{% endfor %}
+{% macro json_value(value, keys, as_text=false) -%}
+    {%- set literals = keys | map('replace', "'", "''") | list -%}
+    {{ value }}{% for key in literals %} {{ '->>' if as_text and loop.last else '->' }} '{{ key }}'{% endfor %}
 {%- endmacro %}
 
 
@@ -42,56 +28,19 @@
 {%- endmacro %}
 
 
-{#-
-    Casts a text to a column's type; NULL where the type cannot hold the text.
-
-    A number has digits, and may have a sign, a point and an exponent, in at most 1,000 characters. PostgreSQL would also read
-    `0x41C3` and `4_310_021`, which are identifiers in events.
-
-    Numbers such as 12.0 are integers, as in a Segment warehouse; 12.5 is not cut to 12. A time needs date and time of day in
-    ISO order: PostgreSQL would also read 'now' and 'today', which mean something else in every run.
--#}
+{#- Casts a text to a column's type; NULL where the type cannot hold the text. A person may have chosen another type. -#}
 {% macro cast_value(text, data_type) -%}
-    {%- if data_type == 'text' -%}
+    {%- set functions = {'bigint': 'to_bigint', 'numeric': 'to_numeric', 'boolean': 'to_boolean', 'timestamp with time zone': 'to_time'} -%}
+    {%- if data_type in functions -%}
+        raw.{{ functions[data_type] }}({{ text }})
+    {%- elif data_type == 'text' -%}
         {{ text }}
-    {%- elif data_type == 'bigint' -%}
-        {%- set is_plain = is_plain_number(text) -%}
-        case
-            when pg_input_is_valid({{ text }}, 'bigint') and {{ is_plain }} then ({{ text }})::bigint
-            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain }}
-                then case
-                    when ({{ text }})::numeric between -9223372036854775808 and 9223372036854775807 and ({{ text }})::numeric % 1 = 0
-                        then ({{ text }})::numeric::bigint
-                end
-        end
-    {%- elif data_type == 'numeric' -%}
-        case
-            when octet_length({{ text }}) <= {{ longest_number() }} and pg_input_is_valid({{ text }}, 'numeric') and {{ is_plain_number(text) }} and ({{ text }})::numeric not in ('NaN', 'Infinity', '-Infinity')
-                then ({{ text }})::numeric
-        end
-    {%- elif data_type == 'boolean' -%}
-        case lower({{ text }}) when 'true' then true when 'false' then false end
-    {%- elif data_type == 'timestamp with time zone' -%}
-        case
-            when ({{ text }} like '____-__-__T%' or {{ text }} like '____-__-__ %') and pg_input_is_valid({{ text }}, 'timestamptz')
-                then ({{ text }})::timestamptz
-        end
     {%- else -%}
-        {#- A type that a person has given the column. -#}
         case
-            when pg_input_is_valid({{ text }}, '{{ data_type }}'){{ " and " ~ is_plain_number(text) if is_number_type(data_type) }}
+            when pg_input_is_valid({{ text }}, '{{ data_type }}'){{ " and raw.is_plain_number(" ~ text ~ ")" if is_number_type(data_type) }}
                 then ({{ text }})::{{ data_type }}
         end
     {%- endif -%}
-{%- endmacro %}
-
-
-{#-
-    Tells whether a text that PostgreSQL reads as a number has neither a prefix nor an underscore. Most numbers begin with a
-    digit from 1 to 9 and have no prefix. They are not searched for letters, because the search takes longer than the cast.
--#}
-{% macro is_plain_number(text) -%}
-    (({{ text }}) collate "C" not like '%\_%' and (({{ text }}) collate "C" >= '1' or ({{ text }}) !~ '[xXoObB]'))
 {%- endmacro %}
 
 

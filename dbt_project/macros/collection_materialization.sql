@@ -44,7 +44,8 @@
     {%- set declared = [] -%}
     {%- for column in model.columns.values() -%}
         {%- do declared.append({
-            'name': column.name, 'data_type': column.data_type, 'description': column.description, 'meta': column_meta(column),
+            'name': column.name, 'data_type': column.data_type, 'description': column.description,
+            'meta': (column.config or {}).meta or column.meta or {},
         }) -%}
     {%- endfor -%}
     {{ return({

@@ -128,14 +128,17 @@
     numbers that no bigint holds.
 -#}
 {% macro declared_columns(declared, others={}, fractions={}) -%}
+    {%- set layout = layout_values() -%}
     {%- set columns = [] -%}
     {%- for column in declared -%}
-        {%- set origin = column_origin(column) -%}
+        {%- set origin = (column.config or {}).meta or column.meta or {} -%}
         {%- if origin.property or origin.context -%}
             {%- set text = column_text(origin, others.get(column.name, []), fractions if column.data_type != 'text' else {}) -%}
             {%- do columns.append(read_column(column.name, column.data_type, text, loop.index)) -%}
+        {%- elif column.name in layout -%}
+            {%- do columns.append({'name': column.name, 'data_type': column.data_type, 'text': none, 'reading': none, 'value': layout[column.name]}) -%}
         {%- else -%}
-            {%- do columns.append({'name': column.name, 'data_type': column.data_type, 'text': none, 'reading': none, 'value': layout_value(column.name)}) -%}
+            {%- do exceptions.raise_compiler_error("Column " ~ column.name ~ " has neither meta.property nor meta.context, and is not a column of the layout.") -%}
         {%- endif -%}
     {%- endfor -%}
     {{ return(columns) }}
@@ -176,48 +179,31 @@
 {%- endmacro %}
 
 
-{% macro column_meta(column) -%}
-    {{ return((column.config or {}).meta or column.meta or {}) }}
-{%- endmacro %}
-
-
 {#-
-    Returns the place of a column's value by the yml: {'property': keys, 'context': keys}, or neither. The yml has keys as a
-    dotted path, or as a list where a key has a dot of its own.
--#}
-{% macro column_origin(column) -%}
-    {%- set meta = column_meta(column) -%}
-    {%- set origin = {} -%}
-    {%- for name in ('property', 'context') if meta.get(name) -%}
-        {%- do origin.update({name: meta[name].split('.') if meta[name] is string else meta[name]}) -%}
-    {%- endfor -%}
-    {{ return(origin) }}
-{%- endmacro %}
-
-
-{#-
-    The text of the first value that an event has: the context's, the property's, then the others. At the paths of
-    `fractions`, a number of very many digits is not written out.
+    The text of the first value that an event has: the context's, the property's, then the others. `origin` has the keys of
+    both, as a dotted path or as a list where a key has a dot of its own. At the paths of `fractions`, a number of very many
+    digits is not written out.
 -#}
 {% macro column_text(origin, others=[], fractions={}) -%}
     {%- set values = [] -%}
     {%- for root, keys in (('context', origin.context), ('properties', origin.property)) if keys -%}
-        {%- set text = json_text('events."' ~ root ~ '"', keys) -%}
+        {%- set keys = keys.split('.') if keys is string else keys -%}
+        {%- set text = json_value('events."' ~ root ~ '"', keys, as_text=true) -%}
         {%- set is_long = fractions and tojson([root] + keys) in fractions -%}
-        {%- do values.append(short_text(json_value('events."' ~ root ~ '"', keys), text) if is_long else text) -%}
+        {%- do values.append("raw.short_text(" ~ json_value('events."' ~ root ~ '"', keys) ~ ", " ~ text ~ ")" if is_long else text) -%}
     {%- endfor -%}
     {%- for path in others -%}
         {%- set text = json_leaf('events."' ~ path[0] ~ '"', path[1:]) -%}
         {%- set is_long = fractions and tojson(path) in fractions -%}
-        {%- do values.append(short_text(json_value('events."' ~ path[0] ~ '"', path[1:]), text) if is_long else text) -%}
+        {%- do values.append("raw.short_text(" ~ json_value('events."' ~ path[0] ~ '"', path[1:]) ~ ", " ~ text ~ ")" if is_long else text) -%}
     {%- endfor -%}
     {{ values[0] if values | length == 1 else "coalesce(" ~ values | join(", ") ~ ")" }}
 {%- endmacro %}
 
 
-{#- The columns that every table of the layout has. -#}
-{% macro layout_value(name) -%}
-    {%- set values = {
+{#- Returns the SQL of the columns that every table of the layout has. -#}
+{% macro layout_values() -%}
+    {{ return({
         'id': 'events.message_id::varchar(1024)',
         'received_at': 'events.received_at',
         'uuid_ts': run_started_at(),
@@ -228,11 +214,7 @@
         'original_timestamp': 'coalesce(events."originalTimestamp", events."timestamp")',
         'sent_at': 'times.sent_at',
         'timestamp': event_time(),
-    } -%}
-    {%- if name not in values -%}
-        {%- do exceptions.raise_compiler_error("Column " ~ name ~ " has neither meta.property nor meta.context, and is not a column of the layout.") -%}
-    {%- endif -%}
-    {{ values[name] }}
+    }) }}
 {%- endmacro %}
 
 
@@ -248,7 +230,7 @@
 
 {#- A time of the call. Nearly all times are ISO 8601, which the cast reads. The function reads the other forms. -#}
 {% macro read_time(text) -%}
-    coalesce({{ cast_value(text, 'timestamp with time zone') }}, raw.read_time({{ text }}))
+    coalesce(raw.to_time({{ text }}), raw.read_time({{ text }}))
 {%- endmacro %}
 
 
