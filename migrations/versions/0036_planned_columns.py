@@ -1,4 +1,4 @@
-"""Adds the functions by which a run fills a served table: the SQL stands beside this file."""
+"""Adds the functions that plan and record the columns of a served table: the SQL stands beside this file."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
-"""Adds the functions that cast a text of an event to a column's type: the SQL stands beside this file."""
+"""Adds the functions around the rows that a run writes: the SQL stands beside this file."""
 
 from pathlib import Path
 
 from alembic import op
 
-revision = "0037"
-down_revision = "0036"
+revision = "0038"
+down_revision = "0037"
 
 
 def upgrade() -> None:
