@@ -82,7 +82,7 @@
         {%- do refill_columns(table, plan, columns | selectattr('name', 'in', late.names) | list, late.snapshot) -%}
     {%- endfor -%}
 
-    {%- set inserted = insert_new_events(table, plan, columns) if plan.run.rows and not table.refused_by else 0 -%}
+    {%- set inserted = insert_new_events(table, plan, columns, started.has_known_ids) if plan.run.rows and not table.refused_by else 0 -%}
     {%- if table.refused_by -%}
         {{ return(0) }}
     {%- endif -%}
@@ -93,39 +93,48 @@
 {% endmacro %}
 
 
-{#- Inserts the rows of the new events, and returns their number. The statement is the one that dbt shows as the model's. -#}
-{% macro insert_new_events(table, plan, columns) %}
-    {%- set noting = note_mismatches(table, columns, plan.run.is_rebuild) -%}
+{#-
+    Inserts the rows of the new events, and returns their number. The statement is the one that dbt shows as the model's.
+
+    An increment inserts its rows in the order of their ids, because random ids walk the whole key for each row. A large
+    increment is cut into slices of the landing order, so that the rows of a day stay on few pages. A first fill has no key
+    yet, and inserts in landing order.
+-#}
+{% macro insert_new_events(table, plan, columns, has_known_ids) %}
+    {%- set is_created = plan.run.is_created and not table.own_sql -%}
+    {%- set may_repeat = has_known_ids or table.may_refuse_rows or table.own_sql or (plan.repeated and plan.slices | length > 1) -%}
+    {%- set noting = note_mismatches(table, columns, plan.run.is_rebuild and not may_repeat) -%}
     {%- if table.own_sql -%}
         {#- A team's own SQL has no place for the condition. -#}
         {%- do write_rows(table, "select count(*) from (" ~ event_select(columns, table.name, table.every_event, plan.repeated, noting) ~ ") as noted") if noting -%}
     {%- else -%}
         {%- do record_wide_rows(table, columns, plan.repeated) -%}
     {%- endif -%}
-    {%- if table.refused_by -%}
-        {{ return(0) }}
-    {%- endif -%}
-    {%- set insertion -%}
-        insert into {{ table.relation }} (
-            {%- for column in columns %}
-            {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
-            {%- endfor %}
-        )
-        {%- if table.own_sql %}
-        select
-            {%- for column in columns %}
-            {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
-            {%- endfor %}
-        from (
-        {{ table.own_sql }}
-        ) as selected
-        {%- else %}
-        {{ fitting_select(columns, event_select(columns, table.name, table.every_event, plan.repeated, noting)) }}
-        {%- endif %}
-        {#- A new table has no key yet. #}
-        {{ "on conflict (id) do nothing" if table.own_sql or not plan.run.is_created }}
-    {%- endset -%}
-    {{ return(write_rows(table, insertion, 'main')) }}
+    {%- set inserted = namespace(rows=0) -%}
+    {%- for slice in plan.slices if not table.refused_by -%}
+        {%- set insertion -%}
+            insert into {{ table.relation }} (
+                {%- for column in columns %}
+                {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+                {%- endfor %}
+            )
+            {%- if table.own_sql %}
+            select
+                {%- for column in columns %}
+                {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+                {%- endfor %}
+            from (
+            {{ table.own_sql }}
+            ) as selected
+            {%- else %}
+            {{ fitting_select(columns, event_select(columns, table.name, table.every_event, plan.repeated, noting, slice, in_order=is_created and table.every_event)) }}
+            {{ "order by " ~ adapter.quote("id") if not is_created }}
+            {%- endif %}
+            {{ "on conflict (id) do nothing" if may_repeat and not is_created }}
+        {%- endset -%}
+        {%- set inserted.rows = inserted.rows + write_rows(table, insertion, 'main') -%}
+    {%- endfor -%}
+    {{ return(inserted.rows) }}
 {% endmacro %}
 
 

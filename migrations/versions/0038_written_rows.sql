@@ -224,6 +224,66 @@ $$;
 comment on function raw.pass_by is 'Moves the cursor of a table past events that are not for the table.';
 
 
+-- The insert of new ids alone takes less time without `on conflict`. A unique violation would come late and cost the insert
+-- twice, so the ids are looked up first, in the order of the key.
+create function raw.has_known_ids(run jsonb) returns boolean
+language plpgsql stable
+set search_path = pg_catalog
+as $$
+declare
+    has_any boolean;
+begin
+    execute format(
+        'select exists (
+            select from (select message_id from raw.events where %s order by message_id offset 0) as new
+            where exists (select from %s as served where served.id = new.message_id)
+        )',
+        raw.filter_new_events(run ->> 'model', run ->> 'source', run ->> 'previous', run ->> 'snapshot'),
+        format('%I.%I', run ->> 'source', run ->> 'model')
+    )
+    into has_any;
+    return has_any;
+end
+$$;
+
+comment on function raw.has_known_ids is 'Whether any new event of a run has the id of a row in the served table.';
+
+
+-- Cuts the events of a run into parts of the landing order, as pairs of its first and last number. A first fill is one part,
+-- and so is a small increment: null.
+create function raw.slice_events(run jsonb) returns jsonb
+language sql immutable
+set search_path = pg_catalog
+as $$
+    select case
+        when parts.count = 1 then '[null]'
+        else (
+            select jsonb_agg(jsonb_build_array(
+                parts.first_seq + part * parts.width,
+                least(parts.first_seq + (part + 1) * parts.width - 1, parts.last_seq)
+            ) order by part)
+            from generate_series(0, parts.count - 1) as part
+        )
+    end
+    from (
+        select
+            sizes.count, sizes.first_seq, sizes.last_seq,
+            (sizes.last_seq - sizes.first_seq) / sizes.count + 1 as width
+        from (
+            select
+                (run ->> 'first_seq')::bigint as first_seq,
+                (run ->> 'last_seq_read')::bigint as last_seq,
+                case
+                    when (run ->> 'is_created')::boolean or (run ->> 'is_own_sql')::boolean then 1
+                    else 1 + ((run ->> 'rows')::bigint - 1) / 200000
+                end as count
+        ) as sizes
+    ) as parts
+$$;
+
+comment on function raw.slice_events is 'Cuts the events of a run into parts of the landing order, each of which is inserted in the order of the key.';
+
+
 -- Prepares a table for the rows of a run that `raw.open_table` calls `ready`: a rebuild removes the old rows, an increment
 -- those that a latecomer overtakes. Readers see the old rows until the commit, which `truncate` would hide.
 create function raw.start_rows(run jsonb, caller_search_path text) returns jsonb
@@ -235,6 +295,7 @@ declare
     is_rebuild boolean := (run ->> 'is_rebuild')::boolean;
     removed bigint := 0;
     overtaken bigint := 0;
+    has_known_ids boolean := false;
     reason text := '';
 begin
     perform raw.release_table(run ->> 'model', run ->> 'source', 'fill');
@@ -252,15 +313,20 @@ begin
     then
         select row_count, in_the_way into overtaken, reason from raw.remove_overtaken(run, caller_search_path);
     end if;
+    if not is_rebuild and (run ->> 'rows')::bigint > 0 then
+        has_known_ids := raw.has_known_ids(run);
+    end if;
     -- The insert of a team's own SQL needs the key to leave out repeated ids.
     if (run ->> 'is_created')::boolean and (run ->> 'is_own_sql')::boolean then
         perform raw.add_key(target);
     end if;
-    return jsonb_build_object('removed', removed, 'overtaken', overtaken, 'in_the_way', reason);
+    return jsonb_build_object(
+        'removed', removed, 'overtaken', overtaken, 'has_known_ids', has_known_ids, 'in_the_way', reason
+    );
 end
 $$;
 
-comment on function raw.start_rows is 'Prepares a served table for the rows of a run; returns the rows removed, and what is in the way.';
+comment on function raw.start_rows is 'Prepares a served table for the rows of a run; returns the rows removed, whether ids come again, and what is in the way.';
 
 
 -- Ends the run of a table after its rows: makes the key of a new table, moves the cursor and reports.

@@ -367,6 +367,7 @@ begin
         'state', 'ready',
         'run', run,
         'repeated', events.repeated,
+        'slices', raw.slice_events(run),
         'columns', (
             select coalesce(jsonb_agg(note order by number), '[]')
             from jsonb_array_elements(planned -> 'notes') with ordinality as entry (note, number)
