@@ -30,15 +30,17 @@ lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(PYTHON) -m loader.transform.model_files --check
 	$(VENV)/bin/sqlfluff lint migrations dbt_project/models
 	$(VENV)/bin/sqlfluff lint --templater placeholder loader
 	$(VENV)/bin/dbt --quiet --warn-error compile --no-introspect --no-populate-cache --no-partial-parse \
 		--select resource_type:model --indirect-selection empty --project-dir dbt_project --profiles-dir dbt_project \
 		--target-path "$(CURDIR)/$(VENV)/dbt" --log-path "$(CURDIR)/$(VENV)/dbt"
 
-format: $(VENV)/.lint ## Format the code in the style that `make lint` checks
+format: $(VENV)/.lint ## Format the code as `make lint` checks it, and write the yml of the models
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+	$(PYTHON) -m loader.transform.model_files
 
 docs: $(VENV)/.package ## Generate docs/commands.md and docs/layout.md
 	$(PYTHON) docs/generate.py

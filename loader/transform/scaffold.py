@@ -7,13 +7,14 @@ tests the columns.
 import re
 from pathlib import Path
 
-import msgspec
+import yaml
 from sqlalchemy import Connection, select
 
 from loader.errors import UsageError
 from loader.events.naming import table_name
 from loader.postgres.database import bundled
 from loader.raw import tables
+from loader.transform.model_files import render_model
 
 # Property names that a yml may contain. dbt would execute other names that contain Jinja.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:$-]+\Z")
@@ -76,14 +77,14 @@ def scaffold(connection: Connection, source: str, event: str, folder: Path) -> l
     }
     folder.mkdir(parents=True, exist_ok=True)
     files[0].write_text("{{ collection() }}\n", encoding="utf-8")
-    files[1].write_bytes(msgspec.yaml.encode({"version": 2, "models": [model]}))
+    files[1].write_text(render_model(model), encoding="utf-8")
     return files
 
 
 def _layout_columns() -> list[dict[str, object]]:
     """Return the columns that every table begins with, from the yml that declares these columns."""
     file = bundled("dbt_project") / "models" / "raw" / "found_collections.yml"
-    columns: list[dict[str, object]] = msgspec.yaml.decode(file.read_bytes())["models"][0]["columns"]
+    columns: list[dict[str, object]] = yaml.safe_load(file.read_text(encoding="utf-8"))["models"][0]["columns"]
     return columns
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 
 from loader.settings import Settings
 from tests.conftest import Loader
@@ -83,10 +84,10 @@ def test_a_scaffolded_model_takes_the_table_over(
     assert (written.returncode, len(written.stdout.splitlines())) == (0, 2)
     assert "env_var" not in (project / "models" / "iterable" / "order_placed.yml").read_text(encoding="utf-8")
     tracks = project / "models" / "iterable" / "tracks.yml"
-    listed = tracks.read_text(encoding="utf-8").replace(
-        "- ref('push_bounced')", "- ref('push_bounced')\n                        - ref('order_placed')"
-    )
-    tracks.write_text(listed, encoding="utf-8")
+    listed = yaml.safe_load(tracks.read_text(encoding="utf-8"))
+    [union] = [test for test in listed["models"][0]["data_tests"] if "union_of_collections" in test]
+    union["union_of_collections"]["arguments"]["collections"].append("ref('order_placed')")
+    tracks.write_text(yaml.safe_dump(listed), encoding="utf-8")
 
     load(served_loader, tmp_path, {"event": "Order Placed", "messageId": "b", "properties": hostile})
     code, output = run_dbt(served_settings.database_url, project, "build", "--select", "order_placed", "tracks")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from loader.postgres.database import Database
 from loader.settings import Settings
@@ -368,11 +369,9 @@ def test_a_models_own_sql_that_fails_is_a_failure(warehouse: Warehouse) -> None:
     project = copied_project(warehouse.settings)
     model = project / "models" / "iterable" / "email_opened"
     yml = model.with_suffix(".yml")
-    name = "    - name: email_opened\n"
-    yml.write_text(
-        yml.read_text(encoding="utf-8").replace(name, f"{name}      config: {{meta: {{found_columns: false}}}}\n"),
-        encoding="utf-8",
-    )
+    described = yaml.safe_load(yml.read_text(encoding="utf-8"))
+    described["models"][0]["config"]["meta"] = {"found_columns": False}
+    yml.write_text(yaml.safe_dump(described), encoding="utf-8")
     model.with_suffix(".sql").write_text(
         "select * from ({{ collection() }}) as rows where user_id::int > 0", encoding="utf-8"
     )
