@@ -43,9 +43,8 @@ def generate_models(project: Path) -> dict[Path, str]:
 
 def render_model(model: Mapping[str, Any]) -> str:
     """Return the yml of one model, as dbt reads it."""
-    text: str = yaml.safe_dump(
-        {"version": 2, "models": [dict(model)]}, sort_keys=False, allow_unicode=True, width=10_000
-    )
+    whole = {"version": 2, "models": [dict(model)]}
+    text: str = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=10_000)
     return text
 
 
