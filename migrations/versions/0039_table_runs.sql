@@ -344,8 +344,8 @@ begin
         planned := raw.keep_obstacles(run_model, run_source, planned);
     end if;
     if
-        places -> 'found' <> '[]' or places -> 'others' <> '{}'
-        or planned -> 'new_columns' <> '[]' or run -> 'new_columns' <> '[]'
+        places -> 'found' <> '[]' or places -> 'others' <> '{}' or run -> 'new_columns' <> '[]'
+        or planned -> 'statements' <> '[]'
     then
         perform raw.record_columns(run_model, run_source, planned -> 'notes');
     end if;
