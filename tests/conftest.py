@@ -26,6 +26,7 @@ from loader.postgres.embedded import EmbeddedServer
 from loader.raw.sources import add_key
 from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
+from tests.support import warm_processes
 from tests.support.tcp_proxy import Proxy, proxied
 
 # dbt creates and frees a million objects in each run. Frequent garbage collections would take a tenth of the time.
@@ -57,6 +58,15 @@ def clean_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_starts() -> Iterator[None]:
+    """Programs of the product start by a fork, without the seconds in which Python imports their modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.setattr(subprocess, "Popen", warm_processes.Popen)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_home() -> Iterator[Path]:
     """Return the folder of the run's server, which the server's user can enter; the last process removes it."""
@@ -69,6 +79,7 @@ def shared_home() -> Iterator[Path]:
     from tests.support.quick_dbt import quicken  # noqa: PLC0415
 
     quicken(folder)
+    warm_processes.samples = folder
     yield folder
     # The file is closed and opened again. A change of a lock's kind would release the lock in between too.
     os.close(descriptor)

@@ -104,11 +104,14 @@ def run_until_ready(settings: Settings, folder: Path, example: str, ready: str) 
     """Run a permanent command until it reports that it is ready, and stop it in order."""
     if not is_free(8080) and "--port" not in example and "schedule" not in example:
         example += " --port 0"
+    command = ["sh", "-c", f"exec {example}"]
+    if not OF_A_SHELL & set(example):
+        program, *arguments = shlex.split(example)
+        assert program == "loader"
+        command = [sys.executable, "-m", "loader", *arguments]
     log = folder / "log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            ["sh", "-c", f"exec {example}"], cwd=folder, env=variables(settings, folder), stderr=stream
-        )
+        process = subprocess.Popen(command, cwd=folder, env=variables(settings, folder), stderr=stream)
     try:
         wait_until(lambda: ready in log.read_text() or process.poll() is not None, example)
         process.send_signal(signal.SIGTERM)

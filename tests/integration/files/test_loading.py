@@ -25,6 +25,7 @@ from loader.files.load import FileLoaded, Load, Progress
 from loader.files.worker import Work
 from loader.files.worker_pool import Workers
 from loader.postgres.database import Database
+from tests.support import warm_processes
 from tests.support.factories import landed
 
 # Many chunks of a small file.
@@ -37,6 +38,7 @@ LineReader.__init__.__kwdefaults__["chunk_bytes"] = {CHUNK_BYTES}
 from loader.cli.app import main
 main()
 """
+warm_processes.programs.add(LOADER)
 
 
 def make_line(message_id: object, *, bytes_more: int = 0) -> bytes:
