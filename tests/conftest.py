@@ -17,6 +17,7 @@ from pathlib import Path
 import hypothesis
 import psycopg
 import pytest
+import structlog
 from click.testing import CliRunner
 from sqlalchemy import text
 
@@ -336,10 +337,12 @@ def loader_here(settings: Settings) -> Loader:
 
     def run(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
         read_settings.cache_clear()
+        before = structlog.get_config()
         try:
             result = CliRunner(env=environment).invoke(main, arguments, input=stdin, catch_exceptions=False)
         finally:
             read_settings.cache_clear()
+            structlog.configure(**before)
         return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
     return run

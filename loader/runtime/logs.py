@@ -58,7 +58,6 @@ def configure_logs(level: int = logging.INFO) -> None:
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
     )
     renderer: structlog.typing.Processor = _render_line if on_terminal else structlog.processors.JSONRenderer()
     handler = logging.StreamHandler(sys.stderr)
