@@ -57,6 +57,7 @@ _IMPORTS = (
 # The commands that start such programs in turn.
 _STARTERS = frozenset({"demo", "load", "schedule", "serve", "up"})
 
+_READ_AT_START = ("LANG", "LC_", "PROMETHEUS_", "PYTHON", "TZ")
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MESSAGE_BYTES = 1 << 18
@@ -156,10 +157,10 @@ def _read(command: object) -> _Start | None:
 
 
 def _is_alike(environment: Mapping[str, str]) -> bool:
-    """Return whether Python itself would start in an environment as it did in this one."""
+    """Return whether the variables that Python and the metrics read at their start are those of this process."""
 
     def of_python(variables: Mapping[str, str]) -> dict[str, str]:
-        names = {name for name in variables if name.startswith(("PYTHON", "LC_", "LANG", "TZ"))} - {"PYTHONPATH"}
+        names = {name for name in variables if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
         return {name: variables[name] for name in names}
 
     return of_python(environment) == of_python(os.environ)
