@@ -320,8 +320,8 @@ begin
     end if;
     planned := raw.plan_columns(run_model, run_source, declared, described, places, options);
 
-    -- The caller comes back after a change once; a change without effect must not bring it back for ever.
-    if planned -> 'statements' <> '[]' and so_far ->> 'is_changed' is null then
+    -- A comment that cannot be corrected must not bring the caller back for ever. New columns may come at any time.
+    if planned -> 'statements' <> '[]' and (so_far ->> 'is_changed' is null or planned -> 'new_columns' <> '[]') then
         reason := raw.apply_statements(run, planned -> 'statements', is_forced);
         if reason = '' then
             run := run || jsonb_build_object('new_columns', (run -> 'new_columns') || (planned -> 'new_columns'));
