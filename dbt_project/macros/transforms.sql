@@ -9,7 +9,7 @@
                 "--sample reads a part of the events, and the tables would count the rest as read. Use --empty to check the models without reading events."
             ) -%}
         {%- endif -%}
-        {%- set found = run_query("select to_regclass('raw.transforms') is not null and to_regclass('raw.cluster') is not null") -%}
+        {%- set found = run_query("select to_regproc('raw.open_table') is not null and to_regproc('raw.to_bigint') is not null") -%}
         {%- if not found.rows[0][0] -%}
             {%- do exceptions.raise_compiler_error(
                 "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or is too old. Set DATABASE_URL to the URL of that database and run `loader migrate`, then run this command again."

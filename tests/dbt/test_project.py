@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from loader.postgres.database import Database, connection_environment
+from loader.settings import Settings
 from tests.support.dbt_runs import PROJECT, run_dbt, started, succeed
 
 
@@ -77,4 +78,14 @@ def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, emp
     code, output = run_dbt(empty_url, project, "run", parsed_as={})
     assert code != 0
     assert f"The raw schema is not in database {empty_url.rsplit('/', 1)[1]}" in output
+    assert "loader migrate" in output
+
+
+def test_an_older_raw_schema_is_told_the_same(project: Path, settings: Settings) -> None:
+    """The project of a new version needs the functions of that version."""
+    with psycopg.connect(settings.database_url) as connection:
+        connection.execute("drop function raw.open_table")
+    code, output = run_dbt(settings.database_url, project, "run", parsed_as={})
+    assert code != 0
+    assert "or is too old" in output
     assert "loader migrate" in output
