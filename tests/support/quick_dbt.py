@@ -76,9 +76,14 @@ def quicken(folder: Path) -> None:
 
 
 def _shared(loader: ManifestLoader, folder: Path) -> Path:
-    """Return the file of the parsed project for the same models and environment."""
+    """Return the file of the parsed project for the same models and environment.
+
+    A test may change a model. dbt would then parse only that model again, and lose tests of other models that name it.
+    """
     state = loader.manifest.state_check
-    models = sorted(path.name for path in Path(loader.root_project.project_root, "models").rglob("*.*"))
+    models = sorted(
+        (path.name, path.read_bytes()) for path in Path(loader.root_project.project_root, "models").rglob("*.*")
+    )
     of = [*models, state.vars_hash.checksum, state.project_env_vars_hash.checksum, os.environ.get("LOADER_SCHEMA")]
     return folder / f"parsed-{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}.msgpack"
 
