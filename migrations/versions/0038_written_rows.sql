@@ -1,4 +1,4 @@
--- What a run does with the rows of a served table around its insert: it counts the new events, removes rows, and reports.
+-- The work of a run around its insert into a served table. The run counts the new events, removes rows, and reports.
 
 
 create function raw.add_key(target text) returns void

@@ -116,7 +116,8 @@ $$;
 comment on function raw.make_table is 'Makes the table of a model in the schema of a source, without its key.';
 
 
--- Changes a table, and returns the obstacle, or the empty string. Nobody else sees a table that this run has made.
+-- Changes a table, and returns the obstacle, or the empty string. Other sessions see a new table only after the commit, so
+-- a change of a new table needs no lock.
 create function raw.apply_statements(run jsonb, statements jsonb, is_forced boolean) returns text
 language plpgsql
 set search_path = pg_catalog

@@ -67,7 +67,7 @@ def quicken(folder: Path) -> None:
     PluginManager.get_prefixed_modules = functools.cache(PluginManager.get_prefixed_modules)
     jinja2.Environment.compile = _compile_once
     dbtClassMixin.validate = classmethod(_validate_once)
-    # Neither the module that made a flag nor the summary of a graph has a reader here.
+    # The tests read no module of a flag and no summary of a graph.
     BehaviorFlagRendered._default_source = staticmethod(lambda: "tests")
     Linker.get_graph_summary = lambda *_: {}
     # The collector of cycles finds nothing in the modules, and looking through all of them takes long.

@@ -93,7 +93,7 @@ def test_a_program_has_a_session_or_a_group_of_its_own() -> None:
 
 
 def test_other_programs_start_as_usual() -> None:
-    """Neither an unknown program nor another setting of Python uses the fork."""
+    """An unknown program starts as usual, and so does a program with another setting of Python."""
     code = "import sys; print('dbt' in sys.modules)"
     for environment in (None, os.environ | {"PYTHONUTF8": "1"}):
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)

@@ -390,7 +390,7 @@ def test_files_are_what_their_bytes_are(run: Loader, connection: psycopg.Connect
 
 
 def test_vector_74_raw_logs_keep_their_times(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """A line keeps its receivedAt and its timestamp. Neither is computed again."""
+    """A line keeps its receivedAt and its timestamp. The load computes no time again."""
     times = {
         "receivedAt": "2015-12-12T19:11:01.266Z",
         "sentAt": "2015-12-12T19:11:01.169Z",

@@ -39,7 +39,7 @@ def answer(kept: KeptConnection, seconds: float = SECONDS) -> int:
 
 
 def test_nothing_is_opened_before_the_first_use(kept: KeptConnection, opened: list[psycopg.Connection]) -> None:
-    """Neither the constructor nor `close` and `cut` need a database."""
+    """The constructor, `close` and `cut` work without a database."""
     kept.cut()
     kept.close()
     assert opened == []

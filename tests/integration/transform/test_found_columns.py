@@ -296,7 +296,7 @@ def test_a_column_given_another_type_by_hand_is_left_alone(warehouse: Warehouse)
 
 
 def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> None:
-    """Whatever lands during the runs, the tables equal a rebuild, and every event is accounted for."""
+    """Events land during the runs. The tables equal a rebuild, and the conservation law counts every event."""
     values: list[Any] = [1, 2.5, True, "x", "2019-07-08T18:33:25.000Z", [1], {"deep": 1}, None, 2**70]
     halfway = threading.Barrier(3)
 
@@ -391,7 +391,7 @@ def test_a16_a_refilled_row_gives_way_to_an_earlier_event_that_commits_late(ware
 
 
 def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse: Warehouse) -> None:
-    """Neither the run that refills the row nor another run lists it."""
+    """The run that refills the row does not list the event, and later runs do not list the event."""
     warehouse.land({"found": 12.0, "campaignId": 1})
     warehouse.run()
     land_again(warehouse.connection, "e1", "u", {"campaignId": "many"})

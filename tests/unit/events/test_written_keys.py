@@ -41,7 +41,7 @@ def kept(messages: list[Event | Refused]) -> bytes:
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("flaw", FLAWS.values(), ids=FLAWS)
 def test_c3_no_write_key_is_kept_of_any_call(flaw: str, spelling: str) -> None:
-    """Neither events nor refusals contain a key, for each entrance that reads tracking calls."""
+    """Events and refusals contain no key, for each entrance that reads tracking calls."""
     for text in (f"{{{spelling},{flaw}{CALL}}}", f"{{{CALL},{flaw}{spelling}}}"):
         body = text.encode()
         call = read_call(body, "track", Limits())
