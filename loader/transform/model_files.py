@@ -94,16 +94,12 @@ def _unit_tests(path: Path) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Write the files, or with `--check` only name those that differ from the catalogue; return the exit code."""
     project = bundled("dbt_project")
-    stale = [
-        path
-        for path, text in generate_models(project).items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
+    files = generate_models(project)
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in arguments:
         for path in stale:
             print(f"{path.relative_to(project.parent)} differs from the catalogue. Run `make format`.")  # noqa: T201
         return 1 if stale else 0
-    files = generate_models(project)
     for path in stale:
         path.write_text(files[path], encoding="utf-8")
     return 0

@@ -1,6 +1,14 @@
 -- Which columns a served table has. dbt writes the select from the columns that these functions plan.
 
 
+create function raw.target_name(run jsonb) returns text
+language sql immutable
+set search_path = pg_catalog
+as $$ select format('%I.%I', run ->> 'source', run ->> 'model') $$;
+
+comment on function raw.target_name is 'Returns the quoted name of the table that a run fills.';
+
+
 -- Returns the columns of a model's yml, in their order. `paths` are the places of a column's value in an event: the keys
 -- as a dotted text, or as a list where a key has a dot of its own. A column of the layout has none.
 create function raw.read_declared(declared jsonb)

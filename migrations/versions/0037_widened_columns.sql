@@ -32,7 +32,7 @@ begin
         reason := raw.try_widening(
             run ->> 'model',
             run ->> 'source',
-            format('%I.%I', run ->> 'source', run ->> 'model')::regclass,
+            raw.target_name(run)::regclass,
             note ->> 'column_name',
             note ->> 'wanted_type',
             own_views,
@@ -56,7 +56,7 @@ begin
 end
 $$;
 
-comment on function raw.widen_columns is 'Gives columns of a table wider types without waiting long for a lock; returns what is in the way of others.';
+comment on function raw.widen_columns is 'Gives columns of a table wider types without waiting long for a lock; returns the obstacles of others.';
 
 
 -- Records that an object of another role refuses the rows of widened columns. The caller has taken the change back.

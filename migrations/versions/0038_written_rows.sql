@@ -13,6 +13,16 @@ $$;
 comment on function raw.add_key is 'Makes the id the primary key of a served table, as in a Segment warehouse on PostgreSQL.';
 
 
+create function raw.filter_collection(run_model text) returns text
+language sql immutable
+set search_path = pg_catalog
+as $$
+    select case run_model when 'tracks' then 'collection is not null' else format('collection = %L', run_model) end
+$$;
+
+comment on function raw.filter_collection is 'Returns the condition for the collections that a table has: all of them for tracks.';
+
+
 -- Returns the condition for the events of a table that one snapshot shows and an earlier one does not, as the select of a
 -- model has it. An empty text shows nothing.
 create function raw.filter_new_events(run_model text, run_source text, previous text, latest text) returns text
@@ -20,10 +30,10 @@ language sql immutable
 set search_path = pg_catalog
 as $$
     select format(
-        'collection %s and source = %L and (load_xid >= pg_snapshot_xmax(%3$L::pg_snapshot) '
+        '%s and source = %L and (load_xid >= pg_snapshot_xmax(%3$L::pg_snapshot) '
         'or load_xid = any(array(select pg_snapshot_xip(%3$L::pg_snapshot)))) '
         'and pg_visible_in_snapshot(load_xid, %4$L::pg_snapshot)',
-        case run_model when 'tracks' then 'is not null' else format('= %L', run_model) end,
+        raw.filter_collection(run_model),
         run_source,
         coalesce(nullif(previous, ''), '1:1:'),
         latest
@@ -95,7 +105,7 @@ begin
     if (run ->> 'may_refuse_rows')::boolean then
         select written.row_count, written.in_the_way into row_count, in_the_way
         from raw.write_rows(
-            to_regclass(format('%I.%I', run ->> 'source', run ->> 'model')),
+            to_regclass(raw.target_name(run)),
             statement,
             caller_search_path,
             not (run ->> 'is_own_sql')::boolean
@@ -108,7 +118,7 @@ begin
 end
 $$;
 
-comment on function raw.write_table is 'Runs a statement on the rows of a served table; returns how many, and what is in the way, or the empty string.';
+comment on function raw.write_table is 'Runs a statement on the rows of a served table; returns the number of rows, and the obstacle, or the empty string.';
 
 
 -- Removes the rows that lose against a latecomer, and returns how many. Of several events with one id the first one landed
@@ -149,7 +159,7 @@ begin
                     select message_id, min(seq) as seq
                     from raw.events
                     where
-                        collection %1$s
+                        %1$s
                         and source = %2$L
                         and message_id in (select message_id from contested)
                         and load_xid >= (
@@ -173,12 +183,12 @@ begin
 
                 delete from only %6$s where id in (select message_id from overtaken)
             $removal$,
-            case run ->> 'model' when 'tracks' then 'is not null' else format('= %L', run ->> 'model') end,
+            raw.filter_collection(run ->> 'model'),
             run ->> 'source',
             run ->> 'previous',
             raw.filter_new_events(run ->> 'model', run ->> 'source', run ->> 'previous', run ->> 'snapshot'),
             run ->> 'last_seq',
-            format('%I.%I', run ->> 'source', run ->> 'model'),
+            raw.target_name(run),
             run ->> 'model'
         ),
         caller_search_path
@@ -239,7 +249,7 @@ begin
             where exists (select from %s as served where served.id = new.message_id)
         )',
         raw.filter_new_events(run ->> 'model', run ->> 'source', run ->> 'previous', run ->> 'snapshot'),
-        format('%I.%I', run ->> 'source', run ->> 'model')
+        raw.target_name(run)
     )
     into has_any;
     return has_any;
@@ -291,7 +301,7 @@ language plpgsql
 set search_path = pg_catalog
 as $$
 declare
-    target text := format('%I.%I', run ->> 'source', run ->> 'model');
+    target text := raw.target_name(run);
     is_rebuild boolean := (run ->> 'is_rebuild')::boolean;
     removed bigint := 0;
     overtaken bigint := 0;
@@ -329,7 +339,7 @@ begin
 end
 $$;
 
-comment on function raw.start_rows is 'Prepares a served table for the rows of a run; returns the rows removed, whether ids come again, and what is in the way.';
+comment on function raw.start_rows is 'Prepares a served table for the rows of a run; returns the rows removed, whether ids come again, and the obstacle.';
 
 
 -- Ends the run of a table after its rows: makes the key of a new table, moves the cursor and reports.
@@ -346,7 +356,7 @@ language plpgsql
 set search_path = pg_catalog
 as $$
 declare
-    target text := format('%I.%I', run ->> 'source', run ->> 'model');
+    target text := raw.target_name(run);
     is_rebuild boolean := (run ->> 'is_rebuild')::boolean;
     is_own_sql boolean := (run ->> 'is_own_sql')::boolean;
     rows bigint := (run ->> 'rows')::bigint;
@@ -453,7 +463,7 @@ begin
             case when not (run ->> 'is_rebuild')::boolean then run ->> 'previous' end,
             run ->> 'snapshot'
         ),
-        format('%I.%I', run ->> 'source', run ->> 'model')
+        raw.target_name(run)
     )
     into skipped;
     return skipped;

@@ -132,12 +132,12 @@ begin
         return '';
     end if;
     return raw.change_table(
-        run ->> 'model', run ->> 'source', format('%I.%I', run ->> 'source', run ->> 'model')::regclass, joined, is_forced
+        run ->> 'model', run ->> 'source', raw.target_name(run)::regclass, joined, is_forced
     );
 end
 $$;
 
-comment on function raw.apply_statements is 'Changes a table of a run; returns what is in the way, or the empty string.';
+comment on function raw.apply_statements is 'Changes a table of a run; returns the obstacle, or the empty string.';
 
 
 -- Begins a run of one table: locks the cursor, makes a missing table, and decides whether the run makes all rows again.
