@@ -327,7 +327,10 @@ def test_events_land_when_their_sender_is_gone(entrance: Entrance) -> None:
 def test_c9_a_sender_that_is_gone_leaves_no_error_in_the_log(
     entrance: Entrance, caplog: pytest.LogCaptureFixture, origins: tuple[bool, ...]
 ) -> None:
-    """A connection is reset while the first of its requests is being answered and others wait."""
+    """A connection is reset while its first request waits for the database and others wait for the first.
+
+    The collector does not read then. The answer to the first request is its first sign that the sender is gone.
+    """
     entrance.connection.execute("begin; lock table raw.events in share row exclusive mode")
     with entrance.collector.line() as line:
         headers = [["Origin: https://example.com"] if origin else [] for origin in origins]
@@ -335,9 +338,9 @@ def test_c9_a_sender_that_is_gone_leaves_no_error_in_the_log(
         wait_until(lambda: waiting(entrance.connection) > 0, "a batch to wait for the lock")
         before = value(entrance.collector, "loader_connections")
         line.reset()
-        wait_until(lambda: value(entrance.collector, "loader_connections") < before, "the connection to be lost")
     entrance.connection.execute("commit")
     wait_until(lambda: entrance.landed("message_id")[:1] == ["0"], "the event to land")
+    wait_until(lambda: value(entrance.collector, "loader_connections") < before, "the connection to be lost")
     assert_taken(entrance.collector.post("/v1/track", call("next"), key=entrance.key))
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
