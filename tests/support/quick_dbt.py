@@ -76,10 +76,7 @@ def quicken(folder: Path) -> None:
 
 
 def _shared(loader: ManifestLoader, folder: Path) -> Path:
-    """Return the file of the parsed project for the same models and environment.
-
-    A test may change a model. dbt would then parse only that model again, and lose tests of other models that name it.
-    """
+    """Return the file of the parsed project for the same models and environment."""
     state = loader.manifest.state_check
     models = sorted(
         (path.name, path.read_bytes()) for path in Path(loader.root_project.project_root, "models").rglob("*.*")
@@ -88,35 +85,55 @@ def _shared(loader: ManifestLoader, folder: Path) -> Path:
     return folder / f"parsed-{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}.msgpack"
 
 
+def _target(loader: ManifestLoader) -> Path:
+    """Return the folder of this run's artifacts, which exists."""
+    target = Path(loader.root_project.project_target_path)
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+# The file beside a parsed project that names the shared project of the same models.
+_NAME = "parsed_as.txt"
+
+
 def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
-    """Read the parsed project of this connection, or else the shared one."""
-    own = _read(loader)
+    """Read the parsed project of these models: that of this connection, or else the shared one.
+
+    A folder may have the project of other models, as tests change models. dbt would parse the changed files only, and
+    this may lose tests of other models. So the shared project goes first.
+    """
     shared = _shared(loader, folder)
-    if own is not None or not get_flags().PARTIAL_PARSE or not shared.exists():
-        return own
+    name = _target(loader) / _NAME
+    is_own = name.exists() and name.read_text(encoding="utf-8") == shared.name
+    if is_own or not get_flags().PARTIAL_PARSE or not shared.exists():
+        return _read(loader)
     manifest: Manifest = Manifest.from_msgpack(shared.read_bytes(), decoder=extended_mashumuro_decoder)
     manifest.state_check.profile_hash = loader.manifest.state_check.profile_hash
     if not loader.is_partial_parsable(manifest)[0]:
-        return None
+        return _read(loader)
     database = loader.root_project.credentials.database
     for node in (*manifest.nodes.values(), *manifest.sources.values()):
         if getattr(node, "relation_name", None):
             node.relation_name = node.relation_name.replace(f'"{node.database}".', f'"{database}".', 1)
         node.database = database
-    target = Path(loader.root_project.project_target_path)
-    target.mkdir(parents=True, exist_ok=True)
-    (target / PARTIAL_PARSE_FILE_NAME).write_bytes(manifest.to_msgpack(extended_mashumaro_encoder))
+    (name.parent / PARTIAL_PARSE_FILE_NAME).write_bytes(manifest.to_msgpack(extended_mashumaro_encoder))
+    name.write_text(shared.name, encoding="utf-8")
     # The file is read again, so that dbt gets the result in its usual form.
     return _read(loader)
 
 
 def _write_shared(loader: ManifestLoader, folder: Path) -> None:
-    """Write the parsed project to the file of dbt, and to the shared one."""
+    """Write the parsed project to the file of dbt, and a project that was parsed as a whole to the shared file."""
     _write(loader)
+    name = _target(loader) / _NAME
+    if loader.partially_parsing:
+        name.unlink(missing_ok=True)
+        return
     shared = _shared(loader, folder)
+    name.write_text(shared.name, encoding="utf-8")
     if not shared.exists():
         own = shared.with_suffix(f".{os.getpid()}")
-        own.write_bytes(Path(loader.root_project.project_target_path, PARTIAL_PARSE_FILE_NAME).read_bytes())
+        own.write_bytes((name.parent / PARTIAL_PARSE_FILE_NAME).read_bytes())
         own.rename(shared)
 
 
