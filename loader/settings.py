@@ -91,8 +91,12 @@ class Settings(BaseSettings):
     widen_bytes: int = Field(
         default=100_000_000,
         ge=0,
-        description="Largest table, in bytes, in which a run widens a column. Widening rewrites the table while "
-        "readers wait. `loader widen` widens columns of larger tables too.",
+        description="Largest table, in bytes, in which a run widens a column or builds an index. Widening rewrites the "
+        "table while readers wait. `loader widen` and `loader index` do the same to larger tables.",
+    )
+    reader_indexes: bool = Field(
+        default=True,
+        description="Whether runs build the indexes that the models list. Existing indexes stay.",
     )
     lock_wait: float = Field(
         default=30.0,

@@ -105,7 +105,7 @@
 {#- A run that could not change a table succeeds, so dbt's log warns and names the obstacle. -#}
 {% macro warn_of_obstacles(table) %}
     {%- for obstacle in table.obstacles -%}
-        {%- do exceptions.warn(table.source ~ "." ~ table.name ~ ": " ~ obstacle ~ " `loader widen` gives advice.") -%}
+        {%- do exceptions.warn(table.source ~ "." ~ table.name ~ ": " ~ obstacle ~ (" `loader widen` gives advice." if "`loader" not in obstacle else "")) -%}
     {%- endfor -%}
 {% endmacro %}
 

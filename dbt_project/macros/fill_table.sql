@@ -46,6 +46,7 @@
         'full_refresh': should_full_refresh(), 'empty': flags.EMPTY, 'allow_loss': allows_loss(), 'widening': is_widening(),
         'found_columns': table.own_sql is none, 'description': table.description, 'lock_wait': lock_wait(),
         'relation_docs': config.persist_relation_docs(), 'column_docs': config.persist_column_docs(),
+        'indexes': reader_indexes(), 'most_bytes': most_bytes(),
     } -%}
     {%- set so_far = {} -%}
     {%- set opened = namespace(plan={'state': 'changed'}) -%}
@@ -176,7 +177,7 @@
     {%- endset -%}
     {%- set result = call_function(
         "raw.widen_columns", json_literal(plan.run), json_literal(plan.too_narrow), views,
-        env_var('LOADER_WIDEN_BYTES', '100000000') | int, is_widening()
+        most_bytes(), is_widening()
     ) -%}
     {%- set widened = result.notes | rejectattr('wanted_type') | list -%}
     {%- if widened and not plan.run.is_rebuild -%}
@@ -205,6 +206,25 @@
     {%- endfor -%}
     {{ return(views) }}
 {% endmacro %}
+
+
+{#- Returns the `indexes` of the model's config, in dbt's form; none with `--vars 'reader_indexes: false'`. -#}
+{% macro reader_indexes() %}
+    {%- set indexes = [] -%}
+    {%- if 'false' not in [var('reader_indexes', true) | string | lower, env_var('LOADER_READER_INDEXES', '') | lower] -%}
+        {%- for entry in config.get('indexes', []) -%}
+            {%- set index = adapter.parse_index(entry) -%}
+            {%- do indexes.append({'columns': index.columns, 'type': index.type or 'btree', 'is_unique': index.unique}) -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ return(indexes) }}
+{% endmacro %}
+
+
+{#- Returns the size of a table, in bytes, up to which a run widens its columns and builds its indexes. -#}
+{% macro most_bytes() -%}
+    {{ return(env_var('LOADER_WIDEN_BYTES', '100000000') | int) }}
+{%- endmacro %}
 
 
 {#- Tells whether this is a run of `loader widen`, or a run by hand with the same variable. -#}

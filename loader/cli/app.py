@@ -74,6 +74,7 @@ _COMMANDS = {
         "widen",
         "Give waiting columns their wider type: make views again, rewrite large tables.",
     ),
+    "index": _Entry("tables", "index", "Build the indexes that runs have left, because the table is large."),
     "rescan": _Entry("tables", "rescan", "Rebuild the record of collections and properties from the landed events."),
     "spool": _Entry("spool", "spool", "The spool: events that wait on this machine's disk."),
     "warehouse-id": _Entry(

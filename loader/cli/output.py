@@ -349,6 +349,7 @@ def show_status(status: "Status") -> None:
         ),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns to be added or widened (`loader widen` changes them or names the obstacle)", status.waiting_columns),
+        ("Indexes to be built (`loader index` builds them beside readers and runs)", status.waiting_indexes),
         ("Properties without a column of their own (raw.collisions)", status.collisions),
         (
             "Events in tracks only, without a table yet (limits: LOADER_NEW_TABLES an hour, LOADER_TABLES in all)",

@@ -1,5 +1,6 @@
-"""Defines `loader schema`, `loader scaffold` and `loader rescan`, the commands for tables and their columns."""
+"""Defines the commands for tables, their columns and their indexes."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from loader.raw.sources import find_source
 from loader.runtime.terminal import count
 from loader.transform.columns import find_tables, read_columns, read_tables
 from loader.transform.scaffold import scaffold as write_model
+from loader.transform.waiting_indexes import build_waiting_indexes
 
 
 @click.command()
@@ -66,3 +68,26 @@ def scaffold(event: str, source: str | None, folder: Path) -> None:
         name = find_source(connection, source)
         for file in write_model(connection, name, event, folder):
             output.echo(str(file))
+
+
+@click.command()
+def index() -> None:
+    """Build the indexes that runs have left, because the table is large.
+
+    Readers and runs go on meanwhile. An index that cannot be built is named with the reason.
+    """
+    failed = False
+    built = False
+    with context.database() as (database, _), database.autocommit() as connection:
+        for waiting, reason in build_waiting_indexes(connection):
+            name = f"the index of {waiting.source}.{waiting.table} on {waiting.columns}"
+            if reason:
+                output.note(f"Error: {name} could not be built: {reason}")
+                failed = True
+            else:
+                output.echo(f"{name} is built.")
+                built = True
+    if failed:
+        sys.exit(1)
+    if not built:
+        output.echo("No index is waiting.")

@@ -188,6 +188,19 @@ columns = Table(
     Column("fill_from", Snapshot),
 )
 
+waiting_indexes = Table(
+    "waiting_indexes",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("uniqueness", Text, nullable=False),
+    Column("columns", Text, nullable=False),
+    Column("definition", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", _Moment, nullable=False),
+)
+
 mismatches = Table(
     "mismatches",
     metadata,

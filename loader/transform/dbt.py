@@ -227,6 +227,7 @@ def dbt_environment(database: Database, settings: Settings, sources: Sequence[st
         "LOADER_TABLES": str(settings.tables),
         "LOADER_NEW_TABLES": str(settings.new_tables),
         "LOADER_WIDEN_BYTES": str(settings.widen_bytes),
+        "LOADER_READER_INDEXES": str(settings.reader_indexes).lower(),
         "LOADER_LOCK_WAIT": str(settings.lock_wait),
         "LOADER_THREADS": str(settings.threads),
     }

@@ -36,7 +36,7 @@ def generate_models(project: Path) -> dict[Path, str]:
     for table in catalogue["tables"]:
         path = project / "models" / table["folder"] / f"{table['name']}.yml"
         rows = [columns[name] for name in (*catalogue["shared_columns"], *table["columns"])]
-        model = _describe_model(table, rows, collections)
+        model = _describe_model(table, rows, collections, catalogue["shared_indexes"])
         files[path] = f"# {_ORIGIN}\n{render_model(model)}{_unit_tests(path)}"
     return files
 
@@ -61,7 +61,10 @@ def _block(column: Mapping[str, str]) -> str:
 
 
 def _describe_model(
-    table: Mapping[str, Any], columns: Sequence[Mapping[str, str]], collections: Sequence[str]
+    table: Mapping[str, Any],
+    columns: Sequence[Mapping[str, str]],
+    collections: Sequence[str],
+    shared_indexes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     # tracks reads the context alone.
     roots = ("context",) if table["name"] == "tracks" else ("context", "property")
@@ -79,9 +82,9 @@ def _describe_model(
         if meta := {root: column[root] for root in roots if column[root]}:
             entry["config"] = {"meta": meta}
         described.append(entry)
-    model = {"name": table["name"], "description": table["description"]}
-    if table.get("tags"):
-        model["config"] = {"tags": table["tags"]}
+    config = {"tags": table["tags"]} if table.get("tags") else {}
+    config["indexes"] = [dict(index) for index in (*shared_indexes, *table.get("indexes", []))]
+    model = {"name": table["name"], "description": table["description"], "config": config}
     return model | {"data_tests": tests, "columns": described}
 
 

@@ -10,7 +10,16 @@ from sqlalchemy import Connection, Executable, column, func, select, table, text
 from loader.buffer.spool import list_segments
 from loader.postgres.statements import read_statement
 from loader.raw.lag import SCHEDULERS
-from loader.raw.tables import cluster, columns, generation, held_tables, mismatches, quarantine, sources
+from loader.raw.tables import (
+    cluster,
+    columns,
+    generation,
+    held_tables,
+    mismatches,
+    quarantine,
+    sources,
+    waiting_indexes,
+)
 from loader.transform.waiting_columns import list_waiting_columns
 
 
@@ -82,6 +91,7 @@ class Status:
         lossy_rebuilds: Tables whose last rebuild read fewer events than the table had read before, without a note.
         held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
         waiting_columns: Columns that wait to be added or widened.
+        waiting_indexes: Indexes that no run has built, with the reason.
         collisions: The number of properties without a column of their own, by table and reason.
         without_table: Events without a table, because their source has reached its number of tables.
         runs: The last dbt invocations, the newest first.
@@ -100,6 +110,7 @@ class Status:
     lossy_rebuilds: list[dict[str, Any]]
     held_tables: list[dict[str, Any]]
     waiting_columns: list[dict[str, Any]]
+    waiting_indexes: list[dict[str, Any]]
     collisions: list[dict[str, Any]]
     without_table: list[dict[str, Any]]
     runs: list[dict[str, Any]]
@@ -162,6 +173,13 @@ _HELD_TABLES = select(
     held_tables.c.tries,
     held_tables.c.next_try_at.label("next_try"),
 ).order_by(held_tables.c.source, held_tables.c.model, held_tables.c.held)
+_WAITING_INDEXES = select(
+    waiting_indexes.c.source,
+    waiting_indexes.c.model.label("table"),
+    waiting_indexes.c.columns,
+    waiting_indexes.c.reason,
+    waiting_indexes.c.since,
+).order_by(waiting_indexes.c.source, waiting_indexes.c.model, waiting_indexes.c.columns)
 _TABLES = text(read_statement(__file__, "tables"))
 _OLDEST_WAITING = text(read_statement(__file__, "oldest_waiting"))
 _UNEQUAL_TABLES = text(read_statement(__file__, "unequal_tables"))
@@ -220,6 +238,7 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
         lossy_rebuilds=rows(_LOSSY_REBUILDS),
         held_tables=rows(_HELD_TABLES),
         waiting_columns=[asdict(each) for each in list_waiting_columns(connection)],
+        waiting_indexes=rows(_WAITING_INDEXES),
         collisions=rows(_COLLISIONS),
         without_table=rows(_WITHOUT_TABLE),
         runs=rows(_RUNS),

@@ -42,6 +42,32 @@ $$;
 comment on function raw.read_declared is 'Returns the columns that a model''s yml declares, and the places of their values in an event.';
 
 
+-- Tells whether an index can refuse no row: it is not unique, calls no function of a person, and has room for any value. A
+-- btree has no room for a text of 2,700 bytes, while a hash has.
+create function raw.takes_every_row(index oid) returns boolean
+language sql stable
+set search_path = pg_catalog
+as $$
+    select exists (
+        select
+        from pg_index
+        inner join pg_class on pg_class.oid = indexrelid
+        inner join pg_am on pg_am.oid = relam
+        inner join pg_opclass on pg_opclass.oid = any(indclass::oid[])
+        inner join pg_attribute on attrelid = indrelid and attnum = any(indkey::smallint[])
+        where
+            indexrelid = index
+            and not indisunique and not indisexclusion and indpred is null and indexprs is null
+        group by indexrelid, amname
+        having
+            bool_and(opcnamespace = 'pg_catalog'::regnamespace)
+            and (amname = 'hash' or (amname in ('brin', 'btree') and bool_and(attlen > 0)))
+    )
+$$;
+
+comment on function raw.takes_every_row is 'Whether an index can refuse no row of its table.';
+
+
 -- Describes a table as the catalog has it; null when there is no such table. `may_refuse_rows` tells whether an object
 -- that a run did not make may refuse rows.
 create function raw.describe_table(target text) returns jsonb
@@ -53,7 +79,10 @@ as $$
         'attributes', max(attnum),
         'may_refuse_rows',
             bool_or(relhasrules or relhastriggers or relrowsecurity)
-            or (select count(*) > 1 from pg_index where indrelid = pg_class.oid)
+            or exists (
+                select from pg_index
+                where indrelid = pg_class.oid and not indisprimary and not raw.takes_every_row(indexrelid)
+            )
             or exists (select from pg_constraint where conrelid = pg_class.oid and contype not in ('p', 'n'))
             or bool_or(
                 attgenerated <> '' or attidentity <> '' or (attnotnull and attname <> 'id')

@@ -366,8 +366,15 @@ declare
     warning text;
     reason text := '';
 begin
-    if (run ->> 'is_created')::boolean and not is_own_sql then
-        perform raw.add_key(target);
+    if (run ->> 'is_created')::boolean then
+        if not is_own_sql then
+            perform raw.add_key(target);
+        end if;
+        warning := nullif(array_to_string(raw.make_indexes(run), ' '), '');
+        if rows > 0 then
+            -- Autovacuum may take minutes to come, and readers come at once.
+            execute format('analyze %s', target);
+        end if;
     end if;
     if rows > 0 and is_own_sql then
         -- A team's own SQL need not make a row of every event.

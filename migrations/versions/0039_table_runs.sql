@@ -215,7 +215,9 @@ begin
             when is_created then (select jsonb_agg(column_name order by number) from raw.read_declared(declared))
             else '[]'
         end,
-        'is_refilled', false
+        'is_refilled', false,
+        'indexes', options -> 'indexes',
+        'most_bytes', options -> 'most_bytes'
     );
 end
 $$;
@@ -262,7 +264,8 @@ comment on function raw.describe_unchanged is 'Returns the obstacle of a table w
 -- Args:
 --     declared: The columns of the model's yml: `name`, `data_type`, `description` and `meta` of each.
 --     options: `full_refresh`, `empty`, `allow_loss`, `widening` (of the command), `found_columns`, `description`,
---         `relation_docs` and `column_docs` (of the model), `lock_wait`.
+--         `relation_docs`, `column_docs` and `indexes` (of the model: `columns`, `type` and `is_unique` of each), `lock_wait`,
+--         `most_bytes` (of a table for which a run builds an index).
 --     so_far: `run` of the call before, `is_changed` after a change, `is_widened` after a widening; null in the first call.
 --     caller_search_path: The search path of the caller, by which a team's own types are found.
 create function raw.open_table(
@@ -303,6 +306,7 @@ begin
         if (run ->> 'is_created')::boolean then
             -- The table lacks the events that its cursor has seen, so the cursor starts again from the first event.
             perform raw.add_key(target);
+            perform raw.make_indexes(run);
             update raw.cursors set snapshot = null where cursors.model = run_model and cursors.source = run_source;
         end if;
         return jsonb_build_object('state', 'done', 'obstacles', raw.describe_unchanged(reason));
@@ -354,6 +358,11 @@ begin
         perform raw.record_collisions(run_model, run_source, planned -> 'unplaced');
     end if;
 
+    if not (run ->> 'is_created')::boolean then
+        obstacles := obstacles || raw.make_indexes(run);
+        -- A unique index may be new.
+        run := run || jsonb_build_object('may_refuse_rows', raw.describe_table(target) -> 'may_refuse_rows');
+    end if;
     if not (events.rows > 0 or (run ->> 'is_rebuild')::boolean or has_pending) then
         perform raw.close_table(run, 0, 0, caller_search_path);
         return jsonb_build_object('state', 'done', 'obstacles', to_jsonb(obstacles));

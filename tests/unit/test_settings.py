@@ -39,6 +39,7 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_TABLES", "5", "tables", 5),
         ("LOADER_NEW_TABLES", "6", "new_tables", 6),
         ("LOADER_WIDEN_BYTES", "7", "widen_bytes", 7),
+        ("LOADER_READER_INDEXES", "false", "reader_indexes", False),
         ("LOADER_LOCK_WAIT", "0.5", "lock_wait", 0.5),
         ("LOADER_PROCESSES", "2", "processes", 2),
         ("LOADER_SPOOL", "/srv/spool", "spool", Path("/srv/spool")),
