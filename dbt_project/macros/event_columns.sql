@@ -39,13 +39,19 @@
 {%- endmacro %}
 
 
-{#- The model's own yml. A unit test is a node of its own without a yml, so the test overrides both macros. -#}
+{#- Returns the model's name. A unit test is a node of its own, which names the model that it tests. -#}
 {% macro collection_name() -%}
-    {{ return(model.name) }}
+    {{ return((model.tested_node_unique_id or '').split('.')[-1] if model.resource_type == 'unit_test' else model.name) }}
 {%- endmacro %}
 
 
+{#- Returns the columns of the model's yml. dbt does not show the yml to a unit test, so the test overrides this macro. -#}
 {% macro model_columns() -%}
+    {%- if execute and model.resource_type == 'unit_test' -%}
+        {%- do exceptions.raise_compiler_error(
+            "Unit test " ~ model.name ~ " does not list the columns that it tests. List them in the test's yml, under overrides.macros.model_columns, as the model's yml does."
+        ) -%}
+    {%- endif -%}
     {{ return(model.columns.values() | list) }}
 {%- endmacro %}
 

@@ -172,11 +172,8 @@
 {% macro widen_columns(table, plan) %}
     {%- do run_query("savepoint before_widening") -%}
     {%- do table.update({'may_refuse_rows': plan.run.may_refuse_rows}) -%}
-    {%- set views -%}
-        array[{% for view in project_views() %}{{ string_literal(view) }}{{ ", " if not loop.last }}{% endfor %}]::text[]
-    {%- endset -%}
     {%- set result = call_function(
-        "raw.widen_columns", json_literal(plan.run), json_literal(plan.too_narrow), views,
+        "raw.widen_columns", json_literal(plan.run), json_literal(plan.too_narrow), text_array(project_views()),
         most_bytes(), is_widening()
     ) -%}
     {%- set widened = result.notes | rejectattr('wanted_type') | list -%}

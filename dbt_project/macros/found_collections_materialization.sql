@@ -39,9 +39,7 @@
     and LOADER_NEW_TABLES in an hour. The events of the others are in tracks, and `loader status` names them.
 -#}
 {% macro collections_to_fill(source_name) %}
-    {%- set modelled -%}
-        array[{% for name in collection_models() %}'{{ name }}'{{ ", " if not loop.last }}{% endfor %}]::text[]
-    {%- endset -%}
+    {%- set modelled = text_array(collection_models()) -%}
     {%- set most = env_var('LOADER_TABLES', '200') | int -%}
     {%- set hourly = env_var('LOADER_NEW_TABLES', '50') | int -%}
     {%- do run_query("select raw.admit_collections('" ~ source_name ~ "', " ~ modelled ~ ", " ~ most ~ ", " ~ hourly ~ ")") -%}

@@ -21,7 +21,7 @@
                 '{{ table.source }}',
                 {{ "null" if rebuild else string_literal(table.relation) }}::regclass,
                 events.message_id,
-                array[{% for value in values %}'{{ value.name }}'{{ ", " if not loop.last }}{% endfor %}],
+                {{ text_array(values | map(attribute='name')) }},
                 array[
                     {%- for value in values %}
                     case when {{ value.is_lost }} then {{ kept_value(value.text) }} end{{ "," if not loop.last }}

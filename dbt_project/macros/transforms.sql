@@ -3,7 +3,7 @@
     here, so its tables agree with each other whatever lands meanwhile.
 -#}
 {% macro start_transform() %}
-    {%- if execute and flags.WHICH in ('run', 'build') -%}
+    {%- if execute and flags.WHICH in ('run', 'build') and fills_tables() -%}
         {%- if invocation_args_dict.sample -%}
             {%- do exceptions.raise_compiler_error(
                 "--sample reads a part of the events, and the tables would count the rest as read. Use --empty to check the models without reading events."
@@ -61,25 +61,57 @@
 {%- endmacro %}
 
 
+{#- Ends the record of an invocation. A failed model of a project that imports this one is not a failure of these tables. -#}
 {% macro finish_transform(results) %}
-    {%- if execute and flags.WHICH in ('run', 'build') -%}
+    {%- if execute and flags.WHICH in ('run', 'build') and fills_tables() -%}
         {{ transaction_settings() }}
-        {%- set failed = results | selectattr('status', 'in', ['error', 'runtime error', 'fail']) | list -%}
-        {#- The scheduler asks only for events that landed after a run that filled every table. -#}
-        {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | rejectattr('config.materialized', 'equalto', 'ephemeral') | list -%}
-        {%- set filled = results | selectattr('node.resource_type', 'equalto', 'model') | selectattr('status', 'equalto', 'success') | list -%}
+        {%- set failed = [] -%}
+        {%- set filled = [] -%}
+        {%- for result in results if is_ours(result.node) -%}
+            {%- do failed.append(result) if result.status in ('error', 'runtime error', 'fail') -%}
+            {%- do filled.append(result.node.name) if result.status == 'success' and is_served(result.node) and not env_var('LOADER_ONLY_TABLES', '') -%}
+        {%- endfor -%}
         {%- if flags.EMPTY %}
         delete from raw.transforms where id = '{{ invocation_id }}';
         {%- else %}
-        update raw.transforms
-        set
-            finished_at = clock_timestamp(),
-            status = '{{ "error" if failed else "success" }}',
-            whole = {{ filled | length == models | length and not env_var('LOADER_ONLY_TABLES', '') }},
-            error = {{ "raw.without_values(" ~ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) ~ ")" if failed else "null" }}
-        where id = '{{ invocation_id }}';
+        select raw.end_transform(
+            '{{ invocation_id }}',
+            {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }},
+            {{ text_array(filled) }},
+            {{ text_array(served_models()) }}
+        );
         {%- endif -%}
     {%- endif -%}
+{% endmacro %}
+
+
+{#- Tells whether a node fills tables of the layout: a model of this project, or a team's model with its materialization. -#}
+{% macro is_served(node) %}
+    {{ return(node.resource_type == 'model' and node.config.materialized in ('collection', 'found_collections')) }}
+{% endmacro %}
+
+
+{% macro is_ours(node) %}
+    {{ return(node.package_name == 'iterable_warehouse' or is_served(node)) }}
+{% endmacro %}
+
+
+{#- Returns the names of all models that fill tables of the layout. -#}
+{% macro served_models() %}
+    {%- set names = [] -%}
+    {%- for node in graph.nodes.values() if is_served(node) -%}
+        {%- do names.append(node.name) -%}
+    {%- endfor -%}
+    {{ return(names) }}
+{% endmacro %}
+
+
+{#- Tells whether this invocation fills any table. A project that imports this one runs its own models without these hooks. -#}
+{% macro fills_tables() %}
+    {%- for id in selected_resources if id in graph.nodes and is_served(graph.nodes[id]) -%}
+        {{ return(true) }}
+    {%- endfor -%}
+    {{ return(false) }}
 {% endmacro %}
 
 
@@ -141,6 +173,11 @@
                 and events.load_xid >= least(pg_snapshot_xmin(own.snapshot), pg_snapshot_xmin(tracks.snapshot))
                 and pg_visible_in_snapshot(events.load_xid, own.snapshot) <> pg_visible_in_snapshot(events.load_xid, tracks.snapshot)
         )
+{%- endmacro %}
+
+
+{% macro text_array(names) -%}
+    array[{% for name in names %}{{ string_literal(name) }}{{ ", " if not loop.last }}{% endfor %}]::text[]
 {%- endmacro %}
 
 

@@ -136,6 +136,7 @@ transforms = Table(
     Column("status", Text, nullable=False),
     Column("error", Text),
     Column("whole", Boolean, nullable=False),
+    Column("filled", ARRAY(Text), nullable=False),
 )
 
 cursors = Table(

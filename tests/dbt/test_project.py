@@ -70,7 +70,7 @@ def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Databa
     code, output = dbt("test", "--select", "email_opened", "tracks")
     assert code == 1
     assert "matches_raw_email_opened" in output
-    assert "union_of_collections" in output
+    assert "tracks_is_the_union" in output
 
 
 def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, empty_url: str) -> None:

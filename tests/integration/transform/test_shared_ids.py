@@ -129,8 +129,8 @@ def test_a7_the_union_test_lists_shared_ids_and_fails_on_anything_else(
     project = copied_project(served_settings)
     union = ("test", "--select", "tracks,test_name:union_of_collections")
     code, output = run_dbt(served.url, project, *union)
-    assert (code, "WARN 1 union_of_collections" in output) == (0, True), output
-    compiled = next(project.glob("target/compiled/*/models/iterable/tracks.yml/union_of_collections*.sql"))
+    assert (code, "WARN 1 tracks_is_the_union" in output) == (0, True), output
+    compiled = next(project.glob("target/compiled/*/models/iterable/tracks.yml/tracks_is_the_union.sql"))
     listed = reader.execute(compiled.read_text(encoding="utf-8")).fetchall()  # type: ignore[call-overload]
     assert listed == [("a", "iterable.email_delivered", "shared id")]
     reader.execute(damage)  # type: ignore[call-overload]
