@@ -98,10 +98,10 @@ class Team:
 
 
 @pytest.fixture
-def team(served: Database, served_settings: Settings) -> Iterator[Team]:
+def team(small: Database, small_settings: Settings) -> Iterator[Team]:
     """Return a team's project, with its connection."""
-    with served.connect(autocommit=True) as connection:
-        yield Team(served_settings, connection)
+    with small.connect(autocommit=True) as connection:
+        yield Team(small_settings, connection)
 
 
 @pytest.mark.parametrize(
