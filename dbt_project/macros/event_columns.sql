@@ -8,8 +8,28 @@
 {% macro collection(every_event=false) %}
     {#- A parent while dbt parses, so that tracks comes first. When dbt runs, nothing is read from the parent. -#}
     {%- do ref('after_tracks') if not (execute or every_event) -%}
-    {{ event_select(declared_columns(model_columns()), collection_name(), every_event, first_of_id=true) }}
+    {%- set known = known_columns() if execute and flags.WHICH in ('compile', 'show') -%}
+    {{ event_select(known or declared_columns(model_columns()), collection_name(), every_event, first_of_id=true) }}
 {%- endmacro %}
+
+
+{#- Returns the columns that the last run filled, found columns included, so that `dbt compile` shows the select of a run. -#}
+{% macro known_columns() %}
+    {%- if not config.get('meta', {}).get('found_columns') or not run_query("select to_regclass('raw.columns') is not null").rows[0][0] -%}
+        {{ return([]) }}
+    {%- endif -%}
+    {%- set query -%}
+        select jsonb_build_object(
+            'columns', coalesce(
+                jsonb_agg(to_jsonb(columns) order by added_at, column_name) filter (where not is_missing), '[]'
+            ),
+            'fractions', raw.place_properties({{ string_literal(model.alias) }}, {{ string_literal(model.schema) }}, '[]') -> 'fractions'
+        )::text as plan
+        from raw.columns
+        where model = {{ string_literal(model.alias) }} and source = {{ string_literal(model.schema) }}
+    {%- endset -%}
+    {{ return(planned_columns(fromjson(run_query(query).rows[0][0]))) }}
+{% endmacro %}
 
 
 {#-

@@ -25,16 +25,21 @@ from loader.transform.waiting_columns import WaitingColumn, advise, list_waiting
     is_flag=True,
     help="Also rebuild tables whose events are gone from raw.events; the rows of those events are deleted for good.",
 )
-def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool) -> None:
+@click.option("--log-sql", is_flag=True, help="Write each SQL statement to dbt's log, and print the log's path.")
+def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool, log_sql: bool) -> None:
     """Split landed events into the tables."""
     if allow_loss and not full_refresh:
         raise UsageError("--allow-loss needs --full-refresh: only a rebuild deletes rows.")
     with context.database() as (database, settings):
-        filled = run_transform(database, settings, select=select, full_refresh=full_refresh, allow_loss=allow_loss)
+        filled = run_transform(
+            database, settings, select=select, full_refresh=full_refresh, allow_loss=allow_loss, log_sql=log_sql
+        )
         output.echo(output.table([output.table_filled(table) for table in filled]))
         for table in filled:
             if table.note:
                 output.note(f"Note: {table.note}")
+        if log_sql:
+            output.note(f"The statements are in {log_file(settings)}.")
         check_record(database)
         failed = [table for table in filled if table.error or table.held]
         for table in filled:

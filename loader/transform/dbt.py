@@ -65,6 +65,7 @@ def transform(
     full_refresh: bool = False,
     allow_loss: bool = False,
     widen: bool = False,
+    log_sql: bool = False,
 ) -> list[TableFilled]:
     """Move the events that have landed since the last run into the tables.
 
@@ -75,6 +76,7 @@ def transform(
         full_refresh: Rebuild the rows in place, from the events in raw.events.
         allow_loss: Also rebuild tables of which raw.events no longer has all events.
         widen: Also widen the columns that views depend on, and create the views again.
+        log_sql: Write each statement to dbt's log.
 
     Returns:
         All tables that the run has visited, in the order of sources and tables. Tables with an `error` are unchanged;
@@ -94,7 +96,8 @@ def transform(
 
     # Unused artifacts and a log of all statements take half the time of a run without new events. Stdout is for data,
     # so dbt does not log there, and the caller reports errors.
-    arguments = ["--log-level=none", "--no-write-json", "--log-level-file=info", "run", *project_arguments(settings)]
+    level = "debug" if log_sql else "info"
+    arguments = ["--log-level=none", "--no-write-json", f"--log-level-file={level}", "run", *project_arguments(settings)]
     selectors, only = _split_selection(database, sources, select)
     arguments += ["--select", *selectors] if selectors else []
     arguments += ["--full-refresh"] if full_refresh else []
