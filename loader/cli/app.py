@@ -69,6 +69,9 @@ _COMMANDS = {
         "scaffold",
         "Write a dbt model (.sql and .yml) for an event without a model, from its recorded properties.",
     ),
+    "dbt-sources": _Entry(
+        "tables", "dbt_sources", "Write a dbt package that declares all tables as sources, for analysts' projects."
+    ),
     "widen": _Entry(
         "transform",
         "widen",

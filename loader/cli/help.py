@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "serve": ("loader serve", "loader serve --port 8123 --processes 2"),
     "schedule": ("loader schedule", "loader schedule --every 1m"),
     "scaffold": ('loader scaffold "Order Placed" --source Iterable --folder models',),
+    "dbt-sources": ("loader dbt-sources", "loader dbt-sources --folder ../analytics/iterable_sources"),
     "widen": ("loader widen",),
     "index": ("loader index",),
     "rescan": ("loader rescan",),

@@ -10,6 +10,7 @@ from loader.raw.rescan import rescan as run_rescan
 from loader.raw.sources import find_source
 from loader.runtime.terminal import count
 from loader.transform.columns import find_tables, read_columns, read_tables
+from loader.transform.dbt_sources import write_sources
 from loader.transform.scaffold import scaffold as write_model
 from loader.transform.waiting_indexes import build_waiting_indexes
 
@@ -67,6 +68,24 @@ def scaffold(event: str, source: str | None, folder: Path) -> None:
     with context.database() as (database, _), database.begin() as connection:
         name = find_source(connection, source)
         for file in write_model(connection, name, event, folder):
+            output.echo(str(file))
+
+
+@click.command("dbt-sources")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default="iterable_sources",
+    help="Folder of the package.  [default: iterable_sources]",
+)
+def dbt_sources(folder: Path) -> None:
+    """Write a dbt package that declares all tables as sources, for analysts' projects.
+
+    A project that imports the package names a table by `source('iterable', 'email_opened')`. The role of the project
+    needs no rights on the schema raw. Run the command again when tables or columns are new.
+    """
+    with context.database() as (database, _), database.autocommit() as connection:
+        for file in write_sources(connection, folder):
             output.echo(str(file))
 
 

@@ -97,7 +97,13 @@ def transform(
     # Unused artifacts and a log of all statements take half the time of a run without new events. Stdout is for data,
     # so dbt does not log there, and the caller reports errors.
     level = "debug" if log_sql else "info"
-    arguments = ["--log-level=none", "--no-write-json", f"--log-level-file={level}", "run", *project_arguments(settings)]
+    arguments = [
+        "--log-level=none",
+        "--no-write-json",
+        f"--log-level-file={level}",
+        "run",
+        *project_arguments(settings),
+    ]
     selectors, only = _split_selection(database, sources, select)
     arguments += ["--select", *selectors] if selectors else []
     arguments += ["--full-refresh"] if full_refresh else []

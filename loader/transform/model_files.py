@@ -52,6 +52,11 @@ def render_model(model: Mapping[str, Any]) -> str:
     return text
 
 
+def without_jinja(text: str) -> str:
+    """Return a text as dbt shows it in a description, in which dbt executes no part."""
+    return text.replace("{", "{ ").replace("}", " }")
+
+
 def _describe_columns(columns: Iterable[Mapping[str, str]]) -> str:
     blocks = sorted(f"{{% docs {_block(column)} %}}{column['description']}{{% enddocs %}}\n" for column in columns)
     return "".join((f"<!-- {_ORIGIN} -->\n\n", *blocks))

@@ -14,7 +14,7 @@ from loader.errors import UsageError
 from loader.events.naming import table_name
 from loader.postgres.database import bundled
 from loader.raw import tables
-from loader.transform.model_files import render_model
+from loader.transform.model_files import render_model, without_jinja
 
 # Property names that a yml may contain. dbt would execute other names that contain Jinja.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:$-]+\Z")
@@ -70,7 +70,7 @@ def scaffold(connection: Connection, source: str, event: str, folder: Path) -> l
             )
     model = {
         "name": table,
-        "description": f"Events named {_without_jinja(seen[0])}.",
+        "description": f"Events named {without_jinja(seen[0][:200])}.",
         "config": {"meta": {"found_columns": True}},
         "data_tests": ["matches_raw", "one_event"],
         "columns": columns,
@@ -86,7 +86,3 @@ def _layout_columns() -> list[dict[str, object]]:
     file = bundled("dbt_project") / "models" / "raw" / "found_collections.yml"
     columns: list[dict[str, object]] = yaml.safe_load(file.read_text(encoding="utf-8"))["models"][0]["columns"]
     return columns
-
-
-def _without_jinja(text: str) -> str:
-    return text[:200].replace("{", "{ ").replace("}", " }")
