@@ -82,7 +82,7 @@ def test_a_model_is_described_by_its_own_yml(model: Path) -> None:
     """A yml describes one model, under its name, with keys that dbt reads. dbt ignores unknown keys."""
     [described] = yaml.safe_load(model.with_suffix(".yml").read_text(encoding="utf-8"))["models"]
     assert described["name"] == model.stem
-    assert described.keys() <= {"name", "description", "config", "data_tests", "columns"}
+    assert described.keys() <= {"name", "description", "config", "constraints", "data_tests", "columns"}
     for column in described["columns"]:
         assert column.keys() <= {"name", "data_type", "description", "config", "data_tests"}
         assert column["description"]
