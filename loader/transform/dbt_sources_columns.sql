@@ -3,7 +3,7 @@ select
     pg_namespace.nspname as schema,
     pg_class.relname as table,
     coalesce(obj_description(pg_class.oid, 'pg_class'), '') as table_description,
-    pg_attribute.attname as column,
+    pg_attribute.attname as "column",
     format_type(pg_attribute.atttypid, pg_attribute.atttypmod) as data_type,
     coalesce(col_description(pg_class.oid, pg_attribute.attnum), '') as description
 from raw.cursors
