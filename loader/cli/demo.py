@@ -1,17 +1,16 @@
 """Defines `loader demo`, which loads and transforms sample events and shows the tables within a minute.
 
-The sample events take the same way as real events: Segment's own library sends them to the collector. The demo has a
-database of its own under `LOADER_HOME`, so sample events never mix with real events.
+The sample events take the same way as real events: Segment's own library sends them to the collector. Iterable's events
+and the orders of an app come with the keys of two sources. The demo has a database of its own under `LOADER_HOME`, so
+sample events never mix with real events.
 """
 
-import json
 import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from datetime import datetime, timedelta
-from hashlib import sha256
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,30 @@ from segment.analytics.client import Client
 from loader.cli import output
 from loader.cli.query import run_query
 from loader.cli.results import show_result
+from loader.cli.sample_events import Call, generate_sample_events, last_sunday
 from loader.collector.server import serve_in_thread
 from loader.errors import SourceError, TransformError
 from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
+from loader.postgres.statements import read_statement
 from loader.raw.readers import default_reader_url
-from loader.raw.sources import add_key
+from loader.raw.sources import add_key, add_source, list_sources
 from loader.runtime.logs import configure_logs
 from loader.runtime.terminal import count
 from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
 
-# Number of copies of each sample event. The copies are minutes apart and have their own ids.
-_COPIES = 100
+_APP = "App"
+_LABEL = "demo"
 
+# The source of the app has a table of each collection too. Those tables are empty.
 _COUNTS = """
-    select source || '.' || model, raw.count_rows(source, model)
-    from raw.cursors
-    order by model = 'tracks', model
+    select source || '.' || model, counted
+    from raw.cursors, raw.count_rows(source, model) as counted
+    where counted > 0
+    order by source <> 'iterable', model = 'tracks', model
 """
-_FIRST_ROWS = """\
-select email, campaign_name, template_name
-from iterable.email_delivered
-order by original_timestamp, id
-limit 5"""
+_CAMPAIGNS = read_statement(__file__, "campaigns").strip()
 
 
 @click.command()
@@ -68,16 +67,14 @@ def run_demo(settings: Settings) -> None:
     with open_database(settings) as database:
         output.note(f"Started PostgreSQL under {home}.")
         _send(database, settings)
-        filled = transform(database, settings)
-        for table in filled:
+        for table in transform(database, settings):
             if table.error:
                 raise TransformError(f"{table.source}.{table.table} was not filled: {table.error}")
-        output.note(f"Split the events into {count(len(filled), 'table')}.")
-
         counts = _read_rows(database, _COUNTS)
+        output.note(f"Split the events into {count(len(counts), 'table')}.")
         output.echo("\n" + output.table([{"table": table, "rows": number} for table, number in counts]))
-        output.echo(f"\n{_FIRST_ROWS};\n")
-        for result in run_query(database, _FIRST_ROWS):
+        output.echo(f"\n{_CAMPAIGNS};\n")
+        for result in run_query(database, _CAMPAIGNS):
             show_result(result, "table", 0)
         with database.autocommit() as connection:
             url = default_reader_url(connection, database.url, EmbeddedServer(home).folder)
@@ -106,43 +103,46 @@ def _this_program() -> str:
 
 
 def _send(database: Database, settings: Settings) -> None:
-    """Send the sample events through the collector, with Segment's library for Python."""
+    """Send the sample events of both sources through the collector."""
     if _read_rows(database, "select true from raw.events limit 1"):
         output.note("An earlier demo has sent the sample events; nothing was sent.")
         return
     with database.begin() as transaction:
-        key = add_key(transaction, "Iterable", label="demo")
-    failed: list[Exception] = []
-    sent = 0
+        iterable = add_key(transaction, "Iterable", label=_LABEL)
+        if any(source.name == _APP for source in list_sources(transaction)):
+            app = add_key(transaction, _APP, label=_LABEL)
+        else:
+            _, app = add_source(transaction, _APP)
+    events = generate_sample_events(last_sunday(datetime.now(UTC).date()))
     with serve_in_thread(settings) as url:
-        client = Client(key, host=url, gzip=True, on_error=lambda error, _: failed.append(error))
-        for event in sample_events():
-            client.track(
-                user_id=event.get("userId"),
-                anonymous_id=event.get("anonymousId"),
-                event=event["event"],
-                properties=event["properties"],
-                context=event["context"],
-                timestamp=datetime.fromisoformat(event["timestamp"]),
-                message_id=event["messageId"],
-            )
-            sent += 1
-        client.flush()
-        client.join()
+        _send_calls(url, iterable, events.iterable)
+        _send_calls(url, app, events.app)
+    output.note(
+        f"Sent {count(len(events.iterable), 'event')} of Iterable and {count(len(events.app), 'order')} of an app with "
+        f"Segment's library for Python to a collector at {url}."
+    )
+
+
+def _send_calls(url: str, key: str, calls: Iterable[Call]) -> None:
+    """Send calls with Segment's library for Python, and wait for the answers.
+
+    Raises:
+        SourceError: The collector did not take a call.
+    """
+    failed: list[Exception] = []
+    # The queue is unbounded, because the library drops the calls for which its queue has no place.
+    client = Client(key, host=url, gzip=True, max_queue_size=0, on_error=lambda error, _: failed.append(error))
+    for call in calls:
+        client.track(
+            user_id=call.get("userId"),
+            anonymous_id=call.get("anonymousId"),
+            event=call["event"],
+            properties=call["properties"],
+            context=call["context"],
+            timestamp=datetime.fromisoformat(call["timestamp"]),
+            message_id=call["messageId"],
+        )
+    client.flush()
+    client.join()
     if failed:
         raise SourceError(f"The collector did not take the sample events: {failed[0]}")
-    output.note(f"Sent {count(sent, 'sample event')} with Segment's library for Python to a collector at {url}.")
-
-
-def sample_events() -> Iterator[dict[str, Any]]:
-    """Yield the sample `track` calls of all 22 documented collections, with Iterable's properties; always the same."""
-    lines = (Path(__file__).parent / "sample_events.ndjson").read_text(encoding="utf-8").splitlines()
-    for copy in range(_COPIES):
-        for line in lines:
-            event = json.loads(line)
-            digest = sha256(f"{event['messageId']}:{copy}".encode()).hexdigest()
-            event["messageId"] = f"api-{digest[:27]}"
-            for name in ("timestamp", "originalTimestamp", "sentAt", "receivedAt"):
-                moved = datetime.fromisoformat(event[name]) + timedelta(minutes=7 * copy)
-                event[name] = moved.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            yield event

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, TypeVar
 
 from loader.cli.sample_campaigns import (
@@ -38,7 +40,7 @@ Call = dict[str, Any]
 Item = TypeVar("Item")
 
 WEEKS = 9
-DEFAULT_RECIPIENTS = 600
+DEFAULT_RECIPIENTS = 500
 DEFAULT_SEED = 20260304
 
 _SITE = "https://www.example.com/"
@@ -198,6 +200,9 @@ class _Roaster:
         self._iterable: list[tuple[int, Call]] = []
         self._app: list[tuple[int, Call]] = []
         self._orders = 0
+        self._numbers = count()
+        # The time of sending, a number, the messages, the person, and the time at which the person entered.
+        self._planned: list[tuple[int, int, tuple[Campaign, ...], _Person, int]] = []
         self._people = [self._make_person(number) for number in range(recipients)]
 
     def run(self) -> SampleEvents:
@@ -205,9 +210,10 @@ class _Roaster:
         for day in range(WEEKS * 7):
             start = self._start + day * SECONDS_OF_DAY
             self._take_in_new_people(start)
-            self._send_blasts(day, start)
-            self._start_carts(start)
+            self._plan_blasts(day, start)
+            self._plan_carts(start)
             self._take_organic_orders(start)
+            self._send_planned(start + SECONDS_OF_DAY)
             if (self._first_day + timedelta(days=day)).weekday() == 0:
                 self._unsubscribe_by_staff(start)
         return SampleEvents(self._sorted(self._iterable), self._sorted(self._app))
@@ -269,7 +275,7 @@ class _Roaster:
         for person in self._people:
             if start <= person.joined < start + SECONDS_OF_DAY:
                 self._subscribe(person, person.joined, self._turn("signup", _SIGNUP_SOURCES))
-                self._run_journey(WELCOME_STEPS, person, person.joined + 20)
+                self._plan(WELCOME_STEPS, person, person.joined + 20)
 
     def _subscribe(self, person: _Person, moment: int, source: str) -> None:
         properties = {
@@ -302,25 +308,32 @@ class _Roaster:
 
     # Sending
 
-    def _send_blasts(self, day: int, start: int) -> None:
+    def _plan_blasts(self, day: int, start: int) -> None:
         weekday = (self._first_day + timedelta(days=day)).weekday()
         for campaign in BLASTS:
             if campaign.weekday != weekday or (day // 7) % campaign.every:
                 continue
             for person in self._people:
-                moment = start + campaign.hour * SECONDS_OF_HOUR + self._within(0, 900)
-                if person.joined < moment and self._happens(campaign.audience):
-                    self._send(campaign, person, moment)
+                if person.joined < start and self._happens(campaign.audience):
+                    self._plan((campaign,), person, start + self._within(0, 900))
 
-    def _run_journey(self, steps: Sequence[Campaign], person: _Person, entered: int) -> None:
-        for step in steps:
-            if self._send(step, person, entered + step.hour * SECONDS_OF_HOUR):
-                return
-
-    def _start_carts(self, start: int) -> None:
+    def _plan_carts(self, start: int) -> None:
         for person in self._people:
             if person.joined < start and self._happens(0.004 * person.keenness):
-                self._run_journey(CART_STEPS, person, start + self._within(0, SECONDS_OF_DAY - 1))
+                self._plan(CART_STEPS, person, start + self._within(0, SECONDS_OF_DAY - 1))
+
+    def _plan(self, steps: tuple[Campaign, ...], person: _Person, entered: int) -> None:
+        """Plan the first of some messages, of which each is sent some hours after the person entered."""
+        due = entered + steps[0].hour * SECONDS_OF_HOUR
+        heappush(self._planned, (due, next(self._numbers), steps, person, entered))
+
+    def _send_planned(self, end: int) -> None:
+        """Send what is due, in the order of time, so that each message knows the consequences of the earlier ones."""
+        while self._planned and self._planned[0][0] < end:
+            moment, _, steps, person, entered = heappop(self._planned)
+            has_ordered = self._send(steps[0], person, moment)
+            if steps[1:] and not has_ordered:
+                self._plan(steps[1:], person, entered)
 
     def _send(self, campaign: Campaign, person: _Person, moment: int) -> bool:
         """Send a message, if the person can get it, with all responses; return whether the person ordered."""
@@ -590,9 +603,9 @@ class _Roaster:
         self._track_order(person, moment, properties, "analytics.js")
         if self._paced("tracked twice", 0.15):
             self._track_order(person, moment + self._within(1, 20), properties, "analytics-python")
-        self._send(SHIPPED_EMAIL, person, moment + SHIPPED_EMAIL.hour * SECONDS_OF_HOUR)
+        self._plan((SHIPPED_EMAIL,), person, moment)
         if self._happens(0.3):
-            self._send(READY_SMS, person, moment + READY_SMS.hour * SECONDS_OF_HOUR)
+            self._plan((READY_SMS,), person, moment)
 
     # Calls
 

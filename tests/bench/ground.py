@@ -10,17 +10,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
 
-from loader.cli.demo import sample_events
+from loader.cli.sample_events import generate_sample_events
 from loader.postgres.database import connection_environment
 from loader.postgres.embedded import EmbeddedServer
 
 # Events of the sample, in its proportions, each with its own ids.
 _SEED = 20260304
+_LAST_DAY = date(2026, 5, 3)
 
 
 class Ground:
@@ -74,7 +76,7 @@ class Ground:
         """Write a file of so many events, or reuse the file; another seed gives other ids."""
         path = self.folder / f"events-{count}-{seed}.ndjson"
         if not path.exists():
-            templates = [event for _, event in zip(range(48), sample_events(), strict=False)]
+            templates = generate_sample_events(_LAST_DAY, recipients=100).iterable
             chance = random.Random(_SEED + seed)
             with path.open("w", encoding="utf-8") as file:
                 for _ in range(count):

@@ -6,12 +6,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from loader.cli.sample_events import generate_sample_events
+from loader.events.naming import table_name
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, loader_here, open_settings
@@ -199,7 +203,7 @@ def demo_home() -> Iterator[Path]:
 
 
 def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
-    """The demo fills the tables from nothing, and shows them and a working URL. A second run changes no number."""
+    """The demo fills the tables of two sources from nothing, and shows them and a URL. A second run changes nothing."""
     environment = os.environ | {"LOADER_HOME": str(demo_home), "LOADER_EMBEDDED_IDLE": "60"}
 
     def run() -> list[str]:
@@ -215,13 +219,15 @@ def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
 
     first, second = run(), run()
     assert first == second
-    counts = {line.split()[0]: line.split()[1] for line in first if line.startswith("iterable.")}
-    assert counts["iterable.tracks"] == "4,800"
-    assert counts["iterable.email_delivered"] == "400"
-    assert len(counts) == 28
+    counts = {line.split()[0]: line.split()[1] for line in first if line.startswith(("iterable.", "app."))}
+    sample = generate_sample_events(date(2026, 5, 3))
+    sent = Counter(f"iterable.{table_name(call['event'])}" for call in sample.iterable)
+    sent |= {"iterable.tracks": sent.total(), "app.order_completed": len(sample.app), "app.tracks": len(sample.app)}
+    assert counts == {table: f"{number:,}" for table, number in sent.items()}
     url = next(line.split()[-1] for line in first if "postgresql://" in line)
     with psycopg.connect(url) as connection:
-        assert connection.execute("select count(*) from iterable.email_delivered").fetchone() == (400,)
+        found = connection.execute("select count(*) from iterable.email_delivered").fetchone()
+        assert found == (sent["iterable.email_delivered"],)
 
     # As a person types it.
     typed = subprocess.run(["/bin/sh", "-c", first[-1]], capture_output=True, text=True, timeout=60, check=True)
