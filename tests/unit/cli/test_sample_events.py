@@ -9,7 +9,9 @@ import pytest
 
 from loader.cli.sample_campaigns import BLASTS, CART_STEPS, READY_SMS, SHIPPED_EMAIL, WELCOME_STEPS
 from loader.cli.sample_events import DEFAULT_RECIPIENTS, WEEKS, Call, SampleEvents, generate_sample_events, last_sunday
+from loader.events.model import Event
 from loader.events.naming import table_name
+from loader.events.segment import parse_lines
 from tests.support.served_tables import COLLECTIONS
 
 LAST_DAY = date(2026, 5, 3)
@@ -116,6 +118,14 @@ def test_all_events_lie_in_the_nine_weeks_in_their_order() -> None:
         assert times == sorted(times)
         assert times[-1].date() <= LAST_DAY
         assert times[0] >= datetime(2026, 5, 4, tzinfo=UTC) - timedelta(weeks=WEEKS)
+
+
+def test_every_call_is_accepted() -> None:
+    """A file of the calls has no line for the quarantine."""
+    lines = "".join(f"{json.dumps(call)}\n" for call in [*sample().iterable, *sample().app])
+    messages = parse_lines(lines.encode(), 0)
+    assert len(messages) == len(sample().iterable) + len(sample().app)
+    assert all(isinstance(message, Event) for message in messages)
 
 
 def test_a_call_has_the_form_of_segment() -> None:
