@@ -1,6 +1,7 @@
 """The campaigns, journeys and mail domains of the sample events, with the rates at which recipients respond.
 
-A coffee roaster sends ten campaigns and two journeys. The rates are shares of the delivered messages.
+A coffee roaster sends ten campaigns in nine weeks, two journeys, and messages about orders. The rates are shares of the
+delivered messages. Each campaign is sent once, so that a recipient counts once in its rates.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Campaign:
         text: The subject of an email, or the text of another message.
         path: The path of the link in the message.
         weekday: The day of sending, 0 for Monday; None for a message that something else triggers.
-        every: The number of weeks from one sending to the next.
+        week: The week of sending, from 0.
         hour: The hour of sending; of a step of a journey, the hours since the recipient entered.
         audience: The share of the channel's recipients that the campaign is sent to.
         open_rate: The share of messages that a person opens.
@@ -61,7 +62,7 @@ class Campaign:
     order_rate: float
     order_value: float
     weekday: int | None = None
-    every: int = 1
+    week: int = 0
     hour: int = 0
     audience: float = 1.0
     workflow: Workflow | None = None
@@ -94,46 +95,56 @@ _CART = Workflow(77055, "Cart Journey")
 
 BLASTS = (
     Campaign(
-        4310021, "Weekly Newsletter", "email", MARKETING_EMAIL, 41277, (Template(6120455, "Newsletter"),),
+        4310021, "New Roasts", "email", MARKETING_EMAIL, 41277, (Template(6120455, "New roasts"),),
         "{{firstName}}, three new roasts just landed", "roasts",
-        open_rate=0.37, click_rate=0.026, order_rate=0.18, order_value=36.0, weekday=1, hour=15,
+        open_rate=0.38, click_rate=0.032, order_rate=0.30, order_value=36.0, weekday=1, week=0, hour=15,
     ),
     Campaign(
-        4310044, "Weekend Offer", "email", MARKETING_EMAIL, 41278,
+        4310029, "Coffee School: Grind", "email", MARKETING_EMAIL, 41279, (Template(6120461, "Grind lesson"),),
+        "Grind size in four minutes", "school/grind",
+        open_rate=0.43, click_rate=0.038, order_rate=0.08, order_value=27.0, weekday=1, week=1, hour=15,
+    ),
+    Campaign(
+        4310044, "Two for One", "email", MARKETING_EMAIL, 41278,
         (Template(6120470, "Offer A - plain"), Template(6120471, "Offer B - picture", appeal=2.2)),
-        "Two bags for the price of one", "offers/weekend",
-        open_rate=0.34, click_rate=0.022, order_rate=0.38, order_value=48.0, weekday=4, every=2, hour=9,
-        audience=0.9, experiment_id=52210,
+        "Two bags for the price of one", "offers/two-for-one",
+        open_rate=0.36, click_rate=0.027, order_rate=0.55, order_value=48.0, weekday=1, week=2, hour=9,
+        experiment_id=52210,
     ),
     Campaign(
-        4310058, "Coffee School", "email", MARKETING_EMAIL, 41279, (Template(6120488, "Lesson"),),
-        "Grind size in four minutes", "school",
-        open_rate=0.41, click_rate=0.032, order_rate=0.03, order_value=29.0, weekday=3, every=3, hour=17, audience=0.5,
-    ),
-    Campaign(
-        4310063, "Win-back", "email", MARKETING_EMAIL, 41278, (Template(6120493, "We miss you"),),
-        "Your grinder misses you", "come-back",
-        open_rate=0.30, click_rate=0.02, order_rate=0.3, order_value=31.0, weekday=0, every=4, hour=10, audience=0.25,
-    ),
-    Campaign(
-        4310077, "New Roast Push", "push", PUSH, 41320, (Template(6120502, "New roast push"),),
-        "New roasts, {{firstName}}", "roasts",
-        open_rate=0.05, click_rate=0.0, order_rate=0.22, order_value=27.0, weekday=2, hour=12,
-    ),
-    Campaign(
-        4310102, "Flash Sale SMS", "sms", SMS, 41340, (Template(6120540, "Flash sale SMS"),),
+        4310052, "Flash Sale SMS", "sms", SMS, 41340, (Template(6120540, "Flash sale SMS"),),
         "20 % off today: https://www.example.com/sale Reply STOP to opt out", "sale",
-        open_rate=0.0, click_rate=0.07, order_rate=0.45, order_value=41.0, weekday=5, every=3, hour=11,
+        open_rate=0.0, click_rate=0.07, order_rate=0.45, order_value=41.0, weekday=5, week=2, hour=11,
     ),
     Campaign(
-        4310140, "Loyalty In-App", "in_app", IN_APP, 41360, (Template(6120580, "Loyalty card"),),
+        4310077, "Single Origin Push", "push", PUSH, 41320, (Template(6120502, "Single origin push"),),
+        "New single origins, {{firstName}}", "roasts/single-origin",
+        open_rate=0.06, click_rate=0.0, order_rate=0.30, order_value=27.0, weekday=1, week=3, hour=12,
+    ),
+    Campaign(
+        4310083, "Coffee School: Water", "email", MARKETING_EMAIL, 41279, (Template(6120511, "Water lesson"),),
+        "The ingredient you forget", "school/water",
+        open_rate=0.40, click_rate=0.034, order_rate=0.06, order_value=25.0, weekday=1, week=4, hour=15,
+    ),
+    Campaign(
+        4310094, "Loyalty In-App", "in_app", IN_APP, 41360, (Template(6120580, "Loyalty card"),),
         "<h1>Ten cups, one free</h1>", "loyalty",
-        open_rate=0.55, click_rate=0.08, order_rate=0.08, order_value=22.0, weekday=0, every=2, hour=8,
+        open_rate=0.35, click_rate=0.08, order_rate=0.15, order_value=22.0, weekday=1, week=5, hour=8,
     ),
     Campaign(
-        4310177, "Fresh Drop Web Push", "web_push", WEB_PUSH, 41380, (Template(6120611, "Fresh drop"),),
-        "Three single origins this week", "roasts",
-        open_rate=0.0, click_rate=0.03, order_rate=0.12, order_value=33.0, weekday=3, every=2, hour=19,
+        4310105, "Win-back", "email", MARKETING_EMAIL, 41278, (Template(6120593, "We miss you"),),
+        "Your grinder misses you", "come-back",
+        open_rate=0.31, click_rate=0.024, order_rate=0.35, order_value=31.0, weekday=1, week=6, hour=10, audience=0.6,
+    ),
+    Campaign(
+        4310118, "Fresh Drop Web Push", "web_push", WEB_PUSH, 41380, (Template(6120611, "Fresh drop"),),
+        "Three single origins this week", "roasts/fresh",
+        open_rate=0.0, click_rate=0.04, order_rate=0.30, order_value=33.0, weekday=3, week=6, hour=19,
+    ),
+    Campaign(
+        4310126, "Members' Sale", "email", MARKETING_EMAIL, 41278, (Template(6120620, "Members' sale"),),
+        "For members: 25 % off all beans", "offers/members",
+        open_rate=0.40, click_rate=0.042, order_rate=0.50, order_value=57.0, weekday=1, week=7, hour=9,
     ),
 )  # fmt: skip
 
@@ -194,7 +205,7 @@ DOMAINS = (
     MailDomain("yonder.example", 0.14, proxy="Yahoo"),
     MailDomain("example.com", 0.11),
     MailDomain("corporate.example", 0.08, scans=True),
-    MailDomain("postbox.example", 0.05, block_rate=0.35),
+    MailDomain("postbox.example", 0.05, block_rate=0.24),
 )
 
 FIRST_NAMES = (

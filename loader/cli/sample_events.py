@@ -40,7 +40,7 @@ Call = dict[str, Any]
 Item = TypeVar("Item")
 
 WEEKS = 9
-DEFAULT_RECIPIENTS = 500
+DEFAULT_RECIPIENTS = 1_500
 DEFAULT_SEED = 20260304
 
 _SITE = "https://www.example.com/"
@@ -110,7 +110,7 @@ class _Person:
     devices: int
     browser_token: str | None
     phone: str | None
-    is_stale: bool
+    stale_from: int
     joined: int
     email_until: int = _NEVER
     sms_until: int = _NEVER
@@ -181,7 +181,7 @@ def generate_sample_events(
 
     Args:
         last_day: The last day with events, in UTC.
-        recipients: The number of recipients. A recipient has about 35 events.
+        recipients: The number of recipients. A recipient has about 12 events.
         seed: Another seed gives other people, ids and times.
     """
     return _Roaster(last_day, recipients, seed).run()
@@ -245,6 +245,10 @@ class _Roaster:
         """Return a number of seconds; a higher power makes short times more frequent."""
         return int(least + (most - least) * self._chance.random() ** power)
 
+    def _some_time(self) -> int:
+        """Return a time in the nine weeks, not in their last days."""
+        return self._start + self._within(0, (WEEKS * 7 - 3) * SECONDS_OF_DAY)
+
     # People
 
     def _make_person(self, number: int) -> _Person:
@@ -254,7 +258,6 @@ class _Roaster:
             if chosen < 0:
                 break
         has_app = self._happens(0.35)
-        is_new = self._happens(0.2)
         return _Person(
             email=f"{first}.{last}.{number}@{domain.name}".lower(),
             user_id=None if self._paced("without id", 0.08) else f"usr_{10_000 + number}",
@@ -267,8 +270,8 @@ class _Roaster:
             devices=(2 if self._happens(0.2) else 1) if has_app else 0,
             browser_token=f"c2bd7fa3c69:{self._hex(16)}" if self._happens(0.25) else None,
             phone=f"+1415555{number:04}" if self._happens(0.3) else None,
-            is_stale=self._paced("stale", 0.015),
-            joined=self._start + int((WEEKS * 7 - 3) * SECONDS_OF_DAY * self._chance.random()) if is_new else 0,
+            stale_from=self._some_time() if self._paced("stale", 0.007) else _NEVER,
+            joined=self._some_time() if self._happens(0.2) else 0,
         )
 
     def _take_in_new_people(self, start: int) -> None:
@@ -311,7 +314,7 @@ class _Roaster:
     def _plan_blasts(self, day: int, start: int) -> None:
         weekday = (self._first_day + timedelta(days=day)).weekday()
         for campaign in BLASTS:
-            if campaign.weekday != weekday or (day // 7) % campaign.every:
+            if (campaign.week, campaign.weekday) != (day // 7, weekday):
                 continue
             for person in self._people:
                 if person.joined < start and self._happens(campaign.audience):
@@ -395,7 +398,7 @@ class _Roaster:
             if clicks:
                 ordered = self._click_in_email(message, opened + self._within(15, 240))
             self._visit_preferences(message, opened + self._within(20, 300))
-        if self._paced("complaint", 0.0006):
+        if self._paced("complaint", 0.0005):
             self._complain(message, moment + self._within(300, SECONDS_OF_DAY))
         return ordered
 
@@ -403,17 +406,17 @@ class _Roaster:
         """Let the email bounce, perhaps; return whether it did."""
         person, moment = message.person, message.sent
         blocks = person.domain.block_rate if moment > (self._start + self._end) // 2 else 0.0
-        if person.is_stale:
+        if person.stale_from < moment:
             bounce = _bounce("HardBounce", "5.1.1", "user unknown")
         elif self._happens(blocks):
             bounce = _bounce(self._turn("block", _BLOCK_STATES), "5.7.1", f"refused by {person.domain.name}")
-        elif self._paced("soft bounce", 0.008):
+        elif self._paced("soft bounce", 0.0105):
             bounce = self._turn("soft", _SOFT_BOUNCES)
         else:
             return False
         properties = message.email_properties | bounce
         self._track("Email Bounced", person, moment + self._within(2, 90), properties)
-        if person.is_stale and person.email_until > moment:
+        if person.stale_from < moment < person.email_until:
             person.email_until = moment
             left = {"unsubSource": "HardBounce", "messageId": message.id, "channelIds": [MARKETING_EMAIL]}
             self._track("Unsubscribed", person, moment + 95, left | {"emailListIds": [], "messageTypeIds": []})
@@ -460,7 +463,7 @@ class _Roaster:
     def _visit_preferences(self, message: _Message, moment: int) -> None:
         """Let a reader visit the page of preferences, perhaps; two of three visitors unsubscribe."""
         person = message.person
-        if not self._paced("preferences", 0.007):
+        if not self._paced("preferences", 0.005):
             return
         properties = message.email_properties | {"url": "https://links.example.com/preferences"} | _place(person)
         self._track("Hosted Unsubscribe Click", person, moment, properties, _browser(person))
@@ -497,7 +500,7 @@ class _Roaster:
                 bounced += 1
                 without = {name: value for name, value in properties.items() if name != "messageId"}
                 self._track("Push Bounced", person, moment + device + 3, without)
-        if self._paced("uninstall", 0.003):
+        if self._paced("uninstall", 0.006):
             gone = moment + 12 * SECONDS_OF_HOUR
             person.push_until = min(person.push_until, gone)
             self._track("Mobile App Uninstalled", person, gone, properties | {"isGhostPush": True})

@@ -76,7 +76,7 @@ class Ground:
         """Write a file of so many events, or reuse the file; another seed gives other ids."""
         path = self.folder / f"events-{count}-{seed}.ndjson"
         if not path.exists():
-            templates = generate_sample_events(_LAST_DAY, recipients=100).iterable
+            templates = generate_sample_events(_LAST_DAY, recipients=300).iterable
             chance = random.Random(_SEED + seed)
             with path.open("w", encoding="utf-8") as file:
                 for _ in range(count):
