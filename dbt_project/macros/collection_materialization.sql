@@ -52,7 +52,7 @@
         'source': source_name,
         'name': name,
         'description': description,
-        'relation': api.Relation.create(database=target.database, schema=source_name, identifier=name, type='table'),
+        'relation': api.Relation.create(database=target.database, schema=target_schema(source_name), identifier=name, type='table'),
         'every_event': name == 'tracks',
         'declared': declared,
         'own_sql': own_sql,

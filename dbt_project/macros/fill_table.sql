@@ -5,6 +5,9 @@
 
 {#- Brings one source's table up to the invocation's snapshot. Returns the number of rows by which it grew. -#}
 {% macro fill_table(table) %}
+    {%- if not is_production() -%}
+        {{ return(make_development_table(table)) }}
+    {%- endif -%}
     {%- set plan = open_table(table) -%}
     {%- do log(plan.run.note, info=true) if plan.run and plan.run.note -%}
     {%- if plan.state == 'held' -%}

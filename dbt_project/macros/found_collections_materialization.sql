@@ -11,13 +11,15 @@
     {%- set refusals = [] -%}
     {%- for source_name in registered_sources() -%}
         {%- for collection in collections_to_fill(source_name) -%}
-            {%- do note_try(source_name, collection.name, 'clock_timestamp()') -%}
-            {%- do adapter.commit() -%}
-            {%- do begin() -%}
+            {%- if is_production() -%}
+                {%- do note_try(source_name, collection.name, 'clock_timestamp()') -%}
+                {%- do adapter.commit() -%}
+                {%- do begin() -%}
+            {%- endif -%}
             {%- set table = described_table(source_name, collection.name, found_description(collection.event)) -%}
             {%- set totals.rows = totals.rows + fill_table(table) -%}
             {%- do refusals.append(table.refusal) if table.refusal -%}
-            {%- do note_try(source_name, collection.name, 'null') -%}
+            {%- do note_try(source_name, collection.name, 'null') if is_production() -%}
             {%- do adapter.commit() -%}
             {%- do warn_of_obstacles(table) -%}
             {%- do begin() -%}
@@ -39,6 +41,9 @@
     and LOADER_NEW_TABLES in an hour. The events of the others are in tracks, and `loader status` names them.
 -#}
 {% macro collections_to_fill(source_name) %}
+    {%- if not is_production() -%}
+        {{ return(development_collections(source_name)) }}
+    {%- endif -%}
     {%- set modelled = text_array(collection_models()) -%}
     {%- set most = env_var('LOADER_TABLES', '200') | int -%}
     {%- set hourly = env_var('LOADER_NEW_TABLES', '50') | int -%}

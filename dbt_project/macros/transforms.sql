@@ -7,37 +7,45 @@
         {%- if invocation_args_dict.sample -%}
             {%- do exceptions.raise_compiler_error(
                 "--sample reads a part of the events, and the tables would count the rest as read. Use --empty to check the models without reading events."
+                if is_production() else
+                "--sample would leave found columns and cursors as they are without it. Set the variable development_days to read fewer days, such as --vars 'development_days: 1'."
             ) -%}
         {%- endif -%}
-        {%- set found = run_query("select to_regproc('raw.open_table') is not null and to_regproc('raw.to_bigint') is not null") -%}
+        {%- do check_rights_to_read() if not is_production() -%}
+        {%- set found = run_query("select to_regproc('raw.open_development') is not null") -%}
         {%- if not found.rows[0][0] -%}
             {%- do exceptions.raise_compiler_error(
                 "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or is too old. Set DATABASE_URL to the URL of that database and run `loader migrate`, then run this command again."
             ) -%}
         {%- endif -%}
-        {{ transaction_settings() }}
-        {#- Schemas are made here, because tables of a first run would wait for the table that makes the schema. Where the
-            role may not create schemas, only the tables of that source are held. -#}
-        {%- for source_name in registered_sources() if not schema_exists(source_name) and may_create_schemas() %}
-        {{ create_schema_sql(source_name) }};
-        {%- endfor %}
-
-        {#- After a restore into another cluster the stored transaction ids mean nothing. -#}
-        select raw.adopt_cluster();
-
-        select raw.admit_readers(schema_name) from raw.sources;
-
-        update raw.transforms
-        set status = 'interrupted', finished_at = clock_timestamp(), error = 'It ended without a word.'
-        where
-            status = 'running'
-            and not exists (
-                select from pg_stat_activity
-                where datname = current_database() and application_name = 'dbt' and pid <> pg_backend_pid()
-            );
-
-        insert into raw.transforms (id, snapshot) values ('{{ invocation_id }}', pg_current_snapshot());
+        {{ start_production() if is_production() else start_development() }}
     {%- endif -%}
+{% endmacro %}
+
+
+{% macro start_production() %}
+    {{ transaction_settings() }}
+    {#- Schemas are made here, because tables of a first run would wait for the table that makes the schema. Where the
+        role may not create schemas, only the tables of that source are held. -#}
+    {%- for source_name in registered_sources() if not schema_exists(source_name) and may_create_schemas() %}
+    {{ create_schema_sql(source_name) }};
+    {%- endfor %}
+
+    {#- After a restore into another cluster the stored transaction ids mean nothing. -#}
+    select raw.adopt_cluster();
+
+    select raw.admit_readers(schema_name) from raw.sources;
+
+    update raw.transforms
+    set status = 'interrupted', finished_at = clock_timestamp(), error = 'It ended without a word.'
+    where
+        status = 'running'
+        and not exists (
+            select from pg_stat_activity
+            where datname = current_database() and application_name = 'dbt' and pid <> pg_backend_pid()
+        );
+
+    insert into raw.transforms (id, snapshot) values ('{{ invocation_id }}', pg_current_snapshot());
 {% endmacro %}
 
 
@@ -64,23 +72,28 @@
 {#- Ends the record of an invocation. A failed model of a project that imports this one is not a failure of these tables. -#}
 {% macro finish_transform(results) %}
     {%- if execute and flags.WHICH in ('run', 'build') and fills_tables() -%}
-        {{ transaction_settings() }}
         {%- set failed = [] -%}
         {%- set filled = [] -%}
         {%- for result in results if is_ours(result.node) -%}
             {%- do failed.append(result) if result.status in ('error', 'runtime error', 'fail') -%}
             {%- do filled.append(result.node.name) if result.status == 'success' and is_served(result.node) and not env_var('LOADER_ONLY_TABLES', '') -%}
         {%- endfor -%}
-        {%- if flags.EMPTY %}
-        delete from raw.transforms where id = '{{ invocation_id }}';
-        {%- else %}
-        select raw.end_transform(
-            '{{ invocation_id }}',
-            {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }},
-            {{ text_array(filled) }},
-            {{ text_array(served_models()) }}
-        );
-        {%- endif -%}
+        {{ finish_production(failed, filled) if is_production() else finish_development(failed) }}
+    {%- endif -%}
+{% endmacro %}
+
+
+{% macro finish_production(failed, filled) %}
+    {{ transaction_settings() }}
+    {%- if flags.EMPTY %}
+    delete from raw.transforms where id = '{{ invocation_id }}';
+    {%- else %}
+    select raw.end_transform(
+        '{{ invocation_id }}',
+        {{ string_literal(failed[0].node.name ~ ": " ~ failed[0].message) if failed else "null" }},
+        {{ text_array(filled) }},
+        {{ text_array(served_models()) }}
+    );
     {%- endif -%}
 {% endmacro %}
 
@@ -129,7 +142,8 @@
 {% macro filled_tables() %}
     {%- set filled = {} -%}
     {%- if execute -%}
-        {%- for row in run_query("select source, model from raw.cursors where snapshot is not null order by source, model").rows -%}
+        {%- set cursors = cursors_relation() -%}
+        {%- for row in (run_query("select source, model from " ~ cursors ~ " where snapshot is not null order by source, model").rows if cursors else []) -%}
             {%- do filled.setdefault(row['source'], []).append(row['model']) -%}
         {%- endfor -%}
     {%- endif -%}
@@ -163,7 +177,8 @@
 
 {#- Tells whether a collection and tracks have read the same events of the collection. -#}
 {% macro have_read_the_same(source_name, collection) -%}
-    not exists (
+    {%- if is_production() -%}
+        not exists (
             select from raw.events
             inner join raw.cursors as own on own.source = events.source and own.model = events.collection
             inner join raw.cursors as tracks on tracks.source = events.source and tracks.model = 'tracks'
@@ -173,6 +188,12 @@
                 and events.load_xid >= least(pg_snapshot_xmin(own.snapshot), pg_snapshot_xmin(tracks.snapshot))
                 and pg_visible_in_snapshot(events.load_xid, own.snapshot) <> pg_visible_in_snapshot(events.load_xid, tracks.snapshot)
         )
+    {%- else -%}
+        (
+            select count(distinct transform_id) = 1 from {{ cursors_relation() }}
+            where source = '{{ source_name }}' and model in ('{{ collection }}', 'tracks')
+        )
+    {%- endif -%}
 {%- endmacro %}
 
 

@@ -81,7 +81,9 @@ def _shared(loader: ManifestLoader, folder: Path) -> Path:
     models = sorted(
         (path.name, path.read_bytes()) for path in Path(loader.root_project.project_root, "models").rglob("*.*")
     )
-    of = [*models, state.vars_hash.checksum, state.project_env_vars_hash.checksum, os.environ.get("LOADER_SCHEMA")]
+    target = loader.root_project.target_name, loader.root_project.credentials.schema
+    environment = state.vars_hash.checksum, state.project_env_vars_hash.checksum, os.environ.get("LOADER_SCHEMA")
+    of = [*models, *target, *environment]
     return folder / f"parsed-{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}.msgpack"
 
 

@@ -6,7 +6,7 @@
     {%- set modelled = collection_models() if execute else [] %}
     {%- for source_name, filled in filled_tables().items() %}
     {%- for name in filled if name not in modelled %}
-    {%- set table = api.Relation.create(database=target.database, schema=source_name, identifier=name) %}
+    {%- set table = api.Relation.create(database=target.database, schema=target_schema(source_name), identifier=name) %}
     select '{{ table }}' as table_name, 'rows' as problem
     from (
         {{ compared_with_raw("source = '" ~ source_name ~ "' and model = '" ~ name ~ "'") }}
@@ -17,5 +17,5 @@
     union all
     {%- endfor %}
     {%- endfor %}
-    select '', '' where false
+    select '' as table_name, '' as problem where false
 {% endtest %}

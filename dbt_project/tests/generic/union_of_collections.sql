@@ -19,9 +19,9 @@
     {%- endif -%}
     {%- endif %}
     {%- for source_name, filled in filled_tables().items() if model.identifier in filled %}
-    {%- set tracks = model.incorporate(path={'schema': source_name}) %}
+    {%- set tracks = model.incorporate(path={'schema': target_schema(source_name)}) %}
     {%- for name in filled if name != model.identifier %}
-    {%- set table = model.incorporate(path={'schema': source_name, 'identifier': name}) %}
+    {%- set table = model.incorporate(path={'schema': target_schema(source_name), 'identifier': name}) %}
     select
         served.id,
         '{{ source_name }}.{{ name }}' as table_name,
@@ -41,5 +41,5 @@
     union all
     {%- endfor %}
     {%- endfor %}
-    select '', '', '' where false
+    select '' as id, '' as table_name, '' as problem where false
 {% endtest %}
