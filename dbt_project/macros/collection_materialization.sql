@@ -6,6 +6,7 @@
     survive a run. A full refresh deletes and inserts in the same way.
 -#}
 {% materialization collection, adapter='postgres' %}
+    {%- do check_model() -%}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {%- do begin() if pre_hooks | rejectattr('transaction') | list -%}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
@@ -15,13 +16,14 @@
     {%- set refusals = [] -%}
     {%- set only = only_tables(model.alias) -%}
     {%- set own_sql = none if takes_found_columns(sql) else sql -%}
+    {%- do check_contract(own_sql) -%}
     {%- for source_name in registered_sources(transaction_settings()) if not only or source_name ~ "." ~ model.alias in only -%}
         {%- do begin() if not loop.first -%}
         {%- set table = described_table(source_name, model.alias, model.description, own_sql) -%}
         {%- set totals.rows = totals.rows + fill_table(table) -%}
         {%- do relations.append(table.relation) if not table.is_held -%}
         {%- do refusals.append(table.refusal) if table.refusal -%}
-        {%- do apply_grants(table.relation, config.get('grants'), should_revoke=True) if config.get('grants') and not table.is_held -%}
+        {%- do give_grants(table.relation) if not table.is_held -%}
         {%- do adapter.commit() -%}
         {%- do warn_of_obstacles(table) -%}
     {%- endfor -%}

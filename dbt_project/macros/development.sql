@@ -113,7 +113,7 @@
         from (
             select collection, event, number
             from raw.collections
-            where source = {{ string_literal(source_name) }} and collection <> '' and collection <> all({{ text_array(collection_models()) }})
+            where source = {{ string_literal(source_name) }} and collection <> '' and collection <> all({{ text_array(modelled_events()) }})
             order by number
             limit {{ env_var('LOADER_TABLES', '200') | int }}
         ) as seen

@@ -59,9 +59,9 @@
 {%- endmacro %}
 
 
-{#- Returns the model's name. A unit test is a node of its own, which names the model that it tests. -#}
+{#- Returns the name of the model's table. A unit test is a node of its own, which names the model that it tests. -#}
 {% macro collection_name() -%}
-    {{ return((model.tested_node_unique_id or '').split('.')[-1] if model.resource_type == 'unit_test' else model.name) }}
+    {{ return((model.tested_node_unique_id or '').split('.')[-1] if model.resource_type == 'unit_test' else model.alias) }}
 {%- endmacro %}
 
 

@@ -21,6 +21,7 @@
         {{ return(0) }}
     {%- endif -%}
 
+    {%- do change_types(table, plan) if not plan.run.is_created -%}
     {%- do run_query("savepoint before_rows") if plan.run.may_refuse_rows -%}
     {%- set added = write_events(table, plan) -%}
     {%- if table.refused_by -%}
@@ -30,6 +31,18 @@
         {{ return(0) }}
     {%- endif -%}
     {{ return(added) }}
+{% endmacro %}
+
+
+{#- Warns of declared columns with another type than the yml declares, and fails where the column may not hold a value. -#}
+{% macro change_types(table, plan) %}
+    {%- set changed = call_function(
+        "raw.change_types", json_literal(plan.run), json_literal(table.declared), should_full_refresh() and plan.run.is_rebuild, "current_setting('search_path')"
+    ) -%}
+    {%- do exceptions.raise_compiler_error(changed.error) if changed.error -%}
+    {%- for warning in changed.warnings -%}
+        {%- do exceptions.warn(table.source ~ "." ~ table.name ~ ": " ~ warning ~ " It keeps its type until --full-refresh --select " ~ table.name ~ ".") -%}
+    {%- endfor -%}
 {% endmacro %}
 
 

@@ -24,6 +24,7 @@
             {%- do warn_of_obstacles(table) -%}
             {%- do begin() -%}
         {%- endfor -%}
+        {%- do grant_found_tables(source_name) -%}
     {%- endfor -%}
     {{ run_hooks(post_hooks, inside_transaction=True) }}
     {%- do adapter.commit() -%}
@@ -44,7 +45,7 @@
     {%- if not is_production() -%}
         {{ return(development_collections(source_name)) }}
     {%- endif -%}
-    {%- set modelled = text_array(collection_models()) -%}
+    {%- set modelled = text_array(modelled_events()) -%}
     {%- set most = env_var('LOADER_TABLES', '200') | int -%}
     {%- set hourly = env_var('LOADER_NEW_TABLES', '50') | int -%}
     {%- do run_query("select raw.admit_collections('" ~ source_name ~ "', " ~ modelled ~ ", " ~ most ~ ", " ~ hourly ~ ")") -%}
@@ -99,3 +100,21 @@
 {% macro found_description(event) -%}
     {{ return("Events named " ~ event[:200] ~ ", which have no model: the columns are those the events have.") }}
 {%- endmacro %}
+
+
+{#- Gives the rights of the model's config on all found tables of a source, with and without new events. -#}
+{% macro grant_found_tables(source_name) %}
+    {%- set query -%}
+        select model from {{ cursors_relation() }}
+        where
+            source = {{ string_literal(source_name) }} and model <> all({{ text_array(modelled_events()) }})
+            and exists (
+                select from pg_class
+                where oid = to_regclass(format('%I.%I', {{ string_literal(target_schema(source_name)) }}, model)) and pg_has_role(relowner, 'usage')
+            )
+        order by model
+    {%- endset -%}
+    {%- for name in (run_query(query).columns[0].values() if config.get('grants') else []) -%}
+        {%- do give_grants(api.Relation.create(database=target.database, schema=target_schema(source_name), identifier=name)) -%}
+    {%- endfor -%}
+{% endmacro %}

@@ -12,7 +12,7 @@
             ) -%}
         {%- endif -%}
         {%- do check_rights_to_read() if not is_production() -%}
-        {%- set found = run_query("select to_regproc('raw.open_development') is not null") -%}
+        {%- set found = run_query("select to_regproc('raw.admit_grantees') is not null") -%}
         {%- if not found.rows[0][0] -%}
             {%- do exceptions.raise_compiler_error(
                 "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or is too old. Set DATABASE_URL to the URL of that database and run `loader migrate`, then run this command again."
@@ -156,7 +156,7 @@
     Empty where the run fills the tables of every source.
 -#}
 {% macro only_tables(model_name=none) %}
-    {%- set modelled = collection_models() -%}
+    {%- set modelled = modelled_events() -%}
     {%- set only = [] -%}
     {%- for name in env_var('LOADER_ONLY_TABLES', '').split() -%}
         {%- set table = name.split('.')[1] -%}
@@ -172,6 +172,14 @@
         graph.nodes.values() | selectattr('resource_type', 'equalto', 'model')
         | selectattr('config.materialized', 'equalto', 'collection') | map(attribute='alias') | sort
     ) -}}
+{% endmacro %}
+
+
+{#- Returns the events that found tables leave to models: those of the models' tables, and of models under another alias. -#}
+{% macro modelled_events() %}
+    {%- set names = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model')
+        | selectattr('config.materialized', 'equalto', 'collection') | map(attribute='name') | list -%}
+    {{- return((collection_models() + names) | unique | list) -}}
 {% endmacro %}
 
 

@@ -3,7 +3,7 @@
     raw.events has ids of its events. Each holds events of its own name only.
 -#}
 {% test found_tables(model) %}
-    {%- set modelled = collection_models() if execute else [] %}
+    {%- set modelled = modelled_events() if execute else [] %}
     {%- for source_name, filled in filled_tables().items() %}
     {%- for name in filled if name not in modelled %}
     {%- set table = api.Relation.create(database=target.database, schema=target_schema(source_name), identifier=name) %}

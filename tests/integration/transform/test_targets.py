@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -20,6 +21,28 @@ ADA = AS_PARSED | {"LOADER_DEVELOPMENT_SCHEMA": "dbt_ada"}
 ROLE = "developer_ada"
 
 
+def land_calls(
+    connection: psycopg.Connection,
+    event: str,
+    *message_ids: str,
+    source: str = "iterable",
+    days_ago: int = 0,
+    **properties: object,
+) -> None:
+    """Land events as a file does, in a transaction of some days ago; `userId` is no property."""
+    user = properties.pop("userId", "u")
+    lines = "\n".join(
+        json.dumps({"type": "track", "event": event, "messageId": each, "userId": user, "properties": properties})
+        for each in message_ids
+    )
+    with SchemaRegistry().transaction(connection) as seen:
+        land_events(connection, source, "file", parse_lines(lines.encode(), 0), seen)
+    connection.execute(
+        "update raw.events set landed_at = now() - %s * interval '1 day' where message_id = any(%s)",
+        (days_ago, list(message_ids)),
+    )
+
+
 @dataclass(frozen=True)
 class Warehouse:
     """A filled warehouse, with its owner's connection, and the URL of a developer who may only read the schema raw."""
@@ -29,20 +52,9 @@ class Warehouse:
     developer_url: str
     project: Path
 
-    def land(
-        self, event: str, *message_ids: str, source: str = "iterable", days_ago: int = 0, **properties: int
-    ) -> None:
-        """Land events as a file does, in a transaction of some days ago."""
-        lines = "\n".join(
-            json.dumps({"type": "track", "event": event, "messageId": each, "userId": "u", "properties": properties})
-            for each in message_ids
-        )
-        with SchemaRegistry().transaction(self.owner) as seen:
-            land_events(self.owner, source, "file", parse_lines(lines.encode(), 0), seen)
-        self.owner.execute(
-            "update raw.events set landed_at = now() - %s * interval '1 day' where message_id = any(%s)",
-            (days_ago, list(message_ids)),
-        )
+    def land(self, event: str, *message_ids: str, **fields: Any) -> None:
+        """Land events, as `land_calls` does."""
+        land_calls(self.owner, event, *message_ids, **fields)
 
     def run(self, *arguments: str, target: str = "dev", **variables: str) -> tuple[int, str]:
         """Run dbt on a target; on any but production as the developer."""
