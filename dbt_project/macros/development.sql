@@ -21,7 +21,8 @@
     {%- endif -%}
     {{ transaction_settings() }}
     select raw.open_development(
-        {{ string_literal(ledger_schema()) }}, {{ text_array(schemas) }}, {{ string_literal(invocation_id) }}, {{ development_days() }}
+        {{ string_literal(ledger_schema()) }}, {{ text_array(schemas) }}, {{ string_literal(invocation_id) }},
+        {{ string_literal(development_days()) }}
     );
 {% endmacro %}
 
@@ -49,11 +50,7 @@
 
 {#- Returns the number of days whose events a development run reads. -#}
 {% macro development_days() -%}
-    {%- set days = var('development_days', 3) | string -%}
-    {%- if not modules.re.fullmatch('[0-9]+([.][0-9]+)?', days) -%}
-        {%- do exceptions.raise_compiler_error("The variable development_days is " ~ days ~ ". Set it to a number of days, such as 3.") -%}
-    {%- endif -%}
-    {{- return(days) -}}
+    {{- return(var('development_days', 3)) -}}
 {%- endmacro %}
 
 

@@ -211,12 +211,13 @@ def _explain(database: Database, message: object) -> str:
 
 
 def project_arguments(settings: Settings) -> list[str]:
-    """Return dbt's arguments for the folders of the project and of dbt's own files."""
+    """Return dbt's arguments for production, and for the folders of the project and of dbt's own files."""
     project = bundled("dbt_project")
     artifacts = settings.home / "dbt"
     return [
         f"--project-dir={project}",
         f"--profiles-dir={project}",
+        "--target=warehouse",
         f"--target-path={artifacts / 'target'}",
         f"--log-path={artifacts / 'logs'}",
     ]
