@@ -243,7 +243,9 @@ $$;
 comment on function raw.close_development_table is 'Records the rows of a table of a development run, and the events that it has read.';
 
 
-create function raw.count_new_ids(run_model text, run_source text, previous pg_snapshot, latest pg_snapshot) returns bigint
+create function raw.count_new_ids(
+    run_model text, run_source text, previous pg_snapshot, latest pg_snapshot
+) returns bigint
 language plpgsql stable
 set search_path = pg_catalog
 as $$

@@ -6,7 +6,9 @@
 --
 -- Returns:
 --     `warnings` for columns that hold the values of the declared type, and `error` where the run cannot go on, or null.
-create function raw.change_types(run jsonb, declared jsonb, is_full_refresh boolean, caller_search_path text) returns jsonb
+create function raw.change_types(
+    run jsonb, declared jsonb, is_full_refresh boolean, caller_search_path text
+) returns jsonb
 language plpgsql
 set search_path = pg_catalog
 as $$
