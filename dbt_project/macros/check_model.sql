@@ -39,7 +39,10 @@
             name ~ ", and a run adds found columns that the contract does not list. Set found_columns to false in the model's config.meta, or remove the contract."
         ) -%}
     {%- endif -%}
-    {%- set constraints = model.constraints | map(attribute='type') | list -%}
+    {%- set constraints = [] -%}
+    {%- for constraint in model.constraints if constraint.type != 'primary_key' or constraint.columns != ['id'] -%}
+        {%- do constraints.append(constraint.type) -%}
+    {%- endfor -%}
     {%- for column in model.columns.values() if column.name != 'id' -%}
         {%- do constraints.extend(column.constraints | map(attribute='type') | list) -%}
     {%- endfor -%}

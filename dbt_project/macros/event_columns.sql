@@ -18,15 +18,16 @@
     {%- if not config.get('meta', {}).get('found_columns') or not run_query("select to_regclass('raw.columns') is not null").rows[0][0] -%}
         {{ return([]) }}
     {%- endif -%}
+    {%- set source_name = model.schema if is_production() else model.schema[target_schema('') | length:] -%}
     {%- set query -%}
         select jsonb_build_object(
             'columns', coalesce(
                 jsonb_agg(to_jsonb(columns) order by added_at, column_name) filter (where not is_missing), '[]'
             ),
-            'fractions', raw.place_properties({{ string_literal(model.alias) }}, {{ string_literal(model.schema) }}, '[]') -> 'fractions'
+            'fractions', raw.place_properties({{ string_literal(model.alias) }}, {{ string_literal(source_name) }}, '[]') -> 'fractions'
         )::text as plan
         from raw.columns
-        where model = {{ string_literal(model.alias) }} and source = {{ string_literal(model.schema) }}
+        where model = {{ string_literal(model.alias) }} and source = {{ string_literal(source_name) }}
     {%- endset -%}
     {{ return(planned_columns(fromjson(run_query(query).rows[0][0]))) }}
 {% endmacro %}

@@ -12,7 +12,7 @@
             ) -%}
         {%- endif -%}
         {%- do check_rights_to_read() if not is_production() -%}
-        {%- set found = run_query("select to_regproc('raw.admit_grantees') is not null") -%}
+        {%- set found = run_query("select to_regproc('raw.end_transform') is not null") -%}
         {%- if not found.rows[0][0] -%}
             {%- do exceptions.raise_compiler_error(
                 "The raw schema is not in database " ~ target.dbname ~ " on " ~ target.host ~ ", or is too old. Set DATABASE_URL to the URL of that database and run `loader migrate`, then run this command again."

@@ -19,6 +19,8 @@ from tests.support.dbt_runs import AS_PARSED, run_dbt
 
 ADA = AS_PARSED | {"LOADER_DEVELOPMENT_SCHEMA": "dbt_ada"}
 ROLE = "developer_ada"
+# The tests that compare tables with raw.events.
+COMPARISONS = ("test_name:matches_raw", "test_name:one_event", "test_name:found_tables")
 
 
 def land_calls(
@@ -130,7 +132,7 @@ class FirstRun:
 @pytest.fixture(scope="module")
 def first_run(warehouse: Warehouse) -> FirstRun:
     """Run dbt on the target dev for the first time."""
-    tests_before, _ = warehouse.run("test", "--select", "test_type:data")
+    tests_before, _ = warehouse.run("test", "--select", *COMPARISONS)
     before = warehouse.state()
     code, output = warehouse.run("build")
     assert code == 0, output
@@ -196,6 +198,13 @@ def test_the_tests_find_rows_that_a_development_table_lacks(warehouse: Warehouse
     assert code == 1
     assert "Failure in test matches_raw_email_opened" in output
     assert "Failure in test found_tables_found_collections" in output
+
+
+def test_a_compiled_model_shows_found_columns_on_any_target(warehouse: Warehouse, first_run: FirstRun) -> None:
+    """A developer sees the select that production runs."""
+    code, output = warehouse.run("compile", "--select", "email_opened")
+    assert code == 0, output
+    assert 'as "coupon"' in output
 
 
 def test_tests_before_a_first_run_have_nothing_to_compare(first_run: FirstRun) -> None:
