@@ -8,7 +8,7 @@
 {% macro collection(every_event=false) %}
     {#- A parent while dbt parses, so that tracks comes first. When dbt runs, nothing is read from the parent. -#}
     {%- do ref('after_tracks') if not (execute or every_event) -%}
-    {%- set known = known_columns() if execute and flags.WHICH in ('compile', 'show') -%}
+    {%- set known = known_columns() if execute and flags.WHICH in ('compile', 'show') and flags.INTROSPECT -%}
     {{ event_select(known or declared_columns(model_columns()), collection_name(), every_event, first_of_id=true) }}
 {%- endmacro %}
 
