@@ -12,7 +12,7 @@ import yaml
 from loader.postgres.database import Database
 from loader.settings import Settings
 from tests.integration.transform.test_targets import land_calls
-from tests.support.dbt_runs import AS_PARSED, copied_project, run_dbt
+from tests.support.dbt_runs import AS_PARSED, copied_project, run, run_dbt
 from tests.support.served_tables import law
 
 Dbt = Callable[..., tuple[int, str]]
@@ -36,11 +36,11 @@ def project(small_settings: Settings, small: Database) -> Path:
 def dbt(project: Path, small_settings: Settings) -> Dbt:
     """Run dbt in the copied project; return its exit code and its output in one line."""
 
-    def run(*arguments: str, **variables: str) -> tuple[int, str]:
+    def run_in_copy(*arguments: str, **variables: str) -> tuple[int, str]:
         code, output = run_dbt(small_settings.database_url, project, *arguments, parsed_as=DEVELOPER | variables)
         return code, " ".join(output.split())
 
-    return run
+    return run_in_copy
 
 
 def change_model(project: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -281,6 +281,16 @@ def test_retry_fills_the_tables_that_failed(connection: psycopg.Connection, proj
     assert connection.execute("select id from iterable.email_opened").fetchall() == [("a",)]
     runs = connection.execute("select status from raw.transforms order by started_at desc limit 2").fetchall()
     assert runs == [("success",), ("error",)]
+
+
+def test_the_loader_fills_production_whatever_dbts_environment_names(
+    connection: psycopg.Connection, small: Database, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A developer's DBT_TARGET does not make a transform or a scheduler leave production unfilled."""
+    monkeypatch.setenv("DBT_TARGET", "dev")
+    land_calls(connection, "Email Opened", "a")
+    run(small, small_settings, "email_opened")
+    assert connection.execute("select id from iterable.email_opened").fetchall() == [("a",)]
 
 
 def test_a_pull_request_builds_the_changed_models_alone(
