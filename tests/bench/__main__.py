@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collecting, landing, splitting
+from tests.bench import collecting, landing, peers, splitting
 from tests.bench.ground import ground
 
 BENCHMARKS = {
@@ -12,6 +12,8 @@ BENCHMARKS = {
     "split": splitting.split,
     "idle": splitting.idle,
     "increment": splitting.increment,
+    "large": splitting.large,
+    "dlt": peers.dlt,
     "single": collecting.single,
     "webhooks": collecting.webhooks,
     "batches": collecting.batches,

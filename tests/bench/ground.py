@@ -1,5 +1,6 @@
 """The base of the benchmarks: a server, files of sample events, and the output of a comparison."""
 
+import itertools
 import json
 import os
 import random
@@ -72,19 +73,38 @@ class Ground:
             stdout=subprocess.DEVNULL,
         )
 
-    def events_file(self, count: int, seed: int = 0) -> Path:
-        """Write a file of so many events, or reuse the file; another seed gives other ids."""
-        path = self.folder / f"events-{count}-{seed}.ndjson"
+    def events_file(self, count: int, seed: int = 0, repeated: float = 0.0, of: Path | None = None) -> Path:
+        """Write a file of so many events, or reuse the file; another seed gives other ids.
+
+        Args:
+            count: The number of events.
+            seed: The seed of the ids.
+            repeated: The share of events that repeat an id, half of them an id of this file.
+            of: The file that has the ids of the other half.
+        """
+        path = self.folder / f"events-{count}-{seed}-{repeated}.ndjson"
         if not path.exists():
             templates = generate_sample_events(_LAST_DAY, recipients=300).iterable
             chance = random.Random(_SEED + seed)
+            earlier = _first_ids(of, count) if of else []
+            own: list[str] = []
             with path.open("w", encoding="utf-8") as file:
                 for _ in range(count):
                     event = chance.choice(templates)
                     event["messageId"] = f"api-{chance.getrandbits(128):032x}"
+                    if repeated and chance.random() < repeated and own:
+                        event["messageId"] = chance.choice(earlier if earlier and chance.random() < 0.5 else own)
+                    elif repeated:
+                        own.append(event["messageId"])
                     event["properties"]["messageId"] = f"{chance.getrandbits(128):032x}"
                     file.write(json.dumps(event) + "\n")
         return path
+
+
+def _first_ids(path: Path, count: int) -> list[str]:
+    """Return the ids of the first events of a file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["messageId"] for line in itertools.islice(file, min(count, 50_000))]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tests.bench.ground import Ground, median_ratio, report, seconds
 _EVENTS = 300_000
 _ROUNDS = 3
 _SMALL, _LARGE, _INCREMENT = 100_000, 5_000_000, 10_000
+_HISTORY, _NEW, _REPEATED = 2_000_000, 1_000_000, 0.01
 
 
 def split(ground: Ground) -> None:
@@ -21,8 +22,7 @@ def split(ground: Ground) -> None:
     path = ground.events_file(_EVENTS)
     template = ground.create_database("bench_landed")
     _prepare(ground, template, path)
-    script = ground.folder / "by_hand.sql"
-    script.write_text(_by_hand(), encoding="utf-8")
+    script = _script(ground, "by_hand", _by_hand())
     pairs = []
     for round_ in range(_ROUNDS + 1):
         by_hand = ground.create_database("bench_by_hand", "bench_landed")
@@ -76,6 +76,39 @@ def increment(ground: Ground) -> None:
     )
 
 
+def large(ground: Ground) -> None:
+    """Compare a large increment with the same inserts by hand, which leave repeated ids to the key.
+
+    One event in a hundred has the id of an event of the increment, or of the history.
+    """
+    for repeated in (0.0, _REPEATED):
+        url = ground.create_database("bench_large")
+        _prepare(ground, url)
+        history = [ground.events_file(1_000_000, seed=part) for part in range(_HISTORY // 1_000_000)]
+        for path in history:
+            ground.run_loader(url, "load", str(path))
+        _transform_seconds(ground, url)
+        ground.psql(url, "-f", str(_script(ground, "history", _by_hand())))
+        path = ground.events_file(_NEW, seed=50, repeated=repeated, of=history[0])
+        ground.run_loader(url, "load", str(path))
+        ground.psql(url, "-c", "vacuum analyze", "-c", "checkpoint")
+        new = f"seq > (select max(seq) - {_NEW} from raw.events)"
+        baseline = seconds(partial(ground.psql, url, "-f", str(_script(ground, "new", _by_hand(new)))))
+        ground.psql(url, "-c", "checkpoint")
+        taken = _transform_seconds(ground, url)
+        report(
+            "large increment",
+            f"{taken / baseline:.2f} times inserts by hand with `on conflict`: {taken:.1f} s against {baseline:.1f} s "
+            f"for {_NEW:,} new events on {_HISTORY:,}, {repeated:.0%} with an id that comes again",
+        )
+
+
+def _script(ground: Ground, name: str, statements: str) -> Path:
+    path = ground.folder / f"{name}.sql"
+    path.write_text(statements, encoding="utf-8")
+    return path
+
+
 def _prepare(ground: Ground, url: str, path: Path | None = None) -> None:
     ground.run_loader(url, "migrate")
     ground.run_loader(url, "source", "add", "Iterable")
@@ -91,20 +124,25 @@ def _transform_seconds(ground: Ground, url: str) -> float:
         return seconds(lambda: transform(database, settings))
 
 
-def _by_hand() -> str:
-    """Return hand-written inserts: the models' columns with plain operators and casts, without checks."""
-    statements = ["create schema by_hand;"]
+def _by_hand(new: str = "") -> str:
+    """Return hand-written inserts: the models' columns with plain operators and casts, without checks.
+
+    Args:
+        new: A condition for the events of a later insert into the same tables; a first insert makes the tables.
+    """
+    statements = [] if new else ["create schema by_hand;"]
     models = bundled("dbt_project") / "models" / "iterable"
     for file in sorted(models.glob("*.yml")):
-        for model in yaml.safe_load(file.read_text(encoding="utf-8"))["models"]:
+        for model in yaml.safe_load(file.read_text(encoding="utf-8"))["models"] if file.stem[0] != "_" else []:
             columns = model["columns"]
             types = [f'"{c["name"]}" {c["data_type"]}{" primary key" if c["name"] == "id" else ""}' for c in columns]
             values = ", ".join(_plain_value(column) for column in columns)
             where = "collection is not null" if model["name"] == "tracks" else f"collection = '{model['name']}'"
-            statements += [
-                f"create table by_hand.{model['name']} ({', '.join(types)});",
-                f"insert into by_hand.{model['name']} select {values} from raw.events where {where};",
-            ]
+            where += f" and {new}" if new else ""
+            if not new:
+                statements.append(f"create table by_hand.{model['name']} ({', '.join(types)});")
+            insert = f"insert into by_hand.{model['name']} select {values} from raw.events where {where}"
+            statements.append(f"{insert} order by seq on conflict (id) do nothing;" if new else f"{insert};")
     return "\n".join(statements)
 
 
