@@ -74,7 +74,8 @@
     {%- if execute and flags.WHICH in ('run', 'build') and fills_tables() -%}
         {%- set failed = [] -%}
         {%- set filled = [] -%}
-        {%- for result in results if is_ours(result.node) -%}
+        {#- The record speaks of the tables alone, because they never wait for marts. -#}
+        {%- for result in results if is_ours(result.node) and not is_mart(result.node) -%}
             {%- do failed.append(result) if result.status in ('error', 'runtime error', 'fail') -%}
             {%- do filled.append(result.node.name) if result.status == 'success' and is_served(result.node) and not env_var('LOADER_ONLY_TABLES', '') -%}
         {%- endfor -%}
@@ -95,6 +96,26 @@
         {{ text_array(served_models()) }}
     );
     {%- endif -%}
+{% endmacro %}
+
+
+{#- Writes the errors of marts to their own books. -#}
+{% macro finish_marts(results) %}
+    {%- if execute and flags.WHICH in ('run', 'build') and not flags.EMPTY -%}
+        {%- for result in results if result.node.resource_type == 'model' and is_mart(result.node) and result.status in ('error', 'runtime error', 'skipped') %}
+        update raw.marts
+        set
+            error = raw.without_values({{ string_literal(result.message or "A model before this one failed.") }}),
+            failed_at = clock_timestamp()
+        where mart = {{ string_literal(result.node.alias) }};
+        {%- endfor -%}
+    {%- endif -%}
+{% endmacro %}
+
+
+{#- Tells whether a node is a mart, or a test of one. -#}
+{% macro is_mart(node) %}
+    {{ return(node.fqn[:2] == ['iterable_warehouse', 'marts']) }}
 {% endmacro %}
 
 
