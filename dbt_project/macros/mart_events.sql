@@ -55,9 +55,9 @@
 
 {#-
     The rows of a served table with some columns. A column that the table lacks is NULL: the inner select finds the name in
-    `absent`. In an increment, only rows of changed ids are read.
+    `absent`. In an increment, only rows of some ids are read, by default those of the changed keys.
 -#}
-{% macro served_rows(collection, columns) -%}
+{% macro served_rows(collection, columns, ids=none) -%}
     select served.*
     from (
         select
@@ -72,7 +72,7 @@
             {{ adapter.quote(name) }}::{{ type }} as {{ adapter.quote(name) }}{{ "," if not loop.last }}
             {%- endfor %}
         from {{ ref(collection) }}
-        /*+ where id = any(array(select id from changed where event = '{{ collection }}')) +*/
+        /*+ where id = any(array({{ ids or ("select id from changed where event = '" ~ collection ~ "'") }})) +*/
     ) as served
 {%- endmacro %}
 

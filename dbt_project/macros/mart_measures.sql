@@ -182,14 +182,18 @@
     union all
     select {{ group.keys() | join(", ") }}
     from {{ this }} as present
-    where {{ kind }}_id = any(array(
-        select id
-        from {{ changes_of('int_names') }} as names
-        where kind like '{{ kind }}%'
-        group by kind, id
-        having min(value) <> max(value) or min(sign) = max(sign)
-    ))
+    where {{ kind }}_id = any(array({{ renamed(kind) }}))
     {%- endfor %}
+{%- endmacro %}
+
+
+{#- The ids of campaigns, templates or journeys whose latest name has changed. -#}
+{% macro renamed(kind) -%}
+    select id
+    from {{ changes_of('int_names') }} as names
+    where kind like '{{ kind }}%'
+    group by kind, id
+    having min(value) <> max(value) or min(sign) = max(sign)
 {%- endmacro %}
 
 

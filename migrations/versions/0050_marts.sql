@@ -421,3 +421,31 @@ begin
     end loop;
 end
 $$;
+
+
+-- Reads the ids that a column of subscriptions holds: a JSON array, or one JSON number. Everything else is passed over.
+create function raw.read_ids(written text) returns setof bigint
+language plpgsql stable
+set search_path = pg_catalog
+as $$
+declare
+    value jsonb;
+begin
+    if not pg_input_is_valid(written, 'jsonb') then
+        return;
+    end if;
+    value := written::jsonb;
+    if jsonb_typeof(value) = 'number' then
+        value := jsonb_build_array(value);
+    end if;
+    if jsonb_typeof(value) <> 'array' then
+        return;
+    end if;
+    return query
+    select distinct raw.to_bigint(element #>> '{}') as id
+    from jsonb_array_elements(value) as element
+    where jsonb_typeof(element) in ('number', 'string') and raw.to_bigint(element #>> '{}') <> 0;
+end
+$$;
+
+comment on function raw.read_ids is 'The whole numbers other than 0 of a JSON array, or of one JSON number.';
