@@ -88,6 +88,14 @@ class Settings(BaseSettings):
         description="Tables for events without a model that a source may get in an hour. The others follow in later "
         "hours.",
     )
+    marts: bool = Field(
+        default=True,
+        description="Fill the marts after the tables: campaigns, recipients, subscriptions, conversions.",
+    )
+    vars: str = Field(
+        default="",
+        description="Variables of the marts, as YAML text or as `@` and the path of a file.",
+    )
     widen_bytes: int = Field(
         default=100_000_000,
         ge=0,
@@ -182,6 +190,19 @@ class Settings(BaseSettings):
         default=5.0,
         description="Seconds between two checks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",
     )
+
+    def read_vars(self) -> str:
+        """Return the variables of the marts as YAML text.
+
+        Raises:
+            UsageError: The file of the variables cannot be read.
+        """
+        if not self.vars.startswith("@"):
+            return self.vars
+        try:
+            return Path(self.vars[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"The variables in {self.vars[1:]} cannot be read: {error}. Check LOADER_VARS.") from None
 
     @property
     def spool_folder(self) -> Path:

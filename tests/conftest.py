@@ -53,6 +53,8 @@ def clean_environment() -> Iterator[None]:
     for name in before:
         if name.startswith(("LOADER_", "PG", "DBT_")) or name == "DATABASE_URL":
             del os.environ[name]
+    # Only the tests of the marts fill them, because they take as long as the tables.
+    os.environ["LOADER_MARTS"] = "false"
     read_settings.cache_clear()
     yield
     os.environ.clear()
@@ -217,7 +219,7 @@ def restore(dump: bytes, url: str) -> None:
 def open_settings(url: str, home: Path) -> Settings:
     """Return settings of one database, with dbt's artifacts in a home."""
     return Settings.model_construct(
-        database_url=url, home=home, embedded_port=0, embedded_idle=60.0, workers=2, threads=4
+        database_url=url, home=home, embedded_port=0, embedded_idle=60.0, workers=2, threads=4, marts=False
     )
 
 

@@ -46,6 +46,7 @@
 
 {#- The logged changes of a mart that this run has not read yet. `sign` is -1 in a row as it was, 1 in a row as it is. -#}
 {% macro changes_of(mart) -%}
+    {%- do ref(mart) -%}
     {%- set relation = api.Relation.create(
         database=target.database, schema=mart_schema(env_var('LOADER_SCHEMA', 'iterable')), identifier=log_name(mart)
     ) -%}

@@ -51,8 +51,6 @@
 {% materialization mart_arrivals, adapter='postgres' %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {%- set totals = namespace(rows=0) -%}
-    {%- set names = [] -%}
-    {%- for collection in message_collections() -%}{%- do names.append(string_literal(collection.name)) -%}{%- endfor -%}
     {%- do begin() -%}
     {%- for source_name in mart_sources() -%}
         {%- do begin() if not loop.first -%}
@@ -64,9 +62,10 @@
         {%- endif -%}
         {%- do create_log(log) -%}
         {%- if not flags.EMPTY -%}
+            {%- set tables = own_conversion_tables() if model.alias == 'int_conversion_arrivals' else message_tables(source_name) -%}
             {%- set arrived = run_query(
-                "select raw.log_arrivals(" ~ string_literal(source_name) ~ ", " ~ string_literal(model.alias) ~ ", array["
-                ~ names | join(", ") ~ "], " ~ string_literal(log) ~ ", " ~ should_full_refresh() ~ ")"
+                "select raw.log_arrivals(" ~ string_literal(source_name) ~ ", " ~ string_literal(model.alias) ~ ", "
+                ~ json_literal(tables) ~ ", " ~ string_literal(log) ~ ", " ~ should_full_refresh() ~ ")"
             ).rows[0][0] -%}
             {%- set totals.rows = totals.rows + arrived -%}
         {%- endif -%}
@@ -111,7 +110,7 @@
 
 
 {% macro log_note(relation, note) %}
-    {%- do log(relation.schema ~ "." ~ note, info=true) -%}
+    {%- do log(relation.schema ~ "." ~ relation.identifier ~ " was made again: " ~ note, info=true) -%}
 {% endmacro %}
 
 
@@ -119,14 +118,16 @@
 {% macro open_mart(source_name, relation, inputs, full_sql, is_created=false) %}
     {%- set variables = {} -%}
     {%- for name in config.get('meta', {}).get('variables', []) -%}
-        {%- do variables.update({name: var(name)}) -%}
+        {#- YAML reads a day as a date, which JSON does not know. -#}
+        {%- do variables.update({name: var(name) | string if name == 'as_of_date' and var(name) else var(name)}) -%}
     {%- endfor -%}
     {%- set names = [] -%}
     {%- for name in inputs -%}{%- do names.append(string_literal(name)) -%}{%- endfor -%}
     {%- set plan = call_function(
-        "raw.open_mart", string_literal(source_name), string_literal(model.alias), "array[" ~ names | join(", ") ~ "]::text[]",
+        "raw.open_mart", string_literal(source_name), string_literal(model.alias), string_literal(invocation_id), "array[" ~ names | join(", ") ~ "]::text[]",
         string_literal(local_md5(full_sql | replace('"' ~ relation.database ~ '".', ''))), json_literal(variables),
-        should_full_refresh() or is_created or not relation_exists(relation)
+        should_full_refresh() or is_created or not relation_exists(relation),
+        model.alias == 'int_conversions' and has_foreign_conversions()
     ) -%}
     {%- if plan.state == 'missing' -%}
         {%- do exceptions.raise_compiler_error("Mart " ~ plan.note ~ " has no rows yet, and " ~ model.alias ~ " reads it. Run all marts: `--select tag:marts`.") -%}
@@ -287,6 +288,16 @@
 
 {% macro relation_exists(relation) %}
     {{ return(run_query("select to_regclass(" ~ string_literal(relation) ~ ") is not null").rows[0][0]) }}
+{% endmacro %}
+
+
+{#- The collections of messages, as `raw.log_arrivals` takes them. -#}
+{% macro message_tables(source_name) %}
+    {%- set tables = [] -%}
+    {%- for collection in message_collections() -%}
+        {%- do tables.append({'name': collection.name, 'source': source_name, 'model': collection.name}) -%}
+    {%- endfor -%}
+    {{ return(tables) }}
 {% endmacro %}
 
 

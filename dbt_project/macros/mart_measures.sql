@@ -245,3 +245,15 @@
     {{ rate('unique_unsubscribes', 'unique_delivered') }} as unsubscribe_rate,
     {{ rate('unique_recipient_unsubscribes', 'unique_delivered') }} as recipient_unsubscribe_rate
 {%- endmacro %}
+
+
+{#- The last step of the funnel, from 1 (sent) to 4 (clicked), that a row of `campaign_recipients` holds with all steps before it. -#}
+{% macro funnel_step() -%}
+    case
+        when not sends > 0 then 0
+        when not (channel = 'in_app' or delivered > 0) then 1
+        when not human_opens + human_clicks > 0 then 2
+        when not (human_clicks > 0 or (channel = 'push' and human_opens > 0)) then 3
+        else 4
+    end
+{%- endmacro %}

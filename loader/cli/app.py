@@ -39,7 +39,7 @@ _COMMANDS = {
         "up", "up", "Run the whole product: the collector, the transform every few seconds and the embedded database."
     ),
     "load": _Entry("load", "load", "Land files of events."),
-    "transform": _Entry("transform", "transform", "Split landed events into the tables."),
+    "transform": _Entry("transform", "transform", "Split landed events into the tables, and fill the marts."),
     "status": _Entry(
         "status", "status", "Show the numbers of messages, their places, and whether anything is missing."
     ),

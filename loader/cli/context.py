@@ -13,6 +13,17 @@ from loader.settings import Settings, read_settings
 EXIT_QUARANTINED = 3
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+vars_option = click.option(
+    "--vars",
+    "variables",
+    metavar="YAML",
+    help="Variables of the marts, as YAML or as @ and the path of a file [default: LOADER_VARS].",
+)
+
+
+def with_variables(settings: Settings, variables: str | None) -> Settings:
+    """Return the settings with the variables of a command line, if it has some."""
+    return settings if variables is None else settings.model_copy(update={"vars": variables})
 
 
 @contextmanager

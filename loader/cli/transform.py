@@ -26,15 +26,20 @@ from loader.transform.waiting_columns import WaitingColumn, advise, list_waiting
     help="Also rebuild tables whose events are gone from raw.events; the rows of those events are deleted for good.",
 )
 @click.option("--log-sql", is_flag=True, help="Write each SQL statement to dbt's log, and print the log's path.")
-def transform(select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool, log_sql: bool) -> None:
-    """Split landed events into the tables."""
+@context.vars_option
+def transform(
+    select: tuple[str, ...], *, full_refresh: bool, allow_loss: bool, log_sql: bool, variables: str | None
+) -> None:
+    """Split landed events into the tables, and fill the marts."""
     if allow_loss and not full_refresh:
         raise UsageError("--allow-loss needs --full-refresh: only a rebuild deletes rows.")
-    with context.database() as (database, settings):
+    with context.database() as (database, own_settings):
+        settings = context.with_variables(own_settings, variables)
         filled = run_transform(
             database, settings, select=select, full_refresh=full_refresh, allow_loss=allow_loss, log_sql=log_sql
         )
-        output.echo(output.table([output.table_filled(table) for table in filled]))
+        collections = [table for table in filled if not table.is_mart or table.error]
+        output.echo(output.table([output.table_filled(table) for table in collections]) or "The marts are up to date.")
         for table in filled:
             if table.note:
                 output.note(f"Note: {table.note}")

@@ -150,6 +150,24 @@ cursors = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("updated_at", _Moment, nullable=False),
     Column("rebuild_ordered", Boolean, nullable=False),
+    Column("rewrites", BigInteger, nullable=False),
+)
+
+marts = Table(
+    "marts",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("mart", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("oldest_version", BigInteger, nullable=False),
+    Column("logged_rows", BigInteger, nullable=False),
+    Column("fingerprint", Text),
+    Column("variables", JSONB, nullable=False),
+    Column("filled_at", _Moment),
+    Column("last_run", Text),
+    Column("note", Text),
+    Column("error", Text),
+    Column("failed_at", _Moment),
 )
 
 syncs = Table(

@@ -16,7 +16,14 @@ from typing import Any
 from loader.errors import TransformError, UsageError, without_values
 from loader.postgres.database import Database, bundled, connection_environment
 from loader.settings import Settings
-from loader.transform.reports import read_collections, read_held, read_refusals, read_sources, read_syncs
+from loader.transform.reports import (
+    read_collections,
+    read_held,
+    read_mart_notes,
+    read_refusals,
+    read_sources,
+    read_syncs,
+)
 from loader.transform.waiting_columns import advise, list_waiting_columns
 
 DEFAULT_SCHEMA = "iterable"
@@ -37,6 +44,7 @@ class TableFilled:
         held: The reason why the run left the table to a later run; empty if the run did not.
         obstacles: The obstacles to new or wider columns, with advice.
         note: A note for people about the run; empty without one.
+        is_mart: Whether the table is a mart. Collections do not wait for marts.
     """
 
     source: str
@@ -49,9 +57,14 @@ class TableFilled:
     held: str = ""
     obstacles: tuple[str, ...] = ()
     note: str = ""
+    is_mart: bool = False
 
 
 _FOUND_COLLECTIONS = "found_collections"
+# The folder of the models that are marts, which also have a tag, and the end of the names of their schemas.
+_MARTS_FOLDER = "marts"
+_MARTS = "tag:marts"
+_MARTS_SUFFIX = "_marts"
 _FAILED = frozenset({"error", "skipped"})
 _REFUSAL = "Not rebuilt:"
 _NO_TABLE = "No table matches {}. `loader status` lists the tables."
@@ -79,8 +92,8 @@ def transform(
         log_sql: Write each statement to dbt's log.
 
     Returns:
-        All tables that the run has visited, in the order of sources and tables. Tables with an `error` are unchanged;
-        the others are complete.
+        All collections that the run has visited, in the order of sources and tables, then the marts with an error or a
+        note. Tables with an `error` are unchanged; the others are complete.
 
     Raises:
         UsageError: No source exists, or nothing matches `select`.
@@ -107,6 +120,8 @@ def transform(
     selectors, only = _split_selection(database, sources, select)
     arguments += ["--select", *selectors] if selectors else []
     arguments += ["--full-refresh"] if full_refresh else []
+    arguments += [] if settings.marts else ["--exclude", _MARTS]
+    arguments += ["--vars", settings.read_vars()] if settings.vars else []
     invocation = ""
 
     def remember(message: Any) -> None:
@@ -128,15 +143,21 @@ def transform(
     failed = [r for r in result.result.results if r.status == "error" and r.node.resource_type == "operation"]
     if failed:
         raise TransformError(f"The run failed at {failed[0].node.name}: {_explain(database, failed[0].message)}")
-    outcomes = {r.node.name: r for r in result.result.results if r.node.resource_type == "model"}
-    if not outcomes:
+    models = [r for r in result.result.results if r.node.resource_type == "model"]
+    if not models:
         raise UsageError(_NO_TABLE.format(" ".join(select)))
+    outcomes = {r.node.name: r for r in models if _MARTS_FOLDER not in r.node.fqn}
 
     with database.begin() as connection:
         synced = read_syncs(connection, invocation)
         waiting = list_waiting_columns(connection)
         refused = read_refusals(connection, invocation) if full_refresh else {}
         held = read_held(connection)
+        marts = _failed_marts(database, [r for r in models if _MARTS_FOLDER in r.node.fqn])
+        marts += [
+            TableFilled(source, "marts", note=f"{source}_marts was made again: {note}.", is_mart=True)
+            for source, note in read_mart_notes(connection, invocation)
+        ]
     # One model fills all tables without a model of their own. It is not a table, but its failure is reported like one.
     found = outcomes.pop(_FOUND_COLLECTIONS, None)
     named = {name.partition(".")[2] for name in only}
@@ -158,7 +179,16 @@ def transform(
     ]
     if found is not None and found.status in _FAILED and _REFUSAL not in (found.message or ""):
         filled.append(_filled(database, sources[0], _FOUND_COLLECTIONS, None, found))
-    return sorted(filled, key=lambda table: sources.index(table.source))
+    return sorted(filled, key=lambda table: sources.index(table.source)) + marts
+
+
+def _failed_marts(database: Database, outcomes: Sequence[Any]) -> list[TableFilled]:
+    """Return the marts that failed; those that dbt skipped because of a failure are not listed."""
+    return [
+        TableFilled(r.node.schema, r.node.name, error=_explain(database, r.message or r.status), is_mart=True)
+        for r in outcomes
+        if r.status == "error"
+    ]
 
 
 def _split_selection(database: Database, sources: Sequence[str], select: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -169,7 +199,9 @@ def _split_selection(database: Database, sources: Sequence[str], select: Sequenc
     Raises:
         UsageError: A source has no such table.
     """
-    models = {path.stem for path in (bundled("dbt_project") / "models").rglob("*.sql")}
+    folder = bundled("dbt_project") / "models"
+    models = {path.stem for path in folder.rglob("*.sql") if path.parent.name != _MARTS_FOLDER}
+    marts = {path.stem for path in (folder / _MARTS_FOLDER).glob("*.sql")}
     with database.begin() as connection:
         seen = read_collections(connection)
     selectors: list[str] = []
@@ -178,7 +210,9 @@ def _split_selection(database: Database, sources: Sequence[str], select: Sequenc
         source, _, table = name.rpartition(".")
         tables = [f"{each}.{table}" for each in ([source] if source else sources)]
         found = [each for each in tables if each in seen] if table not in models else []
-        if (source and source not in sources) or (not source and not found):
+        if table in marts and source.removesuffix(_MARTS_SUFFIX) in {"", *sources} and not found:
+            selectors.append(table)
+        elif (source and source not in sources) or (not source and not found):
             selectors.append(name)
         elif table in models or found:
             selectors.append(table if table in models else _FOUND_COLLECTIONS)

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from loader.raw.tables import collections, held_tables, sources, syncs, transforms
+from loader.raw.tables import collections, held_tables, marts, sources, syncs, transforms
 
 _HELD = select(held_tables.c.source, held_tables.c.model, held_tables.c.reason)
 
@@ -32,6 +32,17 @@ def read_syncs(connection: Connection, invocation: str) -> dict[tuple[str, str],
         syncs.c.note,
     ).where(syncs.c.transform_id == invocation)
     return {(row.source, row.model): row for row in connection.execute(query)}
+
+
+def read_mart_notes(connection: Connection, invocation: str) -> list[tuple[str, str]]:
+    """Return the sources whose marts a run has made again because of changed variables, and the changes."""
+    query = (
+        select(marts.c.source, marts.c.note)
+        .where(marts.c.last_run == invocation, marts.c.note.is_not(None))
+        .distinct()
+        .order_by(marts.c.source, marts.c.note)
+    )
+    return [(row.source, row.note) for row in connection.execute(query)]
 
 
 def read_refusals(connection: Connection, invocation: str) -> dict[tuple[str, str], str]:

@@ -186,7 +186,7 @@ class Schedule:
             self._runner.start()
             while (filled := self._runner.finished(BEAT_SECONDS)) is None:
                 self._beat(guard, connection, "running")
-            error = _failed_tables(filled)
+            error = _failed_tables([table for table in filled if not table.is_mart])
         except LoaderError as failure:
             filled, error = [], reason(failure)
         # A lost database is the real failure then, and raises here. The run's error is only its consequence.
@@ -200,6 +200,9 @@ class Schedule:
         for table in filled:
             if table.note:
                 logger.warning(table.note)
+        # A mart that fails keeps no collection from its events, so the next run comes as usual.
+        if failed_mart := _failed_tables([table for table in filled if table.is_mart]):
+            logger.warning(failed_mart)
         if grown := [table for table in filled if table.rows > 0]:
             logger.info("%s in %s", count(_count_events(grown), "event"), count(len(grown), "table"))
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 from alembic import op
 
 revision = "0050"
-down_revision = "0040"
+down_revision = "0046"
 
 
 def upgrade() -> None:

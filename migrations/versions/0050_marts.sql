@@ -15,6 +15,8 @@ create table raw.marts (
     fingerprint text,
     variables jsonb not null default '{}',
     filled_at timestamptz,
+    last_run text,
+    note text,
     error text,
     failed_at timestamptz,
     primary key (source, mart)
@@ -26,6 +28,8 @@ comment on column raw.marts.oldest_version is 'The log of changes leads from thi
 comment on column raw.marts.logged_rows is 'Rows written to the log of changes since it was last emptied.';
 comment on column raw.marts.fingerprint is 'A digest of the SQL with which the rows were made.';
 comment on column raw.marts.variables is 'The variables with which the rows were made.';
+comment on column raw.marts.last_run is 'The invocation that filled the mart last.';
+comment on column raw.marts.note is 'The change of variables for which that run made all rows again.';
 comment on column raw.marts.error is 'The reason why the last run failed; null after a success.';
 
 create table raw.mart_inputs (
@@ -59,10 +63,13 @@ create trigger count_rewrite after insert or update of refilled on raw.syncs
 for each row when (new.full_refresh or new.refilled) execute function raw.count_rewrite();
 
 
-create function raw.is_time_zone(written text) returns boolean
+create function raw.is_time_zone(text) returns boolean
 language sql stable
 set search_path = pg_catalog
-return exists (select from pg_timezone_names where pg_timezone_names.name = written);
+return exists (
+    select from pg_timezone_names
+    where name = $1
+);
 
 comment on function raw.is_time_zone is 'Whether a text is the IANA name of a time zone.';
 
@@ -77,7 +84,9 @@ begin
         set_config('timezone', 'UTC', true),
         set_config('datestyle', 'ISO, MDY', true),
         set_config('jit', 'off', true),
-        set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 64 * 1024 * 1024) / 1024 || 'kB', true),
+        set_config(
+            'work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 64 * 1024 * 1024) / 1024 || 'kB', true
+        ),
         -- An increment is small against the history: never read all of it, however old the statistics are.
         set_config('enable_seqscan', case when is_increment then 'off' else 'on' end, true);
 end
@@ -115,7 +124,11 @@ create function raw.describe_variables(old_variables jsonb, new_variables jsonb)
 language sql immutable
 set search_path = pg_catalog
 return (
-    select string_agg(format('%s went from %s to %s', key, coalesce((old_variables -> key)::text, 'nothing'), value::text), ', ' order by key)
+    select
+        string_agg(
+            format('%s went from %s to %s', key, coalesce((old_variables -> key)::text, 'nothing'), value::text), ', '
+            order by key
+        )
     from jsonb_each(new_variables)
     where old_variables -> key is distinct from value
 );
@@ -123,13 +136,14 @@ return (
 comment on function raw.describe_variables is 'Describes the variables that have changed, or returns null.';
 
 
--- Plans the run of a mart. `state` of the result says how the run goes on:
+-- Plans the run of a mart. A mart that is due also looks for rows of tables that no log covers. `state` of the result says how the run goes on:
 -- - `missing`: an input has never been filled, and `note` names it.
 -- - `unchanged`: no input has changed.
 -- - `increment`: the mart changes by the logged changes of its inputs.
 -- - `full`: all rows are made again.
 create function raw.open_mart(
-    run_source text, run_mart text, wanted text[], new_fingerprint text, new_variables jsonb, is_forced boolean
+    run_source text, run_mart text, run_transform text, wanted text[], new_fingerprint text, new_variables jsonb,
+    is_forced boolean, is_due boolean
 ) returns jsonb
 language plpgsql
 set search_path = pg_catalog
@@ -137,7 +151,6 @@ as $$
 declare
     book raw.marts;
     state text := 'unchanged';
-    note text;
     seen jsonb;
     absent text;
     changed text;
@@ -173,11 +186,10 @@ begin
     end loop;
 
     changed := raw.describe_variables(book.variables, new_variables) where book.version > 0;
-    if changed is not null then
-        note := format('%s was made again, because %s.', run_mart, changed);
-    end if;
     if is_forced or book.version = 0 or changed is not null or book.fingerprint is distinct from new_fingerprint then
         state := 'full';
+    elsif is_due and state = 'unchanged' then
+        state := 'increment';
     end if;
     perform raw.set_mart_session(state = 'increment');
     select jsonb_object_agg(marts.mart, marts.version) into seen
@@ -191,7 +203,8 @@ begin
         'inputs', coalesce(seen, '{}'),
         'fingerprint', new_fingerprint,
         'variables', new_variables,
-        'note', note
+        'transform', run_transform,
+        'note', changed
     );
 end
 $$;
@@ -215,6 +228,13 @@ begin
     left join raw.mart_inputs as read on read.source = marts.source and read.input = marts.mart
     where marts.source = run_source and marts.mart = run_mart
     group by marts.source, marts.mart;
+    -- A run with nothing new does not even read the log.
+    if not exists (
+        select from raw.marts
+        where marts.source = run_source and marts.mart = run_mart and marts.logged_rows > 0
+    ) then
+        return;
+    end if;
     execute format('delete from %s where version <= %s', log, read_by_all);
     update raw.marts
     set
@@ -243,6 +263,8 @@ begin
         fingerprint = plan ->> 'fingerprint',
         variables = plan -> 'variables',
         filled_at = clock_timestamp(),
+        last_run = plan ->> 'transform',
+        note = plan ->> 'note',
         error = null,
         failed_at = null
     where marts.source = plan ->> 'source' and marts.mart = plan ->> 'mart';
@@ -260,16 +282,18 @@ $$;
 comment on function raw.close_mart is 'Ends the run of a mart: moves its version, and the versions that it has read.';
 
 
--- Writes the ids of the events that collections have got since the last call to a log, up to the snapshot of each
--- collection's cursor. The log gets no ids where the readers must read all rows again: after a rewrite of a collection,
--- after a restore, and where the new events are many against the old.
-create function raw.log_arrivals(run_source text, run_mart text, collections text[], log text, is_forced boolean) returns bigint
+-- Writes the ids of the events that tables have got since the last call to a log, up to the snapshot of each table's
+-- cursor. The log gets no ids where the readers must read all rows again: after a rewrite of a table, after a restore, and
+-- where the new events are many against the old. `tables` lists `name`, `source` and `model` of each table.
+create function raw.log_arrivals(
+    run_source text, run_mart text, tables jsonb, log text, is_forced boolean
+) returns bigint
 language plpgsql
 set search_path = pg_catalog
 as $$
 declare
     book raw.marts;
-    is_full boolean := is_forced;
+    is_full boolean;
     table_rows bigint;
     arrived bigint := 0;
     more bigint;
@@ -278,39 +302,37 @@ begin
     perform raw.lock_marts(run_source, run_mart, '{}');
     perform raw.trim_log(run_source, run_mart, log);
     select * into book from raw.marts where marts.source = run_source and marts.mart = run_mart;
-    is_full := is_full or book.version = 0 or exists (
-        select from raw.cursors
-        left join raw.mart_inputs as read
-            on read.source = run_source and read.mart = run_mart and read.input = cursors.model
-        where
-            cursors.source = run_source and cursors.model = any(collections) and cursors.snapshot is not null
-            and (cursors.rewrites is distinct from read.version or read.snapshot::text = '1:1:')
-    );
+    is_full := is_forced or book.version = 0;
+    table_rows := 0;
     perform set_config('enable_seqscan', 'off', true);
     for each in
-        select cursors.model, cursors.snapshot, read.snapshot as previous
-        from raw.cursors
-        inner join raw.mart_inputs as read
-            on read.source = run_source and read.mart = run_mart and read.input = cursors.model
-        where
-            not is_full
-            and cursors.source = run_source and cursors.model = any(collections)
-            and cursors.snapshot::text <> read.snapshot::text
+        select
+            wanted.name,
+            cursors.source,
+            cursors.model,
+            cursors.snapshot,
+            cursors.table_rows,
+            read.snapshot as previous,
+            cursors.rewrites is distinct from read.version or read.snapshot::text = '1:1:' as is_rewritten
+        from jsonb_to_recordset(tables) as wanted (name text, source text, model text)
+        inner join raw.cursors on cursors.source = wanted.source and cursors.model = wanted.model
+        left join raw.mart_inputs as read
+            on read.source = run_source and read.mart = run_mart and read.input = wanted.name
+        where cursors.snapshot is not null
     loop
-        execute format(
-            'insert into %s (version, event, id) select %s, %L, message_id from raw.events where %s group by message_id',
-            log, book.version + 1, each.model,
-            raw.filter_new_events(each.model, run_source, each.previous::text, each.snapshot::text)
-        );
-        get diagnostics more = row_count;
-        arrived := arrived + more;
+        table_rows := table_rows + each.table_rows;
+        is_full := is_full or each.is_rewritten;
+        if not is_full and each.snapshot::text <> each.previous::text then
+            execute format(
+                'insert into %s (version, event, id) select %s, %L, message_id from raw.events where %s group by message_id',
+                log, book.version + 1, each.name,
+                raw.filter_new_events(each.model, each.source, each.previous::text, each.snapshot::text)
+            );
+            get diagnostics more = row_count;
+            arrived := arrived + more;
+        end if;
     end loop;
-    select coalesce(sum(cursors.table_rows), 0) into table_rows
-    from raw.cursors
-    where cursors.source = run_source and cursors.model = any(collections);
-    if arrived > 20000 and arrived > table_rows / 5 then
-        is_full := true;
-    end if;
+    is_full := is_full or (arrived > 20000 and arrived > table_rows / 5);
     if is_full then
         execute format('delete from %s', log);
     end if;
@@ -324,9 +346,10 @@ begin
         failed_at = null
     where marts.source = run_source and marts.mart = run_mart;
     insert into raw.mart_inputs (source, mart, input, version, snapshot)
-    select run_source, run_mart, cursors.model, cursors.rewrites, cursors.snapshot
-    from raw.cursors
-    where cursors.source = run_source and cursors.model = any(collections) and cursors.snapshot is not null
+    select run_source, run_mart, wanted.name, cursors.rewrites, cursors.snapshot
+    from jsonb_to_recordset(tables) as wanted (name text, source text, model text)
+    inner join raw.cursors on cursors.source = wanted.source and cursors.model = wanted.model
+    where cursors.snapshot is not null
     on conflict (source, mart, input) do update set version = excluded.version, snapshot = excluded.snapshot
     where (mart_inputs.version, mart_inputs.snapshot::text) is distinct from (excluded.version, excluded.snapshot::text);
     return arrived;

@@ -12,7 +12,6 @@
         },
     },
 ) }}
--- depends_on: {{ ref('int_arrivals') }}
 {% call changed_keys() %}
     select event, id
     from {{ changes_of('int_arrivals') }} as arrivals

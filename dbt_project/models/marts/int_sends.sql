@@ -2,7 +2,6 @@
     unique_key=['event', 'id'],
     meta={'indexes': {'person': '(user_key, campaign_id, occurred_at)'}},
 ) }}
--- depends_on: {{ ref('int_arrivals') }}
 {% call changed_keys() %}
     select event, id
     from {{ changes_of('int_arrivals') }} as arrivals

@@ -8,6 +8,8 @@
             'recipient_day': "(recipient_key, day) where channel = 'email'",
             'campaign': '(coalesce(campaign_id, 0), sent_at)',
             'workflow': '(workflow_id, sent_at) where workflow_id is not null',
+            'user': 'using hash (user_id)',
+            'email': 'using hash (email)',
         },
     },
 ) }}
