@@ -344,6 +344,7 @@
 
 {#-
     Returns the sources with marts: the source whose schema is LOADER_SCHEMA, and each source with an event of a message.
+    A source whose marts would have the schema of another source has none, and `loader status` says so.
 -#}
 {% macro mart_sources() %}
     {%- set collections = [] -%}
@@ -352,13 +353,19 @@
         select schema_name
         from raw.sources
         where
-            schema_name = {{ string_literal(env_var('LOADER_SCHEMA', 'iterable')) }}
-            or exists (
-                select from raw.cursors
-                where
-                    cursors.source = sources.schema_name
-                    and cursors.model in ({{ collections | join(", ") }})
-                    and cursors.table_rows > 0
+            (
+                schema_name = {{ string_literal(env_var('LOADER_SCHEMA', 'iterable')) }}
+                or exists (
+                    select from raw.cursors
+                    where
+                        cursors.source = sources.schema_name
+                        and cursors.model in ({{ collections | join(", ") }})
+                        and cursors.table_rows > 0
+                )
+            )
+            and not exists (
+                select from raw.mart_clashes
+                where mart_clashes.source = sources.schema_name
             )
         order by id
     {%- endset -%}

@@ -347,6 +347,8 @@ def show_status(status: "Status") -> None:
             "Rebuilds that deleted rows whose events were gone (repeat the rebuild to end this message)",
             status.lossy_rebuilds,
         ),
+        ("Marts", [_mart(row) for row in status.marts]),
+        ("Sources without marts, because of the name of the schema", status.mart_clashes),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns to be added or widened (`loader widen` changes them or names the obstacle)", status.waiting_columns),
         ("Indexes to be built (`loader index` builds them beside readers and runs)", status.waiting_indexes),
@@ -362,6 +364,13 @@ def show_status(status: "Status") -> None:
     ):
         if rows:
             echo(f"\n{title}\n{_first_rows(rows)}")
+
+
+def _mart(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the marts of a source, as a row of output; `--json` shows their variables."""
+    return {name: value for name, value in row.items() if name != "variables"} | {
+        name: value for name, value in sorted((row["variables"] or {}).items()) if name == "marts_time_zone"
+    }
 
 
 def ask_for_rescan() -> None:

@@ -23,6 +23,9 @@ _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9-]*\Z")
 # Schemas that every database uses for other purposes.
 _TAKEN = frozenset({"raw", "public", "information_schema"})
 
+# The marts of a source have a schema of their own, named after that of the source.
+_MARTS_SUFFIX = "_marts"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -74,6 +77,7 @@ def add_source(
                 f"Label {key}:{value} is not valid: key and value start with a letter and contain only letters, digits "
                 "and -."
             )
+    _check_marts(connection, schema)
     holder = connection.execute(
         select(sources.c.name).where(or_(sources.c.name == name, sources.c.schema_name == schema))
     ).first()
@@ -216,3 +220,21 @@ def _check_schema(name: str, schema: str) -> None:
         )
     if schema in _TAKEN or schema.startswith("pg_"):
         raise SourceError(f"Schema {schema} is reserved by the database. Choose another schema with --schema.")
+    if len(schema + _MARTS_SUFFIX) > IDENTIFIER_BYTES:
+        raise SourceError(
+            f"Schema {schema} leaves no room for the schema of its marts, {schema}{_MARTS_SUFFIX}: a name has at most "
+            f"{IDENTIFIER_BYTES} characters. Choose a shorter schema with --schema."
+        )
+
+
+def _check_marts(connection: Connection, schema: str) -> None:
+    """Refuse a schema that the marts of another source have, or whose marts would have the schema of another source."""
+    alike = (schema.removesuffix(_MARTS_SUFFIX), schema + _MARTS_SUFFIX)
+    clash = connection.execute(
+        select(sources.c.name).where(sources.c.schema_name.in_(alike), sources.c.schema_name != schema)
+    ).first()
+    if clash:
+        raise SourceError(
+            f"Schema {schema} does not go with source {clash.name}: the marts of a source are in its schema with "
+            f"{_MARTS_SUFFIX} at the end, and both would share a schema. Choose another schema with --schema."
+        )

@@ -89,6 +89,9 @@ class Status:
         unequal_tables: Tables with fewer rows than raw.events has events for them (`missing` is positive), or with more
             rows (negative).
         lossy_rebuilds: Tables whose last rebuild read fewer events than the table had read before, without a note.
+        marts: The marts of each source: the time of the last run with news, failed marts with an error, the number of
+            collections with events that the marts have not read (`behind`), and the variables in force.
+        mart_clashes: Sources without marts, because another source has the schema of their marts.
         held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
         waiting_columns: Columns that wait to be added or widened.
         waiting_indexes: Indexes that no run has built, with the reason.
@@ -108,6 +111,8 @@ class Status:
     found: list[dict[str, Any]]
     unequal_tables: list[dict[str, Any]]
     lossy_rebuilds: list[dict[str, Any]]
+    marts: list[dict[str, Any]]
+    mart_clashes: list[dict[str, Any]]
     held_tables: list[dict[str, Any]]
     waiting_columns: list[dict[str, Any]]
     waiting_indexes: list[dict[str, Any]]
@@ -186,6 +191,9 @@ _UNEQUAL_TABLES = text(read_statement(__file__, "unequal_tables"))
 _LOSSY_REBUILDS = text(read_statement(__file__, "lossy_rebuilds"))
 _COLLISIONS = text(read_statement(__file__, "collisions"))
 _WITHOUT_TABLE = text(read_statement(__file__, "without_table"))
+_MARTS = text(read_statement(__file__, "marts"))
+_clash = table("mart_clashes", column("source"), column("mart_schema"), column("reason"), schema="raw")
+_MART_CLASHES = select(_clash).order_by(_clash.c.source)
 _RUNS = text(read_statement(__file__, "runs"))
 
 
@@ -236,6 +244,8 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
         found=rows(_FOUND),
         unequal_tables=rows(_UNEQUAL_TABLES) if any(law.unequal_tables for law in laws) else [],
         lossy_rebuilds=rows(_LOSSY_REBUILDS),
+        marts=rows(_MARTS),
+        mart_clashes=rows(_MART_CLASHES),
         held_tables=rows(_HELD_TABLES),
         waiting_columns=[asdict(each) for each in list_waiting_columns(connection)],
         waiting_indexes=rows(_WAITING_INDEXES),

@@ -1,0 +1,13 @@
+"""Lets the readers of a source read its marts: the SQL stands beside this file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0051"
+down_revision = "0050"
+
+
+def upgrade() -> None:
+    sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.get_bind().connection.cursor().execute(sql)
