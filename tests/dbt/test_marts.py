@@ -13,7 +13,7 @@ from loader.raw.readers import add_reader, remove_reader
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled, transform
 from tests.conftest import own_database
-from tests.support.generated_events import generate_events, land
+from tests.support.generated_events import generate_events, generate_orders, land
 
 DAY = "2026-03-04"
 
@@ -364,6 +364,11 @@ def test_engagement_counts_days(corners: psycopg.Connection) -> None:
     assert rows(corners, "select count(*) - count(distinct user_key) from user_engagement") == [(0,)]
 
 
+SHOP_ORDERS = """
+conversion_events:
+    - {name: order, schema: shop, table: order_completed, value: revenue, currency: currency, order_id: order_id}
+"""
+
 SUMS = (
     "messages messages_without_send sends receipts bounces hard_bounces soft_bounces block_bounces other_bounces"
     " delivered opens human_opens clicks human_clicks complaints unsubscribes recipient_unsubscribes"
@@ -421,12 +426,16 @@ def generated(server: str, home: Any, served_template: str) -> Iterator[Warehous
         database.connect(autocommit=True) as connection,
     ):
         connection.execute("set timezone = 'UTC'")
-        warehouse = Warehouse(database, with_marts(settings), connection)
+        warehouse = Warehouse(database, with_marts(settings, vars=SHOP_ORDERS), connection)
+        connection.execute("insert into raw.sources (name, schema_name) values ('Select', 'select'), ('Shop', 'shop')")
+        land(connection, "other", {"type": "track", "event": "Email Opened", "userId": "u1"}, source="select")
         events = list(generate_events(1_500, seed=16))
         random.Random(16).shuffle(events)
         for start in range(0, len(events), 500):
             for message_id, payload in events[start : start + 500]:
                 land(connection, message_id, payload)
+            for message_id, payload in generate_orders(100, seed=start):
+                land(connection, message_id, payload, source="shop")
             warehouse.fill()
         yield warehouse
 
@@ -465,6 +474,36 @@ def test_counts_are_conserved(generated: Warehouse) -> None:
     assert total == sums["campaign_performance"]
 
 
+def test_credits_and_values_are_conserved(generated: Warehouse) -> None:
+    """Per model, the credits of a conversion sum to 1 and its values to its value; steps of a funnel never grow."""
+    assert generated.number("select count(*) from iterable_marts.attributions") > 0
+    assert (
+        generated.number(
+            "select count(*) from (select sum(credit) as credit, sum(attributions.value) as value,"
+            " min(conversions.value) as whole from iterable_marts.attributions join iterable_marts.conversions"
+            " using (conversion_name, conversion_id) group by model, conversion_name, conversion_id) as summed"
+            " where credit <> 1 or value <> whole"
+        )
+        == 0
+    )
+    assert (
+        generated.number(
+            "select count(*) from iterable_marts.funnel as step join iterable_marts.funnel as later"
+            " using (channel, campaign_id) where later.step = step.step + 1"
+            " and later.recipients > step.recipients"
+        )
+        == 0
+    )
+    assert generated.number("select sum(revenue) > 0 from iterable_marts.campaign_conversions")
+
+
+def test_a_source_has_marts_of_its_own_messages(generated: Warehouse) -> None:
+    """A source with an event of a message has marts, whatever its name; a source without one has none."""
+    assert generated.number('select count(*) from "select_marts".messages') == 0
+    assert generated.number('select count(*) from "select_marts".events') == 1
+    assert generated.number("select to_regnamespace('shop_marts') is null")
+
+
 def test_subscription_periods_do_not_overlap(generated: Warehouse) -> None:
     """Each period ends where the next one begins."""
     assert generated.number("select count(*) from iterable_marts.subscription_history") > 0
@@ -488,6 +527,24 @@ def test_a_run_with_nothing_new_reads_no_mart(generated: Warehouse) -> None:
     generated.fill(select=["tag:marts"])
     assert generated.versions() == versions
     assert generated.number(scans) == before
+
+
+def test_an_increment_scans_no_table_of_the_history(generated: Warehouse) -> None:
+    """The server counts no sequential scan of a collection or of a mart that grows with the events."""
+    connection = generated.connection
+    for message_id, payload in generate_events(50, seed=17):
+        land(connection, message_id, payload)
+    fill(generated.database, generated.settings.model_copy(update={"marts": False}))
+    growing = (
+        "select jsonb_object_agg(schemaname || '.' || relname, seq_scan) from pg_stat_user_tables"
+        " where schemaname = 'iterable' or (schemaname = 'iterable_marts' and relname in ('events', 'messages',"
+        " 'campaign_recipients', 'int_sends', 'int_user_days', 'int_clicks', 'int_subscription_events', 'conversions'))"
+    )
+    connection.execute("select pg_stat_force_next_flush()")
+    before = generated.number(growing)
+    generated.fill(select=["tag:marts"])
+    assert generated.number("select version > oldest_version from raw.marts where mart = 'messages'")
+    assert generated.number(growing) == before
 
 
 def test_a_failing_mart_is_named_and_catches_up(generated: Warehouse) -> None:
@@ -544,7 +601,7 @@ def test_a_changed_variable_makes_the_marts_again(generated: Warehouse) -> None:
 
 def test_a_wrong_variable_stops_the_marts(generated: Warehouse) -> None:
     """The error names the variable, and no mart is written."""
-    wrong = generated.settings.model_copy(update={"vars": "{marts_time_zone: Nowhere}"})
+    wrong = generated.settings.model_copy(update={"vars": SHOP_ORDERS + "marts_time_zone: Nowhere"})
     versions = generated.versions()
     (failed,) = [table for table in transform(generated.database, wrong, select=["tag:marts"]) if table.error]
     assert "marts_time_zone" in failed.error

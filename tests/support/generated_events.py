@@ -93,6 +93,32 @@ def _call(source: random.Random, channel: str, event: str, person: int, campaign
     return {"type": "track", "event": event, **who, "properties": properties, "timestamp": time.isoformat()}
 
 
+def generate_orders(number: int, *, seed: int, people: int = 60) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield orders of the same people, with orders that two clients tracked, and values of several types."""
+    source = random.Random(seed)
+    for place in range(number):
+        time = _START + timedelta(minutes=source.randrange(30 * 24 * 60))
+        person = source.randrange(people)
+        who = (
+            {"userId": f"u{person}"}
+            if source.random() < 0.7
+            else {"anonymousId": f"User{person}@d{person % 5}.example"}
+        )
+        properties = {
+            "revenue": source.choice([10, 12.5, "7.25", None]),
+            "currency": source.choice(["usd", " EUR ", None]),
+            "orderId": source.choice([None, f"order-{source.randrange(200)}"]),
+        }
+        call = {
+            "type": "track",
+            "event": "Order Completed",
+            **who,
+            "properties": properties,
+            "timestamp": time.isoformat(),
+        }
+        yield f"order-{seed}-{source.randrange(place + 1)}", call
+
+
 def land(connection: psycopg.Connection, message_id: str, call: Mapping[str, Any], *, source: str = "iterable") -> None:
     """Land a call without a collector or file."""
     connection.execute(

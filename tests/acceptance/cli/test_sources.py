@@ -102,6 +102,22 @@ def test_vector_05_two_sources_cannot_feed_one_schema(run_here: Loader, connecti
     assert run_here("source", "add", "iterable", "--schema", "iterable_2").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ("shop", "shop_marts", "does not go with source First"),
+        ("shop_marts", "shop", "does not go with source First"),
+        ("shop", "s" * 58, "leaves no room for the schema of its marts"),
+    ],
+)
+def test_a_schema_that_clashes_with_marts_is_refused(run_here: Loader, first: str, second: str, reason: str) -> None:
+    """The marts of a source have the schema of the source with `_marts` at the end."""
+    assert run_here("source", "add", "First", "--schema", first).returncode == 0
+    refused = run_here("source", "add", "Second", "--schema", second)
+    assert refused.returncode == 2
+    assert reason in refused.stderr
+
+
 def test_a_source_is_added_once(run_here: Loader) -> None:
     """The error for a used name gives the command for another key."""
     done = run_here("source", "add", "Iterable")
