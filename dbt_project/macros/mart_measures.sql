@@ -22,7 +22,7 @@
 {% endmacro %}
 
 
-{#- The sums of messages in a group, one column each. -#}
+{#- The sums of messages in a group, one column each. A sum of integers takes half the time of a sum of bigint. -#}
 {% macro sum_messages(sums) -%}
     {%- for name in sums %}
     {%- if name == 'messages' %}
@@ -30,7 +30,7 @@
     {%- elif name == 'messages_without_send' %}
     count(*) filter (where not has_send) as messages_without_send
     {%- else %}
-    sum({{ name }}) as {{ name }}
+    sum({{ name }}::int) as {{ name }}
     {%- endif %}{{ "," if not loop.last }}
     {%- endfor %}
 {%- endmacro %}
@@ -88,7 +88,7 @@
         select
             {{ names }},
             {%- for name in sums %}
-            sum(sign * {{ name }}) as {{ name }},
+            sum((sign * {{ name }})::int) as {{ name }},
             {%- endfor %}
             {%- for name, measure in uniques.items() %}
             sum(case when {{ measure }} > 0 then sign else 0 end) as {{ name }},

@@ -34,7 +34,7 @@ pooled as (
             'message_id', 'channel', 'campaign_id', 'campaign_name', 'template_id', 'template_name', 'workflow_id', 'workflow_name',
             'experiment_id', 'channel_id', 'message_type_id', 'user_id', 'email', 'user_key',
         ] %}
-        (array_agg({{ column }} order by {{ order }}) filter (where {{ column }} is not null))[1] as {{ column }},
+        raw.first_of({{ column }} order by {{ order }}) as {{ column }},
         {%- endfor %}
         min(occurred_at) filter (where type = 'send') as sent_at,
         min(occurred_at) filter (where type = 'receipt') as first_receipt_at,
