@@ -25,7 +25,7 @@
     {%- set prefix = adapter.quote(target.database) ~ "." -%}
     {{ return(
         sql | replace(prefix ~ adapter.quote(mart_schema(own)) ~ ".", prefix ~ adapter.quote(mart_schema(source_name)) ~ ".")
-        | replace(prefix ~ adapter.quote(own) ~ ".", prefix ~ adapter.quote(source_name) ~ ".")
+        | replace(prefix ~ adapter.quote(target_schema(own)) ~ ".", prefix ~ adapter.quote(target_schema(source_name)) ~ ".")
     ) }}
 {% endmacro %}
 

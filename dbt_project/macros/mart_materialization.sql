@@ -32,11 +32,11 @@
         {%- do begin() if not loop.first -%}
         {%- set relation = mart_relation(source_name, model.alias, 'view') -%}
         {%- set full_sql = mart_sql(sql, source_name, is_increment=false) -%}
-        {%- set plan = open_mart(source_name, relation, [], full_sql) -%}
+        {%- set plan = open_mart(source_name, relation, [], full_sql) if is_production() else {'state': 'full'} -%}
         {%- if plan.state == 'full' -%}
             {%- do run_query("create or replace view " ~ relation ~ " as " ~ full_sql) -%}
             {%- do persist_docs(relation, model) -%}
-            {%- do run_query("select raw.close_mart(" ~ json_literal(plan) ~ ", 0)") -%}
+            {%- do run_query("select raw.close_mart(" ~ json_literal(plan) ~ ", 0)") if is_production() -%}
         {%- endif -%}
         {%- do relations.append(relation) -%}
         {%- do adapter.commit() -%}
@@ -57,11 +57,12 @@
         {%- do check_mart_variables() if loop.first -%}
         {%- set log = mart_log(mart_relation(source_name, model.alias)) -%}
         {%- set schema = mart_schema(source_name) -%}
-        {%- if not schema_exists(schema) -%}
-            {%- do run_query(create_schema_sql(schema) ~ "; select raw.admit_readers(" ~ string_literal(source_name) ~ ")") -%}
+        {%- do run_query(create_schema_sql(schema)) if not schema_exists(schema) -%}
+        {%- if is_production() -%}
+            {%- do run_query("select raw.admit_readers(" ~ string_literal(source_name) ~ ")") -%}
+            {%- do create_log(log) -%}
         {%- endif -%}
-        {%- do create_log(log) -%}
-        {%- if not flags.EMPTY -%}
+        {%- if is_production() and not flags.EMPTY -%}
             {%- set tables = own_conversion_tables() if model.alias == 'int_conversion_arrivals' else message_tables(source_name) -%}
             {%- set arrived = run_query(
                 "select raw.log_arrivals(" ~ string_literal(source_name) ~ ", " ~ string_literal(model.alias) ~ ", "
@@ -80,7 +81,7 @@
 {#- Brings one mart of one source up to its inputs, and returns the number of changed rows. -#}
 {% macro fill_mart(source_name, relation) %}
     {%- set full_sql = mart_sql(sql, source_name, is_increment=false) -%}
-    {%- set log = mart_log(relation) if mart_readers() else none -%}
+    {%- set log = mart_log(relation) if mart_readers() and is_production() else none -%}
     {%- set is_created = not relation_exists(relation) -%}
     {%- if is_created -%}
         {%- do run_query("create table " ~ relation ~ " (" ~ mart_columns(types=true) ~ ")") -%}
@@ -89,6 +90,11 @@
     {%- if flags.EMPTY -%}
         {%- do finish_new_mart(relation) if is_created -%}
         {{ return(0) }}
+    {%- endif -%}
+    {%- if not is_production() -%}
+        {#- A development run makes all rows, from the tables of its own target, and keeps no books. -#}
+        {%- do run_query("select raw.set_mart_session(false)") -%}
+        {{ return(replace_rows(relation, full_sql, is_created)) }}
     {%- endif -%}
     {%- set plan = open_mart(source_name, relation, mart_inputs(), full_sql, is_created) -%}
     {%- if plan.state == 'unchanged' -%}
@@ -301,8 +307,9 @@
 {% endmacro %}
 
 
+{#- Returns the schema of the marts of a source, for the target of the run. -#}
 {% macro mart_schema(source_name) %}
-    {{ return(source_name ~ "_marts") }}
+    {{ return(target_schema(source_name ~ "_marts")) }}
 {% endmacro %}
 
 

@@ -101,7 +101,7 @@
 
 {#- Writes the errors of marts to their own books. -#}
 {% macro finish_marts(results) %}
-    {%- if execute and flags.WHICH in ('run', 'build') and not flags.EMPTY -%}
+    {%- if execute and flags.WHICH in ('run', 'build') and is_production() and not flags.EMPTY -%}
         {%- for result in results if result.node.resource_type == 'model' and is_mart(result.node) and result.status in ('error', 'runtime error', 'skipped') %}
         update raw.marts
         set
