@@ -1,6 +1,6 @@
 """The marts: their rows, how they follow the events, and what they leave alone."""
 
-import random
+import json
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from typing import Any
@@ -8,13 +8,18 @@ from typing import Any
 import psycopg
 import pytest
 
+from loader.events.naming import table_name
 from loader.postgres.database import Database, open_database
 from loader.raw.readers import add_reader, remove_reader
 from loader.raw.rescan import rescan
 from loader.settings import Settings
 from loader.transform.dbt import TableFilled, transform
 from tests.conftest import own_database
-from tests.support.generated_events import generate_events, generate_orders, land
+from tests.support.marts.compare import assert_marts_equal
+from tests.support.marts.expected import KEYS, expected_marts
+from tests.support.marts.variables import Variables
+from tests.support.nasty_events import CONVERSION, generate_nasty_events
+from tests.support.served_tables import COLLECTIONS
 
 DAY = "2026-03-04"
 
@@ -30,6 +35,14 @@ def fill(database: Database, settings: Settings, **options: Any) -> list[TableFi
     failed = [f"{table.source}.{table.table}: {table.error}" for table in filled if table.error]
     assert not failed, "; ".join(failed)
     return filled
+
+
+def land(connection: psycopg.Connection, message_id: str, call: Mapping[str, Any], *, source: str = "iterable") -> None:
+    """Land a call without a collector or file."""
+    connection.execute(
+        "insert into raw.events (source, collection, message_id, payload) values (%s, %s, %s, %s)",
+        [source, table_name(call["event"]), message_id, json.dumps(call)],
+    )
 
 
 def moment(time: str, day: str = DAY) -> datetime:
@@ -365,16 +378,20 @@ def test_engagement_counts_days(corners: psycopg.Connection) -> None:
     assert rows(corners, "select count(*) - count(distinct user_key) from user_engagement") == [(0,)]
 
 
-SHOP_ORDERS = """
-conversion_events:
-    - {name: order, schema: shop, table: order_completed, value: revenue, currency: currency, order_id: order_id}
-"""
+APP_ORDERS = f"conversion_events: [{json.dumps(CONVERSION)}]\nas_of_date: 2026-03-15\n"
 
 SUMS = (
     "messages messages_without_send sends receipts bounces hard_bounces soft_bounces block_bounces other_bounces"
     " delivered opens human_opens clicks human_clicks complaints unsubscribes recipient_unsubscribes"
     " preference_visits uninstalls replies"
 ).split()
+
+
+def read_rows(connection: psycopg.Connection, table: str) -> list[dict[str, Any]]:
+    """Return all rows of a table."""
+    cursor = connection.execute(f"select * from {table}")
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 class Warehouse:
@@ -429,17 +446,15 @@ def generated(server: str, home: Any, served_template: str) -> Iterator[Warehous
         database.connect(autocommit=True) as connection,
     ):
         connection.execute("set timezone = 'UTC'")
-        warehouse = Warehouse(database, with_marts(settings, vars=SHOP_ORDERS), connection)
-        connection.execute("insert into raw.sources (name, schema_name) values ('Select', 'select'), ('Shop', 'shop')")
+        warehouse = Warehouse(database, with_marts(settings, vars=APP_ORDERS), connection)
+        connection.execute("insert into raw.sources (name, schema_name) values ('Select', 'select'), ('App', 'app')")
         land(connection, "other", {"type": "track", "event": "Email Opened", "userId": "u1"}, source="select")
-        events = list(generate_events(1_500, seed=16))
-        random.Random(16).shuffle(events)
-        for start in range(0, len(events), 500):
-            for message_id, payload in events[start : start + 500]:
-                land(connection, message_id, payload)
-            for message_id, payload in generate_orders(100, seed=start):
-                land(connection, message_id, payload, source="shop")
-            rescan(connection, "shop")
+        nasty = generate_nasty_events(1_500)
+        for part in range(3):
+            for calls, source in ((nasty.iterable, "iterable"), (nasty.app, "app")):
+                for call in calls[part::3]:
+                    land(connection, call["messageId"], call, source=source)
+            rescan(connection, "app")
             warehouse.fill()
         yield warehouse
 
@@ -451,6 +466,18 @@ def test_increments_equal_a_rebuild(generated: Warehouse) -> None:
     generated.fill(full_refresh=True, select=["tag:marts"])
     assert generated.contents() == before
     assert all(version == oldest for version, oldest in generated.versions().values())
+
+
+def test_the_rows_are_those_of_an_independent_computation(generated: Warehouse) -> None:
+    """Plain Python computes all marts from the served tables, by the contract alone."""
+    connection = generated.connection
+    tables = {name: read_rows(connection, f'iterable."{name}"') for name in COLLECTIONS}
+    orders = {("app", "order_completed"): read_rows(connection, "app.order_completed")}
+    variables = Variables(conversion_events=(CONVERSION,), as_of_date=date(2026, 3, 15))
+    assert_marts_equal(
+        expected_marts(tables, orders, variables),
+        {mart: read_rows(connection, f'iterable_marts."{mart}"') for mart in KEYS},
+    )
 
 
 def test_counts_are_conserved(generated: Warehouse) -> None:
@@ -505,7 +532,7 @@ def test_a_source_has_marts_of_its_own_messages(generated: Warehouse) -> None:
     """A source with an event of a message has marts, whatever its name; a source without one has none."""
     assert generated.number('select count(*) from "select_marts".messages') == 0
     assert generated.number('select count(*) from "select_marts".events') == 1
-    assert generated.number("select to_regnamespace('shop_marts') is null")
+    assert generated.number("select to_regnamespace('app_marts') is null")
 
 
 def test_subscription_periods_do_not_overlap(generated: Warehouse) -> None:
@@ -536,8 +563,8 @@ def test_a_run_with_nothing_new_reads_no_mart(generated: Warehouse) -> None:
 def test_an_increment_scans_no_table_of_the_history(generated: Warehouse) -> None:
     """The server counts no sequential scan of a collection or of a mart that grows with the events."""
     connection = generated.connection
-    for message_id, payload in generate_events(50, seed=17):
-        land(connection, message_id, payload)
+    for call in generate_nasty_events(50, seed=17).iterable:
+        land(connection, f"more-{call['messageId']}", call)
     fill(generated.database, generated.settings.model_copy(update={"marts": False}))
     growing = (
         "select jsonb_object_agg(schemaname || '.' || relname, seq_scan) from pg_stat_user_tables"
@@ -610,7 +637,7 @@ def test_a_changed_variable_makes_the_marts_again(generated: Warehouse) -> None:
 
 def test_a_wrong_variable_stops_the_marts(generated: Warehouse) -> None:
     """The error names the variable, and no mart is written."""
-    wrong = generated.settings.model_copy(update={"vars": SHOP_ORDERS + "marts_time_zone: Nowhere"})
+    wrong = generated.settings.model_copy(update={"vars": APP_ORDERS + "marts_time_zone: Nowhere"})
     versions = generated.versions()
     (failed,) = [table for table in transform(generated.database, wrong, select=["tag:marts"]) if table.error]
     assert "marts_time_zone" in failed.error
