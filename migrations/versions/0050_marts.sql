@@ -83,9 +83,9 @@ for each row when (new.full_refresh or new.refilled) execute function raw.count_
 
 
 -- The function returns its first argument, and never sees NULL. So the aggregate keeps the first value that is not NULL.
-create aggregate raw.first_of(anyelement) (sfunc = any_value_transfn, stype = anyelement);
+create aggregate raw.first_of (anyelement)(sfunc = any_value_transfn, stype = anyelement);
 
-comment on aggregate raw.first_of(anyelement) is 'The first value that is not null, in the order of the aggregate. Takes a quarter of the time of array_agg.';
+comment on aggregate raw.first_of (anyelement) is 'The first value that is not null, in the order of the aggregate. Takes a quarter of the time of array_agg.';
 
 
 create function raw.is_time_zone(text) returns boolean

@@ -38,6 +38,8 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_THREADS", "9", "threads", 9),
         ("LOADER_TABLES", "5", "tables", 5),
         ("LOADER_NEW_TABLES", "6", "new_tables", 6),
+        ("LOADER_MARTS", "false", "marts", False),
+        ("LOADER_VARS", "{marts_time_zone: UTC}", "vars", "{marts_time_zone: UTC}"),
         ("LOADER_WIDEN_BYTES", "7", "widen_bytes", 7),
         ("LOADER_READER_INDEXES", "false", "reader_indexes", False),
         ("LOADER_LOCK_WAIT", "0.5", "lock_wait", 0.5),
@@ -135,5 +137,5 @@ def test_every_setting_is_described() -> None:
     described = {variable: (default, text) for variable, default, text in describe()}
     assert list(described) == [variable_name(name) for name in Settings.model_fields]
     assert all(text.endswith(".") for _, text in described.values())
-    without_default = {"DATABASE_URL", "LOADER_SEGMENT_SECRET", "LOADER_SEGMENT_WAREHOUSE_ID"}
+    without_default = {"DATABASE_URL", "LOADER_SEGMENT_SECRET", "LOADER_SEGMENT_WAREHOUSE_ID", "LOADER_VARS"}
     assert all(default for variable, (default, _) in described.items() if variable not in without_default)
