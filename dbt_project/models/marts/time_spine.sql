@@ -1,0 +1,2 @@
+{{ config(materialized='mart_view') }}
+select generate_series(date '2010-01-01', (current_date + interval '2 years')::date, interval '1 day')::date as date_day
