@@ -1,0 +1,97 @@
+"""The questions that the marts answer: the analyses, and the metrics of the semantic layer."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.cli.sample_events import generate_sample_events, last_sunday
+from loader.events.segment import parse_lines
+from loader.postgres.database import connection_environment, open_database
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import land
+from loader.raw.sources import add_source
+from loader.transform.dbt import transform
+from tests.conftest import own_database
+from tests.support.dbt_runs import PROJECT, run_dbt
+
+ORDERS = """
+conversion_events:
+    - {name: order, schema: app, table: order_completed, value: revenue, currency: currency, order_id: order_id}
+"""
+ANALYSES = sorted(path.stem for path in (PROJECT / "analyses").glob("*.sql"))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A database with the marts of the sample events, and a copy of the project with compiled analyses."""
+
+    url: str
+    project: Path
+
+
+@pytest.fixture(scope="module")
+def answers(server: str, home: Path, raw_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
+    """Fill the marts with the sample events, and compile the analyses."""
+    project = tmp_path_factory.mktemp("questions") / "dbt_project"
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("target", "logs"))
+    with own_database(server, home, raw_template) as settings, open_database(settings) as database:
+        events = generate_sample_events(last_sunday(datetime.now(UTC).date()), recipients=400)
+        with database.begin() as connection:
+            add_source(connection, "App")
+        with database.connect(autocommit=True) as connection:
+            for source, calls in (("iterable", events.iterable), ("app", events.app)):
+                lines = "\n".join(each.line for each in calls).encode()
+                with SchemaRegistry().transaction(connection) as seen:
+                    land(connection, source, "file", parse_lines(lines, 0), seen)
+        filled = transform(database, settings.model_copy(update={"marts": True, "vars": ORDERS}))
+        assert not [table for table in filled if table.error]
+        code, output = run_dbt(
+            settings.database_url, project, "compile", "--select", "resource_type:analysis", "--vars", ORDERS
+        )
+        assert code == 0, output
+        yield Answers(settings.database_url, project)
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_an_analysis_has_an_answer(answers: Answers, analysis: str) -> None:
+    """It begins with its question, and runs as it is."""
+    text = (PROJECT / "analyses" / f"{analysis}.sql").read_text(encoding="utf-8")
+    assert text.startswith("-- ")
+    assert "?" in text.partition("\n")[0]
+    compiled = next(answers.project.glob(f"target/compiled/*/analyses/{analysis}.sql")).read_text(encoding="utf-8")
+    with psycopg.connect(answers.url) as connection:
+        assert connection.execute(compiled).fetchall()  # type: ignore[call-overload]
+
+
+def test_metrics_equal_the_marts(answers: Answers) -> None:
+    """Counts, uniques and rates of the semantic layer, grouped as `campaign_performance` is."""
+    metrics = ["sends", "delivered", "unique_human_opens", "unique_human_clicks", "delivery_rate", "unsubscribe_rate"]
+    code, output = run_dbt(answers.url, answers.project, "parse")
+    assert code == 0, output
+    result = answers.project / "metrics.csv"
+    command = [str(Path(sys.executable).with_name("mf")), "query", "--metrics", ",".join(metrics)]
+    command += ["--group-by", "message__channel,message__campaign_id", "--csv", str(result)]
+    environment = {**connection_environment(answers.url), "LOADER_SCHEMA": "iterable", "HOME": str(answers.project)}
+    done = subprocess.run(command, cwd=answers.project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with result.open(encoding="utf-8", newline="") as file:
+        found = {
+            (row["message__channel"], int(float(row["message__campaign_id"] or 0))): [
+                round(float(row[name]), 6) if row[name] else 0 for name in metrics
+            ]
+            for row in csv.DictReader(file)
+        }
+    names = ", ".join(f"coalesce({name}, 0)" for name in metrics)
+    with psycopg.connect(answers.url) as connection:
+        rows = connection.execute(
+            f"select channel, campaign_id, {names} from iterable_marts.campaign_performance where messages > 0"  # type: ignore[arg-type]
+        ).fetchall()
+    assert found == {(row[0], row[1]): [round(float(value), 6) for value in row[2:]] for row in rows}
