@@ -1,6 +1,7 @@
 """The questions that the marts answer: the analyses, and the metrics of the semantic layer."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-
 from loader.cli.sample_events import generate_sample_events, last_sunday
+
 from loader.events.segment import parse_lines
 from loader.postgres.database import connection_environment, open_database
 from loader.raw.catalog import SchemaRegistry
@@ -43,12 +44,12 @@ def answers(server: str, home: Path, raw_template: str, tmp_path_factory: pytest
     project = tmp_path_factory.mktemp("questions") / "dbt_project"
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("target", "logs"))
     with own_database(server, home, raw_template) as settings, open_database(settings) as database:
-        events = generate_sample_events(last_sunday(datetime.now(UTC).date()), recipients=400)
+        events = generate_sample_events(last_sunday(datetime.now(UTC).date()))
         with database.begin() as connection:
             add_source(connection, "App")
         with database.connect(autocommit=True) as connection:
             for source, calls in (("iterable", events.iterable), ("app", events.app)):
-                lines = "\n".join(each.line for each in calls).encode()
+                lines = "\n".join(json.dumps(call) for call in calls).encode()
                 with SchemaRegistry().transaction(connection) as seen:
                     land(connection, source, "file", parse_lines(lines, 0), seen)
         filled = transform(database, settings.model_copy(update={"marts": True, "vars": ORDERS}))
