@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from loader.cli.sample_events import generate_sample_events, last_sunday
 
+from loader.cli.sample_events import generate_sample_events, last_sunday
 from loader.events.segment import parse_lines
 from loader.postgres.database import connection_environment, open_database
 from loader.raw.catalog import SchemaRegistry

@@ -83,9 +83,9 @@ def test_a_model_is_described_by_its_own_yml(model: Path) -> None:
     """A yml describes one model, under its name, with keys that dbt reads. dbt ignores unknown keys."""
     [described] = yaml.safe_load(model.with_suffix(".yml").read_text(encoding="utf-8"))["models"]
     assert described["name"] == model.stem
-    assert described.keys() <= {"name", "description", "config", "constraints", "data_tests", "columns"}
+    assert described.keys() <= {"name", "description", "config", "constraints", "data_tests", "columns", "time_spine"}
     for column in described["columns"]:
-        assert column.keys() <= {"name", "data_type", "description", "config", "data_tests"}
+        assert column.keys() <= {"name", "data_type", "description", "config", "data_tests", "granularity"}
         assert column["description"]
     assert {
         next(iter(test)) if isinstance(test, dict) else test for test in described.get("data_tests", [])
