@@ -57,5 +57,9 @@ class UnavailableError(LoaderError):
     """No event can be accepted at the moment; the same request may succeed later."""
 
 
+class ReportError(LoaderError):
+    """A report cannot be made, because there are no marts."""
+
+
 class TransformError(LoaderError):
     """dbt could not finish a model; the finished tables are complete."""

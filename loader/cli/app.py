@@ -34,7 +34,7 @@ class _Entry(NamedTuple):
 
 # The order is the order of the help: the most used commands come first.
 _COMMANDS = {
-    "demo": _Entry("demo", "demo", "Load and transform sample events in a database of their own, and show the tables."),
+    "demo": _Entry("demo", "demo", "Load and transform sample events in a database of their own, and show the tables and a report."),
     "up": _Entry(
         "up", "up", "Run the whole product: the collector, the transform every few seconds and the embedded database."
     ),
@@ -44,6 +44,7 @@ _COMMANDS = {
         "status", "status", "Show the numbers of messages, their places, and whether anything is missing."
     ),
     "sql": _Entry("sql", "sql", "Run a query and print its rows."),
+    "report": _Entry("report", "report", "Write the results of a period as one HTML page, to read or to forward."),
     "schema": _Entry(
         "tables",
         "schema",

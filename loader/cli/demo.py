@@ -1,4 +1,4 @@
-"""Defines `loader demo`, which loads and transforms sample events and shows the tables within a minute.
+"""Defines `loader demo`, which loads and transforms sample events, and shows the tables and a report.
 
 The sample events take the same way as real events: Segment's own library sends them to the collector. Iterable's events
 and the orders of an app come with the keys of two sources. The demo has a database of its own under `LOADER_HOME`, so
@@ -19,6 +19,7 @@ from segment.analytics.client import Client
 
 from loader.cli import output
 from loader.cli.query import run_query
+from loader.cli.report import write_report
 from loader.cli.results import show_result
 from loader.cli.sample_events import Call, generate_sample_events, last_sunday
 from loader.collector.server import serve_in_thread
@@ -45,25 +46,31 @@ _COUNTS = """
 """
 _CAMPAIGNS = read_statement(__file__, "campaigns").strip()
 
+# The orders of the app are the conversions of the marts.
+_VARIABLES = """
+conversion_events:
+    - {name: order, schema: app, table: order_completed, value: revenue, currency: currency, order_id: order_id}
+"""
+
 
 @click.command()
 def demo() -> None:
-    """Load and transform sample events in a database of their own, and show the tables."""
+    """Load and transform sample events in a database of their own, and show the tables and a report."""
     run_demo(read_settings())
 
 
 def run_demo(settings: Settings) -> None:
-    """Send sample events, transform the events, and print the tables.
+    """Send sample events, transform the events, print the tables, and write a report.
 
     Args:
-        settings: The settings of the process; `database_url` is not used.
+        settings: The settings of the process; `database_url` is not used, and the demo has variables of its own.
 
     Raises:
         LoaderError: The embedded database cannot be started, or a step failed.
     """
     configure_logs(logging.WARNING)
     home = settings.home / "demo"
-    settings = settings.model_copy(update={"database_url": "", "home": home})
+    settings = settings.model_copy(update={"database_url": "", "home": home, "marts": True, "vars": _VARIABLES})
     with open_database(settings) as database:
         output.note(f"Started PostgreSQL under {home}.")
         _send(database, settings)
@@ -84,6 +91,8 @@ def run_demo(settings: Settings) -> None:
             "this command starts the database again:"
         )
         output.echo(f"LOADER_HOME={shlex.quote(str(home))} {_this_program()} url")
+        written = write_report(database, home / "report.html", "Iterable")
+        output.echo(f"\nOpen the report of the last 30 days in a browser: {written}")
 
 
 def _read_rows(database: Database, statement: str) -> list[tuple[Any, ...]]:

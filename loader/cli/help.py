@@ -21,6 +21,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'echo "select 1" | loader sql -',
         'loader sql --write "create schema if not exists reports"',
     ),
+    "report": ("loader report", "loader report --from 2026-03-01 --to 2026-03-31 --output march.html"),
     "schema": ("loader schema", "loader schema iterable.email_opened"),
     "url": ("loader url", 'eval "$(loader url --env)"'),
     "source add": (

@@ -1,0 +1,41 @@
+-- The campaigns with messages in the period, those with most sends first; 0 stands for messages without a campaign.
+with counted as (
+    select
+        channel,
+        coalesce(campaign_id, 0) as campaign_id,
+        sum(sends)::bigint as sends,
+        sum(delivered)::bigint as delivered,
+        count(distinct recipient_key) filter (where delivered > 0) as unique_delivered,
+        count(distinct recipient_key) filter (where human_opens > 0) as unique_human_opens,
+        count(distinct recipient_key) filter (where human_clicks > 0) as unique_human_clicks,
+        count(distinct recipient_key) filter (where recipient_unsubscribes > 0) as unique_recipient_unsubscribes,
+        max(sent_at) as last_sent_at
+    from %(marts)s.messages
+    where day between %(first_day)s and %(last_day)s
+    group by channel, coalesce(campaign_id, 0)
+)
+
+select
+    counted.*,
+    campaigns.campaign_name,
+    round(counted.delivered::numeric / nullif(counted.sends, 0), 6) as delivery_rate,
+    case
+        when counted.channel in ('email', 'push', 'in_app')
+            then round(counted.unique_human_opens::numeric / nullif(counted.unique_delivered, 0), 6)
+    end as human_open_rate,
+    case
+        when counted.channel in ('email', 'web_push')
+            then round(counted.unique_human_clicks::numeric / nullif(counted.unique_delivered, 0), 6)
+        when counted.channel = 'sms' then round(counted.unique_human_clicks::numeric / nullif(counted.delivered, 0), 6)
+        when counted.channel = 'in_app'
+            then round(counted.unique_human_clicks::numeric / nullif(counted.unique_human_opens, 0), 6)
+    end as human_click_rate,
+    round(
+        counted.unique_recipient_unsubscribes::numeric / nullif(counted.unique_delivered, 0), 6
+    ) as recipient_unsubscribe_rate,
+    count(*) over () as number_of_rows
+from counted
+left join %(marts)s.campaign_performance as campaigns
+    on campaigns.channel = counted.channel and campaigns.campaign_id = counted.campaign_id
+order by counted.sends desc, counted.campaign_id asc, counted.channel asc
+limit 300
