@@ -19,6 +19,7 @@ from loader.events.naming import table_name
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, loader_here, open_settings
+from tests.support.html_page import read_page
 
 
 @pytest.fixture
@@ -202,8 +203,8 @@ def demo_home() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
-    """The demo fills the tables of two sources from nothing, and shows them and a URL. A second run changes nothing."""
+def test_d7_demo_shows_the_tables_and_a_report_twice_in_a_row(demo_home: Path) -> None:
+    """The demo fills the tables of two sources from nothing, and names a URL and a report. A second run changes nothing."""
     environment = os.environ | {"LOADER_HOME": str(demo_home), "LOADER_EMBEDDED_IDLE": "60"}
 
     def run() -> list[str]:
@@ -230,7 +231,12 @@ def test_d7_demo_shows_the_tables_twice_in_a_row(demo_home: Path) -> None:
         assert found == (sent["iterable.email_delivered"],)
 
     # As a person types it.
-    typed = subprocess.run(["/bin/sh", "-c", first[-1]], capture_output=True, text=True, timeout=60, check=True)
+    command = next(line for line in first if line.endswith(" url"))
+    typed = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert typed.stdout.strip() == url
     table = first[first.index("limit 5;") : first.index(next(line for line in first if "postgresql://" in line))]
     assert max(len(line) for line in table) <= 80
+
+    shown = read_page(Path(first[-1].split(": ")[1]).read_text(encoding="utf-8"))
+    assert len(shown.section("campaigns").table()) > 10
+    assert {row[6] for row in shown.section("revenue").table()} == {"EUR", "USD"}
