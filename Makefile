@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format docs bench soak wheel constraints clean
+.PHONY: help demo test lint format docs screenshot bench soak wheel constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,16 @@ format: $(VENV)/.lint ## Format the code as `make lint` checks it, and write the
 
 docs: $(VENV)/.package ## Generate docs/commands.md and docs/layout.md
 	$(PYTHON) docs/generate.py
+
+# Debian's package is `chromium`. `make CHROMIUM=google-chrome screenshot` selects another browser of this family. Its sandbox
+# does not work for root. The page needs no network, so the browser gets none.
+CHROMIUM := chromium
+SCREENSHOT := --headless=new --disable-gpu --hide-scrollbars --window-size=1400,800 --host-resolver-rules="MAP * ~NOTFOUND"
+
+screenshot: $(VENV)/.package ## Take the picture of the demo's report for the README, with Chromium
+	@report=$$($(VENV)/bin/loader demo | sed -n 's/^Open the report .*: //p'); \
+	if [ "$$(id -u)" = 0 ]; then root=--no-sandbox; fi; \
+	$(CHROMIUM) $$root $(SCREENSHOT) --screenshot="$(CURDIR)/docs/report.png" "file://$$report"
 
 bench: $(VENV)/.test ## Measure landing, splitting and collecting
 	$(PYTHON) -m tests.bench $(ARGS)

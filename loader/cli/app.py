@@ -34,7 +34,11 @@ class _Entry(NamedTuple):
 
 # The order is the order of the help: the most used commands come first.
 _COMMANDS = {
-    "demo": _Entry("demo", "demo", "Load and transform sample events in a database of their own, and show the tables and a report."),
+    "demo": _Entry(
+        "demo",
+        "demo",
+        "Load and transform sample events in a database of their own, and show the tables and a report.",
+    ),
     "up": _Entry(
         "up", "up", "Run the whole product: the collector, the transform every few seconds and the embedded database."
     ),

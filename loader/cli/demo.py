@@ -91,7 +91,7 @@ def run_demo(settings: Settings) -> None:
             "this command starts the database again:"
         )
         output.echo(f"LOADER_HOME={shlex.quote(str(home))} {_this_program()} url")
-        written = write_report(database, home / "report.html", "Iterable")
+        written = write_report(database, (home / "report.html").resolve(), "Iterable")
         output.echo(f"\nOpen the report of the last 30 days in a browser: {written}")
 
 

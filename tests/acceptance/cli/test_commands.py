@@ -204,7 +204,7 @@ def demo_home() -> Iterator[Path]:
 
 
 def test_d7_demo_shows_the_tables_and_a_report_twice_in_a_row(demo_home: Path) -> None:
-    """The demo fills the tables of two sources from nothing, and names a URL and a report. A second run changes nothing."""
+    """The demo fills the tables of two sources, and names a URL and a report. A second run changes nothing."""
     environment = os.environ | {"LOADER_HOME": str(demo_home), "LOADER_EMBEDDED_IDLE": "60"}
 
     def run() -> list[str]:
