@@ -48,7 +48,7 @@ docs: $(VENV)/.package ## Generate docs/commands.md and docs/layout.md
 # Debian's package is `chromium`. `make CHROMIUM=google-chrome screenshot` selects another browser of this family. Its sandbox
 # does not work for root. The page needs no network, so the browser gets none.
 CHROMIUM := chromium
-SCREENSHOT := --headless=new --disable-gpu --hide-scrollbars --window-size=1400,800 --host-resolver-rules="MAP * ~NOTFOUND"
+SCREENSHOT := --headless=new --disable-gpu --hide-scrollbars --window-size=1400,840 --host-resolver-rules="MAP * ~NOTFOUND"
 
 screenshot: $(VENV)/.package ## Take the picture of the demo's report for the README, with Chromium
 	@report=$$($(VENV)/bin/loader demo | sed -n 's/^Open the report .*: //p'); \

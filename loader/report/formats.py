@@ -9,6 +9,9 @@ from loader.runtime.terminal import escape_controls, shorten
 NOTHING = "–"
 _NO_BREAK = "\u00a0"
 
+# From this factor on, a change in percent would be hard to read.
+_LARGE_FACTOR = 5
+
 # Longest text of a sender that a page shows, in characters.
 _LONGEST_TEXT = 200
 
@@ -71,9 +74,14 @@ def duration(seconds: float) -> str:
 
 
 def change(now: int | Decimal, before: int | Decimal) -> str:
-    """Return the change of a count against the period before, in percent; nothing if there was none before."""
+    """Return the change of a count against the period before, in percent or as a factor.
+
+    Without a count before, there is no change to tell.
+    """
     if not before:
         return ""
+    if now >= _LARGE_FACTOR * before:
+        return f"×{_NO_BREAK}{number(Decimal(now) / Decimal(before))}"
     share = (Decimal(now) - Decimal(before)) / Decimal(before) * 100
     return f"{_signed(share)}{_NO_BREAK}%"
 

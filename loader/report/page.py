@@ -15,6 +15,7 @@ from loader.report import formats
 from loader.report.charts import BAR_WIDTH, HEIGHT, Chart, stack_days
 from loader.report.figures import Report
 from loader.report.queries import Figure, Row
+from loader.runtime.terminal import count
 
 _FOLDER = Path(__file__).parent
 
@@ -37,6 +38,7 @@ class Headline:
         before: The number of the period before.
         tone: `good` or `bad` if the change is one, else empty.
         note: A further number of the same measure.
+        unit: The unit of the value, if it has one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Headline:
     before: str
     tone: str
     note: str = ""
+    unit: str = ""
 
 
 def render_page(report: Report) -> str:
@@ -126,17 +129,17 @@ def _headlines(report: Report) -> list[Headline]:
     before = {row["channel"]: row for row in _of_period(report.totals, "before")}
     headlines = [
         _count("Messages sent", now.get(None), before.get(None), "sends"),
-        _share("Delivered", now.get(None), before.get(None), "delivery_rate", better=1, of="delivered"),
+        _share("Delivered", now.get(None), before.get(None), "delivery_rate", better=1, of="delivered", noun="message"),
         _count("People reached", now.get(None), before.get(None), "unique_delivered"),
     ]
     if now.get("email"):
         headlines += [
-            _share(name, now["email"], before.get("email"), column, better=better, of=of)
-            for name, column, better, of in (
-                ("Email: opened by people", "human_open_rate", 1, "unique_human_opens"),
-                ("Email: clicked by people", "human_click_rate", 1, "unique_human_clicks"),
-                ("Email: unsubscribed", "recipient_unsubscribe_rate", -1, "unique_recipient_unsubscribes"),
-                ("Email: marked as spam", "complaint_rate", -1, "complaints"),
+            _share(name, now["email"], before.get("email"), column, better=better, of=of, noun=noun)
+            for name, column, better, of, noun in (
+                ("Email: opened by people", "human_open_rate", 1, "unique_human_opens", "recipient"),
+                ("Email: clicked by people", "human_click_rate", 1, "unique_human_clicks", "recipient"),
+                ("Email: unsubscribed", "recipient_unsubscribe_rate", -1, "unique_recipient_unsubscribes", "recipient"),
+                ("Email: marked as spam", "complaint_rate", -1, "complaints", "complaint"),
             )
         ]
     return headlines + _revenue_headlines(report)
@@ -157,7 +160,8 @@ def _revenue_headlines(report: Report) -> list[Headline]:
                 change=change,
                 before=formats.money(earlier["revenue"]) if earlier else formats.NOTHING,
                 tone=_tone(row["revenue"] - (earlier["revenue"] if earlier else 0), 1) if change else "",
-                note=formats.currency(row["currency"]),
+                note=f"{formats.number(row['conversions'])} {'conversion' if row['conversions'] == 1 else 'conversions'}",
+                unit=formats.currency(row["currency"]),
             )
         )
     return headlines
@@ -169,7 +173,7 @@ def _count(name: str, now: Row | None, before: Row | None, column: str) -> Headl
     return Headline(name, formats.number(value), formats.change(value, earlier), formats.number(earlier), "")
 
 
-def _share(name: str, now: Row | None, before: Row | None, column: str, *, better: int, of: str) -> Headline:
+def _share(name: str, now: Row | None, before: Row | None, column: str, *, better: int, of: str, noun: str) -> Headline:
     value: Decimal | None = now[column] if now else None
     earlier: Decimal | None = before[column] if before else None
     difference = Decimal(0) if value is None or earlier is None else value - earlier
@@ -179,7 +183,7 @@ def _share(name: str, now: Row | None, before: Row | None, column: str, *, bette
         formats.change_of_share(value, earlier),
         formats.percent(earlier),
         _tone(round(difference, 3), better),
-        formats.number(now[of]) if now else "",
+        count(now[of], noun) if now else "",
     )
 
 

@@ -213,7 +213,7 @@ def test_d7_demo_shows_the_tables_and_a_report_twice_in_a_row(demo_home: Path) -
             capture_output=True,
             text=True,
             env=environment,
-            timeout=120,
+            timeout=240,
             check=True,
         )
         return done.stdout.splitlines()

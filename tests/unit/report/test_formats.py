@@ -79,7 +79,15 @@ def test_a_span_of_time_is_in_its_largest_unit(seconds: float, shown: str) -> No
 
 @pytest.mark.parametrize(
     ("now", "before", "shown"),
-    [(150, 100, "+50.0 %"), (50, 100, "−50.0 %"), (100, 100, "±0.0 %"), (5, 0, ""), (0, 5, "−100.0 %")],
+    [
+        (150, 100, "+50.0 %"),
+        (50, 100, "−50.0 %"),
+        (100, 100, "±0.0 %"),
+        (5, 0, ""),
+        (0, 5, "−100.0 %"),
+        (499, 100, "+399.0 %"),
+        (1240, 100, "× 12.4"),
+    ],
 )
 def test_a_count_changes_in_percent(now: int, before: int, shown: str) -> None:
     """There is no change from nothing."""
