@@ -160,7 +160,7 @@ def _revenue_headlines(report: Report) -> list[Headline]:
                 change=change,
                 before=formats.money(earlier["revenue"]) if earlier else formats.NOTHING,
                 tone=_tone(row["revenue"] - (earlier["revenue"] if earlier else 0), 1) if change else "",
-                note=f"{formats.number(row['conversions'])} {'conversion' if row['conversions'] == 1 else 'conversions'}",
+                note=f"{formats.number(row['conversions'])} conversion{'' if row['conversions'] == 1 else 's'}",
                 unit=formats.currency(row["currency"]),
             )
         )
