@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -11,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from loader.cli.help import EXAMPLES
 from loader.cli.sample_events import generate_sample_events
 from loader.events.naming import table_name
 from loader.postgres.database import open_database
@@ -386,6 +388,17 @@ def test_the_page_is_a_file_named_after_source_and_period(
     done = loader_here(filled)("report", "--output", "absent/report.html")
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written to absent/report.html: No such file or directory." in done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES["report"])
+def test_d9_an_example_works_as_typed(
+    filled: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    """The examples of the help need marts, which the database of the other examples has not."""
+    monkeypatch.chdir(tmp_path)
+    done = loader_here(filled)(*shlex.split(example)[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / done.stdout.strip()).is_file()
 
 
 @pytest.mark.parametrize(
