@@ -1,18 +1,16 @@
 select
-    sent.campaign_name,
-    count(distinct sent.message_id) as sent,
-    count(distinct opened.message_id) as opened,
-    count(distinct clicked.message_id) as clicked
-from iterable.email_delivered as sent
-left join iterable.email_opened as opened
+    performance.campaign_name,
+    performance.channel,
+    performance.sends as sent,
+    performance.unique_human_opens as opened,
+    performance.unique_human_clicks as clicked,
+    round(earned.revenue, 2) as revenue_usd
+from iterable_marts.campaign_performance as performance
+left join iterable_marts.campaign_conversions as earned
     on
-        sent.message_id = opened.message_id
-        and opened.is_bot is not true
-        and opened.proxy_source is distinct from 'Apple'
-left join iterable.email_link_clicked as clicked
-    on
-        sent.message_id = clicked.message_id
-        and clicked.is_bot is not true
-group by sent.campaign_name
-order by sent desc, sent.campaign_name asc
+        performance.channel = earned.channel
+        and performance.campaign_id = earned.campaign_id
+        and earned.model = 'last_click'
+        and earned.currency = 'USD'
+order by revenue_usd desc nulls last, performance.campaign_id asc
 limit 5

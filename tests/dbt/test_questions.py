@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.raw.sources import add_source
 from loader.transform.dbt import transform
-from tests.conftest import own_database
+from tests.conftest import Loader, loader_here, own_database
 from tests.support.dbt_runs import PROJECT, run_dbt
+from tests.support.folders import ROOT
 
 ORDERS = """
 conversion_events:
@@ -36,6 +38,7 @@ class Answers:
 
     url: str
     project: Path
+    loader: Loader
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,25 @@ def answers(server: str, home: Path, raw_template: str, tmp_path_factory: pytest
             settings.database_url, project, "compile", "--select", "resource_type:analysis", "--vars", ORDERS
         )
         assert code == 0, output
-        yield Answers(settings.database_url, project)
+        yield Answers(settings.database_url, project, loader_here(settings))
+
+
+PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+QUESTIONS = re.findall(r"^Mart `(\w+)`:\n\n```sql\n(.*?)\n```\n\n```\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
+MARTS = {path.stem for path in (PROJECT / "models" / "marts").glob("*.sql")}
+
+
+def test_each_mart_answers_a_question_on_the_page() -> None:
+    """The page leaves out the internal marts and the days of the metrics."""
+    asked = [mart for mart, _, _ in QUESTIONS]
+    assert sorted(asked) == sorted(mart for mart in MARTS if not mart.startswith("int_") and mart != "time_spine")
+
+
+@pytest.mark.parametrize(("query", "answer"), [each[1:] for each in QUESTIONS], ids=[each[0] for each in QUESTIONS])
+def test_the_page_shows_the_answer(answers: Answers, query: str, answer: str) -> None:
+    """The answers of the sample are the same in each week."""
+    shown = answers.loader("sql", query).stdout
+    assert [line.rstrip() for line in shown.rstrip().splitlines()] == answer.splitlines()
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
