@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collecting, landing, peers, splitting
+from tests.bench import collecting, landing, marts, peers, splitting
 from tests.bench.ground import ground
 
 BENCHMARKS = {
@@ -14,6 +14,8 @@ BENCHMARKS = {
     "increment": splitting.increment,
     "large": splitting.large,
     "dlt": peers.dlt,
+    "marts-increment": marts.increment,
+    "marts-share": marts.share,
     "single": collecting.single,
     "webhooks": collecting.webhooks,
     "batches": collecting.batches,

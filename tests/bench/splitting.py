@@ -21,7 +21,7 @@ def split(ground: Ground) -> None:
     """Compare a first run over landed events with hand-written inserts, keys included."""
     path = ground.events_file(_EVENTS)
     template = ground.create_database("bench_landed")
-    _prepare(ground, template, path)
+    prepare(ground, template, path)
     script = _script(ground, "by_hand", _by_hand())
     pairs = []
     for round_ in range(_ROUNDS + 1):
@@ -30,7 +30,7 @@ def split(ground: Ground) -> None:
         baseline = seconds(partial(ground.psql, by_hand, "-f", str(script)))
         ours = ground.create_database("bench_split", "bench_landed")
         ground.psql(ours, "-c", "vacuum analyze raw.events", "-c", "checkpoint")
-        taken = _transform_seconds(ground, ours)
+        taken = transform_seconds(ground, ours)
         if round_:  # the first makes dbt parse the project and warms the disk's cache
             pairs.append((taken, baseline))
     taken, baseline = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
@@ -44,9 +44,9 @@ def split(ground: Ground) -> None:
 def idle(ground: Ground) -> None:
     """Measure a run without work, in a permanent process."""
     url = ground.create_database("bench_idle")
-    _prepare(ground, url, ground.events_file(10_000))
-    first = _transform_seconds(ground, url)
-    again = sorted(_transform_seconds(ground, url) for _ in range(5))
+    prepare(ground, url, ground.events_file(10_000))
+    first = transform_seconds(ground, url)
+    again = sorted(transform_seconds(ground, url) for _ in range(5))
     report("idle", f"{again[2]:.2f} s for a run with nothing to do ({first:.2f} s for the first over 10,000 events)")
 
 
@@ -55,17 +55,17 @@ def increment(ground: Ground) -> None:
     urls = {}
     for history in (_SMALL, _LARGE):
         url = urls[history] = ground.create_database(f"bench_history_{history}")
-        _prepare(ground, url)
+        prepare(ground, url)
         for part in range(max(1, history // 1_000_000)):
             ground.run_loader(url, "load", str(ground.events_file(min(history, 1_000_000), seed=part)))
-        _transform_seconds(ground, url)
+        transform_seconds(ground, url)
         ground.psql(url, "-c", "vacuum analyze")
     pairs = []
     for round_ in range(6):
         taken = {}
         for history, url in urls.items():
             ground.run_loader(url, "load", str(ground.events_file(_INCREMENT, seed=100 + round_)))
-            taken[history] = _transform_seconds(ground, url)
+            taken[history] = transform_seconds(ground, url)
         if round_:
             pairs.append((taken[_LARGE], taken[_SMALL]))
     long, short = sorted(pairs)[len(pairs) // 2]
@@ -83,11 +83,11 @@ def large(ground: Ground) -> None:
     """
     for repeated in (0.0, _REPEATED):
         url = ground.create_database("bench_large")
-        _prepare(ground, url)
+        prepare(ground, url)
         history = [ground.events_file(1_000_000, seed=part) for part in range(_HISTORY // 1_000_000)]
         for path in history:
             ground.run_loader(url, "load", str(path))
-        _transform_seconds(ground, url)
+        transform_seconds(ground, url)
         ground.psql(url, "-f", str(_script(ground, "history", _by_hand())))
         path = ground.events_file(_NEW, seed=50, repeated=repeated, of=history[0])
         ground.run_loader(url, "load", str(path))
@@ -95,7 +95,7 @@ def large(ground: Ground) -> None:
         new = f"seq > (select max(seq) - {_NEW} from raw.events)"
         baseline = seconds(partial(ground.psql, url, "-f", str(_script(ground, "new", _by_hand(new)))))
         ground.psql(url, "-c", "checkpoint")
-        taken = _transform_seconds(ground, url)
+        taken = transform_seconds(ground, url)
         report(
             "large increment",
             f"{taken / baseline:.2f} times inserts by hand with `on conflict`: {taken:.1f} s against {baseline:.1f} s "
@@ -109,15 +109,18 @@ def _script(ground: Ground, name: str, statements: str) -> Path:
     return path
 
 
-def _prepare(ground: Ground, url: str, path: Path | None = None) -> None:
+def prepare(ground: Ground, url: str, path: Path | None = None) -> None:
+    """Make the raw schema and a source in a database, and load a file."""
     ground.run_loader(url, "migrate")
     ground.run_loader(url, "source", "add", "Iterable")
     if path:
         ground.run_loader(url, "load", str(path))
 
 
-def _transform_seconds(ground: Ground, url: str) -> float:
-    os.environ |= {"DATABASE_URL": url, "LOADER_HOME": str(ground.folder / "home")}
+def transform_seconds(ground: Ground, url: str, *, marts: bool = False) -> float:
+    """Return the duration of a transform in this process, as a permanent process makes it."""
+    home = str(ground.folder / "home")
+    os.environ |= {"DATABASE_URL": url, "LOADER_HOME": home, "LOADER_MARTS": str(marts).lower()}
     read_settings.cache_clear()
     settings: Settings = read_settings()
     with open_database(settings) as database:
