@@ -32,6 +32,8 @@ def land(connection: psycopg.Connection, *message_ids: str) -> None:
         )
 
 
+# A build of the whole project has some sixty models and two hundred tests.
+@pytest.mark.timeout(600)
 def test_build_fills_tests_and_describes_everything(project: Path, served: Database) -> None:
     """`dbt build` fills every table and runs all tests; selections, rebuilds and docs work."""
     dbt = partial(run_dbt, served.url, project, parsed_as={})

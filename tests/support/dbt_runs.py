@@ -43,7 +43,7 @@ def started(command: Sequence[str], environment: Mapping[str, str], folder: Path
 
 def succeed(process: subprocess.Popen[bytes]) -> None:
     """Wait for a program, and check that it succeeds."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output.decode(errors="replace")
 
 
