@@ -53,19 +53,12 @@ def clean_environment() -> Iterator[None]:
     for name in before:
         if name.startswith(("LOADER_", "PG", "DBT_")) or name == "DATABASE_URL":
             del os.environ[name]
+    # Only the tests of the marts fill them, because they take as long as the tables.
     os.environ["LOADER_MARTS"] = "false"
     read_settings.cache_clear()
     yield
     os.environ.clear()
     os.environ.update(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def without_marts() -> Iterator[None]:
-    """Only the tests of the marts fill them, because they take as long as the tables."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOADER_MARTS", "false")
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,8 @@ from threading import Event as Signal
 
 import psycopg
 
-DEADLINE_SECONDS = 60.0
+# A first run of dbt on a busy machine parses the project for a minute.
+DEADLINE_SECONDS = 180.0
 
 
 def wait_until(condition: Callable[[], object], what: str = "it to happen") -> None:
