@@ -1,4 +1,4 @@
--- What do servers say when they refuse a message?
+-- Which reasons do servers give when they refuse a message?
 select
     recipient_state,
     status,

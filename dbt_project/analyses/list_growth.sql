@@ -1,4 +1,4 @@
--- How does each list grow by week, and what takes people away?
+-- How does each list grow by week, and for which reasons do people leave?
 select
     target_type,
     target_id,

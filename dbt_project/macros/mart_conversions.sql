@@ -94,7 +94,7 @@
         {%- endfor %}
         {{ conversion_text(conversion, conversion.event.get('order_id')) }} as order_id,
         raw.to_numeric({{ conversion_text(conversion, conversion.event.get('value')) }}) as value,
-        coalesce(upper({{ conversion_text(conversion, conversion.event.get('currency')) }}), {{ string_literal(var('default_currency')) }}) as currency
+        coalesce(upper({{ conversion_text(conversion, conversion.event.get('currency')) }}), {{ string_literal(var('default_currency') or 'X' * 3) }}) as currency
     from {{ conversion.relation }} as stored
     where
         stored.id is not null

@@ -21,7 +21,6 @@ from loader.cli import output
 from loader.cli.query import run_query
 from loader.cli.report import write_report
 from loader.cli.results import show_result
-from loader.cli.sample_events import Call, generate_sample_events, last_sunday
 from loader.collector.server import serve_in_thread
 from loader.errors import SourceError, TransformError
 from loader.postgres.database import Database, open_database
@@ -31,6 +30,8 @@ from loader.raw.readers import default_reader_url
 from loader.raw.sources import add_key, add_source, list_sources
 from loader.runtime.logs import configure_logs
 from loader.runtime.terminal import count
+from loader.sample.calls import Call
+from loader.sample.events import generate_sample_events, last_sunday
 from loader.settings import Settings, read_settings
 from loader.transform.dbt import transform
 

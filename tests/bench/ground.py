@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psycopg
 
-from loader.cli.sample_events import generate_sample_events
 from loader.postgres.database import connection_environment
 from loader.postgres.embedded import EmbeddedServer
+from loader.sample.events import generate_sample_events
 
 # Events of the sample, in its proportions, each with its own ids.
 _SEED = 20260304

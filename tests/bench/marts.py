@@ -4,7 +4,7 @@ import json
 from datetime import date
 from pathlib import Path
 
-from loader.cli.sample_events import generate_sample_events
+from loader.sample.events import generate_sample_events
 from tests.bench.ground import Ground, median_ratio, report
 from tests.bench.splitting import prepare, transform_seconds
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.cli.sample_events import generate_sample_events, last_sunday
 from loader.events.segment import parse_lines
 from loader.postgres.database import connection_environment, open_database
 from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.raw.sources import add_source
+from loader.sample.events import generate_sample_events, last_sunday
 from loader.transform.dbt import transform
 from tests.conftest import Loader, loader_here, own_database
 from tests.support.dbt_runs import PROJECT, run_dbt

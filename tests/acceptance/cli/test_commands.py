@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from loader.cli.sample_events import generate_sample_events
 from loader.events.naming import table_name
 from loader.postgres.embedded import EmbeddedServer
+from loader.sample.events import generate_sample_events
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, loader_here, open_settings
 from tests.support.html_page import read_page

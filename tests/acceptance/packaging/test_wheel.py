@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loader.cli.sample_events import generate_sample_events
+from loader.sample.events import generate_sample_events
 from tests.support.folders import ROOT
 
 SHIPPED = ("loader", "migrations", "dbt_project")

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from loader.cli.help import EXAMPLES
-from loader.cli.sample_events import generate_sample_events
 from loader.events.naming import table_name
 from loader.postgres.database import open_database
 from loader.raw.readers import add_reader, remove_reader
+from loader.sample.events import generate_sample_events
 from loader.settings import Settings
 from tests.conftest import Loader, MakeOnce, loader_here, own_database
 from tests.support.dbt_runs import run

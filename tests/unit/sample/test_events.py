@@ -8,11 +8,12 @@ from functools import cache
 
 import pytest
 
-from loader.cli.sample_campaigns import BLASTS, CART_STEPS, READY_SMS, SHIPPED_EMAIL, WELCOME_STEPS, Campaign
-from loader.cli.sample_events import DEFAULT_RECIPIENTS, WEEKS, Call, SampleEvents, generate_sample_events, last_sunday
 from loader.events.model import Event
 from loader.events.naming import table_name
 from loader.events.segment import parse_lines
+from loader.sample.calls import Call
+from loader.sample.campaigns import BLASTS, CART_STEPS, READY_SMS, SHIPPED_EMAIL, WELCOME_STEPS, Campaign
+from loader.sample.events import DEFAULT_RECIPIENTS, WEEKS, SampleEvents, generate_sample_events, last_sunday
 from tests.support.folders import ROOT
 from tests.support.served_tables import COLLECTIONS
 
