@@ -22,7 +22,7 @@ from loader.cli.query import run_query
 from loader.cli.report import write_report
 from loader.cli.results import show_result
 from loader.collector.server import serve_in_thread
-from loader.errors import SourceError, TransformError
+from loader.errors import SourceError, TransformError, UsageError
 from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.postgres.statements import read_statement
@@ -74,7 +74,7 @@ def run_demo(settings: Settings) -> None:
     settings = settings.model_copy(update={"database_url": "", "home": home, "marts": True, "vars": _VARIABLES})
     with open_database(settings) as database:
         output.note(f"Started PostgreSQL under {home}.")
-        _send(database, settings)
+        send_sample_events(database, settings)
         for table in transform(database, settings):
             if table.error:
                 raise TransformError(f"{table.source}.{table.table} was not filled: {table.error}")
@@ -112,18 +112,31 @@ def _this_program() -> str:
     return shlex.quote(str(program))
 
 
-def _send(database: Database, settings: Settings) -> None:
-    """Send the sample events of both sources through the collector."""
-    if _read_rows(database, "select true from raw.events limit 1"):
+def send_sample_events(database: Database, settings: Settings) -> None:
+    """Send the sample events of both sources through the collector, unless an earlier demo has sent all of them.
+
+    A stopped demo sends them again: a call has the same id in each run of a week, and a table has an id once.
+
+    Raises:
+        UsageError: The database has the events of an earlier version.
+    """
+    [(landed,)] = _read_rows(database, "select count(distinct message_id) from raw.events")
+    events = generate_sample_events(last_sunday(datetime.now(UTC).date()))
+    if landed >= len(events.iterable) + len(events.app):
         output.note("An earlier demo has sent the sample events; nothing was sent.")
         return
     with database.begin() as transaction:
+        has_app = any(source.name == _APP for source in list_sources(transaction))
+        if landed and not has_app:
+            raise UsageError(
+                f"{settings.home} has the demo of an earlier version, with other events. "
+                "Remove that folder, and run the demo again."
+            )
         iterable = add_key(transaction, "Iterable", label=_LABEL)
-        if any(source.name == _APP for source in list_sources(transaction)):
+        if has_app:
             app = add_key(transaction, _APP, label=_LABEL)
         else:
             _, app = add_source(transaction, _APP)
-    events = generate_sample_events(last_sunday(datetime.now(UTC).date()))
     with serve_in_thread(settings) as url:
         _send_calls(url, iterable, events.iterable)
         _send_calls(url, app, events.app)
