@@ -69,24 +69,9 @@
         {{ return(0) }}
     {%- endif -%}
     {%- set columns = planned_columns(plan) -%}
+    {%- set selected = event_select(columns, table.name, table.every_event, first_of_id=true) if not table.own_sql -%}
     {%- call statement('main') -%}
-        insert into {{ table.relation }} (
-            {%- for column in columns %}
-            {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
-            {%- endfor %}
-        )
-        {%- if table.own_sql %}
-        select
-            {%- for column in columns %}
-            {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
-            {%- endfor %}
-        from (
-        {{ table.own_sql }}
-        ) as selected
-        {%- else %}
-        {{ fitting_select(columns, event_select(columns, table.name, table.every_event, first_of_id=true)) }}
-        {%- endif %}
-        on conflict (id) do nothing
+        {{ insertion_sql(table, columns, selected, none, may_repeat=true) }}
     {%- endcall -%}
     {%- set inserted = load_result('main').response.rows_affected -%}
     {%- do run_query("select raw.close_development_table(" ~ name | join(", ") ~ ", " ~ inserted ~ ")") -%}

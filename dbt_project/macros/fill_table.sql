@@ -132,29 +132,35 @@
     {%- endif -%}
     {%- set inserted = namespace(rows=0) -%}
     {%- for slice in plan.slices if not table.refused_by -%}
-        {%- set insertion -%}
-            insert into {{ table.relation }} (
-                {%- for column in columns %}
-                {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
-                {%- endfor %}
-            )
-            {%- if table.own_sql %}
-            select
-                {%- for column in columns %}
-                {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
-                {%- endfor %}
-            from (
-            {{ table.own_sql }}
-            ) as selected
-            {%- else %}
-            {{ fitting_select(columns, event_select(columns, table.name, table.every_event, plan.repeated, noting, slice, in_order=is_created and table.every_event)) }}
-            {{ "order by " ~ adapter.quote("id") if not is_created }}
-            {%- endif %}
-            {{ "on conflict (id) do nothing" if may_repeat and not is_created }}
-        {%- endset -%}
+        {%- set selected = event_select(columns, table.name, table.every_event, plan.repeated, noting, slice, in_order=is_created and table.every_event) if not table.own_sql -%}
+        {%- set in_order = "order by " ~ adapter.quote("id") if not is_created and not table.own_sql -%}
+        {%- set insertion = insertion_sql(table, columns, selected, in_order, may_repeat and not is_created) -%}
         {%- set inserted.rows = inserted.rows + write_rows(table, insertion, 'main') -%}
     {%- endfor -%}
     {{ return(inserted.rows) }}
+{% endmacro %}
+
+
+{#- Returns the insert of a run: the rows of a select of the layout, or those of a team's own SQL. -#}
+{% macro insertion_sql(table, columns, selected, in_order, may_repeat) %}
+    insert into {{ table.relation }} (
+        {%- for column in columns %}
+        {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+        {%- endfor %}
+    )
+    {%- if table.own_sql %}
+    select
+        {%- for column in columns %}
+        {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
+        {%- endfor %}
+    from (
+    {{ table.own_sql }}
+    ) as selected
+    {%- else %}
+    {{ fitting_select(columns, selected) }}
+    {{ in_order or "" }}
+    {%- endif %}
+    {{ "on conflict (id) do nothing" if may_repeat }}
 {% endmacro %}
 
 
