@@ -5,15 +5,14 @@ from datetime import date
 from pathlib import Path
 
 from loader.sample.events import generate_sample_events
-from tests.bench.ground import Ground, median_ratio, report
-from tests.bench.splitting import prepare, transform_seconds
+from tests.bench.ground import Ground, report
+from tests.bench.splitting import compare_histories, prepare, transform_seconds
 
 _LAST_DAY = date(2026, 5, 3)
 # A recipient of the sample has about 12 events.
 _EVENTS_EACH = 12.3
 _SMALL, _LARGE, _INCREMENT = 100_000, 1_000_000, 10_000
 _SHARE = 300_000
-_ROUNDS = 5
 
 
 def increment(ground: Ground) -> None:
@@ -24,19 +23,8 @@ def increment(ground: Ground) -> None:
         prepare(ground, url, _events_file(ground, history, seed=1))
         transform_seconds(ground, url, marts=True)
         ground.psql(url, "-c", "vacuum analyze")
-    pairs = []
-    for round_ in range(_ROUNDS + 1):
-        taken = {}
-        for history, url in urls.items():
-            ground.run_loader(url, "load", str(_events_file(ground, _INCREMENT, seed=100 + round_)))
-            taken[history] = transform_seconds(ground, url, marts=True)
-        if round_:
-            pairs.append((taken[_LARGE], taken[_SMALL]))
-    long, short = sorted(pairs)[len(pairs) // 2]
-    report(
-        "marts increment",
-        f"{median_ratio(pairs):.2f} times as long on {_LARGE:,} events of history as on {_SMALL:,}: "
-        f"{long:.2f} s against {short:.2f} s for {_INCREMENT:,} new events",
+    compare_histories(
+        ground, "marts increment", urls, lambda round_: _events_file(ground, _INCREMENT, seed=100 + round_), marts=True
     )
 
 

@@ -1,6 +1,7 @@
 """dbt's split of landed events, compared with the same inserts in hand-written SQL."""
 
 import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -60,18 +61,36 @@ def increment(ground: Ground) -> None:
             ground.run_loader(url, "load", str(ground.events_file(min(history, 1_000_000), seed=part)))
         transform_seconds(ground, url)
         ground.psql(url, "-c", "vacuum analyze")
+    compare_histories(
+        ground, "increment", urls, lambda round_: ground.events_file(_INCREMENT, seed=100 + round_), marts=False
+    )
+
+
+def compare_histories(
+    ground: Ground, title: str, urls: Mapping[int, str], increment: Callable[[int], Path], *, marts: bool
+) -> None:
+    """Compare runs over the same new events on databases with a short and a long history, in turn.
+
+    Args:
+        ground: The base of the benchmarks.
+        title: The title of the result.
+        urls: The databases, by the number of events in their history.
+        increment: Returns the file of new events of a round.
+        marts: Fill the marts, too.
+    """
+    small, large = sorted(urls)
     pairs = []
     for round_ in range(6):
         taken = {}
-        for history, url in urls.items():
-            ground.run_loader(url, "load", str(ground.events_file(_INCREMENT, seed=100 + round_)))
-            taken[history] = transform_seconds(ground, url)
-        if round_:
-            pairs.append((taken[_LARGE], taken[_SMALL]))
+        for history in (small, large):
+            ground.run_loader(urls[history], "load", str(increment(round_)))
+            taken[history] = transform_seconds(ground, urls[history], marts=marts)
+        if round_:  # the first warms the disk's cache
+            pairs.append((taken[large], taken[small]))
     long, short = sorted(pairs)[len(pairs) // 2]
     report(
-        "increment",
-        f"{median_ratio(pairs):.2f} times as long on {_LARGE:,} events of history as on {_SMALL:,}: "
+        title,
+        f"{median_ratio(pairs):.2f} times as long on {large:,} events of history as on {small:,}: "
         f"{long:.2f} s against {short:.2f} s for {_INCREMENT:,} new events",
     )
 
