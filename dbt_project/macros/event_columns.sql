@@ -6,8 +6,6 @@
     `jsonb_to_record` takes the call apart once. Reading key after key would unpack a long payload again for each key.
 -#}
 {% macro collection(every_event=false) %}
-    {#- A parent while dbt parses, so that tracks comes first. When dbt runs, nothing is read from the parent. -#}
-    {%- do ref('after_tracks') if not (execute or every_event) -%}
     {%- set known = known_columns() if execute and flags.WHICH in ('compile', 'show') and flags.INTROSPECT -%}
     {{ event_select(known or declared_columns(model_columns()), collection_name(), every_event, first_of_id=true) }}
 {%- endmacro %}

@@ -69,7 +69,6 @@ EVENTS = [
     "tracks",
     "Users",
     "found collections",
-    "after_tracks",
     "pg_class",
     "raw events",
     "日本語",
