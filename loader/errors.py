@@ -57,8 +57,12 @@ class UnavailableError(LoaderError):
     """No event can be accepted at the moment; the same request may succeed later."""
 
 
-class ReportError(LoaderError):
-    """A report cannot be made, because there are no marts."""
+class MartsError(LoaderError):
+    """A report or dashboards cannot be made, because there are no marts."""
+
+
+class SupersetError(LoaderError):
+    """Superset cannot be reached, refuses the user, or refuses the dashboards."""
 
 
 class TransformError(LoaderError):

@@ -186,6 +186,15 @@ class Settings(BaseSettings):
         default="127.0.0.1,::1",
         description="Addresses or networks of proxies whose `X-Forwarded-For` is trusted, with commas between them.",
     )
+    reader_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="URL of a reader, with which `loader bi superset` connects Superset. Without it, the reader of "
+        "the embedded database, or DATABASE_URL if that role is a reader.",
+    )
+    superset_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="Password of the user of Superset that imports the dashboards.",
+    )
     every: Annotated[float, BeforeValidator(lambda value: read_duration(str(value)))] = Field(
         default=5.0,
         description="Seconds between two checks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",

@@ -49,6 +49,7 @@ _COMMANDS = {
     ),
     "sql": _Entry("sql", "sql", "Run a query and print its rows."),
     "report": _Entry("report", "report", "Write the results of a period as one HTML page, to read or to forward."),
+    "bi": _Entry("bi", "bi", "BI tools: dashboards on the marts."),
     "schema": _Entry(
         "tables",
         "schema",

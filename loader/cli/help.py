@@ -22,6 +22,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'loader sql --write "create schema if not exists reports"',
     ),
     "report": ("loader report", "loader report --from 2026-03-01 --to 2026-03-31 --output march.html"),
+    "bi superset": (
+        "loader bi superset --zip dashboards.zip",
+        "loader bi superset --url http://localhost:8088 --source Iterable",
+    ),
     "schema": ("loader schema", "loader schema iterable.email_opened"),
     "url": ("loader url", 'eval "$(loader url --env)"'),
     "source add": (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
@@ -164,26 +164,34 @@ def _open(settings: Settings, *, migrate_behind: bool, for_reader: bool) -> Iter
         server.release()
 
 
-def libpq_url(url: str) -> str:
+def libpq_url(url: str, setting: str = "DATABASE_URL") -> str:
     """Return a database URL in libpq's form, without a dialect of SQLAlchemy such as `+psycopg`.
+
+    Args:
+        url: The URL.
+        setting: The variable that has the URL, for an error.
 
     Raises:
         UsageError: The URL is not a PostgreSQL URL.
     """
-    problem = "DATABASE_URL must look like postgresql://user:password@host:5432/database"
+    problem = f"{setting} must look like postgresql://user:password@host:5432/database"
     try:
         parsed = make_url(url)
     except ArgumentError:
         raise UsageError(f"{problem}.") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise UsageError(f"{problem}; it starts with {parsed.drivername}://.")
-    return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+    return _render(parsed.set(drivername="postgresql"))
 
 
 def url_of_role(url: str, role: str, password: str) -> str:
     """Return a database URL with another role and its password."""
-    changed = make_url(url).set(drivername="postgresql", username=role, password=password)
-    return changed.render_as_string(hide_password=False)
+    return _render(make_url(url).set(drivername="postgresql", username=role, password=password))
+
+
+def _render(url: URL) -> str:
+    """Return a URL as text; libpq refuses the spaces that SQLAlchemy leaves in a user name or a password."""
+    return url.render_as_string(hide_password=False).replace(" ", "%20")
 
 
 def connection_environment(url: str) -> dict[str, str]:

@@ -101,7 +101,7 @@ def read_report(
         days: The number of days without `first_day`.
 
     Raises:
-        ReportError: The source has no marts.
+        MartsError: The source has no marts.
         SourceError: There is no such source, or the source must be named.
         UsageError: The period is not valid.
     """

@@ -7,7 +7,7 @@ from datetime import date
 import psycopg
 from psycopg import sql
 
-from loader.errors import ReportError, SourceError
+from loader.errors import MartsError, SourceError
 from loader.events.naming import schema_name
 from loader.postgres.statements import read_statement
 from loader.report.queries import Figure, fill_values, read_figure
@@ -53,7 +53,7 @@ def find_marts(connection: psycopg.Connection, source: str | None, *, is_reader:
         is_reader: The role cannot use the schema `raw`.
 
     Raises:
-        ReportError: The source has no marts yet.
+        MartsError: The source has no marts yet.
         SourceError: There is no such source, or several sources have marts and none was named.
     """
     schemas = [row["source_schema"] for row in read_figure(connection, _FIND).rows]
@@ -93,9 +93,9 @@ def _choose(source: str | None, names: dict[str, str], schemas: Sequence[str]) -
     return schemas[0]
 
 
-def _no_marts(source: str = "") -> ReportError:
+def _no_marts(source: str = "") -> MartsError:
     of_source = f" of source {source}" if source else ""
-    return ReportError(
+    return MartsError(
         f"There are no marts{of_source} that this role can read. Run `loader transform` with LOADER_MARTS=true, then "
         "this command again."
     )

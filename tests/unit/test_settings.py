@@ -58,6 +58,13 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_SEGMENT_ANSWERS", "true", "segment_answers", True),
         ("LOADER_SEGMENT_WAREHOUSE_ID", "wh_1", "segment_warehouse_id", "wh_1"),
         ("LOADER_TRUSTED_PROXIES", "10.0.0.0/8", "trusted_proxies", "10.0.0.0/8"),
+        (
+            "LOADER_READER_URL",
+            "postgresql://bi:x@db/warehouse",
+            "reader_url",
+            SecretStr("postgresql://bi:x@db/warehouse"),
+        ),
+        ("LOADER_SUPERSET_PASSWORD", "shhh", "superset_password", SecretStr("shhh")),
         ("LOADER_EVERY", "2m", "every", 120.0),
     ],
 )
@@ -138,4 +145,5 @@ def test_every_setting_is_described() -> None:
     assert list(described) == [variable_name(name) for name in Settings.model_fields]
     assert all(text.endswith(".") for _, text in described.values())
     without_default = {"DATABASE_URL", "LOADER_SEGMENT_SECRET", "LOADER_SEGMENT_WAREHOUSE_ID", "LOADER_VARS"}
+    without_default |= {"LOADER_READER_URL", "LOADER_SUPERSET_PASSWORD"}
     assert all(default for variable, (default, _) in described.items() if variable not in without_default)

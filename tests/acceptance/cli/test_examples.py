@@ -25,7 +25,7 @@ STAYING = {"up": "collector is ready", "serve": "collector is ready", "schedule"
 # An example with one of these characters needs a shell.
 OF_A_SHELL = set("$|<>;&*?~`#")
 # A test of its own runs these, in its own database.
-ELSEWHERE = {"demo", "report"}
+ELSEWHERE = {"demo", "report", "bi superset"}
 
 
 @pytest.fixture(scope="module")

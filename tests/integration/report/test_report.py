@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,15 @@ import psycopg
 import pytest
 
 from loader.cli.help import EXAMPLES
-from loader.events.naming import table_name
 from loader.postgres.database import open_database
 from loader.raw.readers import add_reader, remove_reader
-from loader.sample.events import generate_sample_events
 from loader.settings import Settings
 from tests.conftest import Loader, MakeOnce, loader_here, own_database
-from tests.support.dbt_runs import run
-from tests.support.factories import insert_payload
 from tests.support.html_page import Element, read_page
+from tests.support.sample_marts import HOSTILE_DAY, LAST, NAMES, fill_sample_marts
 
-LAST = date(2026, 5, 3)
 FIRST = LAST - timedelta(29)
 IN_PERIOD = f"day between '{FIRST}' and '{LAST}'"
-
-# The names of a hostile sender, whose campaigns come on the day after the sample.
-HOSTILE_DAY = LAST + timedelta(1)
-NAMES = [
-    "<script>alert(1)</script>",
-    'it\'s "quoted"; drop table raw.events; --',
-    "%(marts)s {{ 7 * 7 }}",
-    "☕" * 200,
-]
 
 CHANNELS = {
     "all": "All channels",
@@ -45,54 +32,11 @@ CHANNELS = {
     "web_push": "Web push",
 }
 
-VARIABLES = """
-conversion_events:
-    - {name: order, schema: public, table: orders, value: revenue, currency: currency, order_id: order_id}
-"""
-
-
-def land(connection: psycopg.Connection, call: dict[str, Any]) -> None:
-    """Land a call of the source Iterable without a collector."""
-    insert_payload(connection, call["messageId"], call, collection=table_name(call["event"]))
-
-
-def fill(settings: Settings) -> None:
-    """Land a sample of nine weeks and the campaigns of a hostile sender, and fill the marts."""
-    sample = generate_sample_events(LAST, recipients=120)
-    with open_database(settings) as database, database.connect() as connection:
-        for call in sample.iterable:
-            land(connection, {"type": "track", **call})
-        for number, name in enumerate(NAMES, 1):
-            properties = {"campaignId": number, "campaignName": name, "messageId": f"h{number}", "url": name}
-            for event in ("Email Delivered", "Email Link Clicked"):
-                call = {
-                    "type": "track",
-                    "event": event,
-                    "userId": f"hostile-{number}",
-                    "timestamp": f"{HOSTILE_DAY}T10:00:00Z",
-                }
-                land(connection, call | {"messageId": f"{event}{number}", "properties": properties})
-        connection.execute(
-            'create table orders (id text, "timestamp" timestamptz, user_id text, email text, revenue numeric,'
-            " currency text, order_id text)"
-        )
-        for call in sample.app:
-            order = call["properties"]
-            connection.execute(
-                "insert into orders values (%s, %s, %s, %s, %s, %s, %s)",
-                [
-                    *(call["messageId"], call["timestamp"], call.get("userId"), order.get("email")),
-                    *(order["revenue"], order["currency"], order["order_id"]),
-                ],
-            )
-        connection.commit()
-        run(database, settings.model_copy(update={"marts": True, "vars": VARIABLES}))
-
 
 @pytest.fixture(scope="module")
 def filled(server: str, home: Path, make_once: MakeOnce, served_template: str) -> Iterator[Settings]:
     """Return settings of a database with marts."""
-    make_once("report_template", served_template, fill)
+    make_once("report_template", served_template, fill_sample_marts)
     with own_database(server, home, "report_template") as settings:
         yield settings
 
