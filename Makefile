@@ -3,6 +3,7 @@
 # Each set of packages has a stamp in .venv. The stamp is written last, so that an interrupted install is repeated.
 
 VENV := .venv
+SUPERSET := build/superset
 PYTHON := $(VENV)/bin/python
 PIP_INSTALL := -m pip -qq --no-input --disable-pip-version-check install
 INSTALL := $(PYTHON) $(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt
@@ -14,16 +15,22 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format docs screenshot bench soak wheel constraints clean
+.PHONY: help demo bi test test-bi lint format docs screenshot bi-screenshots bench soak wheel constraints superset-constraints clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.package ## Run the main job on sample events and show the tables
 	@$(VENV)/bin/loader demo
 
+bi: $(SUPERSET)/.made $(VENV)/.test ## Show the demo's data in Apache Superset, until Ctrl-C
+	@$(PYTHON) -m tests.bi
+
 test: $(VENV)/.test ## Run the tests against a real PostgreSQL
 	$(PYTHON) -m pytest -m "not soak" --numprocesses auto --dist worksteal $(ARGS)
+
+test-bi: $(SUPERSET)/.made $(VENV)/.test ## Import the dashboards into an empty Superset, and compare every chart with the marts
+	$(PYTHON) -m pytest tests/bi --timeout 900 $(ARGS)
 
 lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
 	$(VENV)/bin/ruff check
@@ -55,6 +62,9 @@ screenshot: $(VENV)/.package ## Take the picture of the demo's report for the RE
 	if [ "$$(id -u)" = 0 ]; then root=--no-sandbox; fi; \
 	$(CHROMIUM) $$root $(SCREENSHOT) --screenshot="$(CURDIR)/docs/report.png" "file://$$report"
 
+bi-screenshots: $(SUPERSET)/.made $(VENV)/.test ## Take the pictures of the dashboards, with Chromium
+	@$(PYTHON) -m tests.bi.screenshots
+
 bench: $(VENV)/.test ## Measure landing, splitting and collecting
 	$(PYTHON) -m tests.bench $(ARGS)
 
@@ -75,6 +85,13 @@ constraints: ## Resolve all dependencies and pin them in constraints.txt
 	} > build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 	@rm -rf build/constraints
+
+superset-constraints: ## Resolve the packages of Superset and pin them in tests/bi/constraints.txt
+	@rm -rf build/superset-constraints
+	@$(find_python); "$$python" -m venv build/superset-constraints
+	@build/superset-constraints/bin/python $(PIP_INSTALL) --requirement tests/bi/requirements.txt
+	@build/superset-constraints/bin/python -m pip freeze > tests/bi/constraints.txt
+	@rm -rf build/superset-constraints
 
 clean: ## Remove .venv and all other generated files
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
@@ -113,6 +130,16 @@ $(VENV)/.made:
 $(VENV)/.package: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing the package into $(VENV) …"
 	@$(INSTALL) --editable .
+	@touch $@
+
+# Superset needs other versions of the product's packages, so it has an environment of its own.
+$(SUPERSET)/.made: tests/bi/requirements.txt tests/bi/constraints.txt
+	@$(find_python); \
+	echo "Installing Superset into $(SUPERSET), which takes minutes …"; \
+	rm -rf $(SUPERSET); \
+	"$$python" -m venv $(SUPERSET)/environment
+	@$(SUPERSET)/environment/bin/python $(PIP_INSTALL) --requirement tests/bi/requirements.txt \
+		--constraint tests/bi/constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package

@@ -32,6 +32,8 @@ class Superset:
             raise UsageError(f"{url} is no address of Superset. Give it with --url, such as http://localhost:8088.")
         self.url = url.rstrip("/")
         self._session = requests.Session()
+        # Without this header, errors come as pages.
+        self._session.headers["Accept"] = "application/json"
         # Superset refuses a form from another page.
         self._session.headers["Referer"] = self.url
 
