@@ -6,6 +6,7 @@ import zipfile
 from dataclasses import dataclass
 
 import yaml
+from psycopg import sql
 
 from loader.bi.assets import Assets, Config, read_mart
 from loader.bi.charts import make_parameters, make_query_context
@@ -22,6 +23,7 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 _NAME_CHARACTERS = 200
 # The name of a type in PostgreSQL, where Superset's differs.
 _TYPES = {"timestamp with time zone": "TIMESTAMP WITH TIME ZONE", "integer": "INTEGER"}
+_EVERY_ROW = sql.SQL("select * from {}")
 _TIME_TYPES = {"date", "timestamp with time zone"}
 
 
@@ -91,7 +93,10 @@ def _dataset(name: str, dataset: Config, labels: dict[str, str], connection: Con
     columns = [_column(each, labels) for each in mart["columns"]]
     columns += [_with_flags(each) for each in dataset.get("calculated_columns", [])]
     return {
-        "table_name": name,
+        # A Superset with its metadata in SQLite admits the name of a table once, and two sources have the same tables.
+        # So a dataset is a query with a name of its own.
+        "table_name": f"{connection.marts_schema}.{name}",
+        "sql": _EVERY_ROW.format(sql.Identifier(connection.marts_schema, name)).as_string(None),
         "main_dttm_col": dataset.get("main_dttm_col"),
         "description": mart["description"],
         "catalog": connection.catalog,

@@ -71,7 +71,9 @@ def chart_numbers(position: dict[str, Any]) -> dict[str, int]:
 def test_a_dataset_has_the_columns_of_its_mart_with_their_descriptions() -> None:
     """A calculated column comes from the file of the dataset."""
     for dataset in DATASETS.values():
-        mart = read_mart(dataset["table_name"])
+        schema, name = dataset["table_name"].split(".")
+        mart = read_mart(name)
+        assert dataset["sql"] == f'select * from "{schema}"."{name}"'
         described = {column["name"]: column["description"] for column in mart["columns"]}
         stored = {
             column["column_name"]: column["description"] for column in dataset["columns"] if "expression" not in column
