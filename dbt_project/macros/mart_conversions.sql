@@ -6,7 +6,7 @@
 -#}
 {% macro readable_conversions() %}
     {%- set readable = [] -%}
-    {%- for event in var('conversion_events') if execute -%}
+    {%- for event in list_variable('conversion_events') -%}
         {%- set relation = api.Relation.create(database=target.database, schema=event.schema, identifier=event.table) -%}
         {%- set described = fromjson(run_query(
             "select jsonb_build_object(
@@ -145,7 +145,7 @@
 
 {#- The attribution models, as rows. -#}
 {% macro attribution_models() -%}
-    {%- for one in var('attribution_models') %}
+    {%- for one in list_variable('attribution_models') %}
     ({{ string_literal(one.name) }}::text, '{{ one.position }}'::text, '{{ one.touch }}'::text, make_interval(secs => {{ one.window_hours * 3600 }}))
     {{- "," if not loop.last }}
     {%- endfor %}
