@@ -191,7 +191,7 @@ def _failed_marts(database: Database, outcomes: Sequence[Any]) -> list[TableFill
     ]
     cause = ", ".join(mart.table for mart in failed) or "a table that they read"
     skipped = [
-        TableFilled(r.node.schema, r.node.name, error=f"dbt skipped it after the failure of {cause}.", is_mart=True)
+        TableFilled(r.node.schema, r.node.name, error=f"Skipped after the failure of {cause}.", is_mart=True)
         for r in outcomes
         if r.status == "skipped"
     ]

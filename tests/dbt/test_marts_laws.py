@@ -11,11 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from loader.cli.output import show_status
 from loader.raw.readers import add_reader, remove_reader
 from loader.raw.rescan import rescan
 from loader.transform.dbt import transform
 from loader.transform.status import read_status
-from tests.conftest import MakeOnce, own_database, restored
+from tests.conftest import MakeOnce, loader_here, own_database, restored
 from tests.support.marts.variables import DEFAULT_MODELS, Variables
 from tests.support.marts.warehouse import (
     Warehouse,
@@ -120,7 +121,7 @@ def test_a_full_refresh_makes_the_same_rows(warehouse: Warehouse) -> None:
 def test_many_events_in_many_runs(server: str, home: Path, served_template: str, parts: int) -> None:
     """20,000 events make the expected rows after one run and after twenty, and the same after a full refresh."""
     with own_database(server, home, served_template) as settings, open_warehouse(settings, VARIABLES) as opened:
-        fill_in_parts(opened, events=20_000, parts=parts)
+        fill_in_parts(opened, events=20_000, parts=parts, with_found_columns=True)
         opened.assert_expected(VARIABLES)
         opened.assert_expected(VARIABLES, "select")
         before = opened.contents()
@@ -288,7 +289,9 @@ def test_marts_read_the_events_of_their_tables(warehouse: Warehouse) -> None:
     warehouse.assert_expected(VARIABLES)
 
 
-def test_status_tells_the_age_of_the_marts_and_their_variables(warehouse: Warehouse) -> None:
+def test_status_tells_the_age_of_the_marts_and_their_variables(
+    warehouse: Warehouse, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Events that a run without marts has put into the tables wait for the marts."""
     land_more(warehouse.connection, 10, seed=4)
     fill(warehouse.database, warehouse.settings.model_copy(update={"marts": False}))
@@ -301,6 +304,9 @@ def test_status_tells_the_age_of_the_marts_and_their_variables(warehouse: Wareho
     assert marts["select"]["age_seconds"] is None
     assert marts["iterable"]["variables"]["marts_time_zone"] == "America/New_York"
     assert marts["iterable"]["variables"]["default_currency"] == "CHF"
+    show_status(status)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["marts_time_zone", '"America/New_York"', "iterable,", "select"] in lines
 
 
 def test_a_run_with_nothing_new_reads_no_mart(warehouse: Warehouse) -> None:
@@ -366,7 +372,7 @@ def test_views_grants_and_open_readers_survive(warehouse: Warehouse) -> None:
         remove_reader(connection, name)
 
 
-def test_a_failing_mart_is_named_and_catches_up(warehouse: Warehouse) -> None:
+def test_a_failing_mart_is_named_and_catches_up(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cause comes first, the collections are served, the run counts as whole, and the next run fills the mart."""
     connection = warehouse.connection
     connection.execute(
@@ -374,11 +380,17 @@ def test_a_failing_mart_is_named_and_catches_up(warehouse: Warehouse) -> None:
         " create trigger refuse before insert on iterable_marts.messages execute function refuse()"
     )
     land_more(connection, 30, seed=3)
-    failed = [table for table in transform(warehouse.database, warehouse.settings) if table.error]
-    assert (failed[0].source, failed[0].table) == ("iterable_marts", "messages")
-    assert "no rows today" in failed[0].error
-    assert {table.error for table in failed[1:]} == {"dbt skipped it after the failure of messages."}
-    assert {"campaign_performance", "funnel"} < {table.table for table in failed[1:]}
+    monkeypatch.setenv("LOADER_MARTS", "true")
+    monkeypatch.setenv("LOADER_VARS", warehouse.settings.vars)
+    done = loader_here(warehouse.settings)("transform")
+    assert done.returncode == 1
+    first, second = (line for line in done.stderr.splitlines() if line.startswith("Error: "))
+    assert first.startswith("Error: iterable_marts.messages was left as it was")
+    assert "no rows today" in first
+    assert second.endswith("were left as they were: Skipped after the failure of messages.")
+    failed = {line.split()[0] for line in done.stdout.splitlines() if line.endswith("failed")}
+    assert {"iterable_marts.messages", "iterable_marts.campaign_performance", "iterable_marts.funnel"} < failed
+
     latest = "select (whole, status) = (true, 'success') from raw.transforms order by started_at desc limit 1"
     assert warehouse.number(latest)
     assert warehouse.number("select waiting from raw.conservation where source = 'iterable'") == 0

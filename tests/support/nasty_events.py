@@ -30,7 +30,7 @@ SIGNUP = {"name": "signup", "schema": "app", "table": "signup_completed", "value
 SALES_TABLE = """
     create schema shop;
     create table shop."Sales" (
-        id bigint, uuid_ts timestamptz, sold text, user_id text, anonymous_id text, total double precision, code bigint
+        id text, uuid_ts timestamptz, sold text, user_id text, anonymous_id text, total double precision, code bigint
     )
 """
 
@@ -73,6 +73,7 @@ _TARGETS: tuple[Any, ...] = (
     ["2", 3.0, 0, None],
     "[1,3]",
     "4",
+    [" 3 ", "1e0"],
     [],
     "",
     "n/a",
@@ -297,7 +298,7 @@ class _Sender:
             "timestamp": _written(moment),
             "properties": {
                 "order_id": self._pick([f"A-{order}", f"A-{order}", f" A-{order} ", order, "", None]),
-                "revenue": self._pick([10, 12.5, "7", "12.50", 0.01, 100 / 3, "NaN", "n/a", "", None]),
+                "revenue": self._pick([10, 12.5, "7", "12.50", 0.01, 100 / 3, 1e15 + 1, "NaN", "n/a", "", None]),
                 "currency": self._pick(["USD", "usd ", "EUR", "", None]),
                 "email": self._pick([None, None, "", f"Person.{number // 2}@mail.example"]),
             },
@@ -318,12 +319,12 @@ class _Sender:
         return json.loads(json.dumps(call)) | again
 
     def _sale(self, number: int) -> Call:
-        """Return a row of a table that another product fills, which may lack its time."""
+        """Return a row of a table that another product fills, which may lack its id or its time."""
         who, moment = self._buyer()
         arrived = datetime(2026, 4, 1, tzinfo=UTC) - timedelta(seconds=self._chance.randrange(70 * 3600))
         person = self._person(who)
         return {
-            "id": number,
+            "id": self._pick([f"{number}", f"{number}", f" {number} ", " ", None]),
             "uuid_ts": arrived,
             "sold": self._pick([f"{moment:%Y-%m-%d %H:%M:%S}", _written(moment), _written(moment), "soon", None]),
             "user_id": person.get("userId"),
