@@ -1,22 +1,37 @@
 -- `waiting` counts the landed events that the marts have not read, and `age_seconds` is the age of the oldest of them.
--- `last_error` is the error of a mart that failed by itself, if there is one. The variables are those of all marts.
+-- `last_error` is the error of a mart that failed, rather than of a mart behind it. The variables are those of all marts.
 with books as (
     select
         source,
         max(filled_at) filter (where mart = 'int_arrivals') as filled,
         count(*) filter (where error is not null) as failed,
-        (
-            array_agg(mart || ': ' || error order by error = 'A model before this one failed.', mart)
-            filter (where error is not null)
-        )[1] as last_error
+        coalesce(
+            min(mart || ': ' || error) filter (where error <> 'A model before this one failed.'),
+            min(mart || ': ' || error)
+        ) as last_error
     from raw.marts
     group by source
+),
+
+unread as (
+    select
+        read.source,
+        count(*) as events,
+        extract(epoch from clock_timestamp() - min(events.landed_at))::float8 as age_seconds
+    from raw.mart_inputs as read
+    inner join raw.events
+        on
+            events.source = read.source
+            and events.collection = read.input
+            and events.load_xid >= pg_snapshot_xmin(read.snapshot)
+    where read.mart = 'int_arrivals' and not pg_visible_in_snapshot(events.load_xid, read.snapshot)
+    group by read.source
 )
 
 select
     books.source,
     books.filled,
-    unread.events as waiting,
+    coalesce(unread.events, 0) as waiting,
     unread.age_seconds,
     books.failed,
     books.last_error,
@@ -27,20 +42,5 @@ select
         where marts.source = books.source
     ) as variables
 from books
-cross join lateral (
-    select
-        count(*) as events,
-        extract(epoch from clock_timestamp() - min(events.landed_at))::float8 as age_seconds
-    from raw.events
-    inner join raw.mart_inputs as read on read.source = events.source and read.input = events.collection
-    where
-        read.source = books.source
-        and read.mart = 'int_arrivals'
-        and events.load_xid >= (
-            select min(pg_snapshot_xmin(oldest.snapshot))
-            from raw.mart_inputs as oldest
-            where oldest.source = books.source and oldest.mart = 'int_arrivals'
-        )
-        and not pg_visible_in_snapshot(events.load_xid, read.snapshot)
-) as unread
+left join unread on unread.source = books.source
 order by books.source
