@@ -155,6 +155,7 @@ def test_the_marts_have_a_pace_of_their_own(
         await_looks(connection, 3)
         hours[0] += 1
         wait_until(lambda: runs == [True, False, True], "a run with marts")
+        await_looks(connection, 3)
         hours[0] += 1
         if fails:
             wait_until(lambda: runs == [True, False, True, True], "another run of the failed mart")
