@@ -36,6 +36,10 @@ def default_home() -> Path:
     return user_data_path("loader")
 
 
+# Seconds, which may be written with a unit.
+Duration = Annotated[float, BeforeValidator(lambda value: read_duration(str(value)))]
+
+
 class Settings(BaseSettings):
     """The settings of one process, read from its environment."""
 
@@ -95,6 +99,11 @@ class Settings(BaseSettings):
     vars: str = Field(
         default="",
         description="Variables of the marts, as YAML text or as `@` and the path of a file.",
+    )
+    marts_every: Duration = Field(
+        default=60.0,
+        description="Seconds between two runs of `loader schedule` that fill the marts; also as `30s`, `2m`, `1h`. The "
+        "runs between fill the tables alone.",
     )
     widen_bytes: int = Field(
         default=100_000_000,
@@ -195,7 +204,7 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="Password of the user of Superset that imports the dashboards.",
     )
-    every: Annotated[float, BeforeValidator(lambda value: read_duration(str(value)))] = Field(
+    every: Duration = Field(
         default=5.0,
         description="Seconds between two checks of `loader schedule` for new events; also as `30s`, `2m`, `1h`.",
     )

@@ -6,7 +6,7 @@
 -#}
 {% macro readable_conversions() %}
     {%- set readable = [] -%}
-    {%- for event in var('conversion_events') if execute -%}
+    {%- for event in list_variable('conversion_events') -%}
         {%- set relation = api.Relation.create(database=target.database, schema=event.schema, identifier=event.table) -%}
         {%- set described = fromjson(run_query(
             "select jsonb_build_object(
@@ -86,7 +86,7 @@
     {%- for conversion in readable_conversions() %}
     select
         {{ string_literal(conversion.event.name) }}::text as conversion_name,
-        stored.id::text as conversion_id,
+        {{ text_value("stored.id::text") }} as conversion_id,
         {{ conversion_time(conversion, conversion.time) }} as occurred_at,
         {{ conversion_arrival(conversion) }} as arrived_at,
         {%- for name in ['user_id', 'email', 'context_traits_email', 'anonymous_id'] %}
@@ -115,7 +115,7 @@
         )
         and not exists (
             select from {{ this }} as present
-            where conversion_name = {{ string_literal(conversion.event.name) }} and conversion_id = {{ short_text("stored.id::text") }}
+            where conversion_name = {{ string_literal(conversion.event.name) }} and conversion_id = {{ short_text(text_value("stored.id::text")) }}
         ) +*/
         {%- endif %}
     {{- " union all" if not loop.last }}
@@ -132,7 +132,7 @@
 {#- The keys of the conversions whose rows have come again in tables of this product. -#}
 {% macro arrived_conversions() -%}
     {%- for conversion in readable_conversions() if conversion.is_own %}
-    select {{ string_literal(conversion.event.name) }}::text as conversion_name, {{ short_text("id") }} as conversion_id
+    select {{ string_literal(conversion.event.name) }}::text as conversion_name, {{ short_text(text_value("id")) }} as conversion_id
     from {{ changes_of('int_conversion_arrivals') }} as arrivals
     where event = {{ string_literal(conversion.event.schema ~ "." ~ conversion.event.table) }}
     {{- " union all" if not loop.last }}
@@ -145,7 +145,7 @@
 
 {#- The attribution models, as rows. -#}
 {% macro attribution_models() -%}
-    {%- for one in var('attribution_models') %}
+    {%- for one in list_variable('attribution_models') %}
     ({{ string_literal(one.name) }}::text, '{{ one.position }}'::text, '{{ one.touch }}'::text, make_interval(secs => {{ one.window_hours * 3600 }}))
     {{- "," if not loop.last }}
     {%- endfor %}

@@ -187,7 +187,7 @@
 {#- An open or click of a machine. Nothing is guessed: `is_bot` says so, or the open came through a proxy that opens all mails. -#}
 {% macro is_machine(is_bot, proxy_source) -%}
     {%- set proxies = [] -%}
-    {%- for proxy in var('machine_proxies') -%}{%- do proxies.append(string_literal(proxy | string | trim | lower)) -%}{%- endfor -%}
+    {%- for proxy in list_variable('machine_proxies') -%}{%- do proxies.append(string_literal(proxy | string | trim | lower)) -%}{%- endfor -%}
     (coalesce({{ is_bot }}, false) or coalesce(lower(btrim({{ proxy_source }})) in ({{ proxies | join(", ") or "null" }}), false))
 {%- endmacro %}
 

@@ -58,15 +58,16 @@
         {%- set log = mart_log(mart_relation(source_name, model.alias)) -%}
         {%- set schema = mart_schema(source_name) -%}
         {%- do run_query(create_schema_sql(schema)) if not schema_exists(schema) -%}
+        {%- set is_new = false -%}
         {%- if is_production() -%}
             {%- do run_query("select raw.admit_readers(" ~ string_literal(source_name) ~ ")") -%}
-            {%- do create_log(log) -%}
+            {%- set is_new = create_log(log) -%}
         {%- endif -%}
         {%- if is_production() and not flags.EMPTY -%}
             {%- set tables = own_conversion_tables() if model.alias == 'int_conversion_arrivals' else message_tables(source_name) -%}
             {%- set arrived = run_query(
                 "select raw.log_arrivals(" ~ string_literal(source_name) ~ ", " ~ string_literal(model.alias) ~ ", "
-                ~ json_literal(tables) ~ ", " ~ string_literal(log) ~ ", " ~ should_full_refresh() ~ ")"
+                ~ json_literal(tables) ~ ", " ~ string_literal(log) ~ ", " ~ (should_full_refresh() or is_new) ~ ")"
             ).rows[0][0] -%}
             {%- set totals.rows = totals.rows + arrived -%}
         {%- endif -%}
@@ -83,10 +84,8 @@
     {%- set full_sql = mart_sql(sql, source_name, is_increment=false) -%}
     {%- set log = mart_log(relation) if mart_readers() and is_production() else none -%}
     {%- set is_created = not relation_exists(relation) -%}
-    {%- if is_created -%}
-        {%- do run_query("create table " ~ relation ~ " (" ~ mart_columns(types=true) ~ ")") -%}
-        {%- do create_log(log) if log -%}
-    {%- endif -%}
+    {%- do run_query("create table " ~ relation ~ " (" ~ mart_columns(types=true) ~ ")") if is_created -%}
+    {%- do create_log(log) if log -%}
     {%- if flags.EMPTY -%}
         {%- do finish_new_mart(relation) if is_created -%}
         {{ return(0) }}
@@ -96,12 +95,11 @@
         {%- do run_query("select raw.set_mart_session(false)") -%}
         {{ return(replace_rows(relation, full_sql, is_created)) }}
     {%- endif -%}
-    {%- set plan = open_mart(source_name, relation, mart_inputs(), full_sql, is_created) -%}
+    {%- set plan = open_mart(source_name, relation, mart_inputs(), full_sql, is_created, [relation] + ([log] if log else [])) -%}
     {%- if plan.state == 'unchanged' -%}
         {{ return(0) }}
     {%- endif -%}
     {%- if plan.state == 'full' -%}
-        {%- do create_log(log) if log -%}
         {%- do run_query("delete from " ~ log) if log -%}
         {%- do add_missing_columns(relation, log) if not is_created -%}
         {%- set changed = replace_rows(relation, full_sql, is_created) -%}
@@ -120,8 +118,11 @@
 {% endmacro %}
 
 
-{#- Plans the run of a mart. See `raw.open_mart`. -#}
-{% macro open_mart(source_name, relation, inputs, full_sql, is_created=false) %}
+{#-
+    Plans the run of a mart. See `raw.open_mart`. The numbers of the `tables` are a part of the fingerprint, so a table that
+    was dropped and restored is made again.
+-#}
+{% macro open_mart(source_name, relation, inputs, full_sql, is_created=false, tables=[]) %}
     {%- set variables = {} -%}
     {%- for name in config.get('meta', {}).get('variables', []) -%}
         {#- YAML reads a day as a date, which JSON does not know. -#}
@@ -129,10 +130,12 @@
     {%- endfor -%}
     {%- set names = [] -%}
     {%- for name in inputs -%}{%- do names.append(string_literal(name)) -%}{%- endfor -%}
+    {%- set fingerprint = [string_literal(local_md5(full_sql | replace('"' ~ relation.database ~ '".', '')))] -%}
+    {%- for table in tables -%}{%- do fingerprint.append("to_regclass(" ~ string_literal(table) ~ ")::oid") -%}{%- endfor -%}
     {%- set plan = call_function(
         "raw.open_mart", string_literal(source_name), string_literal(model.alias), string_literal(invocation_id), "array[" ~ names | join(", ") ~ "]::text[]",
-        string_literal(local_md5(full_sql | replace('"' ~ relation.database ~ '".', ''))), json_literal(variables),
-        should_full_refresh() or is_created or not relation_exists(relation),
+        "concat_ws(' ', " ~ fingerprint | join(", ") ~ ")", json_literal(variables),
+        (should_full_refresh() or is_created) ~ " or to_regclass(" ~ string_literal(relation) ~ ") is null",
         model.alias == 'int_conversions' and has_foreign_conversions()
     ) -%}
     {%- if plan.state == 'missing' -%}
@@ -257,13 +260,15 @@
 {% endmacro %}
 
 
-{#- The log of changes of a mart, as the marts that read it see it. -#}
+{#- Creates the log of changes of a mart, as the marts that read it see it. Returns whether the log was missing. -#}
 {% macro create_log(log) %}
     {%- set columns = "event text not null, id text not null" if config.get('materialized') == 'mart_arrivals' else "sign smallint not null, " ~ mart_columns(types=true) -%}
-    {%- if not relation_exists(log) -%}
+    {%- set is_missing = not relation_exists(log) -%}
+    {%- if is_missing -%}
         {%- do run_query("create table " ~ log ~ " (version bigint not null, " ~ columns ~ ")") -%}
         {%- do run_query("comment on table " ~ log ~ " is 'The last changed rows of a mart, for the marts that read it.'") -%}
     {%- endif -%}
+    {{ return(is_missing) }}
 {% endmacro %}
 
 

@@ -209,9 +209,12 @@
 {%- endmacro %}
 
 
-{#- A quotient of the marts: six decimals, NULL without a denominator. -#}
+{#-
+    A quotient of the marts: six decimals, NULL without a denominator. The numerator has twelve decimals, because PostgreSQL
+    computes only four of a quotient of 16 digits.
+-#}
 {% macro rate(numerator, denominator) -%}
-    round(({{ numerator }})::numeric / nullif({{ denominator }}, 0), 6)
+    round(({{ numerator }}) * 1.000000000000 / nullif({{ denominator }}, 0), 6)
 {%- endmacro %}
 
 

@@ -348,6 +348,7 @@ def show_status(status: "Status") -> None:
             status.lossy_rebuilds,
         ),
         ("Marts", [_mart(row) for row in status.marts]),
+        ("Variables of the marts", _mart_variables(status.marts)),
         ("Sources without marts, because of the name of the schema", status.mart_clashes),
         ("Tables that the last run could not fill, rebuild or change (raw.held_tables)", status.held_tables),
         ("Columns to be added or widened (`loader widen` changes them or names the obstacle)", status.waiting_columns),
@@ -367,10 +368,27 @@ def show_status(status: "Status") -> None:
 
 
 def _mart(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of the marts of a source, as a row of output; `--json` shows their variables."""
-    return {name: value for name, value in row.items() if name != "variables"} | {
-        name: value for name, value in sorted((row["variables"] or {}).items()) if name == "marts_time_zone"
+    """Return the state of the marts of a source, as a row of output."""
+    return {
+        "source": row["source"],
+        "last run": row["filled"],
+        "events waiting": row["waiting"],
+        "the oldest for": None if row["age_seconds"] is None else duration(row["age_seconds"]),
+        "failed": row["failed"],
+        "last error": row["last_error"],
     }
+
+
+def _mart_variables(marts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the variables in force, as rows of output; sources whose marts had the same values share rows."""
+    sources: dict[tuple[str, str], list[str]] = {}
+    for row in marts:
+        for name, value in sorted((row["variables"] or {}).items()):
+            sources.setdefault((name, json.dumps(value, ensure_ascii=False)), []).append(row["source"])
+    return [
+        {"variable": name, "value": value, "sources": ", ".join(given)}
+        for (name, value), given in sorted(sources.items())
+    ]
 
 
 def ask_for_rescan() -> None:

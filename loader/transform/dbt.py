@@ -183,12 +183,19 @@ def transform(
 
 
 def _failed_marts(database: Database, outcomes: Sequence[Any]) -> list[TableFilled]:
-    """Return the marts that failed; those that dbt skipped because of a failure are not listed."""
-    return [
+    """Return the marts that failed, then the marts that dbt skipped because a model before them failed."""
+    failed = [
         TableFilled(r.node.schema, r.node.name, error=_explain(database, r.message or r.status), is_mart=True)
         for r in outcomes
         if r.status == "error"
     ]
+    cause = ", ".join(mart.table for mart in failed) or "a table that they read"
+    skipped = [
+        TableFilled(r.node.schema, r.node.name, error=f"Skipped after the failure of {cause}.", is_mart=True)
+        for r in outcomes
+        if r.status == "skipped"
+    ]
+    return failed + skipped
 
 
 def _split_selection(database: Database, sources: Sequence[str], select: Sequence[str]) -> tuple[list[str], list[str]]:

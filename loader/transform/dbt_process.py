@@ -38,8 +38,11 @@ class Runner:
         self._child: ChildProcess | None = None
         self._runs = 0
 
-    def start(self) -> None:
+    def start(self, *, marts: bool) -> None:
         """Start a run; `finished` returns its result.
+
+        Args:
+            marts: Fill the marts, too.
 
         Raises:
             LoaderError: The system cannot start a child process.
@@ -52,7 +55,7 @@ class Runner:
                 self._child = ChildProcess(
                     "loader.transform.dbt_process", self._settings, options=_WARNINGS, is_silent=True
                 )
-            self._child.pipe.send(None)
+            self._child.pipe.send(marts)
         except OSError as error:
             self.close()
             raise LoaderError(f"Cannot start a process for dbt: {error.strerror}.") from None
@@ -95,24 +98,24 @@ def main(descriptor: str) -> None:
     """Run the transform for each object in the pipe, until the pipe closes.
 
     Args:
-        descriptor: This process's end of the pipe; its first object is the settings.
+        descriptor: This process's end of the pipe. Its first object is the settings; each later object says whether a
+            run fills the marts.
     """
     # Service managers send SIGTERM to all processes of a service. The parent lets the run finish.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(int(descriptor))
-    orders: queue.SimpleQueue[None] = queue.SimpleQueue()
+    orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
     with contextlib.suppress(EOFError, OSError):
         settings: Settings = pipe.recv()
         threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
         while True:
-            orders.get()
-            pipe.send(_run(settings))
+            pipe.send(_run(settings.model_copy(update={"marts": orders.get()})))
             # dbt leaves a million objects in reference cycles. Collecting them here halves the memory of the process.
             gc.collect()
 
 
-def _receive(pipe: Connection, orders: "queue.SimpleQueue[None]") -> None:
+def _receive(pipe: Connection, orders: "queue.SimpleQueue[bool]") -> None:
     """Queue the parent's orders; end the process, even during a run, when the parent is gone."""
     try:
         while True:

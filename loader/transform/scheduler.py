@@ -87,6 +87,9 @@ class Schedule:
         self._backoff = Backoff(_FIRST_WAIT_SECONDS, LIMIT_SECONDS)
         self._error: str | None = None
         self._unmade: set[tuple[str, str]] = set()
+        # The marts have a pace of their own, because a run that fills them takes several times as long.
+        self._marts_due_at = 0.0
+        self._marts_wait = False
         self._said = ""
         self._forget_at = 0.0
 
@@ -154,7 +157,7 @@ class Schedule:
             if connection.execute(_SOURCES).fetchone() != (True,):
                 self._say_once("there is no source yet; `loader source add Iterable` adds a source")
                 self._recover()
-            elif first or self._backoff.failures or self._has_news(connection):
+            elif first or self._backoff.failures or self._has_news(connection) or self._are_marts_due():
                 error = self._run_once(guard, connection)
                 first = False
             self._forget(connection)
@@ -171,6 +174,10 @@ class Schedule:
             connection.execute(BY_INDEX)
             return connection.execute(NEWS).fetchone() == (True,)
 
+    def _are_marts_due(self) -> bool:
+        """Return whether runs have left the marts behind the tables, and it is time to fill the marts."""
+        return self._marts_wait and time.monotonic() >= self._marts_due_at
+
     def _find_unmade(self, connection: psycopg.Connection) -> set[tuple[str, str]]:
         limits = {"tables": self._settings.tables, "new_tables": self._settings.new_tables}
         return {(model, source) for model, source in connection.execute(_UNMADE, limits).fetchall()}
@@ -182,8 +189,9 @@ class Schedule:
             psycopg.Error: The database does not answer any more, and the lock may be lost.
         """
         self._report(connection, "running")
+        with_marts = self._settings.marts and time.monotonic() >= self._marts_due_at
         try:
-            self._runner.start()
+            self._runner.start(marts=with_marts)
             while (filled := self._runner.finished(BEAT_SECONDS)) is None:
                 self._beat(guard, connection, "running")
             error = _failed_tables([table for table in filled if not table.is_mart])
@@ -201,8 +209,12 @@ class Schedule:
             if table.note:
                 logger.warning(table.note)
         # A mart that fails keeps no collection from its events, so the next run comes as usual.
-        if failed_mart := _failed_tables([table for table in filled if table.is_mart]):
+        failed_mart = _failed_tables([table for table in filled if table.is_mart])
+        if failed_mart:
             logger.warning(failed_mart)
+        if with_marts:
+            self._marts_due_at = time.monotonic() + self._settings.marts_every
+        self._marts_wait = failed_mart is not None if with_marts else self._settings.marts
         if grown := [table for table in filled if table.rows > 0]:
             logger.info("%s in %s", count(_count_events(grown), "event"), count(len(grown), "table"))
         return None

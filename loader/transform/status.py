@@ -89,8 +89,9 @@ class Status:
         unequal_tables: Tables with fewer rows than raw.events has events for them (`missing` is positive), or with more
             rows (negative).
         lossy_rebuilds: Tables whose last rebuild read fewer events than the table had read before, without a note.
-        marts: The marts of each source: the time of the last run with news, failed marts with an error, the number of
-            collections with events that the marts have not read (`behind`), and the variables in force.
+        marts: The marts of each source: the time of the last run that filled them, the number of landed events that
+            they have not read, the age of the oldest of these events in seconds, the number of failed marts with the
+            error of the first, and the variables in force.
         mart_clashes: Sources without marts, because another source has the schema of their marts.
         held_tables: Tables that the last run could not fill, rebuild or change, with the reason and the next try.
         waiting_columns: Columns that wait to be added or widened.

@@ -39,6 +39,7 @@ def test_defaults_need_no_environment() -> None:
         ("LOADER_TABLES", "5", "tables", 5),
         ("LOADER_NEW_TABLES", "6", "new_tables", 6),
         ("LOADER_MARTS", "false", "marts", False),
+        ("LOADER_MARTS_EVERY", "30s", "marts_every", 30.0),
         ("LOADER_VARS", "{marts_time_zone: UTC}", "vars", "{marts_time_zone: UTC}"),
         ("LOADER_WIDEN_BYTES", "7", "widen_bytes", 7),
         ("LOADER_READER_INDEXES", "false", "reader_indexes", False),

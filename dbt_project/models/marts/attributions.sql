@@ -128,8 +128,8 @@ ordered as (
 credited as (
     select
         *,
-        case when position = 'linear' then round(1::numeric / messages, 6) else 1 end as part,
-        case when position = 'linear' then round(value / messages, 6) else value end as part_of_value
+        case when position = 'linear' then {{ rate('1', 'messages') }} else 1 end as part,
+        case when position = 'linear' then {{ rate('value', 'messages') }} else value end as part_of_value
     from ordered
     where position = 'linear' or (position = 'first' and place = 1) or (position = 'last' and place = messages)
 )

@@ -30,7 +30,7 @@ cleaned as (
         value,
         currency
     from collected
-    where occurred_at is not null
+    where conversion_id is not null and occurred_at is not null
 ),
 
 firsts as (

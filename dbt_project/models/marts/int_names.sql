@@ -8,11 +8,42 @@
     where named.id is not null and named.value is not null
 {% endcall %}
 
-with named as (
-    select named.*, events.occurred_at, events.event, events.id as event_id
-    from /*-*/ {{ ref('events') }} /*-*/ /*+ {{ changed_rows('events') }} +*/ as events
+with /*+ recent as materialized (
+    select * from {{ changed_rows('events') }} as events
+), +*/
+
+-- Events of one campaign share their names, so few rows are left.
+grouped as (
+    select
+        campaign_id,
+        campaign_name,
+        template_id,
+        template_name,
+        workflow_id,
+        workflow_name,
+        max(occurred_at) as occurred_at
+    from /*-*/ {{ ref('events') }} /*-*/ /*+ recent +*/ as events
+    group by campaign_id, campaign_name, template_id, template_name, workflow_id, workflow_name
+),
+
+latest as (
+    select named.kind, named.id, max(events.occurred_at) as occurred_at
+    from grouped as events
     cross join lateral ({{ names_of_event() }}) as named (kind, id, value)
     where named.id is not null and named.value is not null
+    group by named.kind, named.id
+),
+
+named as (
+    {%- for kind in ['campaign', 'template', 'workflow'] %}
+    select named.kind, named.id, named.value, events.occurred_at, events.event, events.id as event_id
+    from latest
+    inner join /*-*/ {{ ref('events') }} /*-*/ /*+ recent +*/ as events
+        on events.{{ kind }}_id = latest.id and events.occurred_at = latest.occurred_at
+    cross join lateral ({{ names_of_event() }}) as named (kind, id, value)
+    where latest.kind like '{{ kind }}%' and named.kind = latest.kind and named.value is not null
+    {{- " union all" if not loop.last }}
+    {%- endfor %}
     /*+ union all
     -- The present name stands, unless the event that gave the name has changed.
     select present.kind, present.id, present.value, present.occurred_at, present.event, present.event_id
@@ -24,7 +55,7 @@ with named as (
     )
     {%- for kind in ['campaign', 'template', 'workflow'] %}
     union all
-    select named.*, events.occurred_at, events.event, events.id as event_id
+    select named.kind, named.id, named.value, events.occurred_at, events.event, events.id as event_id
     from changed
     inner join {{ this }} as present using (kind, id)
     cross join lateral (
@@ -41,21 +72,14 @@ with named as (
             where changes.event = present.event and changes.id = present.event_id
         )
     {%- endfor %} +*/
-),
-
-latest as not materialized (
-    select kind, id, max(occurred_at) as occurred_at
-    from named
-    group by kind, id
 )
 
-select distinct on (named.kind, named.id)
-    named.kind,
-    named.id,
-    named.value,
-    named.occurred_at,
-    named.event,
-    named.event_id
+select distinct on (kind, id)
+    kind,
+    id,
+    value,
+    occurred_at,
+    event,
+    event_id
 from named
-inner join latest on latest.kind = named.kind and latest.id = named.id and latest.occurred_at = named.occurred_at
-order by named.kind, named.id, named.event collate "C" desc, named.event_id collate "C" desc
+order by kind, id, occurred_at desc, event collate "C" desc, event_id collate "C" desc

@@ -98,8 +98,8 @@ select
     coalesce(pooled_user_key, message_key) as recipient_key,
     nullif(substring(email from '@([^@]*)$'), '') as recipient_domain,
     (
-        coalesce({{ is_one_of('channel_id', var('transactional_channel_ids')) }}, false)
-        or coalesce({{ is_one_of('message_type_id', var('transactional_message_type_ids')) }}, false)
+        coalesce({{ is_one_of('channel_id', list_variable('transactional_channel_ids')) }}, false)
+        or coalesce({{ is_one_of('message_type_id', list_variable('transactional_message_type_ids')) }}, false)
     ) as is_transactional,
     sends > 0 as has_send,
     sent_at,

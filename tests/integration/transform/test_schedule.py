@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import psycopg
 import pytest
@@ -17,6 +20,7 @@ import pytest
 from loader.postgres.database import Database, connection_environment, open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
+from loader.transform.dbt import TableFilled
 from loader.transform.scheduler import Schedule, forget_old_runs
 from loader.transform.status import read_status
 from tests.conftest import open_settings
@@ -103,6 +107,60 @@ def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
         connection.execute("insert into raw.sources (name, schema_name) values ('Other', 'other')")
         wait_until(lambda: value(connection, "select to_regclass('other.tracks')") is not None, "the source's tables")
     assert value(connection, "select count(*) from raw.schedules") == 0
+
+
+class RecordedRunner:
+    """Stands in for dbt: notes whether a run fills the marts, and records the run as one that filled all tables."""
+
+    marts: ClassVar[list[bool]] = []
+    fails: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.database_url
+
+    def start(self, *, marts: bool) -> None:
+        """Record a run."""
+        with psycopg.connect(self._url) as connection:
+            connection.execute(
+                "insert into raw.transforms (id, snapshot, finished_at, whole) values"
+                " (gen_random_uuid()::text, pg_current_snapshot(), now(), true)"
+            )
+        self.marts.append(marts)
+
+    def finished(self, _: float) -> list[TableFilled]:
+        """Return the result of a run: a mart that failed, if there is one."""
+        failed = self.fails and self.marts[-1]
+        return [TableFilled("iterable_marts", "messages", error="no rows today", is_mart=True)] if failed else []
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_marts_have_a_pace_of_their_own(
+    small_settings: Settings, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    """Runs between fill the tables alone. After an hour, a run fills the marts without new events."""
+    hours = [0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * hours[0])
+    monkeypatch.setattr("loader.transform.scheduler.time", clock)
+    monkeypatch.setattr("loader.transform.scheduler.Runner", RecordedRunner)
+    monkeypatch.setattr(RecordedRunner, "fails", fails)
+    runs = RecordedRunner.marts
+    runs.clear()
+    with scheduled(small_settings.model_copy(update={"marts": True, "marts_every": 3600.0})):
+        wait_until(lambda: runs == [True], "the first run, with marts")
+        insert_event(connection, "email_opened", "a")
+        wait_until(lambda: runs == [True, False], "a run of the tables alone")
+        await_looks(connection, 3)
+        hours[0] += 1
+        wait_until(lambda: runs == [True, False, True], "a run with marts")
+        await_looks(connection, 3)
+        hours[0] += 1
+        if fails:
+            wait_until(lambda: runs == [True, False, True, True], "another run of the failed mart")
+        await_looks(connection, 3)
+        assert runs == [True, False, True, True][: 4 if fails else 3]
 
 
 def test_dbt_from_cron_beside_a_scheduler_is_safe(
