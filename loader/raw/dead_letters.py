@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import dict_row
 
 from loader.postgres.statements import read_statement
-from loader.raw.delivery_windows import DeadLetter, LandedCall, landed_call
+from loader.raw.delivery_windows import DeadLetter, LandedCall, landed_call, read_tracks_of
 
 _LIST = read_statement(__file__, "list")
 _DUE_SOURCES = """
@@ -58,7 +57,7 @@ class DueLetter:
 def list_letters(connection: psycopg.Connection, destination_id: int, limit: int) -> list[ListedLetter]:
     """Return the dead letters of a destination, the oldest first."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(_LIST, {"destination": destination_id, "limit": limit})
+        cursor.execute(_LIST, {"destination": destination_id, "most": limit})
         return [ListedLetter(**row) for row in cursor]
 
 
@@ -93,9 +92,9 @@ def read_due_letters(
     if not sources:
         return []
     source = str(sources[0][0])
-    statement = sql.SQL(_DUE).format(tracks=sql.Identifier(source, "tracks"))
+    statement = read_tracks_of(source, _DUE)
     rows = connection.execute(
-        statement, {"destination": destination_id, "source": source, "moved": moved_seconds, "limit": limit}
+        statement, {"destination": destination_id, "source": source, "moved": moved_seconds, "most": limit}
     ).fetchall()
     return [DueLetter(number, attempts, landed_call(source, *event)) for number, attempts, *event in rows]
 

@@ -12,4 +12,4 @@ from raw.dead_letters
 left join raw.events on events.load_xid = dead_letters.load_xid and events.seq = dead_letters.seq
 where dead_letters.destination_id = %(destination)s
 order by dead_letters.seq
-limit %(limit)s
+limit %(most)s

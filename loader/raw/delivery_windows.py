@@ -179,7 +179,7 @@ def read_page(connection: psycopg.Connection, window: Cursor, *, events: int, si
         size: The largest size of the events together, in bytes, as stored. One larger event comes alone.
         with_native: Whether the events keep Iterable's own body.
     """
-    statement = sql.SQL(_PAGE).format(tracks=sql.Identifier(window.source, "tracks"))
+    statement = read_tracks_of(window.source, _PAGE)
     chosen = {
         "from_snapshot": window.from_snapshot,
         "events": events,
@@ -205,7 +205,7 @@ def count_window(connection: psycopg.Connection, window: Cursor) -> tuple[int, i
 
 def read_recent_ids(connection: psycopg.Connection, cursor: Cursor) -> list[str]:
     """Return the ids of the last calls that a cursor has passed, the latest first."""
-    statement = sql.SQL(_RECENT_IDS).format(tracks=sql.Identifier(cursor.source, "tracks"))
+    statement = read_tracks_of(cursor.source, _RECENT_IDS)
     with connection.transaction():
         connection.execute(_BY_INDEX)
         found = connection.execute(
@@ -330,6 +330,13 @@ def landed_call(  # noqa: PLR0917 - the columns of a statement
         is_repeated,
         is_selected,
     )
+
+
+def read_tracks_of(source: str, statement: str) -> sql.Composed:
+    """Return a statement on `iterable.tracks` as a statement on the table tracks of another source."""
+    before, *after = (sql.SQL(part) for part in statement.split("iterable.tracks"))
+    table = sql.Identifier(source, "tracks")
+    return sql.Composed([before, *(each for part in after for each in (table, part))])
 
 
 def _short_time(text: str) -> str:

@@ -8,10 +8,11 @@ select
     events.payload::text as payload
 from (
     select * from raw.events
-    order by events.load_xid desc
+    order by load_xid desc
     limit %(most)s
 ) as events
-cross join lateral (
-    select raw.read_call_time(events.payload, events.received_at) as moment
-) as times
+cross join
+    lateral (
+        select raw.read_call_time(events.payload, events.received_at) as moment
+    ) as times
 order by events.seq

@@ -1,6 +1,6 @@
 -- The window ends after some number of events, at the end of a transaction. It never exceeds the events of tracks, or the
 -- end of a replay. A snapshot of tracks that does not include the cursor's own is too old: a later run has a newer one.
-with cursor as materialized (
+with present as materialized (
     select
         from_snapshot,
         coalesce(end_snapshot, raw.read_tracks_snapshot(source)) as reach
@@ -16,7 +16,7 @@ with cursor as materialized (
 last as materialized (
     select events.load_xid
     from raw.events
-    where events.load_xid >= (select pg_snapshot_xmax(cursor.from_snapshot) from cursor)
+    where events.load_xid >= (select pg_snapshot_xmax(present.from_snapshot) from present)
     order by events.load_xid
     limit 1 offset %(events)s
 )
@@ -24,11 +24,8 @@ last as materialized (
 update raw.delivery_cursors
 set
     to_snapshot = coalesce(
-        (
-            select raw.cut_snapshot(cursor.reach, (last.load_xid::text::bigint + 1)::text::xid8)
-            from last
-        ),
-        cursor.reach
+        raw.cut_snapshot(present.reach, (last.load_xid::text::bigint + 1)::text::xid8),
+        present.reach
     ),
     position = 0,
     last_seq = greatest(
@@ -37,7 +34,8 @@ set
     ),
     filters = destinations.filters,
     updated_at = clock_timestamp()
-from cursor
+from present
+left join last on true
 cross join raw.destinations
 where
     delivery_cursors.destination_id = %(destination)s
@@ -45,8 +43,8 @@ where
     and delivery_cursors.replay = %(replay)s
     and delivery_cursors.to_snapshot is null
     and destinations.id = delivery_cursors.destination_id
-    and cursor.reach::text <> cursor.from_snapshot::text
-    and raw.snapshot_includes(cursor.reach, cursor.from_snapshot)
+    and present.reach::text <> present.from_snapshot::text
+    and raw.snapshot_includes(present.reach, present.from_snapshot)
 returning
     delivery_cursors.destination_id,
     delivery_cursors.source,

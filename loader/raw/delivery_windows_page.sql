@@ -57,15 +57,16 @@ from (
 left join lateral (
     select
         tracks.received_at,
-        tracks."timestamp"
-    from {tracks} as tracks
+        tracks.timestamp
+    from iterable.tracks as tracks
     where tracks.id = page.message_id and page.collection is not null
 ) as tracks on true
-cross join lateral (
-    select case
-        when tracks.received_at is not null then tracks."timestamp"
-        else raw.read_call_time(page.payload, page.received_at)
-    end as moment
-) as times
+cross join
+    lateral (
+        select case
+            when tracks.received_at is not null then tracks.timestamp
+            else raw.read_call_time(page.payload, page.received_at)
+        end as moment
+    ) as times
 where page.size_before < %(size)s
 order by page.seq

@@ -16,7 +16,7 @@ from (
 ) as passed
 left join lateral (
     select tracks.received_at
-    from {tracks} as tracks
+    from iterable.tracks as tracks
     where tracks.id = passed.message_id and passed.collection is not null
 ) as tracks on true
 where

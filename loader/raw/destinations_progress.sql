@@ -20,44 +20,45 @@ select
     cursors.finished_at is not null as is_finished
 from raw.delivery_cursors as cursors
 inner join raw.destinations on destinations.id = cursors.destination_id
-cross join lateral (
-    select
-        count(*) as events,
-        extract(epoch from clock_timestamp() - min(events.landed_at))::float8 as oldest_seconds
-    from (
-        (
-            select
-                events.landed_at,
-                events.load_xid,
-                events.seq
-            from raw.events
-            where
-                events.source = cursors.source
-                and events.load_xid >= pg_snapshot_xmax(cursors.from_snapshot)
-            order by events.load_xid
-            limit 10000
-        )
-        union all
-        (
-            select
-                events.landed_at,
-                events.load_xid,
-                events.seq
-            from raw.events
-            where
-                events.source = cursors.source
-                and events.load_xid = any(array(select pg_snapshot_xip(cursors.from_snapshot)))
-            limit 10000
-        )
-    ) as events
-    where
-        pg_visible_in_snapshot(
-            events.load_xid, coalesce(cursors.end_snapshot, raw.read_tracks_snapshot(cursors.source))
-        )
-        and not (
-            cursors.to_snapshot is not null
-            and pg_visible_in_snapshot(events.load_xid, cursors.to_snapshot)
-            and events.seq <= cursors.position
-        )
-) as waiting
+cross join
+    lateral (
+        select
+            count(*) as events,
+            extract(epoch from clock_timestamp() - min(events.landed_at))::float8 as oldest_seconds
+        from (
+            (
+                select
+                    events.landed_at,
+                    events.load_xid,
+                    events.seq
+                from raw.events
+                where
+                    events.source = cursors.source
+                    and events.load_xid >= pg_snapshot_xmax(cursors.from_snapshot)
+                order by events.load_xid
+                limit 10000
+            )
+            union all
+            (
+                select
+                    events.landed_at,
+                    events.load_xid,
+                    events.seq
+                from raw.events
+                where
+                    events.source = cursors.source
+                    and events.load_xid = any(array(select pg_snapshot_xip(cursors.from_snapshot)))
+                limit 10000
+            )
+        ) as events
+        where
+            pg_visible_in_snapshot(
+                events.load_xid, coalesce(cursors.end_snapshot, raw.read_tracks_snapshot(cursors.source))
+            )
+            and not (
+                cursors.to_snapshot is not null
+                and pg_visible_in_snapshot(events.load_xid, cursors.to_snapshot)
+                and events.seq <= cursors.position
+            )
+    ) as waiting
 order by destinations.name, cursors.replay, cursors.source

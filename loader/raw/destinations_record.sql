@@ -17,7 +17,9 @@ set
     requests = (
         select coalesce(jsonb_object_agg(summed.code, summed.number), '{}')
         from (
-            select entries.code, sum(entries.number::bigint) as number
+            select
+                entries.code,
+                sum(entries.number::bigint) as number
             from (
                 select * from jsonb_each_text(destinations.requests)
                 union all
@@ -29,7 +31,9 @@ set
     notes = (
         select coalesce(jsonb_object_agg(summed.note, summed.number), '{}')
         from (
-            select entries.note, sum(entries.number::bigint) as number
+            select
+                entries.note,
+                sum(entries.number::bigint) as number
             from (
                 select * from jsonb_each_text(destinations.notes)
                 union all

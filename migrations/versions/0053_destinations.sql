@@ -391,18 +391,19 @@ select
     cursors.dead
 from raw.delivery_cursors as cursors
 inner join raw.destinations on destinations.id = cursors.destination_id
-cross join lateral (
-    select count(*) as events
-    from raw.events
-    where
-        events.source = cursors.source
-        and events.load_xid >= pg_snapshot_xmin(cursors.start_snapshot)
-        and not pg_visible_in_snapshot(events.load_xid, cursors.start_snapshot)
-        and (
-            pg_visible_in_snapshot(events.load_xid, cursors.from_snapshot)
-            or (pg_visible_in_snapshot(events.load_xid, cursors.to_snapshot) and events.seq <= cursors.position)
-        )
-) as counted
+cross join
+    lateral (
+        select count(*) as events
+        from raw.events
+        where
+            events.source = cursors.source
+            and events.load_xid >= pg_snapshot_xmin(cursors.start_snapshot)
+            and not pg_visible_in_snapshot(events.load_xid, cursors.start_snapshot)
+            and (
+                pg_visible_in_snapshot(events.load_xid, cursors.from_snapshot)
+                or (pg_visible_in_snapshot(events.load_xid, cursors.to_snapshot) and events.seq <= cursors.position)
+            )
+    ) as counted
 where cursors.replay = 0;
 
 comment on view raw.delivery_conservation is 'One row per destination and source: events = delivered + filtered + repeated + dead, or events were lost or counted twice.';
