@@ -1,4 +1,4 @@
-"""Updates the metrics that come from the database: the lag of the tables, the quarantine, and the scheduler's state.
+"""Updates the metrics that come from the database: lag of the tables, quarantine, scheduler and destinations.
 
 The metrics are updated when a client requests `/metrics`, but at most once every few seconds.
 """
@@ -6,12 +6,13 @@ The metrics are updated when a client requests `/metrics`, but at most once ever
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 
 from loader.errors import LoaderError
 from loader.postgres.kept_connection import KeptConnection
+from loader.raw.destinations import Destination, Progress, list_destinations, read_progress
 from loader.raw.lag import Freshness, freshness
 from loader.runtime import metrics
 
@@ -48,6 +49,8 @@ class WarehouseMetrics:
             with self._kept.use(_ANSWER_SECONDS) as connection:
                 self._count_foreign()
                 self._tell(freshness(connection))
+                destinations = list_destinations(connection)
+                self._tell_deliveries(destinations, read_progress(connection) if destinations else [])
         except (psycopg.Error, LoaderError, OSError):
             for unknown in (metrics.oldest_waiting_seconds, metrics.waiting_events, metrics.schedule_failures):
                 unknown.set(math.nan)
@@ -67,3 +70,25 @@ class WarehouseMetrics:
         for reason in self._reasons | seen.quarantine.keys():
             metrics.open_quarantine.labels(reason).set(seen.quarantine.get(reason, 0))
         self._reasons |= seen.quarantine.keys()
+
+    @staticmethod
+    def _tell_deliveries(destinations: Sequence[Destination], progress: Sequence[Progress]) -> None:
+        for gauge in (
+            metrics.delivery_waiting_events,
+            metrics.delivery_oldest_seconds,
+            metrics.delivery_requests,
+            metrics.delivery_events,
+            metrics.delivery_paused,
+        ):
+            # A removed destination has no values any more.
+            gauge.clear()
+        for destination in destinations:
+            name = destination.name
+            own = [each for each in progress if each.destination == name]
+            metrics.delivery_paused.labels(name).set(destination.state == "paused")
+            metrics.delivery_waiting_events.labels(name).set(sum(each.waiting for each in own))
+            metrics.delivery_oldest_seconds.labels(name).set(max((each.oldest_seconds or 0 for each in own), default=0))
+            for code, number in destination.requests.items():
+                metrics.delivery_requests.labels(name, code).set(number)
+            for outcome in ("delivered", "filtered", "repeated", "dead"):
+                metrics.delivery_events.labels(name, outcome).set(sum(getattr(each, outcome) for each in own))

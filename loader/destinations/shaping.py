@@ -19,6 +19,7 @@ from loader.destinations.model import Call
 from loader.events.json_parts import Fields, join_object
 from loader.events.json_text import read_elements, read_fields
 from loader.events.timestamps import read_moment
+from loader.events.via import add_via
 from loader.raw.delivery_windows import LandedCall
 
 # Fields that the receiver sets, and fields that only a sender of this instance needs.
@@ -73,7 +74,7 @@ class Shaper:
         fields["messageId"] = msgspec.Raw(msgspec.json.encode(landed.message_id))
         _set_time(fields, landed.timestamp)
         if self._mark:
-            _mark(fields, self._mark)
+            add_via(fields, self._mark)
         native = fields.pop("native", None)
         slim = join_object(fields)
         keeps_native = native is not None and self._filters.native
@@ -149,22 +150,6 @@ def _set_time(fields: Fields, timestamp: str | None) -> None:
         original, corrected = read_moment(_text(fields["originalTimestamp"])), read_moment(timestamp)
         if original is None or corrected is None or abs(original - corrected) >= _SAME_MOMENT:
             del fields["originalTimestamp"]
-
-
-def _mark(fields: Fields, mark: str) -> None:
-    context = read_fields(bytes(fields.get("context", b"{}"))) or {}
-    via = read_via(context)
-    if mark not in via:
-        context["via"] = msgspec.Raw(msgspec.json.encode([*via, mark]))
-        fields["context"] = msgspec.Raw(join_object(context))
-
-
-def read_via(context: Fields) -> list[str]:
-    """Return the ids of the warehouses that have forwarded a call, from the members of its context."""
-    value = bytes(context.get("via", b""))
-    if not value.startswith(b"["):
-        return []
-    return [mark for mark in json.loads(value) if isinstance(mark, str)]
 
 
 def _meets(fields: Fields, condition: Condition, path: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ _ADD = """
     on conflict (name) do nothing returning id
 """
 _ADD_CURSORS = read_statement(__file__, "add_cursors")
-_PROGRESS = read_statement(__file__, "progress")
+PROGRESS = read_statement(__file__, "progress")
 _PAUSE = """
     update raw.destinations
     set state = 'paused', pause_reason = 'manual', state_since = clock_timestamp(), next_try_at = null
@@ -226,7 +226,7 @@ def read_progress(connection: psycopg.Connection) -> list[Progress]:
     """Return the progress of every delivery, by destination, replay and source."""
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute("set local enable_seqscan = off")
-        return [Progress(**row) for row in cursor.execute(_PROGRESS)]
+        return [Progress(**row) for row in cursor.execute(PROGRESS)]
 
 
 def read_warehouse_id(connection: psycopg.Connection) -> str:

@@ -407,3 +407,12 @@ cross join
 where cursors.replay = 0;
 
 comment on view raw.delivery_conservation is 'One row per destination and source: events = delivered + filtered + repeated + dead, or events were lost or counted twice.';
+
+
+create table raw.returned_calls (
+    source text primary key,
+    calls bigint not null,
+    last_at timestamptz not null default clock_timestamp()
+);
+
+comment on table raw.returned_calls is 'One row per source: calls that this warehouse has forwarded and that came back. They were answered with 200, and did not land.';
