@@ -59,6 +59,51 @@ def destination() -> None:
 @click.option("--lanes", type=click.IntRange(1, 64), default=1, help="Requests under way at once. [default: 1]")
 @click.option("--rate", default="", help="Largest number of requests, such as 100/s or 30/m.")
 @click.option("--batch", type=click.IntRange(1, 1000), help="Largest number of calls in a request.")
+@click.option("--region", type=click.Choice(["us", "eu"]), default="us", help="Iterable: data centre. [default: us]")
+@click.option(
+    "--project",
+    type=click.Choice(["hybrid", "userid", "email"]),
+    default="hybrid",
+    help="Iterable: type of the project. [default: hybrid]",
+)
+@click.option("--merge-nested-objects", is_flag=True, help="Iterable: merge objects of a profile, not replace them.")
+@click.option("--prefer-user-id", is_flag=True, help="Iterable: let an e-mail project make users from user ids.")
+@click.option("--create-fields/--no-create-fields", default=None, help="Iterable: may a call make new fields?")
+@click.option(
+    "--carts", type=click.Choice(["off", "on", "classic"]), default="off", help="Iterable: update carts. [default: off]"
+)
+@click.option(
+    "--pages",
+    type=click.Choice(["off", "named", "all"]),
+    default="off",
+    help="Iterable: send page and screen calls as events. [default: off]",
+)
+@click.option(
+    "--alias",
+    type=click.Choice(["off", "email"]),
+    default="off",
+    help="Iterable: change addresses by alias calls. [default: off]",
+)
+@click.option(
+    "--group",
+    type=click.Choice(["off", "fields"]),
+    default="off",
+    help="Iterable: write group traits into the profile. [default: off]",
+)
+@click.option("--purchase-event", default="Order Completed", help="Iterable: event that is a purchase.")
+@click.option("--cart-event", default="Cart Updated", help="Iterable: event that updates the cart.")
+@click.option(
+    "--nulls",
+    type=click.Choice(["omit", "send"]),
+    default="omit",
+    help="Iterable: leave out fields that are null, or send them. [default: omit]",
+)
+@click.option(
+    "--long",
+    type=click.Choice(["refuse", "cut"]),
+    default="refuse",
+    help="Iterable: refuse or cut texts over 32,000 characters. [default: refuse]",
+)
 @click.option(
     "--from",
     "begin",

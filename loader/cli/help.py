@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "destination add": (
         "loader destination add cdp --kind segment --url env:CDP_URL --key env:CDP",
         "loader destination add ops --kind webhook --url https://hooks.example.com",
+        "loader destination add crm --kind iterable --project email --key env:KEY",
         "loader destination add lake --kind files --folder /srv/lake --from start",
     ),
     "destination list": ("loader destination list",),

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -15,6 +16,9 @@ from loader.postgres.kept_connection import KeptConnection
 from loader.raw.destinations import Destination, Progress, list_destinations, read_progress
 from loader.raw.lag import Freshness, freshness
 from loader.runtime import metrics
+
+if TYPE_CHECKING:
+    from prometheus_client import Gauge
 
 # Shortest time between two updates.
 _AGAIN_SECONDS = 2.0
@@ -37,6 +41,7 @@ class WarehouseMetrics:
         self._looking = threading.Lock()
         self._looked = float("-inf")
         self._reasons: set[str] = set()
+        self._deliveries: set[tuple[Gauge, tuple[str, ...]]] = set()
 
     def refresh(self) -> None:
         """Update the metrics, unless they have just been updated or another thread is updating them.
@@ -71,24 +76,20 @@ class WarehouseMetrics:
             metrics.open_quarantine.labels(reason).set(seen.quarantine.get(reason, 0))
         self._reasons |= seen.quarantine.keys()
 
-    @staticmethod
-    def _tell_deliveries(destinations: Sequence[Destination], progress: Sequence[Progress]) -> None:
-        for gauge in (
-            metrics.delivery_waiting_events,
-            metrics.delivery_oldest_seconds,
-            metrics.delivery_requests,
-            metrics.delivery_events,
-            metrics.delivery_paused,
-        ):
-            # A removed destination has no values any more.
-            gauge.clear()
+    def _tell_deliveries(self, destinations: Sequence[Destination], progress: Sequence[Progress]) -> None:
+        values: dict[tuple[Gauge, tuple[str, ...]], float] = {}
         for destination in destinations:
             name = destination.name
             own = [each for each in progress if each.destination == name]
-            metrics.delivery_paused.labels(name).set(destination.state == "paused")
-            metrics.delivery_waiting_events.labels(name).set(sum(each.waiting for each in own))
-            metrics.delivery_oldest_seconds.labels(name).set(max((each.oldest_seconds or 0 for each in own), default=0))
+            values[metrics.delivery_paused, (name,)] = destination.state == "paused"
+            values[metrics.delivery_waiting_events, (name,)] = sum(each.waiting for each in own)
+            oldest = max((each.oldest_seconds or 0 for each in own), default=0)
+            values[metrics.delivery_oldest_seconds, (name,)] = oldest
             for code, number in destination.requests.items():
-                metrics.delivery_requests.labels(name, code).set(number)
+                values[metrics.delivery_requests, (name, code)] = number
             for outcome in ("delivered", "filtered", "repeated", "dead"):
-                metrics.delivery_events.labels(name, outcome).set(sum(getattr(each, outcome) for each in own))
+                values[metrics.delivery_events, (name, outcome)] = sum(getattr(each, outcome) for each in own)
+        # Metrics that several processes share cannot forget labels, so a removed destination has zeros.
+        for gauge, labels in self._deliveries | values.keys():
+            gauge.labels(*labels).set(values.get((gauge, labels), 0))
+        self._deliveries |= values.keys()

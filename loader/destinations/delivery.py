@@ -34,6 +34,8 @@ from loader.raw.delivery_windows import (
     read_cursors,
     read_page,
     read_recent_ids,
+    read_suppressions,
+    suppress,
 )
 from loader.raw.destinations import Destination, read_destination, read_warehouse_id
 
@@ -126,6 +128,7 @@ class Delivery:
         self._destination: Destination | None = None
         self._options = Options()
         self._receivers: list[Receiver] = []
+        self._suppressed: set[bytes] = set()
         self._sender: Sender | None = None
         self._recent: dict[str, _RecentIds] = {}
         self._refusals: deque[bool] = deque(maxlen=_REFUSALS_OF)
@@ -181,7 +184,11 @@ class Delivery:
                 self._sender.flush(at_once=True)
             self._close_receivers()
             self._options = read_options(destination.settings)
-            self._receivers = [self._make(destination, self._clock) for _ in range(self._options.lanes)]
+            self._suppressed.clear()
+            self._suppressed.update(read_suppressions(self._connection, self._id))
+            self._receivers = [
+                self._make(destination, self._clock, self._stop, self._suppressed) for _ in range(self._options.lanes)
+            ]
             self._sender = Sender(self._connection, destination, self._clock, self._stop, rate or self._options.rate)
         elif known.state != destination.state:
             # A person has resumed the destination: refusals of before do not count.
@@ -219,7 +226,8 @@ class Delivery:
                 window,
                 events=receiver.page_events,
                 size=receiver.page_bytes,
-                with_native=filters.native,
+                # The mark of Iterable's own events must be seen, although it does not go back to Iterable.
+                with_native=filters.native or destination.kind == "iterable",
             )
             if page.calls:
                 window = self._deliver_page(sender, shaper, window, page.calls)
@@ -230,6 +238,7 @@ class Delivery:
     def _deliver_page(self, sender: Sender, shaper: Shaper, window: Cursor, landed: Sequence[LandedCall]) -> Cursor:
         progress = _PageProgress()
         calls: list[Call] = []
+        receiver = self._receivers[0]
         recent, here = self._recent[window.source], set[str]()
         for each in landed:
             if not each.is_selected:
@@ -240,7 +249,7 @@ class Delivery:
             here.add(each.message_id)
             progress.remember(each.seq, each.message_id)
             call = shaper.shape(each)
-            if call is None:
+            if call is None or not receiver.admits(call):
                 progress.pass_over(each.seq, "filtered")
             else:
                 calls.append(call)
@@ -254,9 +263,24 @@ class Delivery:
     def _one_by_one(
         self, sender: Sender, calls: Sequence[Call], name: str
     ) -> Iterator[tuple[Sequence[Call], Sequence[Dead]]]:
+        """Send one batch after the other.
+
+        Yields:
+            Calls without a gap before them, although a receiver may send calls in another order.
+        """
         [receiver] = self._receivers
+        outcomes: dict[int, Dead | None] = {}
+        begin = 0
         for batch in receiver.batches(calls):
-            yield from sender.resolve(receiver, batch, name)
+            for done, dead in sender.resolve(receiver, batch, name):
+                outcomes |= {call.seq: None for call in done} | {each.call.seq: each for each in dead}
+                end = begin
+                while end < len(calls) and calls[end].seq in outcomes:
+                    end += 1
+                if end > begin:
+                    part = calls[begin:end]
+                    yield part, [each for call in part if (each := outcomes.pop(call.seq))]
+                    begin = end
 
     def _in_lanes(
         self, sender: Sender, calls: Sequence[Call], name: str
@@ -300,6 +324,7 @@ class Delivery:
         counts["delivered"] += len(done) - len(dead)
         counts["dead"] += len(dead)
         window = advance(self._connection, window, position, counts, [_letter(each, 0) for each in dead])
+        self._suppressed.update(digest for each in dead for digest in each.suppress)
         self._recent[window.source].add(ids)
         self._count_refusals(sender, len(done), dead)
         return window
@@ -322,15 +347,15 @@ class Delivery:
         if not letters:
             return False
         shaper = self._shaper(destination, read_filters(destination.filters))
+        receiver = self._receivers[0]
         by_seq = {letter.call.seq: letter for letter in letters}
         calls = []
         for letter in letters:
             call = shaper.shape(letter.call)
-            if call is None:
+            if call is None or not receiver.admits(call):
                 fail_letter(self._connection, letter.id, _kept_back(letter.call))
             else:
                 calls.append(call)
-        receiver = self._receivers[0]
         for batch in receiver.batches(calls):
             for done, dead in sender.resolve(receiver, batch, "retry"):
                 failed = {each.call.seq for each in dead}
@@ -338,6 +363,8 @@ class Delivery:
                 for each in dead:
                     letter = by_seq[each.call.seq]
                     fail_letter(self._connection, letter.id, _letter(each, letter.attempts))
+                    suppress(self._connection, self._id, each.suppress)
+                    self._suppressed.update(each.suppress)
         return True
 
 
@@ -376,6 +403,7 @@ def _letter(dead: Dead, attempts: int) -> DeadLetter:
         reason=dead.reason,
         answer=dead.answer,
         retry_seconds=RETRY_SECONDS[attempts] if retries else None,
+        suppress=dead.suppress,
     )
 
 

@@ -61,6 +61,7 @@ class Dead:
         answer: The beginning of the answer.
         retry_seconds: The wait before the worker tries the call again by itself; None if it does not.
         is_refusal: Whether the receiver refused the call, and not the destination's own checks.
+        suppress: Digests of the keys of a user about whom nothing is sent any more.
     """
 
     call: Call
@@ -69,6 +70,7 @@ class Dead:
     answer: str = ""
     retry_seconds: float | None = None
     is_refusal: bool = True
+    suppress: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Reply:
         answer: The beginning of the answer.
         wait_seconds: The wait that the receiver asks for; None if it names none.
         dead: Calls of a taken batch that the receiver did not accept.
+        singly: Calls of a taken batch of which some have failed; each goes once more, alone.
+        culprits: Calls for which the receiver refused the batch; empty if the answer does not tell.
         notes: Remarks for the status of the destination, with their numbers.
     """
 
@@ -91,6 +95,8 @@ class Reply:
     answer: str = ""
     wait_seconds: float | None = None
     dead: Sequence[Dead] = ()
+    singly: Sequence[Call] = ()
+    culprits: Sequence[Call] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -104,8 +110,11 @@ class Receiver(Protocol):
     batch_calls: int
     """Largest number of calls in a batch."""
 
+    def admits(self, call: Call) -> bool:
+        """Return whether a call goes to this receiver; other calls count as filtered."""
+
     def batches(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
-        """Divide calls into batches, in their order."""
+        """Divide calls into batches, in the order of their sending; each call is in one batch."""
 
     def send(self, calls: Sequence[Call], *, window: str) -> Reply:
         """Send one batch, in one attempt.

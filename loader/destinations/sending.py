@@ -71,14 +71,23 @@ class Sender:
         """Send a batch; halve a refused batch until each culprit stands alone.
 
         Yields:
-            Calls that are done, in their order, and those of them that the receiver did not accept.
+            Calls that are done, and those of them that the receiver did not accept.
 
         Raises:
             HaltedError: The delivery must end; calls that were not yielded are not done.
         """
         reply = self.send(receiver, calls, window)
         if reply.outcome is Outcome.TAKEN:
-            yield calls, reply.dead
+            singly = {call.seq for call in reply.singly}
+            if len(singly) < len(calls):
+                yield [call for call in calls if call.seq not in singly], reply.dead
+            for call in reply.singly:
+                yield from self.resolve(receiver, [call], window)
+        elif reply.culprits and len(reply.culprits) < len(calls):
+            blamed = {call.seq for call in reply.culprits}
+            dead = [Dead(call, reply.status, reply.reason, reply.answer) for call in calls if call.seq in blamed]
+            yield [each.call for each in dead], dead
+            yield from self.resolve(receiver, [call for call in calls if call.seq not in blamed], window)
         elif len(calls) == 1:
             yield calls, [Dead(calls[0], reply.status, reply.reason, reply.answer)]
         else:
@@ -103,6 +112,8 @@ class Sender:
                     if self._state != ("active", None):
                         self._record("active")
                 return reply
+            if self._stop.is_set():
+                raise HaltedError
             failures += 1
             if reply.outcome is Outcome.CONFIG:
                 self._fail("paused", "config", reply.reason, PROBE_SECONDS)

@@ -63,6 +63,8 @@ class Shaper:
         user = _text(fields.get("userId")) or _text(fields.get("anonymousId")) or landed.message_id
         if not self._admits(landed.source, kind, event, user, fields):
             return None
+        if self._names[1] == "iterable" and is_from_iterable(landed.message_id, fields):
+            return None
         for name in _LEFT_OUT:
             fields.pop(name, None)
         if event in self._filters.rename:
@@ -119,6 +121,15 @@ class Shaper:
         if any(bytes(value) == b"false" for value in own):
             return False
         return bytes(chosen.get("All", b"true")) != b"false" or any(bytes(v) not in {b"null", b"false"} for v in own)
+
+
+def is_from_iterable(message_id: str, fields: Fields) -> bool:
+    """Return whether a call came from Iterable; its own marks decide, and it never goes back there."""
+    if "native" in fields or message_id.startswith("iterable-"):
+        return True
+    context = read_fields(bytes(fields.get("context", b"null"))) or {}
+    integration = read_fields(bytes(context.get("integration", b"null"))) or {}
+    return _text(integration.get("name")).casefold() == "iterable"
 
 
 def _pattern(globs: Sequence[str]) -> re.Pattern[str] | None:

@@ -1,5 +1,6 @@
 """Shows how a destination would get the last events, and sends one marked event on request."""
 
+import threading
 import uuid
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def try_destination(connection: psycopg.Connection, destination: Destination, *,
     if not send:
         return Trial(len(last), bodies)
     clock = SystemClock()
-    receiver = make_receiver(destination, clock)
+    receiver = make_receiver(destination, clock, threading.Event(), set())
     try:
         reply = receiver.send([_marked_event(iso_text(clock.now()))], window="test")
     except ConfigurationError as error:

@@ -35,6 +35,10 @@ _ADD_DEAD = read_statement(__file__, "add_dead")
 _ADD_REPLAY = read_statement(__file__, "add_replay")
 _LAST_CALLS = read_statement(__file__, "last_calls")
 _COUNT_REPLAY = read_statement(__file__, "count_replay")
+_SUPPRESS = """
+    insert into raw.destination_suppressions (destination_id, key_sha256) values (%s, %s) on conflict do nothing
+"""
+_SUPPRESSIONS = "select key_sha256 from raw.destination_suppressions where destination_id = %s"
 _REPLAYS = """
     select distinct replay from raw.delivery_cursors
     where destination_id = %s and replay > 0 and finished_at is null
@@ -120,7 +124,12 @@ class Page:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """An event that a destination did not accept, for raw.dead_letters."""
+    """An event that a destination did not accept, for raw.dead_letters.
+
+    Attributes:
+        retry_seconds: Seconds to the next try; None if the worker makes none by itself.
+        suppress: Digests of the keys of its user, about whom nothing is sent any more.
+    """
 
     seq: int
     load_xid: str
@@ -129,6 +138,7 @@ class DeadLetter:
     reason: str
     answer: str
     retry_seconds: float | None
+    suppress: Sequence[bytes] = ()
 
 
 class MovedCursorError(Exception):
@@ -248,7 +258,19 @@ def advance(
             raise MovedCursorError
         for letter in dead:
             connection.execute(_ADD_DEAD, window.key | _values(letter))
+            suppress(connection, window.destination_id, letter.suppress)
     return replace(window, position=position)
+
+
+def suppress(connection: psycopg.Connection, destination_id: int, digests: Sequence[bytes]) -> None:
+    """Remember the digests of a user about whom nothing is sent to a destination any more."""
+    for digest in digests:
+        connection.execute(_SUPPRESS, [destination_id, digest])
+
+
+def read_suppressions(connection: psycopg.Connection, destination_id: int) -> list[bytes]:
+    """Return the digests of the users about whom nothing is sent to a destination."""
+    return [bytes(digest) for (digest,) in connection.execute(_SUPPRESSIONS, [destination_id]).fetchall()]
 
 
 def close_window(connection: psycopg.Connection, window: Cursor) -> None:
