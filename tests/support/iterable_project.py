@@ -1,4 +1,4 @@
-"""A project of Iterable that behaves as its API is documented, and checks each request against the documented limits."""
+"""A project of Iterable that behaves as its API is documented, and checks each request against its limits."""
 
 import json
 import re

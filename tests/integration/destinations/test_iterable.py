@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -334,8 +333,8 @@ def test_a_refused_key_pauses_and_kills_nothing(
     """The status decides, although the body says success."""
     project = IterableProject()
     add_project(connection, receiver, project)
-    answers: list[Callable[[], Respond]] = [lambda: Respond(401, b'{"code": "Success"}')] * 2
-    project.disturb = lambda _, __: answers.pop()() if answers else None
+    answers = [Respond(401, b'{"code": "Success"}')] * 2
+    project.disturb = lambda _, __: answers.pop() if answers else None
     land(connection, [track(1)])
     clock = MovingClock()
     deliver(database, "crm", clock=clock)

