@@ -39,6 +39,7 @@ RATES = {Endpoint.USERS: 5.0, Endpoint.EVENTS: 10.0, Endpoint.PURCHASE: 20.0, En
 # A profile may be on its way, so an event of an unknown user is tried again.
 _NOT_FOUND_SECONDS = 60.0
 _CULPRIT = re.compile(r"obj\.(?:users|events)\[(\d+)\]")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2} [+-]\d{2}:\d{2}", re.ASCII)
 _MOST_REMEMBERED = 50_000
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -310,7 +311,7 @@ def _types_of(value: object) -> set[str]:
         case float():
             return {"double", "float", "number"}
         case str():
-            return {"string", "keyword", "text", "date"}
+            return {"date"} if _DATE.fullmatch(value) else {"string", "keyword", "text"}
         case list():
             return {"array", "nested"} | {name for each in value for name in _types_of(each)}
         case dict():

@@ -5,7 +5,7 @@ with numbered as (
 )
 
 insert into raw.delivery_cursors (
-    destination_id, source, replay, start_snapshot, from_snapshot, end_snapshot, last_seq, selection, finished_at
+    destination_id, source, replay, start_snapshot, from_snapshot, end_snapshot, last_seq, selection
 )
 select
     live.destination_id,
@@ -15,12 +15,12 @@ select
     '1:1:',
     coalesce(live.to_snapshot, live.from_snapshot),
     live.last_seq,
-    %(selection)s,
-    case when coalesce(live.to_snapshot, live.from_snapshot)::text = '1:1:' then clock_timestamp() end
+    %(selection)s
 from raw.delivery_cursors as live
 cross join numbered
 where
     live.destination_id = %(destination)s
     and live.replay = 0
+    and coalesce(live.to_snapshot, live.from_snapshot)::text <> '1:1:'
     and (cardinality(%(sources)s::text[]) = 0 or live.source = any(%(sources)s::text[]))
 returning replay

@@ -98,7 +98,7 @@ comment on column raw.destination_suppressions.key_sha256 is 'SHA-256 of the use
 
 -- Returns the part of a snapshot below a transaction: the snapshot shows the same transactions, but none from that one on.
 create function raw.cut_snapshot(snapshot pg_snapshot, before xid8) returns pg_snapshot
-language sql immutable
+language sql immutable strict
 set search_path = pg_catalog
 as $$
     select case
@@ -186,8 +186,28 @@ $$;
 comment on function raw.read_call_time is 'The time of a call that is in no table, as tracks computes the time of an event.';
 
 
+-- Returns one character per snapshot of deliveries: 1 if it shows an event, else 0. `snapshots` lists snapshot and last_seq.
+create function raw.read_delivery_pattern(seq bigint, load_xid xid8, snapshots jsonb) returns text
+language sql immutable strict
+set search_path = pg_catalog
+as $$
+    select string_agg(
+        case
+            when seq <= (entries.entry ->> 1)::bigint
+                and pg_visible_in_snapshot(load_xid, (entries.entry ->> 0)::pg_snapshot) then '1'
+            else '0'
+        end,
+        '' order by entries.number
+    )
+    from jsonb_array_elements(snapshots) with ordinality as entries (entry, number)
+$$;
+
+comment on function raw.read_delivery_pattern is 'Which snapshots of deliveries show an event, one character per snapshot.';
+
+
 -- Returns one character per reader of an event: 1 if the reader has seen it, else 0. The first reader is the model of the
--- event's collection, the second is tracks. `others` lists snapshot and last_seq of each further reader.
+-- event's collection, the second is tracks, the others are the snapshots of deliveries. PostgreSQL inlines the function,
+-- because it has no setting.
 create function raw.read_pattern(
     seq bigint,
     load_xid xid8,
@@ -195,26 +215,15 @@ create function raw.read_pattern(
     own_seq bigint,
     tracks_snapshot pg_snapshot,
     tracks_seq bigint,
-    others jsonb
+    snapshots jsonb
 ) returns text
 language sql immutable
-set search_path = pg_catalog
-as $$
-    select string_agg(case when readers.has_seen then '1' else '0' end, '' order by readers.number)
-    from (
-        select
-            -1 as number,
-            own_snapshot is null or (seq <= own_seq and pg_visible_in_snapshot(load_xid, own_snapshot)) as has_seen
-        union all
-        select 0, seq <= tracks_seq and pg_visible_in_snapshot(load_xid, tracks_snapshot)
-        union all
-        select
-            entries.number,
-            seq <= (entries.entry ->> 1)::bigint
-            and pg_visible_in_snapshot(load_xid, (entries.entry ->> 0)::pg_snapshot)
-        from jsonb_array_elements(others) with ordinality as entries (entry, number)
-    ) as readers
-$$;
+return case
+    when own_snapshot is null or (seq <= own_seq and pg_visible_in_snapshot(load_xid, own_snapshot)) then '1'
+    else '0'
+end
+|| case when seq <= tracks_seq and pg_visible_in_snapshot(load_xid, tracks_snapshot) then '1' else '0' end
+|| coalesce(raw.read_delivery_pattern(seq, load_xid, snapshots), '');
 
 comment on function raw.read_pattern is 'Which readers have seen an event, one character per reader.';
 
@@ -290,7 +299,7 @@ begin
         select distinct
             raw.read_pattern(
                 events.seq, events.load_xid, own.snapshot, own.last_seq, tracks.snapshot, tracks.last_seq,
-                coalesce(deliveries -> events.source, '[]')
+                deliveries -> events.source
             ) as pattern
         from raw.events
         left join raw.cursors as own on own.source = events.source and own.model = events.collection
@@ -302,7 +311,7 @@ begin
         patterns,
         raw.read_pattern(
             events.seq, events.load_xid, readers.own_snapshot, readers.own_seq, readers.tracks_snapshot,
-            readers.tracks_seq, coalesce(deliveries -> events.source, '[]')
+            readers.tracks_seq, deliveries -> events.source
         )
     )::text::xid8
     from (

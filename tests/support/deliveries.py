@@ -17,13 +17,13 @@ from loader.raw.destinations import Destination, add_destination, find_destinati
 _TRACKS = """
     create schema if not exists {0};
     create table if not exists {0}.tracks (
-        id varchar(1024) primary key, received_at timestamptz, "timestamp" timestamptz
+        id varchar(1024) primary key, received_at timestamptz, "timestamp" timestamptz, event text
     );
     insert into raw.cursors (model, source) values ('tracks', '{0}') on conflict do nothing
 """
 _FILL = """
     insert into {0}.tracks
-    select distinct on (message_id) message_id, received_at, raw.read_call_time(payload, received_at)
+    select distinct on (message_id) message_id, received_at, raw.read_call_time(payload, received_at), collection
     from raw.events
     where source = '{0}' and collection is not null
     order by message_id, seq

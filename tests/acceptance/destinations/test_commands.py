@@ -146,10 +146,11 @@ def test_filters_are_changed_part_by_part(
 ) -> None:
     """An option replaces the filter of its kind, and `--clear` removes all."""
     run_loader("destination", "filter", "cdp", "--events", "Email *", "--where", "properties.n > 1")
-    shown = run_loader("destination", "filter", "cdp", "--exclude", "*Skip", "--sample", "100%").stdout
+    shown = run_loader("destination", "filter", "cdp", "--exclude", "*Skip", "--hash", "properties.email").stdout
     assert json.loads(shown) == {
         "events": ["Email *"],
         "exclude": ["*Skip"],
+        "hash": ["properties.email"],
         "where": [{"path": "properties.n", "op": ">", "value": 1}],
     }
     land_calls(

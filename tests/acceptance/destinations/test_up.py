@@ -29,16 +29,16 @@ class Up:
     """A running `loader up`, and a sender of calls."""
 
     def __init__(self, port: int, key: str) -> None:
-        self._url = f"http://127.0.0.1:{port}/v1/batch"
+        self._port = port
         self._key = b64encode(f"{key}:".encode()).decode()
 
     def send(self, *ids: str, kind: str = "track") -> None:
         """Send calls in one request."""
         calls = [{"type": kind, "event": "Email Opened", "userId": "u", "messageId": each} for each in ids]
-        request = urllib.request.Request(
-            self._url, data=json.dumps({"batch": calls}).encode(), headers={"Authorization": f"Basic {self._key}"}
-        )
-        with urllib.request.urlopen(request) as answer:
+        body, headers = json.dumps({"batch": calls}).encode(), {"Authorization": f"Basic {self._key}"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{self._port}/v1/batch", data=body, headers=headers)
+        ) as answer:
             assert answer.status == 200
 
 

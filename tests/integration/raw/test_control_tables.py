@@ -19,6 +19,7 @@ DATA_PATH = {
     "mart_inputs",
     "properties",
     "readers",
+    "returned_calls",
     "restore_mark",
     "schedules",
     "spools",
