@@ -28,6 +28,7 @@ _LEFT_OUT = ("receivedAt", "sentAt", "writeKey")
 _PARTS = ("properties", "traits", "context")
 _ABSENT = msgspec.Raw(b"null")
 _MISSING = object()
+_decode_text = msgspec.json.Decoder(str).decode
 _SAME_MOMENT = timedelta(milliseconds=1)
 
 
@@ -138,9 +139,12 @@ def _pattern(globs: Sequence[str]) -> re.Pattern[str] | None:
 
 def _text(value: msgspec.Raw | None) -> str:
     """Return a value that is a string; an empty text for any other value."""
-    if value is None or not bytes(value).startswith(b'"'):
+    if value is None:
         return ""
-    return str(json.loads(bytes(value)))
+    try:
+        return _decode_text(value)
+    except msgspec.ValidationError:
+        return ""
 
 
 def _share(user: str) -> float:
@@ -158,7 +162,10 @@ def _set_time(fields: Fields, timestamp: str | None) -> None:
         return
     fields["timestamp"] = msgspec.Raw(b'"%b"' % timestamp.encode())
     if "originalTimestamp" in fields:
-        original, corrected = read_moment(_text(fields["originalTimestamp"])), read_moment(timestamp)
+        text = _text(fields["originalTimestamp"])
+        if text == timestamp:
+            return
+        original, corrected = read_moment(text), read_moment(timestamp)
         if original is None or corrected is None or abs(original - corrected) >= _SAME_MOMENT:
             del fields["originalTimestamp"]
 
