@@ -1,6 +1,7 @@
 """Refusals, outages and dead letters: nothing is lost, and no wrong setting empties the queue."""
 
 import json
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -8,8 +9,10 @@ import psycopg
 import pytest
 import structlog.testing
 
+from loader.destinations.delivery import Delivery
 from loader.postgres.database import Database
 from loader.raw.dead_letters import list_letters, retry_letters
+from loader.raw.delivery_windows import MovedCursorError
 from loader.raw.destinations import Destination, find_destination, pause_destination, resume_destination
 from tests.integration.destinations.conftest import KEY
 from tests.support.deliveries import (
@@ -354,3 +357,55 @@ def test_no_secret_is_in_the_log_or_in_the_database(
     assert KEY not in written
     assert "a2V5LXRoYXQtbm9ib2R5LW1heS1zZWU6" not in written
     assert all("authorization" in request.headers for request in receiver.requests)
+
+
+def test_a_receiver_that_is_away_for_a_day_gets_everything_afterwards(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest event comes first. The requests of the day are few, because the waits are long."""
+    monkeypatch.setattr("loader.destinations.sending._LOOK_SECONDS", 300.0)
+    add_segment(connection, receiver)
+    clock = MovingClock()
+    landed = 0
+
+    def answer(_: Received) -> Respond:
+        nonlocal landed
+        if clock.seconds() >= 86_400:
+            return Respond()
+        if landed < 1000:
+            land_many(connection, ids(10, landed + 10))
+            landed += 10
+            fill_tracks(connection)
+        return Respond(503)
+
+    receiver.answer = answer
+    land_many(connection, ids(10))
+    fill_tracks(connection)
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(1010)
+    assert len(receiver.requests) < 2000
+    assert conserved(connection)["delivered"] == 1010
+
+
+def test_a_worker_without_the_lock_never_moves_a_cursor_that_was_moved(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Two workers that both believe to have the lock repeat one batch, and lose nothing."""
+    found = add_segment(connection, receiver, batch=10)
+    land_many(connection, ids(40))
+    fill_tracks(connection)
+
+    def answer(_: Received) -> Respond:
+        if len(receiver.requests) == 1:
+            deliver(database)
+        return Respond()
+
+    with database.connect(autocommit=True) as own:
+        delivery = Delivery(own, found.id, 0, clock=MovingClock(), stop=threading.Event())
+        receiver.answer = answer
+        with pytest.raises(MovedCursorError):
+            delivery.work()
+        delivery.close()
+    assert list(dict.fromkeys(receiver.taken_ids)) == ids(40)
+    assert len(receiver.taken) == 50
+    assert conserved(connection)["delivered"] == 40
