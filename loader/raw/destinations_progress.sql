@@ -1,4 +1,11 @@
 -- Only events after the cursor are counted, and not more than 10,000 of them.
+with cursors as materialized (
+    select
+        delivery_cursors.*,
+        coalesce(end_snapshot, raw.read_tracks_snapshot(source)) as reach
+    from raw.delivery_cursors
+)
+
 select
     destinations.name as destination,
     cursors.source,
@@ -18,7 +25,7 @@ select
             and dead_letters.next_try_at is not null
     ) as retrying,
     cursors.finished_at is not null as is_finished
-from raw.delivery_cursors as cursors
+from cursors
 inner join raw.destinations on destinations.id = cursors.destination_id
 cross join
     lateral (
@@ -52,9 +59,7 @@ cross join
             )
         ) as events
         where
-            pg_visible_in_snapshot(
-                events.load_xid, coalesce(cursors.end_snapshot, raw.read_tracks_snapshot(cursors.source))
-            )
+            pg_visible_in_snapshot(events.load_xid, cursors.reach)
             and not (
                 cursors.to_snapshot is not null
                 and pg_visible_in_snapshot(events.load_xid, cursors.to_snapshot)
