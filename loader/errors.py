@@ -45,6 +45,10 @@ class SourceError(UsageError):
     """A source or write key does not exist, or its name is in use."""
 
 
+class ConfigurationError(LoaderError):
+    """A destination cannot be used as it is configured: a secret or an address is missing or wrong."""
+
+
 class FileError(LoaderError):
     """A file cannot be read, or is not a file of events."""
 

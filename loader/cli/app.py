@@ -70,6 +70,8 @@ _COMMANDS = {
         "Accept events over HTTP from Segment's libraries, Iterable's webhooks and Segment's webhooks.",
     ),
     "schedule": _Entry("schedule", "schedule", "Run the transform whenever events have landed, until stopped."),
+    "destination": _Entry("destinations", "destination", "Destinations: systems that get the landed events."),
+    "forward": _Entry("forward", "forward", "Deliver landed events to the destinations, until stopped."),
     "scaffold": _Entry(
         "tables",
         "scaffold",

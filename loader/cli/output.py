@@ -360,11 +360,23 @@ def show_status(status: "Status") -> None:
         ),
         ("Columns found last (`loader schema` shows all)", status.found),
         ("Spool files of another warehouse, not landed (`loader spool list`)", status.foreign_segments),
+        ("Destinations (`loader forward status`)", status.destinations),
+        ("Deliveries", [_delivery(row) for row in status.deliveries if not row["is_finished"]]),
+        ("Deliveries whose numbers of events do not add up: events were lost or counted twice", status.lost_deliveries),
+        ("Forwarded calls that came back, and did not land", status.returned_calls),
         ("Last transforms", status.runs),
         ("Schedulers", [scheduler(row) for row in status.schedulers]),
     ):
         if rows:
             echo(f"\n{title}\n{_first_rows(rows)}")
+
+
+def _delivery(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the progress of a delivery as a row of output."""
+    oldest = row["oldest_seconds"]
+    shown = {name: row[name] for name in ("destination", "source", "waiting")}
+    shown["oldest"] = None if oldest is None else duration(oldest)
+    return shown | {name: row[name] for name in ("delivered", "filtered", "repeated", "dead")}
 
 
 def _mart(row: dict[str, Any]) -> dict[str, Any]:

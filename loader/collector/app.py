@@ -64,7 +64,7 @@ class Collector:
         self._writer = writer
         self._keys = keys
         self._observation = observation
-        self._routes = event_routes(settings)
+        self._routes = event_routes(settings, lambda: keys.warehouse_id)
         self.fast_path = FastPath(writer, keys, self._routes)
         self._asking: asyncio.Task[None] | None = None
         # analytics.js sends its own metrics to /v1/m. They are not events and are discarded.
@@ -148,6 +148,7 @@ class Collector:
                 unknown = error
                 continue
             if source is not None:
+                metrics.count_returned(source, part.returned)
                 deliveries.append(self._store(route, source, part))
         await asyncio.gather(*deliveries)
         # Calls with a known key are stored although the request fails.
@@ -176,6 +177,9 @@ class Collector:
 
         With the setting `segment_answers`, most refused messages are answered with success, as Segment answers them.
         """
+        metrics.count_returned(source, part.returned)
+        if part.returned and not part.refused and not part.events:
+            return SUCCESS
         if not part.events and not part.refused:
             raise HttpError(400, "bad_request", "The body contains no event.")
         await self._store(route, source, part)

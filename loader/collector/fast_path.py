@@ -64,7 +64,7 @@ class FastPath:
             parts = route.parse(scope, decode_body(scope, body, route.limit), keys[0] if keys else "")
         except Exception:  # noqa: BLE001 - the same error occurs in the application, which answers the request
             return False
-        if len(parts) != 1 or not parts[0].events:
+        if len(parts) != 1 or not parts[0].events or parts[0].returned:
             return False
         [part] = parts
         source = source or self._keys.find(part.key)

@@ -24,6 +24,7 @@ from loader.events.tracking_api import (
     read_whole_call,
     with_address,
 )
+from loader.events.via import has_via, may_have_via
 from loader.settings import Settings
 
 # The tracking API also serves browsers, on pages of any origin.
@@ -35,11 +36,13 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         key: The write key that the body gives; empty where the head of the request gives the key.
+        returned: Number of calls that this warehouse has forwarded and that have come back; they do not land.
     """
 
     key: str
     events: list[Event]
     refused: list[Refused]
+    returned: int = 0
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -69,13 +72,17 @@ class Route(msgspec.Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def event_routes(settings: Settings) -> dict[str, Route]:
+def event_routes(settings: Settings, warehouse_id: Callable[[], str] = str) -> dict[str, Route]:
     """Return the routes that take events, by path, with and without a final slash.
+
+    Args:
+        settings: The process's settings.
+        warehouse_id: Returns the id of this warehouse, which its forwarded calls have; empty while it is unknown.
 
     Raises:
         UsageError: A setting cannot be read.
     """
-    parser = _Parser(settings)
+    parser = _Parser(settings, warehouse_id)
     routes: dict[str, Route] = {}
     for path, entrance, secret in (
         ("/webhooks/iterable", ITERABLE_WEBHOOK, ""),
@@ -115,23 +122,25 @@ def _basic_keys(scope: Scope) -> tuple[str, ...]:
 class _Parser:
     """Parses the bodies of all routes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, warehouse_id: Callable[[], str]) -> None:
+        self._own_id = warehouse_id
         self._limits = Limits(settings.event_bytes, settings.batch_bytes, settings.batch_items)
         self._trusted = trusted_networks(settings.trusted_proxies)
         self._warehouse_id = settings.segment_warehouse_id
 
     def call(self, kind: str, scope: Scope, body: bytes, key: str) -> list[Part]:
         if key and not _has_origin(scope) and (whole := read_whole_call(body, kind, self._limits)):
-            return [Part("", [whole], [])]
+            return [self._without_returned(body, Part("", [whole], []))]
         calls = self._with_addresses(scope, [read_call(body, kind, self._limits)])
-        return [Part(calls[0].write_key, *parse_calls(calls, 1, self._warehouse_id))]
+        return [self._without_returned(body, Part(calls[0].write_key, *parse_calls(calls, 1, self._warehouse_id)))]
 
     def batch(self, scope: Scope, body: bytes, key: str) -> list[Part]:
         own_key, calls = read_batch(body, self._limits)
         by_key: dict[str, list[Call]] = {}
         for call in self._with_addresses(scope, calls):
             by_key.setdefault(key or own_key or call.write_key, []).append(call)
-        return [Part(each, *parse_calls(theirs, 1, self._warehouse_id)) for each, theirs in by_key.items()]
+        parts = [Part(each, *parse_calls(theirs, 1, self._warehouse_id)) for each, theirs in by_key.items()]
+        return [self._without_returned(body, part) for part in parts]
 
     def webhook(self, entrance: str, secret: str, scope: Scope, body: bytes, _: str) -> list[Part]:
         if secret and not is_signed(body, header(scope, b"x-signature"), secret):
@@ -140,7 +149,15 @@ class _Parser:
             )
         messages = parse_message(entrance, body, 1, self._warehouse_id)
         events = [message for message in messages if type(message) is Event]
-        return [Part("", events, [message for message in messages if type(message) is Refused])]
+        refused = [message for message in messages if type(message) is Refused]
+        return [self._without_returned(body, Part("", events, refused))]
+
+    def _without_returned(self, body: bytes, part: Part) -> Part:
+        """Leave out the calls that this warehouse has forwarded, so that a ring of warehouses ends."""
+        if not may_have_via(body) or not (own_id := self._own_id()):
+            return part
+        events = [event for event in part.events if not has_via(event.payload, own_id)]
+        return Part(part.key, events, part.refused, len(part.events) - len(events))
 
     def _with_addresses(self, scope: Scope, calls: list[Call]) -> list[Call]:
         """Add the client's address to the same calls to which Segment adds the address."""

@@ -1,4 +1,4 @@
-"""Updates the metrics that come from the database: the lag of the tables, the quarantine, and the scheduler's state.
+"""Updates the metrics that come from the database: lag of the tables, quarantine, scheduler and destinations.
 
 The metrics are updated when a client requests `/metrics`, but at most once every few seconds.
 """
@@ -6,14 +6,19 @@ The metrics are updated when a client requests `/metrics`, but at most once ever
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from loader.errors import LoaderError
 from loader.postgres.kept_connection import KeptConnection
+from loader.raw.destinations import Destination, Progress, list_destinations, read_progress
 from loader.raw.lag import Freshness, freshness
 from loader.runtime import metrics
+
+if TYPE_CHECKING:
+    from prometheus_client import Gauge
 
 # Shortest time between two updates.
 _AGAIN_SECONDS = 2.0
@@ -36,6 +41,7 @@ class WarehouseMetrics:
         self._looking = threading.Lock()
         self._looked = float("-inf")
         self._reasons: set[str] = set()
+        self._deliveries: set[tuple[Gauge, tuple[str, ...]]] = set()
 
     def refresh(self) -> None:
         """Update the metrics, unless they have just been updated or another thread is updating them.
@@ -48,6 +54,8 @@ class WarehouseMetrics:
             with self._kept.use(_ANSWER_SECONDS) as connection:
                 self._count_foreign()
                 self._tell(freshness(connection))
+                destinations = list_destinations(connection)
+                self._tell_deliveries(destinations, read_progress(connection) if destinations else [])
         except (psycopg.Error, LoaderError, OSError):
             for unknown in (metrics.oldest_waiting_seconds, metrics.waiting_events, metrics.schedule_failures):
                 unknown.set(math.nan)
@@ -67,3 +75,21 @@ class WarehouseMetrics:
         for reason in self._reasons | seen.quarantine.keys():
             metrics.open_quarantine.labels(reason).set(seen.quarantine.get(reason, 0))
         self._reasons |= seen.quarantine.keys()
+
+    def _tell_deliveries(self, destinations: Sequence[Destination], progress: Sequence[Progress]) -> None:
+        values: dict[tuple[Gauge, tuple[str, ...]], float] = {}
+        for destination in destinations:
+            name = destination.name
+            own = [each for each in progress if each.destination == name]
+            values[metrics.delivery_paused, (name,)] = destination.state == "paused"
+            values[metrics.delivery_waiting_events, (name,)] = sum(each.waiting for each in own)
+            oldest = max((each.oldest_seconds or 0 for each in own), default=0)
+            values[metrics.delivery_oldest_seconds, (name,)] = oldest
+            for code, number in destination.requests.items():
+                values[metrics.delivery_requests, (name, code)] = number
+            for outcome in ("delivered", "filtered", "repeated", "dead"):
+                values[metrics.delivery_events, (name, outcome)] = sum(getattr(each, outcome) for each in own)
+        # Metrics that several processes share cannot forget labels, so a removed destination has zeros.
+        for gauge, labels in self._deliveries | values.keys():
+            gauge.labels(*labels).set(values.get((gauge, labels), 0))
+        self._deliveries |= values.keys()

@@ -23,8 +23,9 @@ import structlog
 from loader.errors import LoaderError
 from loader.postgres.kept_connection import KeptConnection
 from loader.postgres.warehouse import Warehouse
-from loader.raw.active_keys import read_active_keys, record_use
+from loader.raw.active_keys import read_active_keys, record_returned, record_use
 from loader.raw.sources import key_digest
+from loader.runtime import metrics
 
 # Time between two reads of the keys. While the database answers, known keys are hardly older than this.
 REFRESH_SECONDS = 5.0
@@ -69,6 +70,11 @@ class WriteKeys:
         self.asked = float("-inf")
         self.current = False
 
+    @property
+    def warehouse_id(self) -> str:
+        """The id of the warehouse; empty while it is unknown."""
+        return self._warehouse.id
+
     def find(self, key: str) -> str | None:
         """Return the schema of a key's source; None if the key is unknown."""
         if self._read_from != self._warehouse.id:
@@ -85,13 +91,15 @@ class WriteKeys:
         return found[1]
 
     def refresh(self) -> None:
-        """Read the keys, and report used keys to the database; if the read fails, the known keys stay in use."""
+        """Read the keys, and report used keys and returned calls; if the read fails, the known keys stay in use."""
         with self._refreshing:
             try:
                 with self._kept.use(_ANSWER_SECONDS) as connection:
                     read_from = self._warehouse.identify(connection)
                     sources = read_active_keys(connection)
                     self._tell(connection)
+                    for source, number in metrics.take_returned().items():
+                        record_returned(connection, source, number)
             except (psycopg.Error, LoaderError, OSError):
                 self.current = False
                 if not self._sources:

@@ -1,4 +1,4 @@
-"""The write keys in use, as a collector reads them, and their last use."""
+"""The write keys in use, as a collector reads them, their last use, and calls that came back."""
 
 from collections.abc import Collection
 
@@ -11,6 +11,12 @@ _USED = """
     update raw.write_keys set last_used_at = now()
     where id = any(%s) and (last_used_at is null or last_used_at < now() - interval '1 second')
 """
+_RETURNED = """
+    insert into raw.returned_calls (source, calls) values (%s, %s)
+    on conflict (source) do update set
+        calls = returned_calls.calls + excluded.calls,
+        last_at = excluded.last_at
+"""
 
 
 def read_active_keys(connection: psycopg.Connection) -> dict[str, tuple[int, str]]:
@@ -21,3 +27,8 @@ def read_active_keys(connection: psycopg.Connection) -> dict[str, tuple[int, str
 def record_use(connection: psycopg.Connection, numbers: Collection[int]) -> None:
     """Record that the keys with these numbers are used now."""
     connection.execute(_USED, (sorted(numbers),))
+
+
+def record_returned(connection: psycopg.Connection, source: str, number: int) -> None:
+    """Add to the number of forwarded calls of a source that came back."""
+    connection.execute(_RETURNED, (source, number))

@@ -27,6 +27,11 @@ dropped = Counter(
     "Requests answered as Segment answers an unknown key: 200, and dropped.",
     registry=registry,
 )
+returned_calls = Counter(
+    "loader_returned_calls",
+    "Calls that this warehouse has forwarded and that came back: answered with 200, and not landed.",
+    registry=registry,
+)
 batch_events = Histogram(
     "loader_batch_events",
     "Events that shared a commit.",
@@ -96,6 +101,44 @@ last_transform_timestamp_seconds = Gauge(
 )
 
 
+# Values of destinations; the worker records them in the database.
+delivery_waiting_events = Gauge(
+    "loader_delivery_waiting_events",
+    "Events that the tables have and the destination has not got; the count stops at 10,000 a source.",
+    ["destination"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+delivery_oldest_seconds = Gauge(
+    "loader_delivery_oldest_seconds",
+    "Age of the oldest of these events; 0 when no event is waiting.",
+    ["destination"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+delivery_requests = Gauge(
+    "loader_delivery_requests_total",
+    "Requests to the destination, by the status of the answer; 0 stands for no answer.",
+    ["destination", "code"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+delivery_events = Gauge(
+    "loader_delivery_events_total",
+    "Events by their outcome: delivered, filtered, repeated, dead.",
+    ["destination", "outcome"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+delivery_paused = Gauge(
+    "loader_delivery_paused",
+    "1 while the destination is paused, by a person or because the receiver refuses the key or the events.",
+    ["destination"],
+    multiprocess_mode="mostrecent",
+    registry=registry,
+)
+
+
 def render() -> bytes:
     """Return all metrics in Prometheus' text format, including those of the other processes on the same port."""
     flush()
@@ -139,6 +182,27 @@ class Refusals:
 
 
 refusals = Refusals()
+
+# Returned calls by source, until the process reports them to the database.
+_returned: dict[str, int] = {}
+_returned_lock = threading.Lock()
+
+
+def count_returned(source: str, number: int) -> None:
+    """Count calls of a source that came back; any thread may count."""
+    if number:
+        returned_calls.inc(number)
+        with _returned_lock:
+            _returned[source] = _returned.get(source, 0) + number
+
+
+def take_returned() -> dict[str, int]:
+    """Return the returned calls by source since the last call, and reset the counts."""
+    with _returned_lock:
+        taken = dict(_returned)
+        _returned.clear()
+    return taken
+
 
 _answered: dict[tuple[str, int], int] = {}
 # Requests that took the fast path since the last `flush`.

@@ -23,6 +23,9 @@ from loader.runtime.signals import handle_signals
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 
+# Seconds between two looks whether a process has work.
+_LOOK_SECONDS = 3.0
+
 # Environment variable with the process id of the supervisor.
 _SUPERVISOR = "LOADER_SUPERVISOR"
 
@@ -38,12 +41,14 @@ class Command:
         arguments: The arguments of `loader`.
         descriptors: Open files that the process inherits.
         environment: Variables added to the environment of this process.
+        is_wanted: Returns whether the process has work; the process starts when it has. None starts it at once.
     """
 
     name: str
     arguments: Sequence[str]
     descriptors: Sequence[int] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_wanted: Callable[[], bool] | None = None
 
 
 def supervise(commands: Sequence[Command], ended: Callable[[int], None] = lambda _: None) -> int:
@@ -89,6 +94,9 @@ class _Supervisor:
 
     async def _keep_running(self, command: Command) -> None:
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        while command.is_wanted and not self._stopping.is_set() and not await asyncio.to_thread(command.is_wanted):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _LOOK_SECONDS)
         while not self._stopping.is_set():
             started = time.monotonic()
             process = await asyncio.create_subprocess_exec(

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Executable, column, func, select, table, text
 
 from loader.buffer.spool import list_segments
 from loader.postgres.statements import read_statement
+from loader.raw.destinations import PROGRESS
 from loader.raw.lag import SCHEDULERS
 from loader.raw.tables import (
     cluster,
@@ -102,6 +103,10 @@ class Status:
         rescan_wanted: Whether events have landed without a record in raw.properties; `loader rescan` records them.
         foreign_segments: Files in this machine's spool that belong to another warehouse and do not land here.
         schedulers: The processes of `loader schedule`. A scheduler that is not `alive` has missed its reports.
+        destinations: Destinations with their state and problem.
+        deliveries: How far each destination is in each source, with the numbers of its events.
+        lost_deliveries: Deliveries whose numbers do not add up.
+        returned_calls: Forwarded calls that came back and did not land, by source.
     """
 
     sources: list[dict[str, Any]]
@@ -122,6 +127,10 @@ class Status:
     runs: list[dict[str, Any]]
     schedulers: list[dict[str, Any]]
     foreign_segments: list[dict[str, Any]]
+    destinations: list[dict[str, Any]]
+    deliveries: list[dict[str, Any]]
+    lost_deliveries: list[dict[str, Any]]
+    returned_calls: list[dict[str, Any]]
     rescan_wanted: bool
     events_landed: int
     waiting: int
@@ -129,8 +138,9 @@ class Status:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every accepted message is accounted for, and no rebuild has deleted rows unasked."""
-        return all(law.holds for law in self.conservation) and not self.lossy_rebuilds
+        """Whether each message and each delivery is accounted for, and no rebuild has deleted rows unasked."""
+        laws_hold = all(law.holds for law in self.conservation) and not self.lost_deliveries
+        return laws_hold and not self.lossy_rebuilds
 
     def as_json(self) -> dict[str, Any]:
         """Return the status as `--json` prints it."""
@@ -195,6 +205,10 @@ _WITHOUT_TABLE = text(read_statement(__file__, "without_table"))
 _MARTS = text(read_statement(__file__, "marts"))
 _clash = table("mart_clashes", column("source"), column("mart_schema"), column("reason"), schema="raw")
 _MART_CLASHES = select(_clash).order_by(_clash.c.source)
+_DESTINATIONS = text(read_statement(__file__, "destinations"))
+_LOST_DELIVERIES = text(read_statement(__file__, "lost_deliveries"))
+_returned = table("returned_calls", column("source"), column("calls"), column("last_at"), schema="raw")
+_RETURNED = select(_returned).order_by(_returned.c.source)
 _RUNS = text(read_statement(__file__, "runs"))
 
 
@@ -255,6 +269,10 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
         runs=rows(_RUNS),
         schedulers=rows(text(SCHEDULERS)),
         foreign_segments=[asdict(each) for each in segments if each.foreign],
+        destinations=rows(_DESTINATIONS),
+        deliveries=rows(text(PROGRESS)),
+        lost_deliveries=rows(_LOST_DELIVERIES),
+        returned_calls=rows(_RETURNED),
         rescan_wanted=is_rescan_wanted(connection),
         events_landed=connection.execute(_LANDED).scalar_one(),
         waiting=sum(law.waiting for law in laws),

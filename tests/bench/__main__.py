@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collecting, landing, marts, peers, splitting
+from tests.bench import collecting, forwarding, landing, marts, peers, splitting
 from tests.bench.ground import ground
 
 BENCHMARKS = {
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "proxied": collecting.proxied,
     "freshness": collecting.freshness,
     "endurance": collecting.endurance,
+    "forward": forwarding.forward,
 }
 
 if __name__ == "__main__":

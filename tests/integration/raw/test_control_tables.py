@@ -10,7 +10,20 @@ from loader.postgres.database import Database
 from loader.raw.tables import Snapshot, metadata
 
 # Only psycopg reads and writes these tables, in the transactions of the rows or over permanent connections.
-DATA_PATH = {"events", "mart_inputs", "properties", "readers", "restore_mark", "schedules", "spools"}
+DATA_PATH = {
+    "dead_letters",
+    "delivery_cursors",
+    "destination_suppressions",
+    "destinations",
+    "events",
+    "mart_inputs",
+    "properties",
+    "readers",
+    "returned_calls",
+    "restore_mark",
+    "schedules",
+    "spools",
+}
 # Alembic's own table.
 REVISIONS = "alembic_version"
 

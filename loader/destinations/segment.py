@@ -1,0 +1,106 @@
+"""Sends calls to a receiver with Segment's tracking API: Segment, RudderStack, Jitsu, or this product.
+
+https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/#batch
+"""
+
+import gzip
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import msgspec
+
+from loader.destinations.http_client import HttpClient
+from loader.destinations.model import Call, Dead, Outcome, Reply, chunks
+from loader.destinations.options import Options, receiver_url
+from loader.destinations.replies import judge
+from loader.destinations.secret_files import read_secret
+from loader.events.timestamps import iso_text
+
+CALL_BYTES = 32_768
+BATCH_BYTES = 450_000
+BATCH_CALLS = 100
+
+# A higher level would take several times as long for a few bytes.
+_GZIP_LEVEL = 1
+
+
+class _Verdict(msgspec.Struct):
+    """The part of an answer that may contradict the status."""
+
+    success: bool = True
+
+
+_decode_verdict = msgspec.json.Decoder(_Verdict).decode
+
+
+class SegmentReceiver:
+    """A receiver with Segment's tracking API.
+
+    Args:
+        options: The settings of the destination.
+        now: Returns the present time.
+    """
+
+    page_events = 5_000
+    page_bytes = 8_000_000
+
+    def __init__(self, options: Options, now: Callable[[], datetime]) -> None:
+        self._options = options
+        self.batch_calls = options.batch or BATCH_CALLS
+        self._now = now
+        self._client: HttpClient | None = None
+
+    def admits(self, call: Call) -> bool:  # noqa: ARG002 - the receiver's interface
+        """Return True: every call goes."""
+        return True
+
+    def batches(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
+        """Divide calls into batches of 100 calls and 450 kB."""
+        return chunks(calls, self.batch_calls, BATCH_BYTES)
+
+    def send(self, calls: Sequence[Call], *, window: str) -> Reply:  # noqa: ARG002 - the receiver's interface
+        """Send one batch; calls over the receiver's limit of bytes do not go.
+
+        Raises:
+            ConfigurationError: The key cannot be read.
+        """
+        sizes = [(call, smallest_body(call, CALL_BYTES)) for call in calls]
+        dead = [Dead(call, None, "too_large", is_refusal=False) for call, body in sizes if body is None]
+        bodies = [body for _, body in sizes if body is not None]
+        if not bodies:
+            return Reply(Outcome.TAKEN, dead=dead)
+        content = b'{"batch":[%b],"sentAt":"%b"}' % (b",".join(bodies), iso_text(self._now()).encode())
+        key = read_secret(self._options.key)
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Encoding": "gzip",
+            "Authorization": f"Basic {b64encode(f'{key}:'.encode()).decode()}",
+        }
+        self._client = client = self._client or HttpClient(receiver_url(self._options), self._options.ca_file or None)
+        answer = client.post("/v1/batch", gzip.compress(content, _GZIP_LEVEL, mtime=0), headers)
+        reply = judge(answer, client.host)
+        if reply.outcome is Outcome.TAKEN and not _is_success(answer.body):
+            return Reply(Outcome.REFUSED, answer.status, f"{client.host} answered success: false", reply.answer)
+        return replace(reply, dead=dead) if reply.outcome is Outcome.TAKEN else reply
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client:
+            self._client.close()
+
+
+def smallest_body(call: Call, limit: int) -> bytes | None:
+    """Return the body of a call, without Iterable's own body if it is too large; None if it still is."""
+    if len(call.body) <= limit:
+        return call.body
+    return call.slim if call.slim is not None and len(call.slim) <= limit else None
+
+
+def _is_success(body: bytes) -> bool:
+    """Return whether an answer with 200 means success; an answer that is not such an object does."""
+    try:
+        return _decode_verdict(body).success
+    except msgspec.MsgspecError:
+        return True

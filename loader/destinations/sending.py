@@ -1,0 +1,222 @@
+"""Sends batches until the receiver takes or refuses them: waits, tries again, and records how the destination is.
+
+A batch that gets no answer, or an answer that asks for patience, is sent again without end. A refused key or address
+pauses the destination, and the same batch is the probe that ends the pause.
+"""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import psycopg
+import structlog
+
+from loader.destinations.clock import Clock
+from loader.destinations.model import Call, Dead, Outcome, Receiver, Reply
+from loader.errors import ConfigurationError
+from loader.raw.destinations import Destination, read_destination, record_state
+
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 300.0
+PROBE_SECONDS = 300.0
+
+# During a wait, the destination is read so often, because a person may pause, resume or remove it.
+_LOOK_SECONDS = 5.0
+_FLUSH_SECONDS = 2.0
+_MOST_DOUBLINGS = 16
+
+log = structlog.get_logger("loader")
+
+
+class HaltedError(Exception):
+    """The delivery must end: the process stops, or a person has paused or removed the destination."""
+
+
+class Sender:
+    """Sends the batches of one delivery; several threads may call `send`.
+
+    Args:
+        connection: A connection in autocommit, which only one thread uses at a time.
+        destination: The destination.
+        clock: The clock.
+        stop: Set when the process stops.
+        rate: Largest number of requests a second; 0 for no limit.
+    """
+
+    def __init__(
+        self, connection: psycopg.Connection, destination: Destination, clock: Clock, stop: threading.Event, rate: float
+    ) -> None:
+        self._connection = connection
+        self._id = destination.id
+        self._name = destination.name
+        self._clock = clock
+        self._stop = stop
+        self._rate = rate
+        self._next_at = float("-inf")
+        self._lock = threading.Lock()
+        self._state = (destination.state, destination.pause_reason)
+        self._requests: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
+        self._has_delivered = False
+        self._flushed_at = clock.seconds()
+
+    def see(self, destination: Destination) -> None:
+        """Take over the state of the destination, which a person or another delivery may have changed."""
+        self._state = (destination.state, destination.pause_reason)
+
+    def resolve(
+        self, receiver: Receiver, calls: Sequence[Call], window: str
+    ) -> Iterator[tuple[Sequence[Call], Sequence[Dead]]]:
+        """Send a batch; halve a refused batch until each culprit stands alone.
+
+        Yields:
+            Calls that are done, and those of them that the receiver did not accept.
+
+        Raises:
+            HaltedError: The delivery must end; calls that were not yielded are not done.
+        """
+        reply = self.send(receiver, calls, window)
+        if reply.outcome is Outcome.TAKEN:
+            singly = {call.seq for call in reply.singly}
+            if len(singly) < len(calls):
+                yield [call for call in calls if call.seq not in singly], reply.dead
+            for call in reply.singly:
+                yield from self.resolve(receiver, [call], window)
+        elif reply.culprits and len(reply.culprits) < len(calls):
+            blamed = {call.seq for call in reply.culprits}
+            dead = [Dead(call, reply.status, reply.reason, reply.answer) for call in calls if call.seq in blamed]
+            yield [each.call for each in dead], dead
+            yield from self.resolve(receiver, [call for call in calls if call.seq not in blamed], window)
+        elif len(calls) == 1:
+            yield calls, [Dead(calls[0], reply.status, reply.reason, reply.answer)]
+        else:
+            middle = len(calls) // 2
+            yield from self.resolve(receiver, calls[:middle], window)
+            yield from self.resolve(receiver, calls[middle:], window)
+
+    def send(self, receiver: Receiver, calls: Sequence[Call], window: str) -> Reply:
+        """Send a batch until the receiver takes or refuses it.
+
+        Raises:
+            HaltedError: The delivery must end.
+        """
+        failures = 0
+        while True:
+            self._pace()
+            reply = self._attempt(receiver, calls, window)
+            if reply.outcome in {Outcome.TAKEN, Outcome.REFUSED}:
+                with self._lock:
+                    self._has_delivered = True
+                    self._notes.update(reply.notes)
+                    if self._state != ("active", None):
+                        self._record("active")
+                return reply
+            if self._stop.is_set():
+                raise HaltedError
+            failures += 1
+            if reply.outcome is Outcome.CONFIG:
+                self._fail("paused", "config", reply.reason, PROBE_SECONDS)
+            else:
+                wait = _jitter(failures) if reply.wait_seconds is None else reply.wait_seconds
+                self._fail("failing", None, reply.reason, wait)
+
+    def flush(self, *, at_once: bool = False) -> None:
+        """Record the numbers of requests, unless they were recorded just now."""
+        with self._lock:
+            has_news = bool(self._requests or self._notes or self._has_delivered)
+            if has_news and (at_once or self._clock.seconds() - self._flushed_at >= _FLUSH_SECONDS):
+                self._record(*self._state)
+
+    def reject(self, error: str) -> None:
+        """Pause the destination, because its receiver refuses too many events.
+
+        Raises:
+            HaltedError: Always.
+        """
+        log.error("destination is paused", destination=self._name, reason=error)
+        with self._lock:
+            self._record("paused", "rejecting", error)
+        raise HaltedError
+
+    def _attempt(self, receiver: Receiver, calls: Sequence[Call], window: str) -> Reply:
+        try:
+            reply = receiver.send(calls, window=window)
+        except ConfigurationError as error:
+            return Reply(Outcome.CONFIG, None, str(error))
+        if reply.status is not None:
+            with self._lock:
+                self._requests[str(reply.status)] += 1
+        return reply
+
+    def _pace(self) -> None:
+        """Wait for the turn of the next request.
+
+        Raises:
+            HaltedError: The process stops.
+        """
+        with self._lock:
+            now = self._clock.seconds()
+            turn = max(now, self._next_at) if self._rate else now
+            self._next_at = turn + (1 / self._rate if self._rate else 0)
+        if turn > now:
+            self._clock.wait(self._stop, turn - now)
+        if self._stop.is_set():
+            raise HaltedError
+
+    def _fail(self, state: str, pause_reason: str | None, error: str, seconds: float) -> None:
+        """Record a failure, and wait.
+
+        Raises:
+            HaltedError: The delivery must end.
+        """
+        log.warning(
+            "delivery failed",
+            destination=self._name,
+            state=pause_reason or state,
+            reason=error,
+            next_try=round(seconds),
+        )
+        with self._lock:
+            self._record(state, pause_reason, error, seconds)
+        until = self._clock.seconds() + seconds
+        while (left := until - self._clock.seconds()) > 0:
+            self._clock.wait(self._stop, min(left, _LOOK_SECONDS))
+            if self._stop.is_set():
+                raise HaltedError
+            with self._lock:
+                present = read_destination(self._connection, self._id)
+            if present is None or present.waits_for_person:
+                raise HaltedError
+            if present.state == "active":
+                return
+
+    def _record(
+        self,
+        state: str,
+        pause_reason: str | None = None,
+        error: str | None = None,
+        next_try_seconds: float | None = None,
+    ) -> None:
+        if state == "active" and self._state[0] != "active":
+            log.info("destination accepts events again", destination=self._name)
+        record_state(
+            self._connection,
+            self._id,
+            state,
+            pause_reason=pause_reason,
+            error=error,
+            next_try_seconds=next_try_seconds,
+            requests=self._requests,
+            notes=self._notes,
+            has_delivered=self._has_delivered,
+        )
+        self._state = (state, pause_reason)
+        self._requests, self._notes, self._has_delivered = Counter(), Counter(), False
+        self._flushed_at = self._clock.seconds()
+
+
+def _jitter(failures: int) -> float:
+    """Return the wait after so many failures in a row: any time up to a limit that doubles."""
+    limit = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, _MOST_DOUBLINGS))
+    return random.uniform(0, limit)  # noqa: S311 - no secret

@@ -1,0 +1,122 @@
+"""Sends calls to any HTTP receiver, signed as the Standard Webhooks specification defines.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+import binascii
+import hashlib
+import hmac
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+
+from loader.destinations.http_client import HttpClient
+from loader.destinations.model import Call, Outcome, Reply, chunks
+from loader.destinations.options import Options, receiver_url
+from loader.destinations.replies import judge
+from loader.destinations.secret_files import read_secret
+from loader.errors import ConfigurationError
+
+_BATCH_BYTES = 4_000_000
+_PREFIX = "whsec_"
+
+
+class WebhookReceiver:
+    """A receiver of webhooks.
+
+    Args:
+        options: The settings of the destination.
+        now: Returns the present time.
+    """
+
+    page_events = 5_000
+    page_bytes = 8_000_000
+
+    def __init__(self, options: Options, now: Callable[[], datetime]) -> None:
+        self._options = options
+        self.batch_calls = options.batch or 1
+        self._now = now
+        self._client: HttpClient | None = None
+
+    def admits(self, call: Call) -> bool:  # noqa: ARG002 - the receiver's interface
+        """Return True: every call goes."""
+        return True
+
+    def batches(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
+        """Divide calls into single calls, or into batches of the size in the settings."""
+        return chunks(calls, self.batch_calls, _BATCH_BYTES)
+
+    def send(self, calls: Sequence[Call], *, window: str) -> Reply:  # noqa: ARG002 - the receiver's interface
+        """Send one call, or a list of calls if the settings have a size of batches.
+
+        Raises:
+            ConfigurationError: A secret cannot be read.
+        """
+        reply = self._post(calls, [call.body for call in calls])
+        if reply.status == 413 and len(calls) == 1 and calls[0].slim is not None:
+            reply = self._post(calls, [calls[0].slim])
+        if reply.status == 413 and len(calls) == 1:
+            return Reply(Outcome.REFUSED, 413, "too_large", reply.answer)
+        return reply
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client:
+            self._client.close()
+
+    def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
+        content = b"[%b]" % b",".join(bodies) if self._options.batch else bodies[0]
+        message_id = webhook_id(calls) if self._options.batch else calls[0].message_id
+        headers = {"Content-Type": "application/json"}
+        headers |= signature_headers(
+            _header_text(message_id),
+            int(self._now().timestamp()),
+            content,
+            [read_secret(reference) for reference in self._options.secrets],
+        )
+        if self._options.segment_signature:
+            secret = read_secret(self._options.segment_signature)
+            headers["X-Signature"] = hmac.new(secret.encode(), content, hashlib.sha1).hexdigest()
+        self._client = client = self._client or HttpClient(receiver_url(self._options), self._options.ca_file or None)
+        return judge(client.post("", content, headers), client.host)
+
+
+def webhook_id(calls: Sequence[Call]) -> str:
+    """Return the id of a batch: a digest of the ids of its calls, the same in each attempt."""
+    return hashlib.sha256("\n".join(call.message_id for call in calls).encode()).hexdigest()
+
+
+def signature_headers(message_id: str, timestamp: int, content: bytes, secrets: Sequence[str]) -> dict[str, str]:
+    """Return the headers of a signed webhook, with one signature for each secret.
+
+    Args:
+        message_id: The id of the webhook.
+        timestamp: The time of sending, in seconds since 1970.
+        content: The body.
+        secrets: The secrets, as `whsec_` and base64, or as any text.
+
+    Raises:
+        ConfigurationError: A secret begins with `whsec_` and is not base64.
+    """
+    headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
+    if secrets:
+        signed = b"%b.%d.%b" % (message_id.encode(), timestamp, content)
+        signatures = (hmac.digest(_key(secret), signed, "sha256") for secret in secrets)
+        headers["webhook-signature"] = " ".join(f"v1,{b64encode(signature).decode()}" for signature in signatures)
+    return headers
+
+
+def _key(secret: str) -> bytes:
+    if not secret.startswith(_PREFIX):
+        return secret.encode()
+    try:
+        return b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigurationError("The secret of a webhook begins with whsec_, and the rest is not base64.") from None
+
+
+def _header_text(message_id: str) -> str:
+    """Return an id as a header can carry it: the id itself, or its digest if it has other characters."""
+    if message_id.isascii() and message_id.isprintable() and message_id == message_id.strip():
+        return message_id
+    return hashlib.sha256(message_id.encode()).hexdigest()

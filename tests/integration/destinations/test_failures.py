@@ -1,0 +1,411 @@
+"""Refusals, outages and dead letters: nothing is lost, and no wrong setting empties the queue."""
+
+import json
+import threading
+from itertools import pairwise
+from typing import Any
+
+import psycopg
+import pytest
+import structlog.testing
+
+from loader.destinations.delivery import Delivery
+from loader.postgres.database import Database
+from loader.raw.dead_letters import list_letters, retry_letters
+from loader.raw.delivery_windows import MovedCursorError
+from loader.raw.destinations import Destination, find_destination, pause_destination, resume_destination
+from tests.integration.destinations.conftest import KEY
+from tests.support.deliveries import (
+    MovingClock,
+    conserved,
+    deliver,
+    fill_tracks,
+    land_calls,
+    land_many,
+    new_destination,
+)
+from tests.support.receivers import Received, Receiver, Respond, in_turn, refusing
+
+Call = dict[str, Any]
+
+
+def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: object) -> Destination:
+    """Add a destination of the kind `segment` that begins with the first event."""
+    return new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", **settings)
+
+
+def ids(count: int, start: int = 0) -> list[str]:
+    """Return ids of events."""
+    return [f"m{number}" for number in range(start, start + count)]
+
+
+def is_bad(call: Call) -> bool:
+    """Return whether a test marked the call as bad."""
+    return bool(call.get("properties", {}).get("bad"))
+
+
+def land_with_bad(connection: psycopg.Connection, count: int, bad: set[int]) -> None:
+    """Land events of which some are bad."""
+    calls = [{"messageId": f"m{n}", "properties": {"bad": n in bad}} for n in range(count)]
+    land_calls(connection, *calls)
+    fill_tracks(connection)
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
+def test_an_answer_that_asks_for_patience_repeats_the_same_batch(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, status: int
+) -> None:
+    """The waits grow up to five minutes, and nothing dies."""
+    add_segment(connection, receiver)
+    land_many(connection, ids(3))
+    fill_tracks(connection)
+    receiver.answer = in_turn(*[Respond(status)] * 12)
+    clock = MovingClock()
+    deliver(database, clock=clock)
+    assert [request.ids for request in receiver.requests] == [ids(3)] * 13
+    assert clock.seconds() < 12 * 300
+    assert conserved(connection) == {"delivered": 3, "filtered": 0, "repeated": 0, "dead": 0}
+    assert find_destination(connection, "cdp").requests == {str(status): 12, "200": 1}
+
+
+def test_retry_after_is_respected_up_to_an_hour(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Both forms count: seconds and a date."""
+    add_segment(connection, receiver)
+    land_many(connection, ids(1))
+    fill_tracks(connection)
+    clock = MovingClock()
+    waits: list[float] = []
+
+    def answer(_: Received) -> Respond:
+        waits.append(clock.seconds())
+        after = {1: "40", 2: "86400"}.get(len(waits))
+        return Respond(429, headers={"Retry-After": after}) if after else Respond()
+
+    receiver.answer = answer
+    deliver(database, clock=clock)
+    assert [round(after - before) for before, after in pairwise(waits)] == [40, 3600]
+
+
+def test_a_failing_destination_says_why_and_recovers(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The state has the reason while the receiver is away, and nothing afterwards."""
+    add_segment(connection, receiver)
+    land_many(connection, ids(1))
+    fill_tracks(connection)
+    seen: list[Destination] = []
+
+    def answer(_: Received) -> Respond:
+        seen.append(find_destination(connection, "cdp"))
+        return Respond(503) if len(seen) < 3 else Respond()
+
+    receiver.answer = answer
+    deliver(database)
+    assert [each.state for each in seen] == ["active", "failing", "failing"]
+    assert seen[1].last_error == "127.0.0.1 answered 503"
+    assert seen[1].next_try_at is not None
+    healed = find_destination(connection, "cdp")
+    assert (healed.state, healed.last_error, healed.next_try_at) == ("active", None, None)
+    assert healed.last_delivered_at is not None
+
+
+def test_a_receiver_that_is_not_there_is_tried_again(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A refused connection is no answer, like a lost one."""
+    new_destination(connection, "webhook", url="http://127.0.0.1:9")
+    land_many(connection, ids(1))
+    fill_tracks(connection)
+
+    class Impatient(MovingClock):
+        def wait(self, stop: Any, seconds: float) -> None:
+            super().wait(stop, seconds)
+            if len(self.waits) == 3:
+                pause_destination(connection, find_destination(connection, "cdp").id)
+
+    deliver(database, clock=Impatient())
+    stopped = find_destination(connection, "cdp")
+    assert stopped.state == "paused"
+    assert set(stopped.requests) == {"0"}
+    assert conserved(connection)["delivered"] == 0
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 410])
+def test_a_refused_key_pauses_and_one_probe_resumes(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, status: int
+) -> None:
+    """Every five minutes one request looks whether the key works again. Nothing dies."""
+    add_segment(connection, receiver, batch=10)
+    land_many(connection, ids(40))
+    fill_tracks(connection)
+    states: list[str | None] = []
+
+    def answer(_: Received) -> Respond:
+        states.append(find_destination(connection, "cdp").pause_reason)
+        return Respond(status, headers={"Location": f"{receiver.url}/elsewhere"}) if len(states) < 4 else Respond()
+
+    receiver.answer = answer
+    clock = MovingClock()
+    deliver(database, clock=clock)
+    assert states[:4] == [None, "config", "config", "config"]
+    assert round(clock.seconds()) == 900
+    assert {request.path for request in receiver.requests} == {"/v1/batch"}
+    assert receiver.taken_ids == ids(40)
+    assert conserved(connection)["dead"] == 0
+
+
+def test_a_missing_key_pauses_without_a_request(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is read for each request, so a new one works without a restart."""
+    add_segment(connection, receiver)
+    land_many(connection, ids(1))
+    fill_tracks(connection)
+    monkeypatch.delenv("DESTINATION_KEY")
+
+    class Waiting(MovingClock):
+        def wait(self, stop: Any, seconds: float) -> None:
+            super().wait(stop, seconds)
+            paused = find_destination(connection, "cdp")
+            assert paused.pause_reason == "config"
+            assert "DESTINATION_KEY" in str(paused.last_error)
+            monkeypatch.setenv("DESTINATION_KEY", KEY)
+
+    deliver(database, clock=Waiting())
+    assert receiver.taken_ids == ids(1)
+
+
+def test_a_refused_batch_is_halved_until_the_culprits_are_alone(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Exactly the bad events are dead, and all others arrive in their order."""
+    found = add_segment(connection, receiver)
+    land_with_bad(connection, 100, {0, 41, 42, 99})
+    receiver.answer = refusing(is_bad)
+    deliver(database)
+    assert receiver.taken_ids == [each for each in ids(100) if each not in {"m0", "m41", "m42", "m99"}]
+    letters = list_letters(connection, found.id, 10)
+    assert [(each.message_id, each.status, each.attempts) for each in letters] == [
+        (each, 400, 1) for each in ("m0", "m41", "m42", "m99")
+    ]
+    assert conserved(connection) == {"delivered": 96, "filtered": 0, "repeated": 0, "dead": 4}
+
+
+def test_dead_letters_go_again_after_the_mend(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Those that are accepted leave the list. The others stay, with one more attempt."""
+    found = add_segment(connection, receiver)
+    land_with_bad(connection, 30, {3, 5, 7})
+    receiver.answer = refusing(is_bad)
+    deliver(database)
+    taken = len(receiver.taken)
+    assert retry_letters(connection, found.id, None) == 3
+    receiver.answer = refusing(lambda call: call["messageId"] == "m5")
+    deliver(database)
+    assert receiver.taken_ids[taken:] == ["m3", "m7"]
+    assert [(each.message_id, each.attempts) for each in list_letters(connection, found.id, 10)] == [("m5", 2)]
+    assert conserved(connection) == {"delivered": 29, "filtered": 0, "repeated": 0, "dead": 1}
+
+
+def test_twenty_refusals_in_a_row_pause_the_destination(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The rest of the queue is not touched until a person resumes it."""
+    found = add_segment(connection, receiver, batch=7)
+    land_with_bad(connection, 100, set(range(100)))
+    receiver.answer = refusing(is_bad)
+    deliver(database)
+    paused = find_destination(connection, "cdp")
+    assert (paused.state, paused.pause_reason) == ("paused", "rejecting")
+    assert conserved(connection) == {"delivered": 0, "filtered": 0, "repeated": 0, "dead": 20}
+    deliver(database)
+    assert conserved(connection)["dead"] == 20
+    receiver.answer = lambda _: Respond()
+    resume_destination(connection, found.id)
+    retry_letters(connection, found.id, None)
+    deliver(database)
+    assert sorted(receiver.taken_ids) == sorted(ids(100))
+    assert conserved(connection)["delivered"] == 100
+
+
+def test_refusals_of_a_twentieth_pause_the_destination(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The last 1,000 events count, once there have been so many."""
+    add_segment(connection, receiver)
+    land_with_bad(connection, 1500, set(range(0, 1500, 19)))
+    receiver.answer = refusing(is_bad)
+    deliver(database)
+    assert find_destination(connection, "cdp").pause_reason == "rejecting"
+    assert 1000 <= sum(conserved(connection).values()) < 1100
+
+
+def test_one_bad_event_of_many_dies_and_stops_nothing(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Exactly this event is dead, and it arrives after the mend."""
+    found = add_segment(connection, receiver)
+    land_with_bad(connection, 3000, {1234})
+    receiver.answer = refusing(is_bad)
+    deliver(database)
+    assert [each.message_id for each in list_letters(connection, found.id, 10)] == ["m1234"]
+    receiver.answer = lambda _: Respond()
+    retry_letters(connection, found.id, None)
+    deliver(database)
+    assert receiver.taken_ids == [each for each in ids(3000) if each != "m1234"] + ["m1234"]
+
+
+def test_success_false_in_an_answer_with_200_is_a_refusal(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The event is dead, and the letter has the answer."""
+    found = add_segment(connection, receiver)
+    land_many(connection, ids(2))
+    fill_tracks(connection)
+    receiver.answer = lambda request: (
+        Respond(body=b'{"success": false, "message": "no"}') if "m0" in request.ids else Respond()
+    )
+    deliver(database)
+    [letter] = list_letters(connection, found.id, 10)
+    assert (letter.message_id, letter.status) == ("m0", 200)
+    assert connection.execute("select answer from raw.dead_letters").fetchall() == [
+        ('{"success": false, "message": "no"}',)
+    ]
+
+
+def test_an_event_over_the_limit_goes_without_iterables_body_or_is_dead(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """No request is sent for an event that is too large in any form."""
+    found = new_destination(
+        connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", filters={"native": True}
+    )
+    large = "x" * 33_000
+    land_calls(
+        connection,
+        {"messageId": "a", "native": {"small": True}},
+        {"messageId": "b", "native": {"large": large}},
+        {"messageId": "c", "properties": {"large": large}},
+    )
+    fill_tracks(connection)
+    deliver(database)
+    assert [(call["messageId"], "native" in call) for call in receiver.taken] == [("a", True), ("b", False)]
+    [letter] = list_letters(connection, found.id, 10)
+    assert (letter.message_id, letter.status, letter.reason) == ("c", None, "too_large")
+
+
+def test_a_person_can_pause_during_an_outage_and_resume(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A pause ends the waiting, and the next delivery begins with the same batch."""
+    found = add_segment(connection, receiver)
+    land_many(connection, ids(3))
+    fill_tracks(connection)
+
+    def answer(_: Received) -> Respond:
+        pause_destination(connection, found.id)
+        return Respond(500)
+
+    receiver.answer = answer
+    deliver(database)
+    assert len(receiver.requests) == 1
+    receiver.answer = lambda _: Respond()
+    deliver(database)
+    assert len(receiver.requests) == 1
+    resume_destination(connection, found.id)
+    deliver(database)
+    assert receiver.taken_ids == ids(3)
+
+
+def test_resuming_during_a_pause_for_the_key_tries_at_once(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A person need not wait for the next probe."""
+    found = add_segment(connection, receiver)
+    land_many(connection, ids(3))
+    fill_tracks(connection)
+    receiver.answer = in_turn(Respond(401))
+
+    class Resuming(MovingClock):
+        def wait(self, stop: Any, seconds: float) -> None:
+            super().wait(stop, seconds)
+            resume_destination(connection, found.id)
+
+    clock = Resuming()
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(3)
+    assert clock.seconds() < 30
+
+
+def test_no_secret_is_in_the_log_or_in_the_database(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The key goes to the receiver alone, in one header."""
+    add_segment(connection, receiver)
+    land_many(connection, ids(3))
+    fill_tracks(connection)
+    receiver.answer = in_turn(Respond(401, body=b'{"message": "wrong key"}'), Respond(503), Respond(400), Respond(400))
+    with structlog.testing.capture_logs() as logs:
+        deliver(database)
+    assert logs
+    tables = ("destinations", "delivery_cursors", "dead_letters")
+    kept = [connection.execute(f"select t::text from raw.{table} as t").fetchall() for table in tables]
+    written = json.dumps([logs, kept], default=str)
+    assert KEY not in written
+    assert "a2V5LXRoYXQtbm9ib2R5LW1heS1zZWU6" not in written
+    assert all("authorization" in request.headers for request in receiver.requests)
+
+
+def test_a_receiver_that_is_away_for_a_day_gets_everything_afterwards(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest event comes first. The requests of the day are few, because the waits are long."""
+    monkeypatch.setattr("loader.destinations.sending._LOOK_SECONDS", 300.0)
+    add_segment(connection, receiver)
+    clock = MovingClock()
+    landed = 0
+
+    def answer(_: Received) -> Respond:
+        nonlocal landed
+        if clock.seconds() >= 86_400:
+            return Respond()
+        if landed < 1000:
+            land_many(connection, ids(10, landed + 10))
+            landed += 10
+            fill_tracks(connection)
+        return Respond(503)
+
+    receiver.answer = answer
+    land_many(connection, ids(10))
+    fill_tracks(connection)
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(1010)
+    assert len(receiver.requests) < 2000
+    assert conserved(connection)["delivered"] == 1010
+
+
+def test_a_worker_without_the_lock_never_moves_a_cursor_that_was_moved(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Two workers that both believe to have the lock repeat one batch, and lose nothing."""
+    found = add_segment(connection, receiver, batch=10)
+    land_many(connection, ids(40))
+    fill_tracks(connection)
+
+    def answer(_: Received) -> Respond:
+        if len(receiver.requests) == 1:
+            deliver(database)
+        return Respond()
+
+    with database.connect(autocommit=True) as own:
+        delivery = Delivery(own, found.id, 0, clock=MovingClock(), stop=threading.Event())
+        receiver.answer = answer
+        with pytest.raises(MovedCursorError):
+            delivery.work()
+        delivery.close()
+    assert list(dict.fromkeys(receiver.taken_ids)) == ids(40)
+    assert len(receiver.taken) == 50
+    assert conserved(connection)["delivered"] == 40

@@ -1,0 +1,343 @@
+"""Deliveries to a project of Iterable: once, in order, within its limits, and never in a loop."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import psycopg
+import pytest
+
+from loader.postgres.database import Database
+from loader.raw.dead_letters import list_letters
+from loader.raw.destinations import find_destination
+from tests.support.deliveries import MovingClock, conserved, deliver, fill_tracks, land_calls, new_destination
+from tests.support.iterable_project import IterableProject
+from tests.support.receivers import LOST, Receiver, Respond
+
+Calls = list[dict[str, Any]]
+
+
+def add_project(
+    connection: psycopg.Connection, receiver: Receiver, project: IterableProject, **settings: object
+) -> None:
+    """Add a destination for a project."""
+    receiver.answer = project.answer
+    new_destination(
+        connection,
+        "iterable",
+        name="crm",
+        url=receiver.url,
+        key="env:DESTINATION_KEY",
+        project=project.project,
+        **settings,
+    )
+
+
+def identify(number: int, user: str = "u1", **traits: object) -> dict[str, Any]:
+    """Return an identify call."""
+    return {"type": "identify", "messageId": f"i-{number}", "userId": user, "traits": traits}
+
+
+def track(number: int, user: str = "u1", **properties: object) -> dict[str, Any]:
+    """Return a track call."""
+    return {"messageId": f"t-{number}", "userId": user, "event": "Played", "properties": properties}
+
+
+def land(connection: psycopg.Connection, calls: Calls) -> None:
+    """Land calls that tracks reads at once."""
+    land_calls(connection, *calls)
+    fill_tracks(connection)
+
+
+def dead_reasons(connection: psycopg.Connection) -> dict[str, str]:
+    """Return the reason of each dead letter by the id of its event."""
+    letters = list_letters(connection, find_destination(connection, "crm").id, 10_000)
+    return {letter.message_id: letter.reason for letter in letters}
+
+
+def test_profiles_and_events_go_by_the_bulk_endpoints(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The profiles of a thousand calls go before their events."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    land(connection, [track(1), identify(1, plan="pro"), track(2, user="u2"), identify(2, user="u2", plan="free")])
+    deliver(database, "crm")
+    assert [path for path, _ in project.bodies] == ["/api/users/bulkUpdate", "/api/events/trackBulk"]
+    assert project.profiles == {"u1": {"plan": "pro"}, "u2": {"plan": "free"}}
+    assert list(project.events) == ["t-1", "t-2"]
+    assert conserved(connection, "crm")["delivered"] == 4
+
+
+def test_every_event_and_field_arrives_once_under_failures(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Answers get lost, halves are applied before an error, and the limits are exceeded. No event counts twice."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    chance = random.Random(4)
+    calls: Calls = []
+    fields: dict[str, dict[str, Any]] = {}
+    for number in range(400):
+        user = f"u{chance.randrange(20)}"
+        if chance.random() < 0.5:
+            name = chance.choice(["plan", "city", "level"])
+            calls.append(identify(number, user, **{name: number}))
+            fields.setdefault(user, {})[name] = number
+        elif chance.random() < 0.1:
+            products = [{"product_id": number, "name": "Tea", "price": 3.5}]
+            calls.append(
+                {
+                    "messageId": f"p-{number}",
+                    "userId": user,
+                    "event": "Order Completed",
+                    "properties": {"order_id": number, "total": 3.5, "products": products},
+                }
+            )
+        else:
+            calls.append(track(number, user, n=number))
+
+    def disturb(_: str, __: dict[str, Any]) -> Respond | None:
+        return chance.choice([None, None, None, LOST, Respond(503), Respond(429)])
+
+    project.disturb = disturb
+    for start in range(0, 400, 80):
+        land(connection, calls[start : start + 80])
+        deliver(database, "crm")
+    assert project.profiles == fields
+    tracked = {call["messageId"]: call["properties"] for call in calls if call["messageId"].startswith("t-")}
+    assert {key: event["dataFields"] for key, event in project.events.items()} == tracked
+    assert set(project.purchases) == {
+        str(call["properties"]["order_id"]) for call in calls if call["messageId"].startswith("p-")
+    }
+    assert conserved(connection, "crm")["delivered"] == 400
+
+
+def test_exactly_the_bad_items_of_a_batch_are_dead(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Each sort of bad item has its reason, all others are accepted, and none goes more often than halving needs."""
+    project = IterableProject()
+    project.conflicts = {"conflicting"}
+    project.forgotten = {"gone"}
+    project.disallowed = {"Forbidden"}
+    project.dates = {"birthday"}
+    add_project(connection, receiver, project)
+    calls = [track(number, f"u{number}", n=number) for number in range(1000)]
+    calls[7] = track(7, "x" * 53)
+    calls[70] = track(70, "u70", email="no address")
+    calls[77] = {**track(77), "userId": None, "anonymousId": "a"}
+    calls[100] = track(100, "conflicting")
+    calls[200] = track(200, "gone")
+    calls[300] = track(300, "u300") | {"event": "Forbidden"}
+    calls[400] = track(400, "u400", birthday="soon")
+    calls[401] = track(401, "u401", birthday="2026-03-04T10:00:00.000Z")
+    calls[500] = track(500, "u500", refuse="json")
+    calls[600] = track(600, "u600", text="x" * 32_001)
+    land(connection, calls)
+    deliver(database, "crm")
+    assert dead_reasons(connection) == {
+        "t-7": "invalid_user_id",
+        "t-70": "invalid_email",
+        "t-77": "no_user",
+        "t-100": "conflict",
+        "t-200": "forgotten",
+        "t-300": "disallowed",
+        "t-400": "RequestFieldsTypesMismatched",
+        "t-500": "BadJsonBody",
+        "t-600": "long_text",
+    }
+    assert set(project.events) == {call["messageId"] for call in calls} - dead_reasons(connection).keys()
+    assert max(project.sent.values()) <= 11
+    assert project.events["t-401"]["dataFields"]["birthday"] == "2026-03-04 10:00:00 +00:00"
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_of_many_updates_of_one_user_the_last_values_win(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every division into batches, with retries and lost answers between."""
+    monkeypatch.setattr("loader.destinations.iterable.BATCH_ITEMS", batch)
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    answers = [LOST, Respond(503), None, LOST, None, Respond(429)]
+    project.disturb = lambda _, __: answers.pop(0) if answers else None
+    land(connection, [identify(n, level=n, **{f"field{n % 3}": n}) for n in range(10)])
+    deliver(database, "crm")
+    assert project.profiles["u1"] == {"level": 9, "field0": 9, "field1": 7, "field2": 8}
+
+
+def test_users_who_are_joined_in_one_batch_go_in_two_requests(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A request never has a user twice, by the address or by the id."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    land(
+        connection,
+        [
+            {**identify(1, email="a@example.com", n=1), "userId": None, "anonymousId": "x"},
+            identify(2, "u1", n=2),
+            identify(3, "u1", email="a@example.com", n=3),
+            identify(4, "u1", email="b@example.com", n=4),
+        ],
+    )
+    deliver(database, "crm")
+    updates = [body["users"] for path, body in project.bodies if path == "/api/users/bulkUpdate"]
+    assert [[user["dataFields"]["n"] for user in users] for users in updates] == [[1, 2], [3], [4]]
+
+
+def test_the_limits_of_the_bulk_endpoints_are_respected(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than five requests a second for profiles and ten for events, and none over 4 MB."""
+    monkeypatch.setattr("loader.destinations.iterable.BATCH_ITEMS", 5)
+    clock = MovingClock()
+    project = IterableProject(seconds=clock.seconds)
+    add_project(connection, receiver, project)
+    calls = [identify(n, f"u{n}", n=n) for n in range(60)] + [track(n, f"u{n}") for n in range(150)]
+    land(connection, calls)
+    deliver(database, "crm", clock=clock)
+    for path, most in (("/api/users/bulkUpdate", 5), ("/api/events/trackBulk", 10)):
+        times = project.times[path]
+        assert len(times) >= 12
+        assert all(sum(start <= each < start + 0.999 for each in times) <= most for start in times)
+
+
+def test_a_request_stays_below_four_megabytes(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The project checks each request."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    land(connection, [track(n, text="x" * 30_000) for n in range(300)])
+    deliver(database, "crm")
+    assert len(project.events) == 300
+    assert len(project.bodies) == 3
+
+
+def test_events_of_iterable_never_go_back(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The marks of the event decide, and no filter removes them before."""
+    project = IterableProject()
+    receiver.answer = project.answer
+    new_destination(
+        connection,
+        "iterable",
+        name="crm",
+        url=receiver.url,
+        key="env:DESTINATION_KEY",
+        filters={"drop": ["context.integration", "native"], "native": True},
+    )
+    land(
+        connection,
+        [
+            track(1) | {"native": {"eventName": "emailSend"}},
+            track(2) | {"messageId": "iterable-0123"},
+            track(3) | {"context": {"integration": {"name": "Iterable"}}},
+            track(4),
+        ],
+    )
+    deliver(database, "crm")
+    assert list(project.events) == ["t-4"]
+    assert conserved(connection, "crm") == {"delivered": 1, "filtered": 3, "repeated": 0, "dead": 0}
+
+
+def test_a_forgotten_user_is_refused_once_and_never_sent_again(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The database keeps a digest of the user's keys, and no key."""
+    project = IterableProject()
+    project.forgotten = {"gone"}
+    add_project(connection, receiver, project)
+    land(connection, [track(1, "gone"), track(2, "here")])
+    deliver(database, "crm")
+    land(connection, [track(3, "gone"), identify(4, "gone", plan="pro"), track(5, "here")])
+    deliver(database, "crm")
+    assert dead_reasons(connection) == {"t-1": "forgotten"}
+    sent = [entry.get("userId") for _, body in project.bodies for entry in body.get("events", body.get("users"))]
+    assert Counter(sent) == {"gone": 1, "here": 2}
+    assert conserved(connection, "crm") == {"delivered": 2, "filtered": 2, "repeated": 0, "dead": 1}
+
+
+def test_an_event_of_an_unknown_user_is_tried_again_for_half_an_hour(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The profile may be on its way. After three more tries a person decides."""
+    project = IterableProject("email")
+    project.unknown = {"a@example.com", "b@example.com"}
+    add_project(connection, receiver, project)
+    land(connection, [track(1, email="a@example.com"), track(2, email="b@example.com")])
+    clock = MovingClock()
+    deliver(database, "crm", clock=clock)
+    assert dead_reasons(connection) == {"t-1": "notFound", "t-2": "notFound"}
+    clock.move(61)
+    project.unknown = {"b@example.com"}
+    deliver(database, "crm", clock=clock)
+    assert dead_reasons(connection) == {"t-2": "notFound"}
+    for seconds in (301, 1801, 86_400):
+        clock.move(seconds)
+        deliver(database, "crm", clock=clock)
+    tries = [body for _, body in project.bodies if any(e["id"] == "t-2" for e in body["events"])]
+    assert len(tries) == 4
+    assert conserved(connection, "crm")["dead"] == 1
+
+
+def test_a_key_that_failed_less_often_than_it_was_sent_is_sent_alone(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Only the items that fail alone are dead."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+
+    def disturb(_: str, body: dict[str, Any]) -> Respond | None:
+        bad = [event for event in body["events"] if event["id"] == "t-2"]
+        if not bad:
+            return None
+        return Respond(200, b'{"code": "Success", "failedUpdates": {"invalidDataUserIds": ["u1"]}}')
+
+    project.disturb = disturb
+    land(connection, [track(1), track(2), track(3), track(4, "u2")])
+    deliver(database, "crm")
+    assert dead_reasons(connection) == {"t-2": "invalidData"}
+    assert set(project.events) == {"t-1", "t-3"}
+    assert conserved(connection, "crm") == {"delivered": 3, "filtered": 0, "repeated": 0, "dead": 1}
+
+
+@pytest.mark.parametrize(
+    ("project", "sent"),
+    [
+        ("hybrid", {"email": "a@example.com", "userId": "u1"}),
+        ("userid", {"userId": "u1"}),
+        ("email", {"email": "a@example.com", "userId": "u1"}),
+    ],
+)
+def test_each_type_of_project_gets_the_keys_it_knows(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, project: str, sent: dict[str, str]
+) -> None:
+    """In a project of user ids, the address is a field like any other."""
+    running = IterableProject(project)
+    add_project(connection, receiver, running)
+    land(connection, [identify(1, "u1", email="a@example.com", plan="pro")])
+    deliver(database, "crm")
+    [(_, body)] = running.bodies
+    [user] = body["users"]
+    assert {name: user[name] for name in ("email", "userId") if name in user} == sent
+    assert ("email" in user["dataFields"]) == (project == "userid")
+
+
+def test_a_refused_key_pauses_and_kills_nothing(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The status decides, although the body says success."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    answers = [Respond(401, b'{"code": "Success"}')] * 2
+    project.disturb = lambda _, __: answers.pop() if answers else None
+    land(connection, [track(1)])
+    clock = MovingClock()
+    deliver(database, "crm", clock=clock)
+    assert clock.seconds() >= 600
+    assert list(project.events) == ["t-1"]
+    assert dead_reasons(connection) == {}

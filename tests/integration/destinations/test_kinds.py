@@ -1,0 +1,227 @@
+"""What each kind of destination sends: Segment's API, signed webhooks and files."""
+
+import gzip
+import hashlib
+import hmac
+import json
+import stat
+from base64 import b64decode, b64encode
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from loader.postgres.database import Database
+from loader.raw.dead_letters import list_letters
+from loader.raw.destinations import find_destination
+from loader.raw.sources import add_key
+from loader.settings import Settings
+from tests.integration.destinations.conftest import KEY
+from tests.support.collector_thread import collecting
+from tests.support.deliveries import (
+    MovingClock,
+    conserved,
+    deliver,
+    fill_tracks,
+    land_calls,
+    land_many,
+    new_destination,
+)
+from tests.support.receivers import Receiver, Respond, in_turn
+
+SECRETS = ("whsec_" + b64encode(b"first secret of a webhook").decode(), "whsec_" + b64encode(b"second").decode())
+
+
+def verify(headers: dict[str, str], body: bytes, secret: str) -> bool:
+    """Verify a signature as the specification of Standard Webhooks defines it."""
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    wanted = hmac.new(b64decode(secret.removeprefix("whsec_")), signed, hashlib.sha256).digest()
+    given = [part.removeprefix("v1,") for part in headers["webhook-signature"].split(" ")]
+    return any(hmac.compare_digest(b64decode(each), wanted) for each in given)
+
+
+def test_segments_api_gets_batches_with_the_key_and_the_time(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Calls keep their parts byte for byte, and get the id and the time of tracks."""
+    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY")
+    payload = (
+        '{"type": "track", "event": "Order", "userId": "u", "anonymousId": "a", "messageId": "m",'
+        ' "timestamp": "2026-03-04T10:00:00.000Z", "sentAt": "2026-03-04T10:05:00.000Z",'
+        ' "context": {"ip": "192.0.2.1"}, "properties": {"price": 1.10, "count": 123456789012345678901234567890},'
+        ' "native": {"dataFields": {}}, "receivedAt": "2026-03-04T10:06:00.000Z"}'
+    )
+    connection.execute(
+        "insert into raw.events (source, collection, message_id, payload, received_at)"
+        " values ('iterable', 'order', 'm', %s, '2026-03-04T11:00:00Z')",
+        [payload],
+    )
+    fill_tracks(connection)
+    clock = MovingClock()
+    deliver(database, clock=clock)
+    [request] = receiver.requests
+    assert request.path == "/v1/batch"
+    assert request.headers["authorization"] == f"Basic {b64encode(f'{KEY}:'.encode()).decode()}"
+    assert request.headers["user-agent"].startswith("iterable-warehouse/")
+    assert request.json["sentAt"] == clock.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    [call] = request.calls
+    via = call["context"].pop("via")
+    row = connection.execute("select warehouse_id::text from raw.cluster").fetchone()
+    assert row == (via[0],)
+    assert call == {
+        "type": "track",
+        "event": "Order",
+        "userId": "u",
+        "anonymousId": "a",
+        "messageId": "m",
+        # The sender's clock was 55 minutes behind.
+        "timestamp": "2026-03-04T10:55:00.000Z",
+        "context": {"ip": "192.0.2.1"},
+        "properties": {"price": 1.1, "count": 123456789012345678901234567890},
+    }
+    assert b"1.10" in request.body
+    assert b"123456789012345678901234567890" in request.body
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_a_webhook_is_signed_with_every_secret(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One event a request, or a list; a repeated webhook has the same id."""
+    for number, secret in enumerate(SECRETS):
+        monkeypatch.setenv(f"HOOK_{number}", secret)
+    new_destination(
+        connection,
+        "webhook",
+        url=f"{receiver.url}/hook?token=1",
+        secrets=["env:HOOK_0", "env:HOOK_1"],
+        segment_signature="env:DESTINATION_KEY",
+        **({"batch": batch} if batch else {}),
+    )
+    land_many(connection, ["a", "b", "ü"])
+    fill_tracks(connection)
+    receiver.answer = in_turn(Respond(500))
+    deliver(database)
+    assert receiver.taken_ids == ["a", "b", "ü"]
+    assert {request.path for request in receiver.requests} == {"/hook?token=1"}
+    for request in receiver.requests:
+        assert verify(request.headers, request.body, SECRETS[0])
+        assert verify(request.headers, request.body, SECRETS[1])
+        assert not verify(request.headers, request.body + b" ", SECRETS[0])
+        assert request.headers["x-signature"] == hmac.new(KEY.encode(), request.body, hashlib.sha1).hexdigest()
+    first, again = receiver.requests[:2]
+    assert first.headers["webhook-id"] == again.headers["webhook-id"]
+    assert first.body == again.body
+    if not batch:
+        digest = hashlib.sha256("ü".encode()).hexdigest()
+        assert [request.headers["webhook-id"] for request in receiver.requests[1:]] == ["a", "b", digest]
+
+
+def test_a_webhook_that_is_too_large_goes_without_iterables_body_or_is_dead(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The receiver says so with 413."""
+    new_destination(connection, "webhook", url=receiver.url, filters={"native": True})
+    land_calls(
+        connection,
+        {"messageId": "a", "native": {"x": "x" * 5000}},
+        {"messageId": "b", "properties": {"x": "x" * 5000}},
+    )
+    fill_tracks(connection)
+    receiver.answer = lambda request: Respond(413 if len(request.body) > 4000 else 200)
+    deliver(database)
+    assert receiver.taken_ids == ["a"]
+    [letter] = list_letters(connection, find_destination(connection, "cdp").id, 10)
+    assert (letter.message_id, letter.status, letter.reason) == ("b", 413, "too_large")
+
+
+def test_files_have_the_layout_of_segments_raw_logs(
+    database: Database, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A file for each window, in the folder of its day; no unfinished file stays."""
+    new_destination(connection, "files", folder=str(tmp_path / "lake"))
+    land_many(connection, ["a", "b"])
+    fill_tracks(connection)
+    deliver(database)
+    land_many(connection, ["c"])
+    fill_tracks(connection)
+    deliver(database)
+    files = sorted((path for path in (tmp_path / "lake").rglob("*") if path.is_file()), key=lambda path: path.name)
+    lines = [
+        [json.loads(line)["messageId"] for line in gzip.decompress(path.read_bytes()).splitlines()] for path in files
+    ]
+    assert sorted(lines) == [["a", "b"], ["c"]]
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    assert {path.parent.relative_to(tmp_path) for path in files} == {
+        Path("lake/segment-logs/iterable") / str(int(day.timestamp()) * 1000)
+    }
+    assert conserved(connection)["delivered"] == 3
+
+
+def test_a_file_that_is_written_again_replaces_itself(
+    database: Database, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """A worker that was killed before its commit writes the same file."""
+    new_destination(connection, "files", folder=str(tmp_path))
+    land_many(connection, ["a", "b"])
+    fill_tracks(connection)
+    deliver(database)
+    [path] = tmp_path.rglob("*.gz")
+    content = path.read_bytes()
+    connection.execute(
+        "update raw.delivery_cursors set to_snapshot = from_snapshot, from_snapshot = start_snapshot, delivered = 0"
+    )
+    deliver(database)
+    assert [each.read_bytes() for each in tmp_path.rglob("*.gz")] == [content]
+
+
+def test_a_folder_that_cannot_be_written_is_tried_again(
+    database: Database, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """The reason names the folder, and nothing is lost."""
+    place = tmp_path / "lake"
+    place.write_text("in the way")
+    new_destination(connection, "files", folder=str(place))
+    land_many(connection, ["a"])
+    fill_tracks(connection)
+
+    class Mending(MovingClock):
+        def wait(self, stop: object, seconds: float) -> None:
+            assert "cannot be written" in str(find_destination(connection, "cdp").last_error)
+            place.unlink(missing_ok=True)
+            super().wait(stop, seconds)  # type: ignore[arg-type]
+
+    deliver(database, clock=Mending())
+    [path] = place.rglob("*.gz")
+    assert stat.S_ISREG(path.stat().st_mode)
+
+
+def test_two_instances_that_forward_to_each_other_have_each_event_once(
+    database: Database, settings: Settings, connection: psycopg.Connection
+) -> None:
+    """A call that comes back is answered with 200 and does not land."""
+    with database.begin() as control:
+        key = add_key(control, "Iterable")
+    with collecting(settings) as collector, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DESTINATION_KEY", key)
+        url = f"http://127.0.0.1:{collector.port}"
+        new_destination(connection, "segment", url=url, key="env:DESTINATION_KEY")
+        land_calls(connection, {"messageId": "a", "context": {"via": ["another"]}}, {"messageId": "b"})
+        fill_tracks(connection)
+        deliver(database)
+        assert conserved(connection)["delivered"] == 2
+        assert connection.execute("select count(*) from raw.events").fetchone() == (2,)
+        row = connection.execute("select warehouse_id::text from raw.cluster").fetchone()
+        assert row is not None
+        call = {"type": "track", "event": "E", "userId": "u", "context": {"via": ["x", row[0]]}}
+        assert collector.post("/v1/track", call, key=key).status == 200
+        assert collector.post("/webhooks/segment", call, headers={"X-Write-Key": key}).status == 200
+        other = call | {"context": {"via": ["x"]}}
+        assert collector.post("/v1/batch", {"batch": [call, other]}, key=key).status == 200
+        assert connection.execute("select count(*) from raw.events").fetchone() == (3,)
+        metrics = collector.get("/metrics").body.decode()
+        assert "loader_returned_calls_total 5.0" in metrics
+        assert 'loader_delivery_events_total{destination="cdp",outcome="delivered"} 2.0' in metrics
+        assert 'loader_delivery_requests_total{code="200",destination="cdp"} 1.0' in metrics
+        assert 'loader_delivery_paused{destination="cdp"} 0.0' in metrics
