@@ -5,7 +5,7 @@ from pathlib import Path
 from alembic import op
 
 revision = "0053"
-down_revision = "0051"
+down_revision = "0052"
 
 
 def upgrade() -> None:

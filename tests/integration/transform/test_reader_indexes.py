@@ -1,5 +1,6 @@
 """Indexes of served tables: the yml lists them, runs build those of small tables, and `loader index` the others."""
 
+import hashlib
 import random
 import string
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from loader.settings import Settings
 from tests.conftest import Loader, loader_here
 from tests.support.dbt_runs import run
 from tests.support.factories import insert_event
+from tests.support.folders import ROOT
 from tests.support.served_tables import law
 
 OPENED = [
     "USING brin (\"timestamp\") WITH (autosummarize='on')",
     "USING brin (received_at) WITH (autosummarize='on')",
     "USING btree (campaign_id)",
-    "USING hash (user_id)",
+    "USING spgist (user_id)",
 ]
 
 
@@ -82,6 +84,25 @@ def test_an_index_takes_a_user_id_of_any_length(
     insert_event(connection, "email_opened", "a", mark=long)
     run(small, small_settings)
     assert connection.execute("select id from iterable.email_opened where user_id = %s", [long]).fetchall() == [("a",)]
+
+
+def test_many_events_of_one_user_cost_no_more_than_others(connection: psycopg.Connection) -> None:
+    """A hash index would read all entries of the user for each new row: 50 pages here, and thousands later."""
+    insert = "insert into iterable.email_opened (id, user_id) select %s || i, 'u' from generate_series(1, %s) as i"
+    connection.execute(insert, ("first", 20_000))
+    row = connection.execute(f"explain (analyze, buffers, format json) {insert}", ("later", 100)).fetchone()  # type: ignore[call-overload]
+    assert row is not None
+    assert row[0][0]["Plan"]["Shared Hit Blocks"] < 3_000
+
+
+def test_migrating_drops_the_hash_indexes_of_earlier_versions(connection: psycopg.Connection) -> None:
+    """An index that a person made stays."""
+    name = hashlib.md5(b'email_opened hash ["user_id"] f', usedforsecurity=False).hexdigest()
+    connection.execute(f'create index "{name}" on iterable.email_opened using hash (user_id)')  # type: ignore[call-overload]
+    connection.execute("create index own on iterable.email_opened using hash (user_id)")
+    connection.execute((ROOT / "migrations/versions/0052_user_indexes.sql").read_bytes())
+    assert indexes(connection, "iterable.email_opened")["USING hash (user_id)"] == "own"
+    assert name not in indexes(connection, "iterable.email_opened").values()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,13 @@
+"""Drops the hash indexes on `user_id`: the SQL stands beside this file."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0052"
+down_revision = "0051"
+
+
+def upgrade() -> None:
+    sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.get_bind().connection.cursor().execute(sql)
