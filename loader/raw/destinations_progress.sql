@@ -2,7 +2,7 @@
 with cursors as materialized (
     select
         delivery_cursors.*,
-        coalesce(end_snapshot, raw.read_tracks_snapshot(source)) as reach
+        coalesce(delivery_cursors.end_snapshot, raw.read_tracks_snapshot(delivery_cursors.source)) as reach
     from raw.delivery_cursors
 )
 
