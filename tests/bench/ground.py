@@ -24,6 +24,7 @@ from loader.sample.events import generate_sample_events
 # Events of the sample, in its proportions, each with its own ids.
 _SEED = 20260304
 _LAST_DAY = date(2026, 5, 3)
+_EVENTS_OF_A_USER = 50
 
 
 class Ground:
@@ -97,6 +98,8 @@ class Ground:
                     elif repeated:
                         own.append(event["messageId"])
                     event["properties"]["messageId"] = f"{chance.getrandbits(128):032x}"
+                    # The sample has few recipients, and its events are drawn again and again.
+                    event["userId"] = f"user-{chance.randrange(count // _EVENTS_OF_A_USER + 1)}"
                     file.write(json.dumps(event) + "\n")
         return path
 
