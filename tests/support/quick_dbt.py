@@ -114,7 +114,8 @@ def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
     if not loader.is_partial_parsable(manifest)[0]:
         return _read(loader)
     database = loader.root_project.credentials.database
-    for node in (*manifest.nodes.values(), *manifest.sources.values()):
+    models = [each.node_relation for each in manifest.semantic_models.values() if each.node_relation]
+    for node in (*manifest.nodes.values(), *manifest.sources.values(), *models):
         if getattr(node, "relation_name", None):
             node.relation_name = node.relation_name.replace(f'"{node.database}".', f'"{database}".', 1)
         node.database = database

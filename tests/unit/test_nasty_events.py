@@ -28,8 +28,9 @@ def marts() -> dict[str, list[Row]]:
 
 def test_the_same_seed_gives_the_same_events() -> None:
     """Another seed gives others, and the size is the wanted one."""
-    assert generate_nasty_events(100, seed=1) == generate_nasty_events(100, seed=1)
-    assert generate_nasty_events(100, seed=1) != generate_nasty_events(100, seed=2)
+    # As text, because a value may be NaN, which equals nothing.
+    assert repr(generate_nasty_events(100, seed=1)) == repr(generate_nasty_events(100, seed=1))
+    assert repr(generate_nasty_events(100, seed=1)) != repr(generate_nasty_events(100, seed=2))
     assert len(nasty().iterable) == 2_000
 
 
