@@ -5,15 +5,13 @@ https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/#
 
 import gzip
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 
 import msgspec
 
-from loader.destinations.http_client import HttpClient
-from loader.destinations.model import Call, Dead, Outcome, Reply, chunks
-from loader.destinations.options import Options, receiver_url
+from loader.destinations.http_receiver import HttpReceiver
+from loader.destinations.model import Call, Dead, Outcome, Reply
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret
 from loader.events.timestamps import iso_text
@@ -35,30 +33,11 @@ class _Verdict(msgspec.Struct):
 _decode_verdict = msgspec.json.Decoder(_Verdict).decode
 
 
-class SegmentReceiver:
-    """A receiver with Segment's tracking API.
+class SegmentReceiver(HttpReceiver):
+    """A receiver with Segment's tracking API, which limits the calls and bytes of a batch."""
 
-    Args:
-        options: The settings of the destination.
-        now: Returns the present time.
-    """
-
-    page_events = 5_000
-    page_bytes = 8_000_000
-
-    def __init__(self, options: Options, now: Callable[[], datetime]) -> None:
-        self._options = options
-        self.batch_calls = options.batch or BATCH_CALLS
-        self._now = now
-        self._client: HttpClient | None = None
-
-    def admits(self, call: Call) -> bool:  # noqa: ARG002 - the receiver's interface
-        """Return True: every call goes."""
-        return True
-
-    def batches(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
-        """Divide calls into batches of 100 calls and 450 kB."""
-        return chunks(calls, self.batch_calls, BATCH_BYTES)
+    usual_calls = BATCH_CALLS
+    batch_bytes = BATCH_BYTES
 
     def send(self, calls: Sequence[Call], *, window: str) -> Reply:  # noqa: ARG002 - the receiver's interface
         """Send one batch; calls over the receiver's limit of bytes do not go.
@@ -78,17 +57,12 @@ class SegmentReceiver:
             "Content-Encoding": "gzip",
             "Authorization": f"Basic {b64encode(f'{key}:'.encode()).decode()}",
         }
-        self._client = client = self._client or HttpClient(receiver_url(self._options), self._options.ca_file or None)
+        client = self._connect()
         answer = client.post("/v1/batch", gzip.compress(content, _GZIP_LEVEL, mtime=0), headers)
         reply = judge(answer, client.host)
         if reply.outcome is Outcome.TAKEN and not _is_success(answer.body):
             return Reply(Outcome.REFUSED, answer.status, f"{client.host} answered success: false", reply.answer)
         return replace(reply, dead=dead) if reply.outcome is Outcome.TAKEN else reply
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._client:
-            self._client.close()
 
 
 def smallest_body(call: Call, limit: int) -> bytes | None:

@@ -7,44 +7,22 @@ import binascii
 import hashlib
 import hmac
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
-from loader.destinations.http_client import HttpClient
-from loader.destinations.model import Call, Outcome, Reply, chunks
-from loader.destinations.options import Options, receiver_url
+from loader.destinations.http_receiver import HttpReceiver
+from loader.destinations.model import Call, Outcome, Reply
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret
 from loader.errors import ConfigurationError
 
-_BATCH_BYTES = 4_000_000
 _PREFIX = "whsec_"
 
 
-class WebhookReceiver:
-    """A receiver of webhooks.
+class WebhookReceiver(HttpReceiver):
+    """A receiver of webhooks, which gets single calls, or lists if the settings have a size of batches."""
 
-    Args:
-        options: The settings of the destination.
-        now: Returns the present time.
-    """
-
-    page_events = 5_000
-    page_bytes = 8_000_000
-
-    def __init__(self, options: Options, now: Callable[[], datetime]) -> None:
-        self._options = options
-        self.batch_calls = options.batch or 1
-        self._now = now
-        self._client: HttpClient | None = None
-
-    def admits(self, call: Call) -> bool:  # noqa: ARG002 - the receiver's interface
-        """Return True: every call goes."""
-        return True
-
-    def batches(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
-        """Divide calls into single calls, or into batches of the size in the settings."""
-        return chunks(calls, self.batch_calls, _BATCH_BYTES)
+    usual_calls = 1
+    batch_bytes = 4_000_000
 
     def send(self, calls: Sequence[Call], *, window: str) -> Reply:  # noqa: ARG002 - the receiver's interface
         """Send one call, or a list of calls if the settings have a size of batches.
@@ -59,11 +37,6 @@ class WebhookReceiver:
             return Reply(Outcome.REFUSED, 413, "too_large", reply.answer)
         return reply
 
-    def close(self) -> None:
-        """Close the connection."""
-        if self._client:
-            self._client.close()
-
     def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
         content = b"[%b]" % b",".join(bodies) if self._options.batch else bodies[0]
         message_id = webhook_id(calls) if self._options.batch else calls[0].message_id
@@ -77,7 +50,7 @@ class WebhookReceiver:
         if self._options.segment_signature:
             secret = read_secret(self._options.segment_signature)
             headers["X-Signature"] = hmac.new(secret.encode(), content, hashlib.sha1).hexdigest()
-        self._client = client = self._client or HttpClient(receiver_url(self._options), self._options.ca_file or None)
+        client = self._connect()
         return judge(client.post("", content, headers), client.host)
 
 

@@ -347,7 +347,7 @@ def test_an_increment_scans_no_table_of_the_history(warehouse: Warehouse) -> Non
     assert warehouse.number(growing) == before
 
 
-# What the marts leave alone.
+# Objects that a run of the marts leaves alone.
 
 
 def test_views_grants_and_open_readers_survive(warehouse: Warehouse) -> None:

@@ -103,6 +103,6 @@ def test_an_event_arrives_within_seconds_of_its_landing(served_settings: Setting
         for number in range(600):
             up.send(f"m{number}")
             sent[f"m{number}"] = time.monotonic()
-            time.sleep(0.1)
+            time.sleep(0.1)  # the pace of the sender: the latency is that at ten events a second
         wait_until(lambda: len(arrived) == 600, "all events")
     assert statistics.median(arrived[each] - sent[each] for each in sent) < 10

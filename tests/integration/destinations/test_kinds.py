@@ -1,4 +1,4 @@
-"""What each kind of destination sends: Segment's API, signed webhooks and files."""
+"""Each kind of destination sends its own requests: Segment's API, signed webhooks and files."""
 
 import gzip
 import hashlib
