@@ -13,6 +13,7 @@ from loader.destinations.delivery import Delivery
 from loader.destinations.kinds import make_receiver
 from loader.postgres.database import Database
 from loader.raw.destinations import Destination, add_destination, find_destination
+from tests.support.receivers import Receiver
 
 _TRACKS = """
     create schema if not exists {0};
@@ -104,6 +105,11 @@ def land_many(connection: psycopg.Connection, ids: list[str], users: int = 7) ->
     land_calls(connection, *({"messageId": each, "userId": f"u{n % users}"} for n, each in enumerate(ids)))
 
 
+def ids(count: int, start: int = 0) -> list[str]:
+    """Return ids of events."""
+    return [f"m{number}" for number in range(start, start + count)]
+
+
 def new_destination(
     connection: psycopg.Connection,
     kind: str,
@@ -116,6 +122,11 @@ def new_destination(
     """Add a destination, and return it."""
     add_destination(connection, name, kind, settings, filters or {}, from_start=from_start)
     return find_destination(connection, name)
+
+
+def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: Any) -> Destination:
+    """Add a destination of the kind `segment` that begins with the first event, and return it."""
+    return new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", **settings)
 
 
 def deliver(

@@ -9,13 +9,8 @@ from loader.postgres.database import Database, open_database
 from loader.raw.dead_letters import list_letters, retry_letters
 from loader.raw.destinations import find_destination, resume_destination
 from tests.conftest import restored
-from tests.support.deliveries import conserved, deliver, fill_tracks, land_calls, land_many, new_destination
+from tests.support.deliveries import conserved, deliver, fill_tracks, ids, land_calls, land_many, new_destination
 from tests.support.receivers import Receiver, Respond, receiving, refusing
-
-
-def ids(count: int, start: int = 0) -> list[str]:
-    """Return ids of events."""
-    return [f"m{number}" for number in range(start, start + count)]
 
 
 def add(connection: psycopg.Connection, name: str, receiver: Receiver) -> None:

@@ -10,25 +10,17 @@ from loader.postgres.database import Database
 from loader.raw.destinations import add_destination, change_filters, find_destination
 from tests.support.deliveries import (
     MovingClock,
+    add_segment,
     conserved,
     deliver,
     fill_tracks,
+    ids,
     land_calls,
     land_many,
     make_tracks,
     new_destination,
 )
 from tests.support.receivers import LOST, Receiver, Respond, in_turn
-
-
-def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: object) -> None:
-    """Add a destination of the kind `segment` that begins with the first event."""
-    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", **settings)
-
-
-def ids(count: int, start: int = 0) -> list[str]:
-    """Return ids of events."""
-    return [f"m{number}" for number in range(start, start + count)]
 
 
 def test_events_go_in_landing_order_after_tracks_has_them(

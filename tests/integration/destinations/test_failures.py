@@ -17,9 +17,11 @@ from loader.raw.destinations import Destination, find_destination, pause_destina
 from tests.integration.destinations.conftest import KEY
 from tests.support.deliveries import (
     MovingClock,
+    add_segment,
     conserved,
     deliver,
     fill_tracks,
+    ids,
     land_calls,
     land_many,
     new_destination,
@@ -27,16 +29,6 @@ from tests.support.deliveries import (
 from tests.support.receivers import Received, Receiver, Respond, in_turn, refusing
 
 Call = dict[str, Any]
-
-
-def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: object) -> Destination:
-    """Add a destination of the kind `segment` that begins with the first event."""
-    return new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", **settings)
-
-
-def ids(count: int, start: int = 0) -> list[str]:
-    """Return ids of events."""
-    return [f"m{number}" for number in range(start, start + count)]
 
 
 def is_bad(call: Call) -> bool:

@@ -20,15 +20,10 @@ from loader.raw.delivery_windows import add_replay
 from loader.raw.destinations import add_destination, find_destination, read_progress, remove_destination
 from loader.settings import Settings
 from tests.support.collector_process import environment
-from tests.support.deliveries import conserved, deliver, fill_tracks, land_many, new_destination
+from tests.support.deliveries import add_segment, conserved, deliver, fill_tracks, ids, land_many, new_destination
 from tests.support.receivers import LOST, Received, Receiver, Respond, receiving
 from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import wait_until
-
-
-def ids(count: int, start: int = 0) -> list[str]:
-    """Return ids of events."""
-    return [f"m{number}" for number in range(start, start + count)]
 
 
 @contextmanager
@@ -50,11 +45,6 @@ def start_worker(settings: Settings, log: Path, *arguments: str) -> subprocess.P
         return subprocess.Popen(
             [sys.executable, "-m", "loader", "forward", *arguments], env=environment(settings, ()), stderr=stream
         )
-
-
-def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: object) -> None:
-    """Add a destination that begins with the first event."""
-    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", **settings)
 
 
 def test_a_worker_delivers_events_as_they_come(
