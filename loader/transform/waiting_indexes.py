@@ -36,6 +36,9 @@ _WAITING = """
     order by source, model, columns
 """
 
+_USER_BTREE = "using btree (user_id)"
+_USER_PREFIXES = "using spgist (user_id)"
+
 
 def build_waiting_indexes(connection: psycopg.Connection) -> Iterator[tuple[WaitingIndex, str]]:
     """Build the waiting indexes one by one, beside sessions that read and write.
@@ -53,17 +56,22 @@ def build_waiting_indexes(connection: psycopg.Connection) -> Iterator[tuple[Wait
 
 
 def _build(connection: psycopg.Connection, index: WaitingIndex) -> str:
-    create = sql.SQL("create {} index concurrently {} on {} {}").format(
-        sql.SQL(index.uniqueness),
-        sql.Identifier(index.name),
-        sql.Identifier(index.source, index.table),
-        sql.SQL(index.definition),
-    )
+    table = sql.Identifier(index.source, index.table)
+    definition = index.definition
     # A try that was stopped leaves an index that no query uses.
     drop = sql.SQL("drop index concurrently if exists {}").format(sql.Identifier(index.source, index.name))
     try:
+        # As in a run, a tree of prefixes takes the user ids for which a btree has no room.
+        if definition == _USER_BTREE and connection.execute(
+            "select raw.has_long_user_id(%s::regclass)", [table.as_string(connection)]
+        ).fetchone() == (True,):
+            definition = _USER_PREFIXES
         connection.execute(drop)
-        connection.execute(create)
+        connection.execute(
+            sql.SQL("create {} index concurrently {} on {} {}").format(
+                sql.SQL(index.uniqueness), sql.Identifier(index.name), table, sql.SQL(definition)
+            )
+        )
     except psycopg.Error as error:
         with suppress(psycopg.Error):
             connection.execute(drop)

@@ -10,6 +10,7 @@ import pytest
 
 from loader.postgres.database import Database
 from loader.settings import Settings
+from loader.transform.dbt import transform
 from tests.conftest import Loader, loader_here
 from tests.support.dbt_runs import run
 from tests.support.factories import insert_event
@@ -20,8 +21,17 @@ OPENED = [
     "USING brin (\"timestamp\") WITH (autosummarize='on')",
     "USING brin (received_at) WITH (autosummarize='on')",
     "USING btree (campaign_id)",
-    "USING spgist (user_id)",
+    "USING btree (user_id)",
 ]
+
+# The indexes of a table with a user id for which a btree has no room.
+OPENED_WITH_LONG = [*OPENED[:3], "USING spgist (user_id)"]
+
+# A text that does not compress.
+LONG = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=20_000))
+
+# A text that compresses to fewer bytes in a payload than in a btree.
+REPEATED = "a" * 600_000
 
 
 @pytest.fixture
@@ -76,14 +86,49 @@ def test_a_run_builds_the_indexes_of_the_yml(
     assert indexes(connection, "iterable.email_opened")["USING btree (campaign_id)"] == "by_campaign"
 
 
+@pytest.mark.parametrize("long", [LONG, REPEATED], ids=["not compressible", "compressible"])
+@pytest.mark.parametrize("rebuilt", [False, True], ids=["increment", "rebuild"])
 def test_an_index_takes_a_user_id_of_any_length(
+    connection: psycopg.Connection, small: Database, small_settings: Settings, long: str, *, rebuilt: bool
+) -> None:
+    """A btree would refuse a text of 2,700 bytes, and with it the run of the table. The run replaces the btree."""
+    insert_event(connection, "email_opened", "a", mark=long)
+    insert_event(connection, "email_opened", "b", mark="short")
+    run(small, small_settings, full_refresh=rebuilt)
+    for table in ("email_opened", "tracks"):
+        found = connection.execute(f"select id from iterable.{table} where user_id = %s", [long])  # type: ignore[call-overload]
+        assert found.fetchall() == [("a",)]
+    assert list(indexes(connection, "iterable.email_opened")) == OPENED_WITH_LONG
+    assert list(indexes(connection, "iterable.email_delivered")) == OPENED
+    assert not may_refuse_rows(connection, "iterable.email_opened")
+    insert_event(connection, "email_opened", "c", mark="later")
+    run(small, small_settings)
+    assert list(indexes(connection, "iterable.email_opened")) == OPENED_WITH_LONG
+    assert connection.execute("select count(*) from iterable.email_opened").fetchone() == (3,)
+
+
+def test_a_first_fill_takes_a_user_id_of_any_length(unfilled: Database, unfilled_settings: Settings) -> None:
+    """The index is built after the rows."""
+    with unfilled.connect(autocommit=True) as connection:
+        insert_event(connection, "email_opened", "a", mark=LONG)
+        run(unfilled, unfilled_settings)
+        assert list(indexes(connection, "iterable.email_opened")) == OPENED_WITH_LONG
+        assert connection.execute("select count(*) from raw.waiting_indexes").fetchone() == (0,)
+
+
+def test_a_run_that_cannot_replace_an_index_says_so(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
-    """A btree would refuse a text of 2,700 bytes that does not compress, and with it the run of the table."""
-    long = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=20_000))
-    insert_event(connection, "email_opened", "a", mark=long)
+    """A reader holds the table. The next run writes the row."""
+    insert_event(connection, "email_opened", "a", mark=LONG)
+    with small.connect() as reader:
+        reader.execute("select from iterable.email_opened")
+        filled = transform(small, small_settings)
+    [opened] = [table for table in filled if table.table == "email_opened"]
+    assert "has no room for a user id of this run, and could not be dropped" in str(opened.error)
+    assert "In the way: " in str(opened.error)
     run(small, small_settings)
-    assert connection.execute("select id from iterable.email_opened where user_id = %s", [long]).fetchall() == [("a",)]
+    assert connection.execute("select id from iterable.email_opened").fetchall() == [("a",)]
 
 
 def test_many_events_of_one_user_cost_no_more_than_others(connection: psycopg.Connection) -> None:
@@ -95,13 +140,20 @@ def test_many_events_of_one_user_cost_no_more_than_others(connection: psycopg.Co
     assert row[0][0]["Plan"]["Shared Hit Blocks"] < 3_000
 
 
-def test_migrating_drops_the_hash_indexes_of_earlier_versions(connection: psycopg.Connection) -> None:
+@pytest.mark.parametrize(
+    ("kind", "migration"), [("hash", "0052_user_indexes.sql"), ("spgist", "0055_user_btrees.sql")]
+)
+def test_migrating_drops_the_indexes_of_earlier_versions(
+    connection: psycopg.Connection, kind: str, migration: str
+) -> None:
     """An index that a person made stays."""
-    name = hashlib.md5(b'email_opened hash ["user_id"] f', usedforsecurity=False).hexdigest()
-    connection.execute(f'create index "{name}" on iterable.email_opened using hash (user_id)')  # type: ignore[call-overload]
-    connection.execute("create index own on iterable.email_opened using hash (user_id)")
-    connection.execute((ROOT / "migrations/versions/0052_user_indexes.sql").read_bytes())
-    assert indexes(connection, "iterable.email_opened")["USING hash (user_id)"] == "own"
+    name = hashlib.md5(f'email_opened {kind} ["user_id"] f'.encode(), usedforsecurity=False).hexdigest()
+    connection.execute(f'create index "{name}" on iterable.email_opened using {kind} (user_id)')  # type: ignore[call-overload]
+    connection.execute(f"create index own on iterable.email_opened using {kind} (user_id)")  # type: ignore[call-overload]
+    # The functions of the later migration are there already.
+    dropping = (ROOT / "migrations/versions" / migration).read_text().partition("\n$$;\n")[0] + "\n$$"
+    connection.execute(dropping)  # type: ignore[call-overload]
+    assert indexes(connection, "iterable.email_opened")[f"USING {kind} (user_id)"] == "own"
     assert name not in indexes(connection, "iterable.email_opened").values()
 
 
@@ -151,6 +203,15 @@ def test_the_indexes_of_a_large_table_wait_for_the_command(
     run(small, small_settings)
     assert list(indexes(connection, "iterable.email_opened")) == OPENED
     assert law(connection)["waiting"] == 0
+
+
+def test_the_command_finds_the_type_for_long_user_ids(run_without: Loader, connection: psycopg.Connection) -> None:
+    """Later runs leave the index as it is."""
+    connection.execute("insert into iterable.email_opened (id, user_id) values ('long', %s)", [LONG])
+    assert run_without("index").returncode == 0
+    assert list(indexes(connection, "iterable.email_opened")) == OPENED_WITH_LONG
+    assert run_without("transform").returncode == 0
+    assert list(indexes(connection, "iterable.email_opened")) == OPENED_WITH_LONG
 
 
 def test_the_command_names_an_index_that_it_cannot_build(run_without: Loader, connection: psycopg.Connection) -> None:
