@@ -34,10 +34,9 @@
 {#-
     The select for any table. `columns` have the form of `declared_columns`. With `first_of_id`, the select
     takes only the first landed event of each id; a run asks for it where an id repeats. SQL around the macro could not do
-    so, because it does not know the landing order. `noting` is a condition for every row. `slice` limits the select to events
-    between two numbers of the landing order. With `in_order`, the rows come in landing order.
+    so, because it does not know the landing order. `noting` is a condition for every row. `order` is the order of the rows.
 -#}
-{% macro event_select(columns, collection, every_event, first_of_id=false, noting='', slice=none, in_order=false) -%}
+{% macro event_select(columns, collection, every_event, first_of_id=false, noting='', order=none) -%}
     select
         {%- for column in columns %}
         {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
@@ -46,7 +45,7 @@
         {%- endfor %}
     from (
         {#- Lines are not indented, because the key of a property may hold a line break. #}
-        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns, every_event and noting, slice, in_order) }}
+        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns, every_event and noting) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
@@ -54,6 +53,9 @@
     {%- if noting %}
     where
         {{ noting }}
+    {%- endif %}
+    {%- if order %}
+    order by {{ order }}
     {%- endif %}
 {%- endmacro %}
 
@@ -79,8 +81,7 @@
     The events of a table in this run, with the parts of the call that columns are read from. tracks reads no properties. The
     text of each of the `columns` is read once and cast once.
 -#}
-{% macro new_events(events, collection, every_event=false, first_of_id=false, columns=[], with_table_id=false, slice=none, in_order=false) -%}
-    {%- set within = "and seq between " ~ slice[0] ~ " and " ~ slice[1] if slice else "" -%}
+{% macro new_events(events, collection, every_event=false, first_of_id=false, columns=[], with_table_id=false) -%}
     {%- set read = columns | selectattr('reading') | list -%}
     {%- if read -%}
     select
@@ -97,6 +98,7 @@
         from (
     {%- endif %}
     select
+        landed.load_xid,
         landed.seq,
         landed.message_id,
         landed.received_at,
@@ -122,7 +124,6 @@
     where
         {{ event_filter(collection, every_event) }}
         and {{ since_last_run() }}
-        {{ within }}
         {%- if first_of_id %}
         and seq in (
             select min(seq)
@@ -130,13 +131,9 @@
             where
                 {{ event_filter(collection, every_event) | indent(8) }}
                 and {{ since_last_run() | indent(8) }}
-                {{ within }}
             group by message_id
         )
         {%- endif %}
-    {%- if in_order %}
-    order by landed.load_xid, landed.seq
-    {%- endif %}
     offset 0
     {%- if read %}
         ) as events

@@ -115,14 +115,11 @@
 
 {#-
     Inserts the rows of the new events, and returns their number. The statement is the one that dbt shows as the model's.
-
-    An increment inserts its rows in the order of their ids, because random ids walk the whole key for each row. A large
-    increment is cut into slices of the landing order, so that the rows of a day stay on few pages. A first fill has no key
-    yet, and inserts in landing order.
+    `raw.insertion_order` explains the order of the rows. A first fill inserts in landing order.
 -#}
 {% macro insert_new_events(table, plan, columns, has_known_ids) %}
     {%- set is_created = plan.run.is_created and not table.own_sql -%}
-    {%- set may_repeat = has_known_ids or table.own_sql or (plan.repeated and plan.slices | length > 1) -%}
+    {%- set may_repeat = has_known_ids or table.own_sql -%}
     {%- set noting = note_mismatches(table, columns, plan.run.is_rebuild and not may_repeat) -%}
     {%- if table.own_sql -%}
         {#- A team's own SQL has no place for the condition. -#}
@@ -130,19 +127,17 @@
     {%- else -%}
         {%- do record_wide_rows(table, columns, plan.repeated) -%}
     {%- endif -%}
-    {%- set inserted = namespace(rows=0) -%}
-    {%- for slice in plan.slices if not table.refused_by -%}
-        {%- set selected = event_select(columns, table.name, table.every_event, plan.repeated, noting, slice, in_order=is_created and table.every_event) if not table.own_sql -%}
-        {%- set in_order = "order by " ~ adapter.quote("id") if not is_created and not table.own_sql -%}
-        {%- set insertion = insertion_sql(table, columns, selected, in_order, may_repeat and not is_created) -%}
-        {%- set inserted.rows = inserted.rows + write_rows(table, insertion, 'main') -%}
-    {%- endfor -%}
-    {{ return(inserted.rows) }}
+    {%- if table.refused_by -%}
+        {{ return(0) }}
+    {%- endif -%}
+    {%- set order = 'events.load_xid, events.seq' if is_created and table.every_event else plan.order -%}
+    {%- set selected = event_select(columns, table.name, table.every_event, plan.repeated, noting, order) if not table.own_sql -%}
+    {{ return(write_rows(table, insertion_sql(table, columns, selected, may_repeat and not is_created), 'main')) }}
 {% endmacro %}
 
 
 {#- Returns the insert of a run: the rows of a select of the layout, or those of a team's own SQL. -#}
-{% macro insertion_sql(table, columns, selected, in_order, may_repeat) %}
+{% macro insertion_sql(table, columns, selected, may_repeat) %}
     insert into {{ table.relation }} (
         {%- for column in columns %}
         {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
@@ -158,7 +153,6 @@
     ) as selected
     {%- else %}
     {{ fitting_select(columns, selected) }}
-    {{ in_order or "" }}
     {%- endif %}
     {{ "on conflict (id) do nothing" if may_repeat }}
 {% endmacro %}

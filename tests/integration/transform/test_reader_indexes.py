@@ -140,9 +140,7 @@ def test_many_events_of_one_user_cost_no_more_than_others(connection: psycopg.Co
     assert row[0][0]["Plan"]["Shared Hit Blocks"] < 3_000
 
 
-@pytest.mark.parametrize(
-    ("kind", "migration"), [("hash", "0052_user_indexes.sql"), ("spgist", "0055_user_btrees.sql")]
-)
+@pytest.mark.parametrize(("kind", "migration"), [("hash", "0052_user_indexes.sql"), ("spgist", "0056_user_btrees.sql")])
 def test_migrating_drops_the_indexes_of_earlier_versions(
     connection: psycopg.Connection, kind: str, migration: str
 ) -> None:

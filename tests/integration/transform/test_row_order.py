@@ -1,6 +1,5 @@
-"""The order of a table's rows: events of a day stay on few pages, and a large increment comes in slices."""
+"""The order of a table's rows: events of a day stay on few pages, and a large increment comes in parts."""
 
-import itertools
 from collections.abc import Iterator
 
 import psycopg
@@ -41,9 +40,9 @@ def land_days(connection: psycopg.Connection, first: int, last: int) -> None:
     connection.execute(HISTORY, numbers)
 
 
-def set_slice(connection: psycopg.Connection, events: int) -> None:
-    """Let a run cut its increment into slices of some events."""
-    row = connection.execute("select pg_get_functiondef('raw.slice_events(jsonb)'::regprocedure)").fetchone()
+def set_part(connection: psycopg.Connection, events: int) -> None:
+    """Let a run cut its increment into parts of some events."""
+    row = connection.execute("select pg_get_functiondef('raw.insertion_order(jsonb)'::regprocedure)").fetchone()
     assert row is not None
     assert "200000" in row[0]
     connection.execute(row[0].replace("200000", str(events)))
@@ -67,8 +66,8 @@ def share_of_pages(connection: psycopg.Connection, table: str, day: int) -> floa
 def test_the_rows_of_a_day_stay_on_few_pages(
     database: Database, settings: Settings, connection: psycopg.Connection
 ) -> None:
-    """After a first fill, after an increment in slices, and after a full refresh; `tracks` reads many partitions."""
-    set_slice(connection, PER_DAY)
+    """After a first fill, after an increment in parts, and after a full refresh; `tracks` reads many partitions."""
+    set_part(connection, PER_DAY)
     land_days(connection, 0, DAYS)
     run(database, settings, *MODELS)
     for table in MODELS:
@@ -86,10 +85,10 @@ def test_the_rows_of_a_day_stay_on_few_pages(
         assert share_of_pages(connection, f"iterable.{table}", DAYS // 2) < 4 / (2 * DAYS)
 
 
-def test_an_increment_in_slices_equals_a_rebuild(served: Database, served_settings: Settings) -> None:
-    """Ids come again within a slice, across slices and from earlier runs. The first landed event counts."""
+def test_an_increment_in_parts_equals_a_rebuild(served: Database, served_settings: Settings) -> None:
+    """Ids come again within a part, across parts and from earlier runs. The first landed event counts."""
     with served.connect(autocommit=True) as reader:
-        set_slice(reader, 2)
+        set_part(reader, 2)
         for message_id in ("a", "b", "b", "c"):
             insert_event(reader, "email_opened", message_id)
         run(served, served_settings, *MODELS)
@@ -105,31 +104,36 @@ def test_an_increment_in_slices_equals_a_rebuild(served: Database, served_settin
         assert everything(reader) == before
 
 
+def insertion_order(
+    connection: psycopg.Connection, rows: int, first: int, last: int, *, is_created: bool = False
+) -> str:
+    """Return the SQL of the order in which a run inserts so many rows; empty without an order."""
+    query = """
+        select coalesce(raw.insertion_order(jsonb_build_object(
+            'is_created', %s::boolean, 'is_own_sql', false,
+            'rows', %s::bigint, 'first_seq', %s::bigint, 'last_seq_read', %s::bigint
+        )), '')
+    """
+    row = connection.execute(query, (is_created, rows, first, last)).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 @pytest.mark.parametrize(
     ("rows", "first", "last"), [(400_001, 1, 400_001), (200_001, 7, 9_000_000), (1_000_000, 5, 1_000_005)]
 )
-def test_slices_cover_the_landing_order(connection: psycopg.Connection, rows: int, first: int, last: int) -> None:
-    """Each event is in exactly one slice, whatever lies between the numbers."""
-    query = """
-        select raw.slice_events(jsonb_build_object(
-            'is_created', false, 'is_own_sql', false,
-            'rows', %s::bigint, 'first_seq', %s::bigint, 'last_seq_read', %s::bigint
-        ))
-    """
-    row = connection.execute(query, (rows, first, last)).fetchone()
-    assert row is not None
-    [slices] = row
-    assert (slices[0][0], slices[-1][1]) == (first, last)
-    assert all(before[1] + 1 == after[0] for before, after in itertools.pairwise(slices))
-    assert len(slices) == 1 + (rows - 1) // 200_000
+def test_parts_follow_the_landing_order(connection: psycopg.Connection, rows: int, first: int, last: int) -> None:
+    """The first and the last event are in the first and the last part, whatever lies between the numbers."""
+    part, _, then = insertion_order(connection, rows, first, last).partition(", ")
+    assert then == '"id"'
+    numbers = connection.execute(
+        f"select {part} from (values (%s::bigint), (%s)) as events (seq)",  # type: ignore[arg-type]
+        (first, last),
+    ).fetchall()
+    assert numbers == [(0,), ((rows - 1) // 200_000,)]
 
 
-def test_a_small_increment_is_one_slice(connection: psycopg.Connection) -> None:
-    """A first fill is one slice as well, however many events it has."""
-    query = """
-        select raw.slice_events(jsonb_build_object(
-            'is_created', %s::boolean, 'is_own_sql', false, 'rows', %s::bigint, 'first_seq', 1, 'last_seq_read', 5000000
-        ))
-    """
-    assert connection.execute(query, (False, 200_000)).fetchone() == ([None],)
-    assert connection.execute(query, (True, 5_000_000)).fetchone() == ([None],)
+def test_a_small_increment_is_one_part(connection: psycopg.Connection) -> None:
+    """A first fill has no order, however many events it has."""
+    assert insertion_order(connection, 200_000, 1, 5_000_000) == '"id"'
+    assert not insertion_order(connection, 5_000_000, 1, 5_000_000, is_created=True)

@@ -75,50 +75,6 @@ as $$
 $$;
 
 
-create function raw.is_long_user_id(user_id text) returns boolean
-language sql immutable
-return octet_length(user_id) > 2600;
-
-comment on function raw.is_long_user_id is 'Whether a btree may have no room for a user id.';
-
-
--- Tells whether a run is to write a user id for which a btree has no room. A payload that is neither long nor compressed has
--- no such user id, and is not unpacked.
-create function raw.writes_long_user_id(run jsonb) returns boolean
-language plpgsql stable
-set search_path = pg_catalog
-as $$
-declare
-    is_found boolean := false;
-begin
-    if (run ->> 'rows')::bigint > 0 then
-        execute format(
-            $search$
-                select exists (
-                    select
-                    from raw.events
-                    where
-                        %s
-                        and (pg_column_compression(payload) is not null or pg_column_size(payload) > 2600)
-                        and raw.is_long_user_id(payload ->> 'userId')
-                )
-            $search$,
-            raw.filter_new_events(
-                run ->> 'model',
-                run ->> 'source',
-                case when (run ->> 'is_rebuild')::boolean then '' else run ->> 'previous' end,
-                run ->> 'snapshot'
-            )
-        )
-        into is_found;
-    end if;
-    return is_found;
-end
-$$;
-
-comment on function raw.writes_long_user_id is 'Whether a run writes a user id for which a btree has no room.';
-
-
 create function raw.has_long_user_id(target regclass) returns boolean
 language plpgsql stable
 set search_path = pg_catalog
@@ -213,10 +169,9 @@ declare
     reason text;
     obstacles text[] := '{}';
 begin
+    -- A team's own SQL may make any user id.
     run := run || jsonb_build_object(
-        'has_long_user_ids',
-        -- A team's own SQL may make any user id.
-        (run ->> 'is_own_sql')::boolean or (user_index is not null and not is_created and raw.writes_long_user_id(run))
+        'has_long_user_ids', coalesce((run ->> 'has_long_user_ids')::boolean, false) or (run ->> 'is_own_sql')::boolean
     );
     if user_index is not null and (run ->> 'has_long_user_ids')::boolean then
         reason := raw.change_table(run ->> 'model', run ->> 'source', target, format('drop index %s', user_index), true);
