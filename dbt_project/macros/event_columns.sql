@@ -35,8 +35,9 @@
     The select for any table. `columns` have the form of `declared_columns`. With `first_of_id`, the select
     takes only the first landed event of each id; a run asks for it where an id repeats. SQL around the macro could not do
     so, because it does not know the landing order. `noting` is a condition for every row. `order` is the order of the rows.
+    With `in_order`, the rows come in landing order, by a merge of all partitions.
 -#}
-{% macro event_select(columns, collection, every_event, first_of_id=false, noting='', order=none) -%}
+{% macro event_select(columns, collection, every_event, first_of_id=false, noting='', order=none, in_order=false) -%}
     select
         {%- for column in columns %}
         {{ column.value }} as {{ adapter.quote(column.name) }}{{ "," if not loop.last }}
@@ -45,7 +46,7 @@
         {%- endfor %}
     from (
         {#- Lines are not indented, because the key of a property may hold a line break. #}
-        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns, every_event and noting) }}
+        {{ new_events(source('raw', 'events'), collection, every_event, first_of_id, columns, every_event and noting, in_order) }}
     ) as events
     cross join lateral (
         {{ event_times() | indent(8) }}
@@ -81,7 +82,7 @@
     The events of a table in this run, with the parts of the call that columns are read from. tracks reads no properties. The
     text of each of the `columns` is read once and cast once.
 -#}
-{% macro new_events(events, collection, every_event=false, first_of_id=false, columns=[], with_table_id=false) -%}
+{% macro new_events(events, collection, every_event=false, first_of_id=false, columns=[], with_table_id=false, in_order=false) -%}
     {%- set read = columns | selectattr('reading') | list -%}
     {%- if read -%}
     select
@@ -98,7 +99,6 @@
         from (
     {%- endif %}
     select
-        landed.load_xid,
         landed.seq,
         landed.message_id,
         landed.received_at,
@@ -134,6 +134,9 @@
             group by message_id
         )
         {%- endif %}
+    {%- if in_order %}
+    order by landed.load_xid, landed.seq
+    {%- endif %}
     offset 0
     {%- if read %}
         ) as events

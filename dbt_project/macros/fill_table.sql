@@ -130,8 +130,7 @@
     {%- if table.refused_by -%}
         {{ return(0) }}
     {%- endif -%}
-    {%- set order = 'events.load_xid, events.seq' if is_created and table.every_event else plan.order -%}
-    {%- set selected = event_select(columns, table.name, table.every_event, plan.repeated, noting, order) if not table.own_sql -%}
+    {%- set selected = event_select(columns, table.name, table.every_event, plan.repeated, noting, plan.order, in_order=is_created and table.every_event) if not table.own_sql -%}
     {{ return(write_rows(table, insertion_sql(table, columns, selected, may_repeat and not is_created), 'main')) }}
 {% endmacro %}
 
