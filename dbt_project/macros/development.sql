@@ -71,7 +71,7 @@
     {%- set columns = planned_columns(plan) -%}
     {%- set selected = event_select(columns, table.name, table.every_event, first_of_id=true) if not table.own_sql -%}
     {%- call statement('main') -%}
-        {{ insertion_sql(table, columns, selected, none, may_repeat=true) }}
+        {{ insertion_sql(table, columns, selected, may_repeat=true) }}
     {%- endcall -%}
     {%- set inserted = load_result('main').response.rows_affected -%}
     {%- do run_query("select raw.close_development_table(" ~ name | join(", ") ~ ", " ~ inserted ~ ")") -%}
