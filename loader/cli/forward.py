@@ -41,12 +41,14 @@ def forward() -> None:
 
 @forward.command(name="run")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--once", is_flag=True, help="End when nothing waits.")
+@click.option("--once", is_flag=True, help="End when nothing waits, or a minute after a receiver begins to fail.")
 def forward_run(names: tuple[str, ...], *, once: bool) -> None:
     """Deliver landed events to the destinations, until stopped.
 
     Several workers may run, on any machines: each destination has one worker, and the others stand by. The first
     SIGTERM or Ctrl-C lets the requests under way finish.
+
+    With --once, a destination that takes nothing for a minute is left with its events, and the exit code is 1.
     """
     settings = read_settings()
     configure_logs()
@@ -55,9 +57,15 @@ def forward_run(names: tuple[str, ...], *, once: bool) -> None:
         Worker(settings, names, once=once).run(stop)
     if once:
         with context.database() as (database, _), database.autocommit() as connection:
-            stuck = [each.name for each in list_destinations(connection) if each.state != "active"]
-        if stuck and (not names or set(names) & set(stuck)):
-            output.note(f"Not delivered completely: {', '.join(stuck)}. `loader forward status` shows the reasons.")
+            found = [each for each in list_destinations(connection) if not names or each.name in names]
+        stuck = [each for each in found if each.state != "active"]
+        for each in stuck:
+            reason = f": {each.last_error}" if each.last_error else ""
+            output.note(f"Destination {each.name} has not got all events. It is {describe_state(each)}{reason}.")
+        if stuck:
+            output.note(
+                "The events wait. The next `loader forward` sends them, after `loader destination resume` if paused."
+            )
             sys.exit(1)
 
 

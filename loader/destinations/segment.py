@@ -46,7 +46,7 @@ class SegmentReceiver(HttpReceiver):
             ConfigurationError: The key cannot be read.
         """
         sizes = [(call, smallest_body(call, CALL_BYTES)) for call in calls]
-        dead = [Dead(call, None, "too_large", is_refusal=False) for call, body in sizes if body is None]
+        dead = [Dead(call, None, "too_large") for call, body in sizes if body is None]
         bodies = [body for _, body in sizes if body is not None]
         if not bodies:
             return Reply(Outcome.TAKEN, dead=dead)

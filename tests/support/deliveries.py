@@ -10,7 +10,7 @@ import psycopg
 
 from loader.destinations.clock import Clock
 from loader.destinations.delivery import Delivery
-from loader.destinations.kinds import make_receiver
+from loader.destinations.shared import Shared
 from loader.postgres.database import Database
 from loader.raw.destinations import Destination, add_destination, find_destination
 from tests.support.receivers import Receiver
@@ -130,7 +130,13 @@ def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: 
 
 
 def deliver(
-    database: Database, name: str = "cdp", *, clock: Clock | None = None, replay: int = 0, rounds: int = 1000
+    database: Database,
+    name: str = "cdp",
+    *,
+    clock: Clock | None = None,
+    replay: int = 0,
+    rounds: int = 1000,
+    shared: Shared | None = None,
 ) -> None:
     """Deliver until nothing waits."""
     with database.connect(autocommit=True) as connection:
@@ -141,7 +147,7 @@ def deliver(
             replay,
             clock=clock or MovingClock(),
             stop=threading.Event(),
-            make=make_receiver,
+            shared=shared,
         )
         try:
             for _ in range(rounds):

@@ -13,8 +13,13 @@ from loader.destinations.delivery import Delivery
 from loader.postgres.database import Database
 from loader.raw.dead_letters import list_letters, retry_letters
 from loader.raw.delivery_windows import MovedCursorError
-from loader.raw.destinations import Destination, find_destination, pause_destination, resume_destination
-from tests.integration.destinations.conftest import KEY
+from loader.raw.destinations import (
+    Destination,
+    change_filters,
+    find_destination,
+    pause_destination,
+    resume_destination,
+)
 from tests.support.deliveries import (
     MovingClock,
     add_segment,
@@ -26,6 +31,7 @@ from tests.support.deliveries import (
     land_many,
     new_destination,
 )
+from tests.support.delivery_fixtures import KEY
 from tests.support.receivers import Received, Receiver, Respond, in_turn, refusing
 
 Call = dict[str, Any]
@@ -221,6 +227,59 @@ def test_twenty_refusals_in_a_row_pause_the_destination(
     deliver(database)
     assert sorted(receiver.taken_ids) == sorted(ids(100))
     assert conserved(connection)["delivered"] == 100
+
+
+def test_events_that_the_own_checks_refuse_count_too(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A wrong mapping must not empty the queue, although no request is sent."""
+    found = new_destination(connection, "iterable", url=receiver.url, key="env:DESTINATION_KEY")
+    land_calls(connection, *({"messageId": each, "userId": None, "anonymousId": "a"} for each in ids(100)))
+    fill_tracks(connection)
+    deliver(database)
+    paused = find_destination(connection, "cdp")
+    assert (paused.state, paused.pause_reason) == ("paused", "rejecting")
+    assert "no_user" in str(paused.last_error)
+    assert "loader destination filter" in str(paused.last_error)
+    assert receiver.requests == []
+    assert conserved(connection)["dead"] == len(list_letters(connection, found.id, 100)) == 20
+
+
+def test_refusals_count_in_landing_order(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """One accepted event between them begins a new row, in one batch too."""
+    add_segment(connection, receiver)
+    large = "x" * 33_000
+    land_calls(connection, *({"messageId": f"m{n}", "large": large if n % 20 else ""} for n in range(100)))
+    fill_tracks(connection)
+    deliver(database)
+    assert find_destination(connection, "cdp").state == "active"
+    assert conserved(connection) == {"delivered": 5, "filtered": 0, "repeated": 0, "dead": 95}
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_resumed_destination_begins_to_count_anew(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, *, is_changed: bool
+) -> None:
+    """The same worker goes on: refusals of before the pause do not pause it again."""
+    found = add_segment(connection, receiver)
+    land_with_bad(connection, 1500, set(range(0, 1500, 19)))
+    receiver.answer = refusing(is_bad)
+    with database.connect(autocommit=True) as own:
+        delivery = Delivery(own, found.id, 0, clock=MovingClock(), stop=threading.Event())
+        assert delivery.work() is False
+        assert find_destination(connection, "cdp").pause_reason == "rejecting"
+        done = sum(conserved(connection).values())
+        if is_changed:
+            change_filters(connection, found.id, {"exclude": ["SMS *"]})
+        resume_destination(connection, found.id)
+        while delivery.work():
+            pass
+        delivery.close()
+    assert find_destination(connection, "cdp").state == "active"
+    assert done < 1100
+    assert sum(conserved(connection).values()) == 1500
 
 
 def test_refusals_of_a_twentieth_pause_the_destination(

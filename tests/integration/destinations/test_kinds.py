@@ -17,7 +17,6 @@ from loader.raw.dead_letters import list_letters
 from loader.raw.destinations import find_destination
 from loader.raw.sources import add_key
 from loader.settings import Settings
-from tests.integration.destinations.conftest import KEY
 from tests.support.collector_thread import collecting
 from tests.support.deliveries import (
     MovingClock,
@@ -28,6 +27,7 @@ from tests.support.deliveries import (
     land_many,
     new_destination,
 )
+from tests.support.delivery_fixtures import KEY
 from tests.support.receivers import Receiver, Respond, in_turn
 
 SECRETS = ("whsec_" + b64encode(b"first secret of a webhook").decode(), "whsec_" + b64encode(b"second").decode())
