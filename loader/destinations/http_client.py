@@ -6,9 +6,11 @@ host and the class of the failure, because an address may contain a secret.
 
 import email.utils
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
@@ -84,6 +86,9 @@ class HttpClient:
         url: The address, as `check_url` returns it.
         ca_file: A file with the certificates to trust; None for those of the system.
         silence_seconds: The longest wait for the next byte of an answer.
+
+    Raises:
+        ConfigurationError: The file of certificates cannot be read.
     """
 
     url: str
@@ -95,7 +100,14 @@ class HttpClient:
         parts = urlsplit(self.url)
         self._path = parts.path + (f"?{parts.query}" if parts.query else "")
         self.host = parts.hostname or ""
-        options = {"ca_certs": self.ca_file} if parts.scheme == "https" and self.ca_file else {}
+        options: dict[str, Any] = {}
+        if parts.scheme == "https" and self.ca_file:
+            try:
+                options["ssl_context"] = ssl.create_default_context(cafile=self.ca_file)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The certificates in {self.ca_file} cannot be read: {error.strerror or error}. Check the file."
+                ) from None
         self._pool = urllib3.connection_from_url(
             f"{parts.scheme}://{parts.netloc}",
             maxsize=1,
@@ -135,7 +147,11 @@ class HttpClient:
             finally:
                 answer.release_conn()
         except urllib3.exceptions.SSLError as error:
-            return Answer(0, failure=f"{self.host}: {_certificate_problem(error)}", is_certificate_wrong=True)
+            cause = error.args[0] if error.args else None
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                reason = f"the certificate of {self.host} is not accepted: {cause.verify_message.rstrip('.')}"
+                return Answer(0, failure=reason, is_certificate_wrong=True)
+            return Answer(0, failure=f"no encrypted connection to {self.host}")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return Answer(0, failure=f"no answer from {self.host}: {type(error).__name__}")
         return Answer(answer.status, content, read_wait(answer.headers.get("Retry-After")))
@@ -162,7 +178,3 @@ def read_wait(header: str | None, now: float | None = None) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(moment - (time.time() if now is None else now), 0.0), _LONGEST_WAIT_SECONDS)
-
-
-def _certificate_problem(error: Exception) -> str:
-    return "the certificate is not trusted" if "CERTIFICATE" in str(error).upper() else "no encrypted connection"

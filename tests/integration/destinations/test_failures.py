@@ -23,6 +23,7 @@ from loader.raw.destinations import (
 from tests.support.deliveries import (
     MovingClock,
     add_segment,
+    change_settings,
     conserved,
     deliver,
     fill_tracks,
@@ -32,7 +33,7 @@ from tests.support.deliveries import (
     new_destination,
 )
 from tests.support.delivery_fixtures import KEY
-from tests.support.receivers import Received, Receiver, Respond, in_turn, refusing
+from tests.support.receivers import UNTRUSTED, Received, Receiver, Respond, in_turn, receiving, refusing
 
 Call = dict[str, Any]
 
@@ -152,6 +153,31 @@ def test_a_refused_key_pauses_and_one_probe_resumes(
     assert {request.path for request in receiver.requests} == {"/v1/batch"}
     assert receiver.taken_ids == ids(40)
     assert conserved(connection)["dead"] == 0
+
+
+def test_a_certificate_that_is_not_trusted_pauses_and_says_why(
+    database: Database, connection: psycopg.Connection
+) -> None:
+    """Nothing reaches such a receiver, and nothing dies. A trusted certificate for another name is refused as well."""
+    with receiving(UNTRUSTED) as receiver:
+        found = new_destination(connection, "webhook", url=receiver.url)
+        land_many(connection, ids(3))
+        fill_tracks(connection)
+        address = receiver.url.replace("localhost", "127.0.0.1")
+        for settings, host, problem in (
+            ({}, "localhost", "self-signed certificate"),
+            ({"ca_file": str(UNTRUSTED), "url": address}, "127.0.0.1", "IP address mismatch, certificate is not valid"),
+        ):
+            change_settings(connection, found, **settings)
+            deliver(database, patience_seconds=1)
+            paused = find_destination(connection, "cdp")
+            assert paused.pause_reason == "config"
+            assert f"the certificate of {host} is not accepted: {problem}" in str(paused.last_error)
+        assert receiver.requests == []
+        change_settings(connection, found, url=receiver.url)
+        deliver(database)
+        assert receiver.taken_ids == ids(3)
+    assert conserved(connection) == {"delivered": 3, "filtered": 0, "repeated": 0, "dead": 0}
 
 
 def test_a_missing_key_pauses_without_a_request(
@@ -294,19 +320,21 @@ def test_refusals_of_a_twentieth_pause_the_destination(
     assert 1000 <= sum(conserved(connection).values()) < 1100
 
 
+@pytest.mark.parametrize("count", [3000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_one_bad_event_of_many_dies_and_stops_nothing(
-    database: Database, connection: psycopg.Connection, receiver: Receiver
+    database: Database, connection: psycopg.Connection, receiver: Receiver, count: int
 ) -> None:
     """Exactly this event is dead, and it arrives after the mend."""
     found = add_segment(connection, receiver)
-    land_with_bad(connection, 3000, {1234})
+    bad = count // 2 - 266
+    land_with_bad(connection, count, {bad})
     receiver.answer = refusing(is_bad)
     deliver(database)
-    assert [each.message_id for each in list_letters(connection, found.id, 10)] == ["m1234"]
+    assert [each.message_id for each in list_letters(connection, found.id, 10)] == [f"m{bad}"]
     receiver.answer = lambda _: Respond()
     retry_letters(connection, found.id, None)
     deliver(database)
-    assert receiver.taken_ids == [each for each in ids(3000) if each != "m1234"] + ["m1234"]
+    assert receiver.taken_ids == [each for each in ids(count) if each != f"m{bad}"] + [f"m{bad}"]
 
 
 def test_success_false_in_an_answer_with_200_is_a_refusal(

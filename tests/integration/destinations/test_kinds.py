@@ -6,29 +6,36 @@ import hmac
 import json
 import stat
 from base64 import b64decode, b64encode
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from loader.postgres.database import Database
+from loader.destinations.clock import SystemClock
+from loader.events.timestamps import iso_text
+from loader.postgres.database import Database, open_database
 from loader.raw.dead_letters import list_letters
 from loader.raw.destinations import find_destination
 from loader.raw.sources import add_key
 from loader.settings import Settings
+from tests.conftest import own_database
 from tests.support.collector_thread import collecting
 from tests.support.deliveries import (
     MovingClock,
     conserved,
     deliver,
     fill_tracks,
+    ids,
     land_calls,
     land_many,
+    make_tracks,
     new_destination,
 )
 from tests.support.delivery_fixtures import KEY
 from tests.support.receivers import Receiver, Respond, in_turn
+from tests.support.waiting import wait_until
 
 SECRETS = ("whsec_" + b64encode(b"first secret of a webhook").decode(), "whsec_" + b64encode(b"second").decode())
 
@@ -197,10 +204,10 @@ def test_a_folder_that_cannot_be_written_is_tried_again(
     assert stat.S_ISREG(path.stat().st_mode)
 
 
-def test_two_instances_that_forward_to_each_other_have_each_event_once(
+def test_a_call_that_comes_back_is_answered_and_does_not_land(
     database: Database, settings: Settings, connection: psycopg.Connection
 ) -> None:
-    """A call that comes back is answered with 200 and does not land."""
+    """By each entrance, with 200, and metrics count it."""
     with database.begin() as control:
         key = add_key(control, "Iterable")
     with collecting(settings) as collector, pytest.MonkeyPatch.context() as patch:
@@ -225,3 +232,49 @@ def test_two_instances_that_forward_to_each_other_have_each_event_once(
         assert 'loader_delivery_events_total{destination="cdp",outcome="delivered"} 2.0' in metrics
         assert 'loader_delivery_requests_total{code="200",destination="cdp"} 1.0' in metrics
         assert 'loader_delivery_paused{destination="cdp"} 0.0' in metrics
+
+
+def test_two_instances_that_forward_to_each_other_have_each_event_once(
+    settings: Settings, server: str, home: Path, raw_template: str
+) -> None:
+    """Each event is in both, with the time that the first instance gave it, and further rounds send nothing."""
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        databases, connections, urls = [], [], []
+        for name, own in (("A", settings), ("B", stack.enter_context(own_database(server, home, raw_template)))):
+            opened = stack.enter_context(open_database(own))
+            connection = stack.enter_context(opened.connect(autocommit=True))
+            # Both are clones of one database. The instances of a person have ids of their own.
+            connection.execute("update raw.cluster set warehouse_id = gen_random_uuid()")
+            make_tracks(connection)
+            with opened.begin() as control:
+                patch.setenv(f"KEY_{name}", add_key(control, "Iterable"))
+            collector = stack.enter_context(collecting(own))
+            databases.append(opened)
+            connections.append(connection)
+            urls.append(f"http://127.0.0.1:{collector.port}")
+        new_destination(connections[0], "segment", url=urls[1], key="env:KEY_B")
+        new_destination(connections[1], "segment", url=urls[0], key="env:KEY_A")
+        # The sender's clock was an hour behind.
+        late = datetime.now(UTC) - timedelta(hours=1)
+        clock = {"timestamp": iso_text(late), "originalTimestamp": iso_text(late), "sentAt": iso_text(late)}
+        land_calls(connections[0], {"messageId": "a1"} | clock, {"messageId": "i1", "type": "identify"})
+        land_many(connections[0], ids(120))
+        land_calls(connections[1], {"messageId": "b1"} | clock, {"messageId": "i2", "type": "identify"})
+        land_many(connections[1], ids(120, 200))
+        for _ in range(4):
+            for opened, connection in zip(databases, connections, strict=True):
+                fill_tracks(connection)
+                deliver(opened, clock=SystemClock())
+        everything = sorted(["a1", "i1", "b1", "i2", *ids(120), *ids(120, 200)])
+        for connection in connections:
+            landed = connection.execute("select message_id from raw.events").fetchall()
+            assert sorted(each for (each,) in landed) == everything
+            assert conserved(connection)["delivered"] == len(everything)
+            wrong = "select count(*) from iterable.tracks where abs(extract(epoch from now() - timestamp)) > 600"
+            assert connection.execute(wrong).fetchone() == (0,)
+        # Both collectors run in this process, and its counters are common to both.
+        returned = "select coalesce(sum(calls), 0) from raw.returned_calls"
+        wait_until(
+            lambda: sum(each.execute(returned).fetchone()[0] for each in connections) == len(everything),
+            "the count of returned calls",
+        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import socket
 from base64 import b64encode
 from pathlib import Path
@@ -225,6 +226,26 @@ def test_an_answer_that_breaks_off_is_no_answer() -> None:
         assert answer.failure.startswith("no answer from 127.0.0.1: ")
         assert "secret" not in answer.failure
         assert judge(answer, "host").outcome is Outcome.AGAIN
+
+
+def test_a_connection_that_is_not_encrypted_is_no_answer() -> None:
+    """A receiver that restarts may break off in the middle of the greeting, so the same batch goes again."""
+    with receiving() as plain:
+        client = HttpClient(plain.url.replace("http://", "https://"))
+        answer = client.post("", b"{}", {})
+        client.close()
+    assert answer.failure == "no encrypted connection to 127.0.0.1"
+    assert judge(answer, "host").outcome is Outcome.AGAIN
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_a_wrong_setting(tmp_path: Path, content: str | None) -> None:
+    """The message names the file."""
+    place = tmp_path / "ca.pem"
+    if content:
+        place.write_text(content)
+    with pytest.raises(ConfigurationError, match=re.escape(f"The certificates in {place} cannot be read")):
+        HttpClient("https://localhost", str(place))
 
 
 def test_a_secret_that_no_header_carries_is_a_wrong_setting() -> None:
