@@ -12,7 +12,7 @@ from loader.cli.destinations import describe_state, read_rate
 from loader.destinations.worker import Worker
 from loader.errors import UsageError
 from loader.raw.dead_letters import drop_letters, list_letters, retry_letters, show_letter
-from loader.raw.delivery_windows import add_replay, count_replay
+from loader.raw.delivery_windows import add_replay, count_replay, read_cursors
 from loader.raw.destinations import find_destination, list_destinations, read_progress
 from loader.runtime.logs import configure_logs
 from loader.runtime.signals import stopped_by_signals
@@ -118,13 +118,14 @@ def forward_replay(
             return
         if not (begin or end):
             raise UsageError("Give --since or --until. A replay without both would send every event again.")
-        if by == "received":
-            output.note(f"{count(count_replay(connection, sources, begin, end), 'event')} in this time.")
+        number = add_replay(connection, found.id, sources, selection)
+        if not number:
+            raise UsageError(f"Destination {name} has passed no event of these sources.")
+        cursors = read_cursors(connection, found.id, number)
+        number_of_events = sum(count_replay(connection, cursor.source, selection) for cursor in cursors)
+        output.note(f"{count(number_of_events, 'event')} in this time.")
         if found.kind == "webhook":
             output.note("A receiver that does not look at `webhook-id` gets these events twice.")
-        number = add_replay(connection, found.id, sources, selection)
-    if not number:
-        raise UsageError(f"Destination {name} has passed no event of these sources.")
     output.echo(f"Replay {number} of {name} is ready. `loader forward` sends its events.")
 
 

@@ -407,8 +407,9 @@ def _send_share(
 
 
 def _window_name(window: Cursor) -> str:
-    """Return a name of a window that stays the same while the window is open."""
-    return str(window.to_snapshot).split(":")[1]
+    """Return a name of a window that stays the same while the window is open, and that no other delivery uses."""
+    end = str(window.to_snapshot).split(":")[1]
+    return f"{end}-replay{window.replay}" if window.replay else end
 
 
 def _lane(user: str, lanes: int) -> int:

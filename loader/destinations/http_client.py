@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -144,6 +145,10 @@ class HttpClient:
                 content = answer.read(_ANSWER_BYTES, decode_content=True)
                 if answer.read(1):
                     answer.close()
+            except urllib3.exceptions.DecodeError:
+                # The status came, and decides. Only the text is lost.
+                content = b""
+                answer.close()
             finally:
                 answer.release_conn()
         except urllib3.exceptions.SSLError as error:
@@ -154,7 +159,8 @@ class HttpClient:
             return Answer(0, failure=f"no encrypted connection to {self.host}")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return Answer(0, failure=f"no answer from {self.host}: {type(error).__name__}")
-        return Answer(answer.status, content, read_wait(answer.headers.get("Retry-After")))
+        now = _read_date(answer.headers.get("Date", ""))
+        return Answer(answer.status, content, read_wait(answer.headers.get("Retry-After"), now))
 
     def close(self) -> None:
         """Close the connection."""
@@ -166,15 +172,23 @@ def read_wait(header: str | None, now: float | None = None) -> float | None:
 
     Args:
         header: Seconds, or a date.
-        now: The present time in seconds since 1970; None for this machine's clock.
+        now: The receiver's present time in seconds since 1970; None for this machine's clock.
     """
     if header is None:
         return None
     text = header.strip()
     if _SECONDS.fullmatch(text):
         return min(float(text), _LONGEST_WAIT_SECONDS)
-    try:
-        moment = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
+    moment = _read_date(text)
+    if moment is None:
         return None
     return min(max(moment - (time.time() if now is None else now), 0.0), _LONGEST_WAIT_SECONDS)
+
+
+def _read_date(text: str) -> float | None:
+    """Return a date of HTTP in seconds since 1970; None if the text is none."""
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None

@@ -50,6 +50,7 @@ _NOT_FOUND_SECONDS = 60.0
 _CULPRIT = re.compile(r"obj\.(?:users|events)\[(\d+)\]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2} [+-]\d{2}:\d{2}", re.ASCII)
 _MOST_REMEMBERED = 50_000
+_REASON_CHARACTERS = 100
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -130,6 +131,9 @@ class IterableReceiver:
             return self._look_into_refusal(reply, answer, [unit for unit, _ in units])
         if reply.outcome is not Outcome.TAKEN:
             return reply
+        if _read(answer) is None:
+            # Something else than Iterable has answered, such as a proxy's page. A repeated item changes nothing.
+            return Reply(Outcome.AGAIN, answer.status, f"{self._client.host} did not answer with JSON")
         reply = self._look_into_answer(reply, answer, endpoint, units)
         if endpoint is Endpoint.USERS:
             failed = {dead.call.seq for dead in reply.dead} | {call.seq for call in reply.singly}
@@ -217,7 +221,7 @@ class IterableReceiver:
         self, reply: Reply, answer: Answer, endpoint: Endpoint, units: Sequence[tuple[list[Item], dict[str, Any]]]
     ) -> Reply:
         """Return which calls of a taken request were not accepted, by the keys and names in the answer."""
-        told = _read(answer)
+        told = _read(answer) or {}
         items = [item for group, _ in units for item in group]
         notes = sum((item.notes for item in items), Counter[str]())
         for name, note in (("filteredOutFields", "field filtered out"), ("createdFields", "field created")):
@@ -249,8 +253,8 @@ class IterableReceiver:
 
     def _look_into_refusal(self, reply: Reply, answer: Answer, groups: Sequence[list[Item]]) -> Reply:
         """Return which calls made Iterable refuse a request, if the answer tells."""
-        told = _read(answer)
-        code = str(told.get("code", ""))
+        told = _read(answer) or {}
+        code = str(told.get("code", ""))[:_REASON_CHARACTERS]
         reply = replace(reply, reason=code if code and code != "Success" else f"status {answer.status}")
         params = told.get("params")
         culprits: list[Call] = []
@@ -303,7 +307,7 @@ def _failures(told: dict[str, Any]) -> dict[str, tuple[str, int]]:
     for name, keys in failed.items() if isinstance(failed, dict) else ():
         if name.startswith("noOp"):
             continue
-        reason = re.sub(r"(Emails|UserIds)$", "", name)
+        reason = re.sub(r"(Emails|UserIds)$", "", name)[:_REASON_CHARACTERS]
         for key, number in Counter(str(key) for key in _list(keys)).items():
             found[normalize_email(key) if name.endswith("Emails") else key] = (reason, number)
     return found
@@ -354,11 +358,12 @@ def _types_of(value: object) -> set[str]:
     return set()
 
 
-def _read(answer: Answer) -> dict[str, Any]:
+def _read(answer: Answer) -> dict[str, Any] | None:
+    """Return the object in an answer; None if it has none. The database holds no zero character."""
     try:
-        return _decode(answer.body)
-    except msgspec.MsgspecError:
-        return {}
+        return _decode(answer.body.replace(b"\\u0000", b"\\ufffd"))
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def _list(value: object) -> list[Any]:

@@ -23,7 +23,7 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 300.0
 PROBE_SECONDS = 300.0
 
-# During a wait, the destination is read so often, because a person may pause, resume or remove it.
+# The destination is read so often, because a person may pause, resume or remove it.
 _LOOK_SECONDS = 5.0
 _FLUSH_SECONDS = 2.0
 _MOST_DOUBLINGS = 16
@@ -76,7 +76,7 @@ class Sender:
         self._requests: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
         self._has_delivered = False
-        self._flushed_at = clock.seconds()
+        self._flushed_at = self._looked_at = clock.seconds()
 
     def see(self, destination: Destination) -> None:
         """Take over the state of the destination, which a person or another delivery may have changed."""
@@ -174,14 +174,55 @@ class Sender:
         """Wait for the turn of the next request.
 
         Raises:
-            HaltedError: The process stops.
+            HaltedError: The delivery must end.
         """
         now = self._clock.seconds()
         turn = max(pace.take_turn("requests", rate, now) for pace, rate in self._limits)
-        if turn > now:
-            self._clock.wait(self._stop, turn - now)
+        self._wait_until(turn)
+        self._look_at_times()
         if self._stop.is_set():
             raise HaltedError
+
+    def _wait_until(self, until: float, *, ends_when_active: bool = False) -> None:
+        """Wait, and look at the destination meanwhile.
+
+        Args:
+            until: The end of the wait.
+            ends_when_active: Whether the wait ends when a person has resumed the destination.
+
+        Raises:
+            HaltedError: The delivery must end.
+        """
+        while (left := until - self._clock.seconds()) > 0:
+            self._clock.wait(self._stop, min(left, _LOOK_SECONDS))
+            if self._stop.is_set():
+                raise HaltedError
+            if not ends_when_active:
+                self._look_at_times()
+            elif self._look() == "active":
+                return
+
+    def _look_at_times(self) -> None:
+        """Look at the destination, unless the last look was just now.
+
+        Raises:
+            HaltedError: A person has paused or removed the destination.
+        """
+        if self._clock.seconds() - self._looked_at >= _LOOK_SECONDS:
+            self._look()
+
+    def _look(self) -> str:
+        """Return the state of the destination.
+
+        Raises:
+            HaltedError: A person has paused or removed the destination.
+        """
+        with self._lock:
+            present = read_destination(self._connection, self._id)
+            self._looked_at = self._clock.seconds()
+        if present is None or present.waits_for_person:
+            raise HaltedError
+        return present.state
 
     def _fail(self, state: str, pause_reason: str | None, error: str, seconds: float, give_up_at: float) -> None:
         """Record a failure, and wait, unless the next try comes too late.
@@ -201,16 +242,7 @@ class Sender:
         until = self._clock.seconds() + seconds
         if until > give_up_at:
             raise HaltedError
-        while (left := until - self._clock.seconds()) > 0:
-            self._clock.wait(self._stop, min(left, _LOOK_SECONDS))
-            if self._stop.is_set():
-                raise HaltedError
-            with self._lock:
-                present = read_destination(self._connection, self._id)
-            if present is None or present.waits_for_person:
-                raise HaltedError
-            if present.state == "active":
-                return
+        self._wait_until(until, ends_when_active=True)
 
     def _record(
         self,

@@ -27,6 +27,7 @@ _LEFT_OUT_OF_LOGS = ("writeKey",)
 _PARTS = ("properties", "traits", "context")
 _ABSENT = msgspec.Raw(b"null")
 _MISSING = object()
+_UNREADABLE = object()
 _decode_text = msgspec.json.Decoder(str).decode
 
 
@@ -184,11 +185,17 @@ def _is_ordered(value: object, expected: object) -> bool:
 
 
 def find_value(fields: Fields, path: Sequence[str]) -> Any:
-    """Return the decoded value at a path of a call; a value of its own kind if there is none."""
+    """Return the decoded value at a path of a call; values of their own kinds if there is none, or none can be read."""
     for key in path[:-1]:
         fields = read_fields(bytes(fields.get(key, b"null"))) or {}
     value = fields.get(path[-1])
-    return _MISSING if value is None else json.loads(bytes(value))
+    if value is None:
+        return _MISSING
+    try:
+        return json.loads(bytes(value))
+    except (ValueError, RecursionError):
+        # Python reads no number of thousands of digits, and no value that is nested so deep.
+        return _UNREADABLE
 
 
 def _drop(_: bytes) -> None:

@@ -145,7 +145,9 @@ class Worker:
                 key = (destination.id, replay)
                 if key not in self._threads or not self._threads[key].is_alive():
                     thread = threading.Thread(
-                        target=self._deliver, args=(database, *key), name=f"loader-deliver-{destination.id}-{replay}"
+                        target=self._deliver,
+                        args=(database, destination.name, *key),
+                        name=f"loader-deliver-{destination.id}-{replay}",
                     )
                     self._threads[key] = thread
                     thread.start()
@@ -169,7 +171,7 @@ class Worker:
             for thread in self._threads.values():
                 thread.join(BEAT_SECONDS / max(len(self._threads), 1))
 
-    def _deliver(self, database: Database, number: int, replay: int) -> None:
+    def _deliver(self, database: Database, name: str, number: int, replay: int) -> None:
         """Repeat the work of one delivery, with a new connection after each error."""
         backoff = Backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
         shared = self._shared.setdefault(number, Shared())
@@ -202,9 +204,15 @@ class Worker:
                 if not backoff.failures:
                     give_up_at = self._clock.seconds() + ONCE_SECONDS
                 wait = backoff.fail()
-                log.warning("a delivery failed", reason=_reason(error), next_try=round(wait), exc_info=not is_expected)
+                log.warning(
+                    "a delivery failed",
+                    destination=name,
+                    reason=_reason(error),
+                    next_try=round(wait),
+                    exc_info=not is_expected,
+                )
                 if self._once and self._clock.seconds() + wait > give_up_at:
-                    self._error = LoaderError(f"A delivery failed: {_reason(error)}")
+                    self._error = LoaderError(f"The delivery to {name} failed: {_reason(error)}")
                     return
                 self._clock.wait(self._stop, wait)
 

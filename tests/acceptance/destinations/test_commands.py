@@ -239,4 +239,7 @@ def test_a_replay_says_how_many_events_it_has_and_sends_them_again(
     run_loader("forward", "--once")
     assert receiver.taken_ids == ["a", "b", "a", "b"]
     assert "finished" in run_loader("forward", "status").stdout
+    connection.execute("update iterable.tracks set timestamp = '2026-01-02' where id = 'b'")
+    by_time = run_loader("forward", "replay", "cdp", "--by", "time", "--until", "2026-01-03")
+    assert "1 event in this time" in by_time.stderr
     assert run_loader("forward", "replay", "cdp", "--since", "yesterday").returncode == 2

@@ -30,6 +30,7 @@ from tests.support.deliveries import (
     ids,
     land_calls,
     land_many,
+    make_tracks,
     new_destination,
 )
 from tests.support.delivery_fixtures import KEY
@@ -234,6 +235,25 @@ def test_dead_letters_go_again_after_the_mend(
     assert conserved(connection) == {"delivered": 29, "filtered": 0, "repeated": 0, "dead": 1}
 
 
+def test_dead_letters_whose_events_are_gone_stop_no_others(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Letters of another source go, although these come first."""
+    found = add_segment(connection, receiver)
+    connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
+    make_tracks(connection, "app")
+    for source in ("app", "iterable"):
+        land_calls(connection, {"messageId": source}, source=source)
+        fill_tracks(connection, source)
+    receiver.answer = lambda _: Respond(400)
+    deliver(database)
+    connection.execute("delete from raw.events where source = 'app'")
+    receiver.answer = lambda _: Respond()
+    assert retry_letters(connection, found.id, None) == 2
+    deliver(database)
+    assert receiver.taken_ids == ["iterable"]
+
+
 def test_twenty_refusals_in_a_row_pause_the_destination(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
@@ -397,6 +417,30 @@ def test_a_person_can_pause_during_an_outage_and_resume(
     resume_destination(connection, found.id)
     deliver(database)
     assert receiver.taken_ids == ids(3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_a_pause_acts_within_a_window(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, rate: float
+) -> None:
+    """A window may have thousands of requests, or hours between two of them."""
+    clock = MovingClock()
+    found = add_segment(connection, receiver, batch=1, rate=rate)
+    land_many(connection, ids(100))
+    fill_tracks(connection)
+
+    def answer(_: Received) -> Respond:
+        clock.move(3)
+        if len(receiver.requests) == 3:
+            pause_destination(connection, found.id)
+        return Respond()
+
+    receiver.answer = answer
+    deliver(database, clock=clock)
+    assert 3 <= len(receiver.requests) <= 5
+    resume_destination(connection, found.id)
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(100)
 
 
 def test_resuming_during_a_pause_for_the_key_tries_at_once(

@@ -12,6 +12,7 @@ from loader.destinations.delivery import Delivery
 from loader.destinations.shared import Shared
 from loader.postgres.database import Database
 from loader.raw.dead_letters import list_letters
+from loader.raw.delivery_windows import add_replay
 from loader.raw.destinations import find_destination
 from tests.support.deliveries import MovingClock, conserved, deliver, fill_tracks, land_calls, new_destination
 from tests.support.iterable_project import IterableProject
@@ -456,6 +457,67 @@ def test_an_email_project_makes_users_of_user_ids_on_request(
     assert project.profiles == {"u1@placeholder.email": {"plan": "pro"}}
     assert set(project.events) == {"t-2"}
     assert dead_reasons(connection) == {}
+
+
+def test_an_answer_that_is_not_iterables_is_no_answer(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The page of a proxy has the status 200 too, and accepts nothing."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    answers = [Respond(200, b"<html>Welcome</html>", {"Content-Type": "text/html"}), Respond(200, b"")]
+    project.disturb = lambda _, __: answers.pop() if answers else None
+    land(connection, [track(1)])
+    deliver(database, "crm")
+    assert [path for path, _ in project.bodies] == ["/api/events/trackBulk"] * 3
+    assert list(project.events) == ["t-1"]
+    assert conserved(connection, "crm")["delivered"] == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Respond(400, b'{"code": "a\\u0000b"}'),
+        Respond(200, b'{"failedUpdates": {"a\\u0000bUserIds": ["u1"]}}'),
+        Respond(200, b'{"disallowedEventNames": ["Played"], "createdFields": ["\\u0000", {"\\u0000": 1}]}'),
+        Respond(400, b'{"code": "' + b"x" * 100_000 + b'"}'),
+        Respond(400, b"\x00\xff"),
+    ],
+)
+def test_an_answer_that_the_database_cannot_hold_stops_nothing(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, answer: Respond
+) -> None:
+    """The event is dead, with a reason of a readable length."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    project.disturb = lambda _, __: answer
+    land(connection, [track(1)])
+    deliver(database, "crm")
+    [reason] = dead_reasons(connection).values()
+    assert len(reason) <= 100
+
+
+def test_a_replay_and_the_live_delivery_share_the_limits(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The limits are those of the project."""
+    clock, shared = MovingClock(), Shared()
+    project = IterableProject(seconds=clock.seconds)
+    add_project(connection, receiver, project)
+    found = find_destination(connection, "crm")
+    land(connection, [identify(1)])
+    deliver(database, "crm", clock=clock, shared=shared)
+    number = add_replay(connection, found.id, [], {"since": "2020-01-01T00:00:00Z"})
+    for turn in range(3):
+        deliver(database, "crm", clock=clock, shared=shared, replay=number, rounds=1)
+        connection.execute(
+            "update raw.delivery_cursors set finished_at = null, from_snapshot = '1:1:' where replay = 1"
+        )
+        land(connection, [identify(turn + 2)])
+        deliver(database, "crm", clock=clock, shared=shared)
+    times = project.times["/api/users/bulkUpdate"]
+    assert [round(each, 3) for each in times] == [round(n * 0.2, 3) for n in range(len(times))]
+    assert len(times) == 7
 
 
 def test_a_refused_key_pauses_and_kills_nothing(

@@ -4,10 +4,14 @@ import hashlib
 import hmac
 import re
 import socket
+import threading
 from base64 import b64encode
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loader.destinations.http_client import HttpClient, check_url, read_wait
 from loader.destinations.model import Call, Outcome, chunks
@@ -246,6 +250,64 @@ def test_certificates_that_cannot_be_read_are_a_wrong_setting(tmp_path: Path, co
         place.write_text(content)
     with pytest.raises(ConfigurationError, match=re.escape(f"The certificates in {place} cannot be read")):
         HttpClient("https://localhost", str(place))
+
+
+@given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{2,4} \d\d:\d\d:\d\d( GMT| [+-]\d{4})?"))
+def test_any_wait_is_between_nothing_and_an_hour(header: str) -> None:
+    """Whatever the receiver writes."""
+    seconds = read_wait(header, now=1000.0)
+    assert seconds is None or 0 <= seconds <= 3600
+
+
+def test_a_date_to_wait_for_is_compared_with_the_receivers_clock() -> None:
+    """The clock of this machine may be wrong."""
+    with receiving() as receiver:
+        times = {"Date": "Thu, 01 Jan 1970 00:00:10 GMT", "Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}
+        receiver.answer = lambda _: Respond(429, headers=times)
+        client = HttpClient(receiver.url)
+        assert client.post("", b"{}", {}).wait_seconds == 50
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", Outcome.AGAIN),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", Outcome.AGAIN),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Outcome.AGAIN),
+        (b"HTTP/1.1 2", Outcome.AGAIN),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", Outcome.AGAIN),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n", Outcome.AGAIN),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnone", Outcome.TAKEN),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n\x00\xff", Outcome.TAKEN),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5_000_000, Outcome.TAKEN),
+    ],
+)
+def test_an_answer_counts_if_it_is_whole(answer: bytes, outcome: Outcome) -> None:
+    """Its form and its content do not matter: the status decides."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            taken, _ = server.accept()
+            with taken, suppress(OSError):
+                taken.recv(65_536)
+                taken.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client = HttpClient(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert judge(client.post("", b"{}", {}), "host").outcome is outcome
+        client.close()
+        thread.join()
+
+
+def test_a_host_without_an_address_is_no_answer() -> None:
+    """The reason names the host."""
+    client = HttpClient("https://host.invalid")
+    answer = client.post("", b"{}", {})
+    client.close()
+    assert answer.failure == "no answer from host.invalid: NameResolutionError"
+    assert judge(answer, "host").outcome is Outcome.AGAIN
 
 
 def test_a_secret_that_no_header_carries_is_a_wrong_setting() -> None:

@@ -107,6 +107,16 @@ def test_conditions_look_at_values_by_their_paths(condition: str, *, admitted: b
     assert passes(Filters(where=(read_condition(condition),)), properties=properties) is admitted
 
 
+@pytest.mark.parametrize("value", [b"1" * 5000, b"[" * 50_000 + b"]" * 50_000])
+def test_conditions_meet_values_that_nobody_can_read(value: bytes) -> None:
+    """They are there, and equal nothing."""
+    payload = b'{"type": "track", "event": "E", "userId": "u", "properties": {"x": ' + value + b"}}"
+    call = LandedCall(1, "1", "iterable", "m", "2026-03-04T10:00:00.000Z", None, payload)
+    for condition, is_admitted in (("x exists", True), ("x = 1", False), ("x != 1", True), ("x > 1", False)):
+        shaper = Shaper(Filters(where=(read_condition(f"properties.{condition}"),)), "cdp", "segment")
+        assert (shaper.shape(call) is not None) is is_admitted
+
+
 def test_every_condition_must_hold() -> None:
     """Conditions are joined by `and`."""
     both = (Condition("properties.a", "=", 1), Condition("properties.b", "=", 2))

@@ -39,3 +39,14 @@ as $$
             end as received_at
     ) as times
 $$;
+
+
+-- A time as calls have it. PostgreSQL inlines the function, because it has no setting.
+create function raw.write_time(moment timestamptz) returns text
+language sql stable
+return case
+    when moment between '0001-01-01' and '9999-12-31'
+        then to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+end;
+
+comment on function raw.write_time is 'A time in ISO 8601, in UTC; null outside the calendar of four-digit years.';

@@ -1,4 +1,4 @@
-"""Reads the time of calls that another instance has forwarded: the SQL stands beside this file."""
+"""Reads the time of calls that another instance has forwarded, and writes times: the SQL stands beside this file."""
 
 from pathlib import Path
 
