@@ -1,8 +1,10 @@
 """Deliveries to a project of Iterable: once, in order, within its limits, and never in a loop."""
 
+import json
 import random
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,9 +16,13 @@ from loader.postgres.database import Database
 from loader.raw.dead_letters import list_letters
 from loader.raw.delivery_windows import add_replay
 from loader.raw.destinations import find_destination
+from loader.raw.sources import add_key
+from loader.settings import Settings
+from tests.conftest import loader_here
+from tests.support.collector_thread import collecting
 from tests.support.deliveries import MovingClock, conserved, deliver, fill_tracks, land_calls, new_destination
 from tests.support.iterable_project import IterableProject
-from tests.support.receivers import LOST, Receiver, Respond
+from tests.support.receivers import LOST, Receiver, Respond, receiving
 
 Calls = list[dict[str, Any]]
 
@@ -326,6 +332,37 @@ def test_events_of_iterable_never_go_back(
     deliver(database, "crm")
     assert list(project.events) == ["t-4"]
     assert conserved(connection, "crm") == {"delivered": 1, "filtered": 3, "repeated": 0, "dead": 0}
+
+
+def test_two_projects_do_not_feed_each_other(
+    database: Database, settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Each gets the calls of the app. What a project tells of its events goes to neither."""
+    first, second = IterableProject(), IterableProject()
+    add_project(connection, receiver, first)
+    with receiving() as other:
+        other.answer = second.answer
+        new_destination(connection, "iterable", name="other", url=other.url, key="env:DESTINATION_KEY")
+        land(connection, [track(1), identify(2)])
+        deliver(database, "crm")
+        deliver(database, "other")
+        webhook = {"email": "a@example.com", "eventName": "emailOpen", "dataFields": {"campaignId": 1}}
+        with database.begin() as control:
+            write_key = add_key(control, "Iterable")
+        with collecting(settings) as collector:
+            assert collector.post("/webhooks/iterable", webhook, headers={"X-Write-Key": write_key}).status == 200
+        # The export of a project has the custom events that it was sent.
+        sent = first.events["t-1"]
+        row = {"eventName": sent["eventName"], "userId": sent["userId"], "createdAt": "2026-03-10 16:03:06 +00:00"}
+        (tmp_path / "customEvent.json").write_text(json.dumps(row) + "\n")
+        export = ("load", "--format", "iterable-export", str(tmp_path / "customEvent.json"))
+        assert loader_here(settings)(*export).returncode == 0
+        fill_tracks(connection)
+        assert connection.execute("select count(*) from raw.events").fetchone() == (4,)
+        for name in ("crm", "other"):
+            deliver(database, name)
+            assert conserved(connection, name) == {"delivered": 2, "filtered": 2, "repeated": 0, "dead": 0}
+    assert list(first.events) == list(second.events) == ["t-1"]
 
 
 def test_a_forgotten_user_is_refused_once_and_never_sent_again(

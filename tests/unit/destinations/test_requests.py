@@ -7,6 +7,7 @@ import socket
 import threading
 from base64 import b64encode
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from loader.destinations.model import Call, Outcome, chunks
 from loader.destinations.options import Options, check_options
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import check_reference, is_readable_by_others, read_secret
-from loader.destinations.webhook import signature_headers, webhook_id
+from loader.destinations.webhook import WebhookReceiver, signature_headers, webhook_id
 from loader.errors import ConfigurationError, UsageError
 from tests.support.receivers import Respond, receiving
 
@@ -138,6 +139,19 @@ def test_the_published_example_of_standard_webhooks_verifies() -> None:
         ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
     )
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_segments_signature_has_the_value_of_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HMAC-SHA1 of the body, in lower-case hexadecimal digits."""
+    monkeypatch.setenv("SHARED_SECRET", "shhh")
+    body = b'{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'
+    with receiving() as receiver:
+        options = Options(url=receiver.url, segment_signature="env:SHARED_SECRET")
+        sender = WebhookReceiver(options, lambda: datetime.now(UTC))
+        assert sender.send([call(1, body)], window="w").outcome is Outcome.TAKEN
+        sender.close()
+    [request] = receiver.requests
+    assert request.headers["x-signature"] == "ec890cbd94f0c6f339496c0a426896ffb0bada93"
 
 
 def test_a_secret_that_is_not_base64_is_a_wrong_setting() -> None:
