@@ -21,7 +21,6 @@ from tests.support.deliveries import (
     land_calls,
     land_many,
     make_tracks,
-    new_destination,
 )
 from tests.support.receivers import LOST, Received, Receiver, Respond, in_turn
 
@@ -275,7 +274,7 @@ def test_events_of_other_sources_are_counted_and_not_read(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The cursor passes them, so a later change of the filter never sends them."""
-    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", filters={"sources": ["shop"]})
+    add_segment(connection, receiver, filters={"sources": ["shop"]})
     land_many(connection, ids(20))
     fill_tracks(connection)
     deliver(database)

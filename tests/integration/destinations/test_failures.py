@@ -379,9 +379,7 @@ def test_an_event_over_the_limit_goes_without_iterables_body_or_is_dead(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """No request is sent for an event that is too large in any form."""
-    found = new_destination(
-        connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", filters={"native": True}
-    )
+    found = add_segment(connection, receiver, filters={"native": True})
     large = "x" * 33_000
     land_calls(
         connection,

@@ -26,6 +26,7 @@ from tests.conftest import loader_here, own_database
 from tests.support.collector_thread import collecting
 from tests.support.deliveries import (
     MovingClock,
+    add_segment,
     conserved,
     deliver,
     fill_tracks,
@@ -54,7 +55,7 @@ def test_segments_api_gets_batches_with_the_key_and_the_time(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Calls keep their parts byte for byte, and get the id and the time of tracks."""
-    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY")
+    add_segment(connection, receiver)
     payload = (
         '{"type": "track", "event": "Order", "userId": "u", "anonymousId": "a", "messageId": "m",'
         ' "timestamp": "2026-03-04T10:00:00.000Z", "sentAt": "2026-03-04T10:05:00.000Z",'
@@ -149,7 +150,7 @@ def test_segments_api_may_have_a_smaller_limit_of_its_own(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Such a receiver gets a large call without Iterable's own body as well."""
-    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", filters={"native": True})
+    add_segment(connection, receiver, filters={"native": True})
     land_calls(
         connection,
         {"messageId": "a", "native": {"x": "x" * 5000}},

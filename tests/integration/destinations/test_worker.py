@@ -128,6 +128,13 @@ def test_an_error_of_the_program_stops_one_delivery_and_no_other(
     assert receiver.taken_ids == ids(5)
 
 
+# As a restart of the server does.
+_END_CONNECTIONS = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+"""
+
+
 class Disturbance:
     """Rounds in which workers are killed, connections are cut, and answers are lost or refused, all at random.
 
@@ -155,7 +162,7 @@ class Disturbance:
             workers = [start_worker(self._settings, self._log) for _ in range(self._chance.choice([1, 1, 1, 2]))]
             self._wait_for_requests(self._chance.randint(1, 7))
             if self._chance.random() < 0.2:
-                self._proxy.drop()
+                self._chance.choice([self._proxy.drop, lambda: connection.execute(_END_CONNECTIONS)])()
                 self.most_repeated += 10
                 self._wait_for_requests(1)
             for worker in workers:
