@@ -60,12 +60,12 @@ def forward_run(names: tuple[str, ...], *, once: bool) -> None:
             found = [each for each in list_destinations(connection) if not names or each.name in names]
         stuck = [each for each in found if each.state != "active"]
         for each in stuck:
-            reason = f": {each.last_error}" if each.last_error else ""
+            reason = f": {each.last_error.rstrip('.')}" if each.last_error else ""
             output.note(f"Destination {each.name} has not got all events. It is {describe_state(each)}{reason}.")
+            if each.waits_for_person:
+                output.note(f"`loader destination resume {each.name}` continues.")
         if stuck:
-            output.note(
-                "The events wait. The next `loader forward` sends them, after `loader destination resume` if paused."
-            )
+            output.note("The events wait for the next `loader forward`.")
             sys.exit(1)
 
 

@@ -158,7 +158,7 @@ class HttpClient:
                 return Answer(0, failure=reason, is_certificate_wrong=True)
             return Answer(0, failure=f"no encrypted connection to {self.host}")
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            return Answer(0, failure=f"no answer from {self.host}: {type(error).__name__}")
+            return Answer(0, failure=f"no answer from {self.host}: {_describe(error)}")
         now = _read_date(answer.headers.get("Date", ""))
         return Answer(answer.status, content, read_wait(answer.headers.get("Retry-After"), now))
 
@@ -183,6 +183,22 @@ def read_wait(header: str | None, now: float | None = None) -> float | None:
     if moment is None:
         return None
     return min(max(moment - (time.time() if now is None else now), 0.0), _LONGEST_WAIT_SECONDS)
+
+
+def _describe(error: Exception) -> str:
+    """Return the reason why no answer came; the error's own text may contain the address."""
+    match error:
+        case urllib3.exceptions.NameResolutionError():
+            return "the name of the host is unknown"
+        case urllib3.exceptions.NewConnectionError():
+            return "a connection cannot be made"
+        case urllib3.exceptions.ConnectTimeoutError():
+            return f"no connection within {CONNECT_SECONDS:.0f} s"
+        case urllib3.exceptions.ReadTimeoutError():
+            return "the receiver was silent for too long"
+        case urllib3.exceptions.ProtocolError():
+            return "the connection broke"
+    return type(error).__name__
 
 
 def _read_date(text: str) -> float | None:

@@ -230,7 +230,7 @@ def test_no_redirect_is_followed() -> None:
 
 
 def test_an_answer_that_breaks_off_is_no_answer() -> None:
-    """The reason names the host and the class of the failure, and no part of the address."""
+    """The reason names the host and the failure, and no part of the address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         client = HttpClient(f"http://127.0.0.1:{port}/path?token=secret", silence_seconds=0.2)
@@ -239,10 +239,10 @@ def test_an_answer_that_breaks_off_is_no_answer() -> None:
     gone = HttpClient(f"http://127.0.0.1:{port}/path?token=secret")
     refused = gone.post("", b"{}", {})
     gone.close()
+    assert silent.failure == "no answer from 127.0.0.1: the receiver was silent for too long"
+    assert refused.failure == "no answer from 127.0.0.1: a connection cannot be made"
     for answer in (silent, refused):
         assert answer.status == 0
-        assert answer.failure.startswith("no answer from 127.0.0.1: ")
-        assert "secret" not in answer.failure
         assert judge(answer, "host").outcome is Outcome.AGAIN
 
 
@@ -320,7 +320,7 @@ def test_a_host_without_an_address_is_no_answer() -> None:
     client = HttpClient("https://host.invalid")
     answer = client.post("", b"{}", {})
     client.close()
-    assert answer.failure == "no answer from host.invalid: NameResolutionError"
+    assert answer.failure == "no answer from host.invalid: the name of the host is unknown"
     assert judge(answer, "host").outcome is Outcome.AGAIN
 
 
