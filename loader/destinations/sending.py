@@ -100,17 +100,18 @@ class Sender:
                 yield [call for call in calls if call.seq not in singly], reply.dead
             for call in reply.singly:
                 yield from self.resolve(receiver, [call], window)
-        elif reply.culprits and len(reply.culprits) < len(calls):
-            blamed = {call.seq for call in reply.culprits}
-            dead = [Dead(call, reply.status, reply.reason, reply.answer) for call in calls if call.seq in blamed]
-            yield [each.call for each in dead], dead
-            yield from self.resolve(receiver, [call for call in calls if call.seq not in blamed], window)
         elif len(calls) == 1:
             yield calls, [Dead(calls[0], reply.status, reply.reason, reply.answer)]
         else:
-            middle = len(calls) // 2
-            yield from self.resolve(receiver, calls[:middle], window)
-            yield from self.resolve(receiver, calls[middle:], window)
+            blamed = {call.seq for call in reply.culprits}
+            dead = [Dead(call, reply.status, reply.reason, reply.answer) for call in calls if call.seq in blamed]
+            if dead:
+                yield [each.call for each in dead], dead
+            rest = [call for call in calls if call.seq not in blamed]
+            # An answer may name one culprit of many, so the rest is halved too, and no call goes more often than needed.
+            middle = (len(rest) + 1) // 2
+            for half in filter(None, (rest[:middle], rest[middle:])):
+                yield from self.resolve(receiver, half, window)
 
     def send(self, receiver: Receiver, calls: Sequence[Call], window: str) -> Reply:
         """Send a batch until the receiver takes or refuses it.

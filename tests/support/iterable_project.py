@@ -20,6 +20,7 @@ class IterableProject:
         events: The events by their id, as they were sent last.
         purchases: The purchases by their id.
         user_ids: In an e-mail project, the address of each user id.
+        tried: The number of requests that had an event, by its id.
         times: The seconds at which requests came, by path.
         disturb: Returns an answer that replaces the project's own; `LOST` applies the request first.
     """
@@ -39,6 +40,7 @@ class IterableProject:
         self._visible_at: dict[str, float] = {}
         self.dates: set[str] = set()
         self.sent: Counter[str] = Counter()
+        self.tried: Counter[str] = Counter()
         self.bodies: list[tuple[str, dict[str, Any]]] = []
         self.times: dict[str, list[float]] = defaultdict(list)
         self.disturb: Callable[[str, dict[str, Any]], Respond | None] = lambda _, __: None
@@ -51,6 +53,7 @@ class IterableProject:
         assert "key" not in request.path.lower()
         body = request.json
         self.bodies.append((request.path, body))
+        self.tried.update(event["id"] for event in body.get("events", ()))
         self.times[request.path].append(self._seconds())
         disturbed = self.disturb(request.path, body)
         if disturbed is not None and not disturbed.is_lost:

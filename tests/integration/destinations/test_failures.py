@@ -2,7 +2,9 @@
 
 import json
 import threading
+from base64 import b64encode
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -200,6 +202,28 @@ def test_a_missing_key_pauses_without_a_request(
 
     deliver(database, clock=Waiting())
     assert receiver.taken_ids == ids(1)
+
+
+def test_a_key_in_a_file_is_replaced_without_a_restart(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
+) -> None:
+    """The next request has the new key."""
+    place = tmp_path / "key"
+    place.write_text("old\n")
+    new_destination(connection, "segment", url=receiver.url, key=f"file:{place}")
+    land_many(connection, ids(1))
+    fill_tracks(connection)
+
+    def answer(request: Received) -> Respond:
+        is_new = request.headers["authorization"] == f"Basic {b64encode(b'new:').decode()}"
+        place.write_text("new\n")
+        return Respond() if is_new else Respond(401)
+
+    receiver.answer = answer
+    clock = MovingClock()
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(1)
+    assert round(clock.seconds()) == 300
 
 
 def test_a_refused_batch_is_halved_until_the_culprits_are_alone(

@@ -238,8 +238,23 @@ def test_exactly_the_bad_items_of_a_batch_are_dead(
         "t-600": "long_text",
     }
     assert set(project.events) == {call["messageId"] for call in calls} - dead_reasons(connection).keys()
-    assert max(project.sent.values()) <= 11
+    assert max(project.tried.values()) <= 11
     assert project.events["t-401"]["dataFields"]["birthday"] == "2026-03-04 10:00:00 +00:00"
+
+
+def test_an_answer_that_names_one_culprit_of_many_does_not_repeat_all_others(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Each event goes as often as halving needs, and no more."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    calls = [track(n, f"u{n}", **({"refuse": "json"} if n % 25 == 0 else {})) for n in range(1000)]
+    land(connection, calls)
+    deliver(database, "crm")
+    assert set(dead_reasons(connection)) == {f"t-{n}" for n in range(0, 1000, 25)}
+    assert set(dead_reasons(connection).values()) == {"BadJsonBody"}
+    assert len(project.events) == 960
+    assert max(project.tried.values()) <= 11
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10])
