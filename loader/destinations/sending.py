@@ -108,7 +108,7 @@ class Sender:
             if dead:
                 yield [each.call for each in dead], dead
             rest = [call for call in calls if call.seq not in blamed]
-            # An answer may name one culprit of many, so the rest is halved too, and no call goes more often than needed.
+            # An answer may name one culprit of many. Without halves, all others would go again for each culprit.
             middle = (len(rest) + 1) // 2
             for half in filter(None, (rest[:middle], rest[middle:])):
                 yield from self.resolve(receiver, half, window)
