@@ -253,10 +253,19 @@
 {% macro event_times() -%}
     select
         {{ read_time('events."sentAt"') }} as sent_at,
-        {{ read_time('coalesce(events."originalTimestamp", events."timestamp")') }} as original,
+        {{ read_time(sender_time()) }} as original,
         case when events."originalTimestamp" is not null then {{ read_time('events."timestamp"') }} end as corrected,
         case when events."originalTimestamp" is not null then {{ read_time('events."receivedAt"') }} end as received_at
     offset 0
+{%- endmacro %}
+
+
+{#-
+    The text of the sender's time. A call that another instance of this product has forwarded has the mark `via`, and its
+    `timestamp` is corrected by the sender's clock already.
+-#}
+{% macro sender_time() -%}
+    case when events."originalTimestamp" is null or events."context" ? 'via' then coalesce(events."timestamp", events."originalTimestamp") else events."originalTimestamp" end
 {%- endmacro %}
 
 
@@ -271,7 +280,7 @@
     for a time that cannot be read. A call from Segment's raw logs has the time that Segment computed.
 -#}
 {% macro unread_times(columns) -%}
-    {%- set texts = {'sent_at': 'events."sentAt"', 'timestamp': 'coalesce(events."originalTimestamp", events."timestamp")'} -%}
+    {%- set texts = {'sent_at': 'events."sentAt"', 'timestamp': sender_time()} -%}
     {%- set conditions = {
         'sent_at': 'times.sent_at is null',
         'timestamp': 'times.original is null and (times.corrected is not null and times.received_at = events.received_at) is not true',

@@ -12,7 +12,7 @@ from loader.cli.destinations import describe_state, read_rate
 from loader.destinations.worker import Worker
 from loader.errors import UsageError
 from loader.raw.dead_letters import drop_letters, list_letters, retry_letters, show_letter
-from loader.raw.delivery_windows import add_replay, count_replay
+from loader.raw.delivery_windows import add_replay, count_replay, read_cursors
 from loader.raw.destinations import find_destination, list_destinations, read_progress
 from loader.runtime.logs import configure_logs
 from loader.runtime.signals import stopped_by_signals
@@ -41,12 +41,14 @@ def forward() -> None:
 
 @forward.command(name="run")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--once", is_flag=True, help="End when nothing waits.")
+@click.option("--once", is_flag=True, help="End when nothing waits, or a minute after a receiver begins to fail.")
 def forward_run(names: tuple[str, ...], *, once: bool) -> None:
     """Deliver landed events to the destinations, until stopped.
 
     Several workers may run, on any machines: each destination has one worker, and the others stand by. The first
     SIGTERM or Ctrl-C lets the requests under way finish.
+
+    With --once, a destination that takes nothing for a minute is left with its events, and the exit code is 1.
     """
     settings = read_settings()
     configure_logs()
@@ -55,9 +57,15 @@ def forward_run(names: tuple[str, ...], *, once: bool) -> None:
         Worker(settings, names, once=once).run(stop)
     if once:
         with context.database() as (database, _), database.autocommit() as connection:
-            stuck = [each.name for each in list_destinations(connection) if each.state != "active"]
-        if stuck and (not names or set(names) & set(stuck)):
-            output.note(f"Not delivered completely: {', '.join(stuck)}. `loader forward status` shows the reasons.")
+            found = [each for each in list_destinations(connection) if not names or each.name in names]
+        stuck = [each for each in found if each.state != "active"]
+        for each in stuck:
+            reason = f": {each.last_error.rstrip('.')}" if each.last_error else ""
+            output.note(f"Destination {each.name} has not got all events. It is {describe_state(each)}{reason}.")
+            if each.waits_for_person:
+                output.note(f"`loader destination resume {each.name}` continues.")
+        if stuck:
+            output.note("The events wait for the next `loader forward`.")
             sys.exit(1)
 
 
@@ -110,13 +118,14 @@ def forward_replay(
             return
         if not (begin or end):
             raise UsageError("Give --since or --until. A replay without both would send every event again.")
-        if by == "received":
-            output.note(f"{count(count_replay(connection, sources, begin, end), 'event')} in this time.")
+        number = add_replay(connection, found.id, sources, selection)
+        if not number:
+            raise UsageError(f"Destination {name} has passed no event of these sources.")
+        cursors = read_cursors(connection, found.id, number)
+        number_of_events = sum(count_replay(connection, cursor.source, selection) for cursor in cursors)
+        output.note(f"{count(number_of_events, 'event')} in this time.")
         if found.kind == "webhook":
             output.note("A receiver that does not look at `webhook-id` gets these events twice.")
-        number = add_replay(connection, found.id, sources, selection)
-    if not number:
-        raise UsageError(f"Destination {name} has passed no event of these sources.")
     output.echo(f"Replay {number} of {name} is ready. `loader forward` sends its events.")
 
 

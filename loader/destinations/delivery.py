@@ -5,6 +5,7 @@ ones. A process that is killed therefore repeats one batch at most, and loses no
 """
 
 import hashlib
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from loader.destinations.model import Call, Dead, Receiver
 from loader.destinations.options import Options, read_options
 from loader.destinations.sending import HaltedError, Sender
 from loader.destinations.shaping import Shaper
+from loader.destinations.shared import Shared
 from loader.raw.dead_letters import accept_letters, fail_letter, read_due_letters
 from loader.raw.delivery_windows import (
     REMEMBERED_IDS,
@@ -102,6 +104,8 @@ class Delivery:
         replay: 0 for the live delivery; else the number of the replay.
         clock: The clock.
         stop: Set when the process stops.
+        shared: The knowledge of all deliveries of the destination; None if there is no other.
+        patience_seconds: Seconds after which the delivery ends while its receiver takes nothing.
         make: Makes the receivers.
 
     Attributes:
@@ -116,6 +120,8 @@ class Delivery:
         *,
         clock: Clock,
         stop: threading.Event,
+        shared: Shared | None = None,
+        patience_seconds: float = math.inf,
         make: MakeReceiver = make_receiver,
     ) -> None:
         self._connection = connection
@@ -128,7 +134,8 @@ class Delivery:
         self._destination: Destination | None = None
         self._options = Options()
         self._receivers: list[Receiver] = []
-        self._suppressed: set[bytes] = set()
+        self._shared = shared or Shared()
+        self._patience_seconds = patience_seconds
         self._sender: Sender | None = None
         self._recent: dict[str, _RecentIds] = {}
         self._refusals: deque[bool] = deque(maxlen=_REFUSALS_OF)
@@ -151,7 +158,7 @@ class Delivery:
         has_worked = False
         cursors = read_cursors(self._connection, self._id, self._replay)
         self.is_over = self._replay > 0 and not cursors
-        sender = self._use(destination, cursors[0].selection.get("rate") if cursors else None)
+        sender = self._use(destination, cursors[0].selection.get("rate", 0.0) if cursors else 0.0)
         try:
             for cursor in cursors:
                 has_worked |= self._deliver_window(destination, sender, cursor)
@@ -176,7 +183,7 @@ class Delivery:
             receiver.close()
         self._receivers = []
 
-    def _use(self, destination: Destination, rate: float | None) -> Sender:
+    def _use(self, destination: Destination, own_rate: float) -> Sender:
         """Take over the settings of the destination, if they are new, and return the sender."""
         known, self._destination = self._destination, destination
         if self._sender is None or known is None or known.version != destination.version:
@@ -184,16 +191,20 @@ class Delivery:
                 self._sender.flush(at_once=True)
             self._close_receivers()
             self._options = read_options(destination.settings)
-            self._suppressed.clear()
-            self._suppressed.update(read_suppressions(self._connection, self._id))
+            self._shared.suppressed.update(read_suppressions(self._connection, self._id))
             self._receivers = [
-                self._make(destination, self._clock, self._stop, self._suppressed) for _ in range(self._options.lanes)
+                self._make(destination, self._clock, self._stop, self._shared) for _ in range(self._options.lanes)
             ]
-            self._sender = Sender(self._connection, destination, self._clock, self._stop, rate or self._options.rate)
-        elif known.state != destination.state:
-            # A person has resumed the destination: refusals of before do not count.
-            self._refusals.clear()
-            self._refusals_in_a_row = 0
+            self._sender = Sender(
+                self._connection,
+                destination,
+                self._clock,
+                self._stop,
+                pace=self._shared.pace,
+                rate=self._options.rate,
+                own_rate=own_rate,
+                patience_seconds=self._patience_seconds,
+            )
         self._sender.see(destination)
         return self._sender
 
@@ -324,22 +335,34 @@ class Delivery:
         counts["delivered"] += len(done) - len(dead)
         counts["dead"] += len(dead)
         window = advance(self._connection, window, position, counts, [_letter(each, 0) for each in dead])
-        self._suppressed.update(digest for each in dead for digest in each.suppress)
+        self._shared.suppressed.update(digest for each in dead for digest in each.suppress)
         self._recent[window.source].add(ids)
-        self._count_refusals(sender, len(done), dead)
+        self._count_refusals(sender, done, dead)
         return window
 
-    def _count_refusals(self, sender: Sender, done: int, dead: Sequence[Dead]) -> None:
-        refused = sum(each.is_refusal for each in dead)
-        accepted = done - len(dead)
-        self._refusals.extend([True] * refused + [False] * accepted)
-        if done:
-            self._refusals_in_a_row = 0 if accepted else self._refusals_in_a_row + refused
-        is_full = len(self._refusals) == _REFUSALS_OF
+    def _count_refusals(self, sender: Sender, done: Sequence[Call], dead: Sequence[Dead]) -> None:
+        """Count the events that died, and pause the destination if there are too many.
+
+        Raises:
+            HaltedError: Too many events died. They do not count again after a person has resumed the destination.
+        """
+        refused = {each.call.seq for each in dead if each.is_refusal}
+        for call in done:
+            self._refusals.append(call.seq in refused)
+            self._refusals_in_a_row = self._refusals_in_a_row + 1 if call.seq in refused else 0
         if self._refusals_in_a_row >= MOST_REFUSALS_IN_A_ROW:
-            sender.reject(f"{self._refusals_in_a_row} events in a row were refused: {_reasons(dead)}")
-        if is_full and sum(self._refusals) >= MOST_REFUSALS:
-            sender.reject(f"{sum(self._refusals)} of the last {_REFUSALS_OF} events were refused: {_reasons(dead)}")
+            problem = f"{self._refusals_in_a_row} events in a row"
+        elif len(self._refusals) == _REFUSALS_OF and sum(self._refusals) >= MOST_REFUSALS:
+            problem = f"{sum(self._refusals)} of the last {_REFUSALS_OF} events"
+        else:
+            return
+        self._refusals.clear()
+        self._refusals_in_a_row = 0
+        sender.reject(
+            f"{problem} were refused ({_reasons(dead)}). `loader forward dead list {sender.name}` shows them. Correct"
+            " the settings, or leave such events out with `loader destination filter`. Then run `loader destination"
+            f" resume {sender.name}`."
+        )
 
     def _retry_letters(self, destination: Destination, sender: Sender) -> bool:
         """Send the dead letters whose next try is due, and delete those that are accepted."""
@@ -364,7 +387,7 @@ class Delivery:
                     letter = by_seq[each.call.seq]
                     fail_letter(self._connection, letter.id, _letter(each, letter.attempts))
                     suppress(self._connection, self._id, each.suppress)
-                    self._suppressed.update(each.suppress)
+                    self._shared.suppressed.update(each.suppress)
         return True
 
 
@@ -384,8 +407,9 @@ def _send_share(
 
 
 def _window_name(window: Cursor) -> str:
-    """Return a name of a window that stays the same while the window is open."""
-    return str(window.to_snapshot).split(":")[1]
+    """Return a name of a window that stays the same while the window is open, and that no other delivery uses."""
+    end = str(window.to_snapshot).split(":")[1]
+    return f"{end}-replay{window.replay}" if window.replay else end
 
 
 def _lane(user: str, lanes: int) -> int:

@@ -44,7 +44,8 @@ class FilesReceiver:
         """Write one file."""
         first = calls[0]
         path = self._folder / "segment-logs" / first.source / day(first.received_at) / file_name(first, window)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        # A killed worker leaves this file, and the repeated batch writes it again.
+        unfinished = path.with_name(f".{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:

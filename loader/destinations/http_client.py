@@ -6,9 +6,12 @@ host and the class of the failure, because an address may contain a secret.
 
 import email.utils
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
@@ -84,6 +87,9 @@ class HttpClient:
         url: The address, as `check_url` returns it.
         ca_file: A file with the certificates to trust; None for those of the system.
         silence_seconds: The longest wait for the next byte of an answer.
+
+    Raises:
+        ConfigurationError: The file of certificates cannot be read.
     """
 
     url: str
@@ -95,7 +101,14 @@ class HttpClient:
         parts = urlsplit(self.url)
         self._path = parts.path + (f"?{parts.query}" if parts.query else "")
         self.host = parts.hostname or ""
-        options = {"ca_certs": self.ca_file} if parts.scheme == "https" and self.ca_file else {}
+        options: dict[str, Any] = {}
+        if parts.scheme == "https" and self.ca_file:
+            try:
+                options["ssl_context"] = ssl.create_default_context(cafile=self.ca_file)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The certificates in {self.ca_file} cannot be read: {error.strerror or error}. Check the file."
+                ) from None
         self._pool = urllib3.connection_from_url(
             f"{parts.scheme}://{parts.netloc}",
             maxsize=1,
@@ -132,13 +145,22 @@ class HttpClient:
                 content = answer.read(_ANSWER_BYTES, decode_content=True)
                 if answer.read(1):
                     answer.close()
+            except urllib3.exceptions.DecodeError:
+                # The status came, and decides. Only the text is lost.
+                content = b""
+                answer.close()
             finally:
                 answer.release_conn()
         except urllib3.exceptions.SSLError as error:
-            return Answer(0, failure=f"{self.host}: {_certificate_problem(error)}", is_certificate_wrong=True)
+            cause = error.args[0] if error.args else None
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                reason = f"the certificate of {self.host} is not accepted: {cause.verify_message.rstrip('.')}"
+                return Answer(0, failure=reason, is_certificate_wrong=True)
+            return Answer(0, failure=f"no encrypted connection to {self.host}")
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            return Answer(0, failure=f"no answer from {self.host}: {type(error).__name__}")
-        return Answer(answer.status, content, read_wait(answer.headers.get("Retry-After")))
+            return Answer(0, failure=f"no answer from {self.host}: {_describe(error)}")
+        now = _read_date(answer.headers.get("Date", ""))
+        return Answer(answer.status, content, read_wait(answer.headers.get("Retry-After"), now))
 
     def close(self) -> None:
         """Close the connection."""
@@ -150,19 +172,39 @@ def read_wait(header: str | None, now: float | None = None) -> float | None:
 
     Args:
         header: Seconds, or a date.
-        now: The present time in seconds since 1970; None for this machine's clock.
+        now: The receiver's present time in seconds since 1970; None for this machine's clock.
     """
     if header is None:
         return None
     text = header.strip()
     if _SECONDS.fullmatch(text):
         return min(float(text), _LONGEST_WAIT_SECONDS)
-    try:
-        moment = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
+    moment = _read_date(text)
+    if moment is None:
         return None
     return min(max(moment - (time.time() if now is None else now), 0.0), _LONGEST_WAIT_SECONDS)
 
 
-def _certificate_problem(error: Exception) -> str:
-    return "the certificate is not trusted" if "CERTIFICATE" in str(error).upper() else "no encrypted connection"
+def _describe(error: Exception) -> str:
+    """Return the reason why no answer came; the error's own text may contain the address."""
+    match error:
+        case urllib3.exceptions.NameResolutionError():
+            return "the name of the host is unknown"
+        case urllib3.exceptions.NewConnectionError():
+            return "a connection cannot be made"
+        case urllib3.exceptions.ConnectTimeoutError():
+            return f"no connection within {CONNECT_SECONDS:.0f} s"
+        case urllib3.exceptions.ReadTimeoutError():
+            return "the receiver was silent for too long"
+        case urllib3.exceptions.ProtocolError():
+            return "the connection broke"
+    return type(error).__name__
+
+
+def _read_date(text: str) -> float | None:
+    """Return a date of HTTP in seconds since 1970; None if the text is none."""
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from loader.destinations.http_client import HttpClient
-from loader.destinations.model import Call, chunks
+from loader.destinations.model import Call, Outcome, Reply, chunks
 from loader.destinations.options import Options, receiver_url
+
+_TOO_LARGE = 413
 
 
 class HttpReceiver:
@@ -43,6 +45,19 @@ class HttpReceiver:
         """Close the connection."""
         if self._client:
             self._client.close()
+
+    def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
+        """Send the bodies of calls in one request."""
+        raise NotImplementedError
+
+    def _post_or_shrink(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
+        """Send calls; a single call that is too large for the receiver goes again without Iterable's own body."""
+        reply = self._post(calls, bodies)
+        if reply.status == _TOO_LARGE and len(calls) == 1 and (slim := calls[0].slim) and slim != bodies[0]:
+            reply = self._post(calls, [slim])
+        if reply.status == _TOO_LARGE and len(calls) == 1:
+            return Reply(Outcome.REFUSED, reply.status, "too_large", reply.answer)
+        return reply
 
     def _connect(self) -> HttpClient:
         """Return the kept connection, made for the first request."""

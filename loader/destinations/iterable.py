@@ -4,11 +4,13 @@ Profiles and events go by the bulk endpoints only, because Iterable processes bu
 with 200 may name users whose items failed, so each answer is looked into, item by item.
 """
 
+import math
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -29,6 +31,7 @@ from loader.destinations.model import Call, Dead, Outcome, Reply
 from loader.destinations.options import ITERABLE_URLS, Options, receiver_url
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret
+from loader.destinations.shared import Shared
 
 BATCH_ITEMS = 1_000
 BATCH_BYTES = 3_900_000
@@ -36,11 +39,18 @@ BATCH_BYTES = 3_900_000
 # Requests a second. Iterable documents the limits of the bulk endpoints, and none for the others.
 RATES = {Endpoint.USERS: 5.0, Endpoint.EVENTS: 10.0, Endpoint.PURCHASE: 20.0, Endpoint.CART: 20.0, Endpoint.EMAIL: 20.0}
 
+# The requests for calls that landed together. A user whose calls have another order needs further requests.
+_ORDER = (Endpoint.USERS, Endpoint.EVENTS, Endpoint.PURCHASE, Endpoint.CART)
+
+# Calls without a request are committed in parts, so that a wrong mapping is seen after few of them.
+_UNMAPPED = 20
+
 # A profile may be on its way, so an event of an unknown user is tried again.
 _NOT_FOUND_SECONDS = 60.0
 _CULPRIT = re.compile(r"obj\.(?:users|events)\[(\d+)\]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2} [+-]\d{2}:\d{2}", re.ASCII)
 _MOST_REMEMBERED = 50_000
+_REASON_CHARACTERS = 100
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -52,20 +62,19 @@ class IterableReceiver:
         options: The settings of the destination.
         clock: The clock, for the pace of the requests.
         stop: Set when the process stops.
-        suppressed: Digests of the users that Iterable has forgotten; the owner adds to this set.
+        shared: The knowledge of all deliveries to the project.
     """
 
     page_events = 5_000
     page_bytes = 8_000_000
     batch_calls = BATCH_ITEMS
 
-    def __init__(self, options: Options, clock: Clock, stop: threading.Event, suppressed: set[bytes]) -> None:
+    def __init__(self, options: Options, clock: Clock, stop: threading.Event, shared: Shared) -> None:
         self._options = options
         self._clock = clock
         self._stop = stop
-        self._suppressed = suppressed
+        self._shared = shared
         self._client: HttpClient | None = None
-        self._next_at: dict[Endpoint, float] = {}
         self._mapped: dict[int, Item | str | None] = {}
 
     def admits(self, call: Call) -> bool:
@@ -73,18 +82,20 @@ class IterableReceiver:
         item = self._map(call)
         if item is None:
             return False
-        return isinstance(item, str) or not any(key_digest(key) in self._suppressed for key in item.keys)
+        return isinstance(item, str) or not any(key_digest(key) in self._shared.suppressed for key in item.keys)
 
     def batches(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
-        """Divide calls into requests: of each thousand calls, profiles first, then events, then all others.
+        """Divide calls into requests, in which the calls of each user keep their order.
 
         A call that cannot be mapped is in a batch without a request. A change of an address keeps its place.
         """
+        # A page of an e-mail project is one part, because each part may wait for its new profiles.
+        most = self.page_events if self._options.project == "email" else BATCH_ITEMS
         start = 0
         for place, call in enumerate(calls):
             item = self._map(call)
             changes_email = isinstance(item, Item) and item.endpoint is Endpoint.EMAIL
-            if changes_email or place - start >= BATCH_ITEMS:
+            if changes_email or place - start >= most:
                 yield from self._chunk(calls[start:place])
                 start = place
             if changes_email:
@@ -99,15 +110,14 @@ class IterableReceiver:
             ConfigurationError: The key cannot be read.
         """
         items = [item for call in calls if isinstance(item := self._map(call), Item)]
-        unmapped = [
-            Dead(call, None, item, is_refusal=False) for call in calls if isinstance(item := self._map(call), str)
-        ]
+        unmapped = [Dead(call, None, item) for call in calls if isinstance(item := self._map(call), str)]
         if not items:
             return Reply(Outcome.TAKEN, dead=unmapped)
         [endpoint] = {item.endpoint for item in items}
         units = self._units(endpoint, items)
         key = read_secret(self._options.key)
-        self._pace(endpoint)
+        if not self._wait_for_turn(endpoint, items):
+            return Reply(Outcome.AGAIN, reason="the process stops")
         if self._client is None:
             url = receiver_url(self._options, allow_http=False) if self._options.url else self._region_url()
             self._client = HttpClient(url, self._options.ca_file or None)
@@ -121,7 +131,14 @@ class IterableReceiver:
             return self._look_into_refusal(reply, answer, [unit for unit, _ in units])
         if reply.outcome is not Outcome.TAKEN:
             return reply
+        if _read(answer) is None:
+            # Something else than Iterable has answered, such as a proxy's page. A repeated item changes nothing.
+            return Reply(Outcome.AGAIN, answer.status, f"{self._client.host} did not answer with JSON")
         reply = self._look_into_answer(reply, answer, endpoint, units)
+        if endpoint is Endpoint.USERS:
+            failed = {dead.call.seq for dead in reply.dead} | {call.seq for call in reply.singly}
+            accepted = (item for item in items if item.call.seq not in failed)
+            self._shared.profiles.note((key for item in accepted for key in item.keys), self._clock.seconds())
         return replace(reply, dead=[*unmapped, *reply.dead])
 
     def close(self) -> None:
@@ -146,24 +163,22 @@ class IterableReceiver:
         return item
 
     def _chunk(self, calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
-        by_endpoint: dict[Endpoint | None, list[Item | Call]] = {}
-        for call in calls:
-            item = self._map(call)
-            by_endpoint.setdefault(item.endpoint if isinstance(item, Item) else None, []).append(
-                item if isinstance(item, Item) else call
-            )
-        if unmapped := by_endpoint.get(None):
-            yield [each for each in unmapped if isinstance(each, Call)]
-        profiles = [each for each in by_endpoint.get(Endpoint.USERS, []) if isinstance(each, Item)]
-        while profiles:
-            groups, profiles = group_profiles(profiles)
-            items = [item for group in groups for item in group]
-            yield from _runs(sorted(items, key=lambda item: item.call.seq))
-        yield from _runs([each for each in by_endpoint.get(Endpoint.EVENTS, []) if isinstance(each, Item)])
-        for endpoint in (Endpoint.PURCHASE, Endpoint.CART):
-            for each in by_endpoint.get(endpoint, []):
-                if isinstance(each, Item):
-                    yield [each.call]
+        unmapped = [call for call in calls if isinstance(self._map(call), str)]
+        yield from (unmapped[start : start + _UNMAPPED] for start in range(0, len(unmapped), _UNMAPPED))
+        items = [item for call in calls if isinstance(item := self._map(call), Item)]
+        for endpoint, step in _steps(items):
+            if endpoint is Endpoint.USERS:
+                rest = step
+                while rest:
+                    groups, rest = group_profiles(rest)
+                    yield from _runs(sorted(chain.from_iterable(groups), key=lambda item: item.call.seq))
+            elif endpoint is Endpoint.EVENTS:
+                now = self._clock.seconds()
+                early = {item.call.seq for item in step if self._visible_at(item) > now}
+                yield from _runs([item for item in step if item.call.seq not in early])
+                yield from _runs([item for item in step if item.call.seq in early])
+            else:
+                yield from ([item.call] for item in step)
 
     def _units(self, endpoint: Endpoint, items: Sequence[Item]) -> list[tuple[list[Item], dict[str, Any]]]:
         """Return what the request lists: the items behind each entry, and the entry."""
@@ -184,19 +199,29 @@ class IterableReceiver:
             return {"events": [entry for _, entry in units]}
         return units[0][1]
 
-    def _pace(self, endpoint: Endpoint) -> None:
-        """Wait for the turn of the next request to an endpoint."""
+    def _visible_at(self, item: Item) -> float:
+        """Return the time from which Iterable takes an event of a user whose profile was sent."""
+        # Other projects make the user with the event.
+        return self._shared.profiles.visible_at(item.keys) if self._options.project == "email" else -math.inf
+
+    def _wait_for_turn(self, endpoint: Endpoint, items: Sequence[Item]) -> bool:
+        """Wait for the turn of a request; return whether it has come before the process stops."""
         now = self._clock.seconds()
-        turn = max(now, self._next_at.get(endpoint, now))
-        self._next_at[endpoint] = turn + 1 / RATES[endpoint]
+        if endpoint is Endpoint.EVENTS:
+            visible_at = max(map(self._visible_at, items))
+            if visible_at > now:
+                self._clock.wait(self._stop, visible_at - now)
+                now = self._clock.seconds()
+        turn = self._shared.pace.take_turn(endpoint, RATES[endpoint], now)
         if turn > now:
             self._clock.wait(self._stop, turn - now)
+        return not self._stop.is_set()
 
     def _look_into_answer(
         self, reply: Reply, answer: Answer, endpoint: Endpoint, units: Sequence[tuple[list[Item], dict[str, Any]]]
     ) -> Reply:
         """Return which calls of a taken request were not accepted, by the keys and names in the answer."""
-        told = _read(answer)
+        told = _read(answer) or {}
         items = [item for group, _ in units for item in group]
         notes = sum((item.notes for item in items), Counter[str]())
         for name, note in (("filteredOutFields", "field filtered out"), ("createdFields", "field created")):
@@ -228,8 +253,8 @@ class IterableReceiver:
 
     def _look_into_refusal(self, reply: Reply, answer: Answer, groups: Sequence[list[Item]]) -> Reply:
         """Return which calls made Iterable refuse a request, if the answer tells."""
-        told = _read(answer)
-        code = str(told.get("code", ""))
+        told = _read(answer) or {}
+        code = str(told.get("code", ""))[:_REASON_CHARACTERS]
         reply = replace(reply, reason=code if code and code != "Success" else f"status {answer.status}")
         params = told.get("params")
         culprits: list[Call] = []
@@ -244,6 +269,20 @@ class IterableReceiver:
                 reply, outcome=Outcome.TAKEN, dead=[_failed(item, answer.status, "forgotten") for item in groups[0]]
             )
         return replace(reply, culprits=culprits)
+
+
+def _steps(items: Sequence[Item]) -> Iterable[tuple[Endpoint, list[Item]]]:
+    """Divide items into steps of one endpoint each, as few as keep the order of each user's items."""
+    steps: dict[tuple[int, int], list[Item]] = {}
+    last: dict[str, tuple[int, int]] = {}
+    for item in items:
+        rank = _ORDER.index(item.endpoint)
+        round_, before = max(last.get(key, (0, 0)) for key in item.keys)
+        step = (round_ if rank >= before else round_ + 1, rank)
+        last |= dict.fromkeys(item.keys, step)
+        steps.setdefault(step, []).append(item)
+    for step in sorted(steps):
+        yield _ORDER[step[1]], steps[step]
 
 
 def _runs(items: Sequence[Item]) -> Iterable[Sequence[Call]]:
@@ -268,7 +307,7 @@ def _failures(told: dict[str, Any]) -> dict[str, tuple[str, int]]:
     for name, keys in failed.items() if isinstance(failed, dict) else ():
         if name.startswith("noOp"):
             continue
-        reason = re.sub(r"(Emails|UserIds)$", "", name)
+        reason = re.sub(r"(Emails|UserIds)$", "", name)[:_REASON_CHARACTERS]
         for key, number in Counter(str(key) for key in _list(keys)).items():
             found[normalize_email(key) if name.endswith("Emails") else key] = (reason, number)
     return found
@@ -319,11 +358,12 @@ def _types_of(value: object) -> set[str]:
     return set()
 
 
-def _read(answer: Answer) -> dict[str, Any]:
+def _read(answer: Answer) -> dict[str, Any] | None:
+    """Return the object in an answer; None if it has none. The database holds no zero character."""
     try:
-        return _decode(answer.body)
-    except msgspec.MsgspecError:
-        return {}
+        return _decode(answer.body.replace(b"\\u0000", b"\\ufffd"))
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def _list(value: object) -> list[Any]:

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -102,6 +102,14 @@ def map_call(call: Call, options: Options) -> Item | None:
     Raises:
         UnmappableError: The call has no user, or values that Iterable would refuse.
     """
+    try:
+        return _map(call, options)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        # A call that lands may be nested deeper than this mapping can go, or have numbers of thousands of digits.
+        raise UnmappableError("unreadable") from None
+
+
+def _map(call: Call, options: Options) -> Item | None:
     fields = _decode(call.body)
     properties, traits = _object(fields.get("properties")), _object(fields.get("traits"))
     known = _object(_object(fields.get("context")).get("traits"))
@@ -115,7 +123,7 @@ def map_call(call: Call, options: Options) -> Item | None:
             return mapping.new_email(fields.get("previousId"), fields.get("userId"))
         case "track":
             email = properties.get("email") or known.get("email")
-            name = str(fields.get("event") or "")
+            name = _text(fields.get("event"))
             if name == options.purchase_event:
                 return mapping.purchase(email, properties, known)
             if options.carts != "off" and name == options.cart_event:
@@ -124,7 +132,7 @@ def map_call(call: Call, options: Options) -> Item | None:
                 return mapping.cart(email, properties, known)
             return mapping.event(email, name, properties)
         case "page" | "screen" as kind if options.pages != "off":
-            name = str(fields.get("name") or properties.get("name") or "")
+            name = _text(fields.get("name")) or _text(properties.get("name"))
             if not name and options.pages == "named":
                 return None
             email = properties.get("email") or known.get("email")
@@ -215,14 +223,15 @@ class _Mapping:
 
     def purchase(self, email: object, properties: Mapping[str, Any], known: Mapping[str, Any]) -> Item:
         address, user_id = self._who(email)
-        total = _number(properties.get("total", properties.get("revenue")))
-        if total is None:
+        total = _number(properties.get("total"))
+        total = _number(properties.get("revenue")) if total is None else total
+        items = self._items(properties)
+        if total is None or not items:
             raise UnmappableError("invalid_purchase")
-        order_id = properties.get("order_id")
         body = {
-            "id": str(order_id) if order_id not in {None, ""} else self._call.message_id,
+            "id": _text(properties.get("order_id")) or self._call.message_id,
             "user": self._buyer(address, user_id, known),
-            "items": self._items(properties),
+            "items": items,
             "total": total,
             "createdAt": self._created_at(),
             "dataFields": self._values({name: value for name, value in properties.items() if name != "products"}),
@@ -254,8 +263,7 @@ class _Mapping:
             UnmappableError: Neither is there, or one is not valid.
         """
         address = email.strip() if isinstance(email, str) else ""
-        given = self._fields.get("userId")
-        user_id = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else ""
+        user_id = _text(self._fields.get("userId"))
         if not user_id and (self._options.project == "userid" or not address):
             raise UnmappableError("no_user")
         if address and (len(address) > _EMAIL_CHARACTERS or not _EMAIL.fullmatch(address)):
@@ -299,26 +307,32 @@ class _Mapping:
         return kept
 
     def _items(self, properties: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the items of a purchase or a cart.
+        """Return the items of a purchase or a cart; a cart may be empty.
 
         Raises:
-            UnmappableError: An item has no name, price or id.
+            UnmappableError: There is no list of items, or an item has no name, price or id.
         """
         products = properties.get("products")
+        if not isinstance(products, list):
+            raise UnmappableError("invalid_purchase")
         items = []
-        for product in products if isinstance(products, list) else []:
+        for product in products:
             given = _object(product)
             number = next(
-                (given[name] for name in ("product_id", "productId", "id", "sku") if given.get(name) not in {None, ""}),
-                None,
+                filter(None, (_text(given.get(name)) for name in ("product_id", "productId", "id", "sku"))), ""
             )
             price, name = _number(given.get("price")), given.get("name")
-            if price is None or not isinstance(name, str) or not name or number is None:
+            if price is None or not isinstance(name, str) or not name or not number:
                 raise UnmappableError("invalid_purchase")
-            quantity = _number(given.get("quantity", 1))
-            item: dict[str, Any] = {"id": str(number), "name": name, "price": price, "quantity": int(quantity or 1)}
-            if isinstance(given.get("sku"), str | int):
-                item["sku"] = str(given["sku"])
+            quantity = _number(given.get("quantity"))
+            item: dict[str, Any] = {
+                "id": number,
+                "name": name,
+                "price": price,
+                "quantity": 1 if quantity is None else int(quantity),
+            }
+            if sku := _text(given.get("sku")):
+                item["sku"] = sku
             category = given.get("categories", given.get("category"))
             if category:
                 item["categories"] = [str(each) for each in (category if isinstance(category, list) else [category])]
@@ -329,8 +343,6 @@ class _Mapping:
                 item["description"] = given["description"]
             item["dataFields"] = self._values({k: v for k, v in given.items() if k not in _ITEM_FIELDS})
             items.append(item)
-        if not items:
-            raise UnmappableError("invalid_purchase")
         return items
 
     def _values(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,7 +363,7 @@ class _Mapping:
         if not isinstance(value, str):
             return value
         if _DATE_TIME.fullmatch(value) and (moment := read_moment(value)):
-            return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S +00:00")
+            return f"{moment.isoformat(' ', 'seconds').removesuffix('+00:00')} +00:00"
         if len(value) > LONGEST_TEXT:
             if self._options.long != "cut":
                 raise UnmappableError("long_text")
@@ -398,6 +410,11 @@ def _contradicts(item: Item, other: Item) -> bool:
 
 def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    """Return a text or a number as text; an empty text for any other value."""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
 def _number(value: object) -> int | float | None:

@@ -60,7 +60,7 @@ class Dead:
         reason: A code or a few words.
         answer: The beginning of the answer.
         retry_seconds: The wait before the worker tries the call again by itself; None if it does not.
-        is_refusal: Whether the receiver refused the call, and not the destination's own checks.
+        is_refusal: Whether the call itself was refused. False if its user has gone, or may be on the way.
         suppress: Digests of the keys of a user about whom nothing is sent any more.
     """
 

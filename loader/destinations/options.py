@@ -94,6 +94,8 @@ def check_options(kind: str, options: Options) -> Options:
             check_reference(reference)
     if options.lanes > 1 and kind in {"files", "iterable"}:
         raise UsageError(f"A destination of the kind {kind} has one lane, so that its calls stay in order.")
+    if options.ca_file:
+        options = msgspec.structs.replace(options, ca_file=str(Path(options.ca_file).absolute()))
     match kind:
         case "files":
             if not options.folder:

@@ -45,11 +45,14 @@ class SegmentReceiver(HttpReceiver):
         Raises:
             ConfigurationError: The key cannot be read.
         """
-        sizes = [(call, smallest_body(call, CALL_BYTES)) for call in calls]
-        dead = [Dead(call, None, "too_large", is_refusal=False) for call, body in sizes if body is None]
-        bodies = [body for _, body in sizes if body is not None]
+        bodies = {call: body for call in calls if (body := smallest_body(call, CALL_BYTES)) is not None}
+        dead = [Dead(call, None, "too_large") for call in calls if call not in bodies]
         if not bodies:
             return Reply(Outcome.TAKEN, dead=dead)
+        reply = self._post_or_shrink(list(bodies), list(bodies.values()))
+        return replace(reply, dead=dead) if reply.outcome is Outcome.TAKEN else reply
+
+    def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:  # noqa: ARG002 - the receiver's interface
         content = b'{"batch":[%b],"sentAt":"%b"}' % (b",".join(bodies), iso_text(self._now()).encode())
         key = read_secret(self._options.key)
         headers = {
@@ -62,7 +65,7 @@ class SegmentReceiver(HttpReceiver):
         reply = judge(answer, client.host)
         if reply.outcome is Outcome.TAKEN and not _is_success(answer.body):
             return Reply(Outcome.REFUSED, answer.status, f"{client.host} answered success: false", reply.answer)
-        return replace(reply, dead=dead) if reply.outcome is Outcome.TAKEN else reply
+        return reply
 
 
 def smallest_body(call: Call, limit: int) -> bytes | None:

@@ -4,6 +4,7 @@ A batch that gets no answer, or an answer that asks for patience, is sent again 
 pauses the destination, and the same batch is the probe that ends the pause.
 """
 
+import math
 import random
 import threading
 from collections import Counter
@@ -14,6 +15,7 @@ import structlog
 
 from loader.destinations.clock import Clock
 from loader.destinations.model import Call, Dead, Outcome, Receiver, Reply
+from loader.destinations.shared import Pace
 from loader.errors import ConfigurationError
 from loader.raw.destinations import Destination, read_destination, record_state
 
@@ -21,7 +23,7 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 300.0
 PROBE_SECONDS = 300.0
 
-# During a wait, the destination is read so often, because a person may pause, resume or remove it.
+# The destination is read so often, because a person may pause, resume or remove it.
 _LOOK_SECONDS = 5.0
 _FLUSH_SECONDS = 2.0
 _MOST_DOUBLINGS = 16
@@ -41,25 +43,40 @@ class Sender:
         destination: The destination.
         clock: The clock.
         stop: Set when the process stops.
-        rate: Largest number of requests a second; 0 for no limit.
+        pace: The turns of all deliveries of the destination.
+        rate: Largest number of requests a second of all deliveries; 0 for no limit.
+        own_rate: Largest number of requests a second of this delivery; 0 for no limit.
+        patience_seconds: Seconds after the first failure of a batch after which the delivery gives up.
+
+    Attributes:
+        name: The name of the destination.
     """
 
     def __init__(
-        self, connection: psycopg.Connection, destination: Destination, clock: Clock, stop: threading.Event, rate: float
+        self,
+        connection: psycopg.Connection,
+        destination: Destination,
+        clock: Clock,
+        stop: threading.Event,
+        *,
+        pace: Pace,
+        rate: float,
+        own_rate: float = 0.0,
+        patience_seconds: float = math.inf,
     ) -> None:
         self._connection = connection
         self._id = destination.id
-        self._name = destination.name
+        self.name = destination.name
         self._clock = clock
         self._stop = stop
-        self._rate = rate
-        self._next_at = float("-inf")
+        self._limits = [(pace, rate), (Pace(), own_rate)]
+        self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
         self._state = (destination.state, destination.pause_reason)
         self._requests: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
         self._has_delivered = False
-        self._flushed_at = clock.seconds()
+        self._flushed_at = self._looked_at = clock.seconds()
 
     def see(self, destination: Destination) -> None:
         """Take over the state of the destination, which a person or another delivery may have changed."""
@@ -83,17 +100,18 @@ class Sender:
                 yield [call for call in calls if call.seq not in singly], reply.dead
             for call in reply.singly:
                 yield from self.resolve(receiver, [call], window)
-        elif reply.culprits and len(reply.culprits) < len(calls):
-            blamed = {call.seq for call in reply.culprits}
-            dead = [Dead(call, reply.status, reply.reason, reply.answer) for call in calls if call.seq in blamed]
-            yield [each.call for each in dead], dead
-            yield from self.resolve(receiver, [call for call in calls if call.seq not in blamed], window)
         elif len(calls) == 1:
             yield calls, [Dead(calls[0], reply.status, reply.reason, reply.answer)]
         else:
-            middle = len(calls) // 2
-            yield from self.resolve(receiver, calls[:middle], window)
-            yield from self.resolve(receiver, calls[middle:], window)
+            blamed = {call.seq for call in reply.culprits}
+            dead = [Dead(call, reply.status, reply.reason, reply.answer) for call in calls if call.seq in blamed]
+            if dead:
+                yield [each.call for each in dead], dead
+            rest = [call for call in calls if call.seq not in blamed]
+            # An answer may name one culprit of many. Without halves, all others would go again for each culprit.
+            middle = (len(rest) + 1) // 2
+            for half in filter(None, (rest[:middle], rest[middle:])):
+                yield from self.resolve(receiver, half, window)
 
     def send(self, receiver: Receiver, calls: Sequence[Call], window: str) -> Reply:
         """Send a batch until the receiver takes or refuses it.
@@ -102,6 +120,7 @@ class Sender:
             HaltedError: The delivery must end.
         """
         failures = 0
+        give_up_at = math.inf
         while True:
             self._pace()
             reply = self._attempt(receiver, calls, window)
@@ -114,12 +133,15 @@ class Sender:
                 return reply
             if self._stop.is_set():
                 raise HaltedError
+            if not failures:
+                give_up_at = self._clock.seconds() + self._patience_seconds
             failures += 1
             if reply.outcome is Outcome.CONFIG:
-                self._fail("paused", "config", reply.reason, PROBE_SECONDS)
+                self._fail("paused", "config", reply.reason, PROBE_SECONDS, give_up_at)
             else:
-                wait = _jitter(failures) if reply.wait_seconds is None else reply.wait_seconds
-                self._fail("failing", None, reply.reason, wait)
+                # A receiver that names no time, or the present time, is asked less and less often.
+                wait = reply.wait_seconds if reply.wait_seconds and reply.wait_seconds >= 1 else _jitter(failures)
+                self._fail("failing", None, reply.reason, wait, give_up_at)
 
     def flush(self, *, at_once: bool = False) -> None:
         """Record the numbers of requests, unless they were recorded just now."""
@@ -134,7 +156,7 @@ class Sender:
         Raises:
             HaltedError: Always.
         """
-        log.error("destination is paused", destination=self._name, reason=error)
+        log.error("destination is paused", destination=self.name, reason=error)
         with self._lock:
             self._record("paused", "rejecting", error)
         raise HaltedError
@@ -153,26 +175,65 @@ class Sender:
         """Wait for the turn of the next request.
 
         Raises:
-            HaltedError: The process stops.
+            HaltedError: The delivery must end.
         """
-        with self._lock:
-            now = self._clock.seconds()
-            turn = max(now, self._next_at) if self._rate else now
-            self._next_at = turn + (1 / self._rate if self._rate else 0)
-        if turn > now:
-            self._clock.wait(self._stop, turn - now)
+        now = self._clock.seconds()
+        turn = max(pace.take_turn("requests", rate, now) for pace, rate in self._limits)
+        self._wait_until(turn)
+        self._look_at_times()
         if self._stop.is_set():
             raise HaltedError
 
-    def _fail(self, state: str, pause_reason: str | None, error: str, seconds: float) -> None:
-        """Record a failure, and wait.
+    def _wait_until(self, until: float, *, ends_when_active: bool = False) -> None:
+        """Wait, and look at the destination meanwhile.
+
+        Args:
+            until: The end of the wait.
+            ends_when_active: Whether the wait ends when a person has resumed the destination.
+
+        Raises:
+            HaltedError: The delivery must end.
+        """
+        while (left := until - self._clock.seconds()) > 0:
+            self._clock.wait(self._stop, min(left, _LOOK_SECONDS))
+            if self._stop.is_set():
+                raise HaltedError
+            if not ends_when_active:
+                self._look_at_times()
+            elif self._look() == "active":
+                return
+
+    def _look_at_times(self) -> None:
+        """Look at the destination, unless the last look was just now.
+
+        Raises:
+            HaltedError: A person has paused or removed the destination.
+        """
+        if self._clock.seconds() - self._looked_at >= _LOOK_SECONDS:
+            self._look()
+
+    def _look(self) -> str:
+        """Return the state of the destination.
+
+        Raises:
+            HaltedError: A person has paused or removed the destination.
+        """
+        with self._lock:
+            present = read_destination(self._connection, self._id)
+            self._looked_at = self._clock.seconds()
+        if present is None or present.waits_for_person:
+            raise HaltedError
+        return present.state
+
+    def _fail(self, state: str, pause_reason: str | None, error: str, seconds: float, give_up_at: float) -> None:
+        """Record a failure, and wait, unless the next try comes too late.
 
         Raises:
             HaltedError: The delivery must end.
         """
         log.warning(
             "delivery failed",
-            destination=self._name,
+            destination=self.name,
             state=pause_reason or state,
             reason=error,
             next_try=round(seconds),
@@ -180,16 +241,9 @@ class Sender:
         with self._lock:
             self._record(state, pause_reason, error, seconds)
         until = self._clock.seconds() + seconds
-        while (left := until - self._clock.seconds()) > 0:
-            self._clock.wait(self._stop, min(left, _LOOK_SECONDS))
-            if self._stop.is_set():
-                raise HaltedError
-            with self._lock:
-                present = read_destination(self._connection, self._id)
-            if present is None or present.waits_for_person:
-                raise HaltedError
-            if present.state == "active":
-                return
+        if until > give_up_at:
+            raise HaltedError
+        self._wait_until(until, ends_when_active=True)
 
     def _record(
         self,
@@ -199,7 +253,7 @@ class Sender:
         next_try_seconds: float | None = None,
     ) -> None:
         if state == "active" and self._state[0] != "active":
-            log.info("destination accepts events again", destination=self._name)
+            log.info("destination accepts events again", destination=self.name)
         record_state(
             self._connection,
             self._id,

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from fnmatch import translate
 from typing import Any
 
@@ -18,18 +17,18 @@ from loader.destinations.filters import Condition, Filters
 from loader.destinations.model import Call
 from loader.events.json_parts import Fields, join_object
 from loader.events.json_text import read_elements, read_fields
-from loader.events.timestamps import read_moment
 from loader.events.via import add_via
 from loader.raw.delivery_windows import LandedCall
 
 # Fields that the receiver sets, and fields that only a sender of this instance needs.
 _LEFT_OUT = ("receivedAt", "sentAt", "writeKey")
+_LEFT_OUT_OF_LOGS = ("writeKey",)
 # The parts of a call whose values `only` lists.
 _PARTS = ("properties", "traits", "context")
 _ABSENT = msgspec.Raw(b"null")
 _MISSING = object()
+_UNREADABLE = object()
 _decode_text = msgspec.json.Decoder(str).decode
-_SAME_MOMENT = timedelta(milliseconds=1)
 
 
 class Shaper:
@@ -46,6 +45,7 @@ class Shaper:
     def __init__(self, filters: Filters, name: str, kind: str, mark: str = "", replayed: Sequence[str] = ()) -> None:
         self._filters = filters
         self._names = (name.casefold(), kind.casefold())
+        self._is_log = kind == "files"
         self._mark = mark
         self._events = _pattern(filters.events)
         self._exclude = _pattern(filters.exclude)
@@ -66,7 +66,7 @@ class Shaper:
             return None
         if self._names[1] == "iterable" and is_from_iterable(landed.message_id, fields):
             return None
-        for name in _LEFT_OUT:
+        for name in _LEFT_OUT_OF_LOGS if self._is_log else _LEFT_OUT:
             fields.pop(name, None)
         if event in self._filters.rename:
             fields["event"] = msgspec.Raw(msgspec.json.encode(self._filters.rename[event]))
@@ -75,7 +75,13 @@ class Shaper:
         for path, change in self._changes:
             _change(fields, path, change)
         fields["messageId"] = msgspec.Raw(msgspec.json.encode(landed.message_id))
-        _set_time(fields, landed.timestamp)
+        if self._is_log:
+            # As in Segment's raw logs, a reader of the file need not correct the time again.
+            fields["receivedAt"] = _quoted(landed.received_at)
+            if "timestamp" in fields:
+                fields.setdefault("originalTimestamp", fields["timestamp"])
+        if landed.timestamp is not None:
+            fields["timestamp"] = _quoted(landed.timestamp)
         if self._mark:
             add_via(fields, self._mark)
         native = fields.pop("native", None)
@@ -147,27 +153,14 @@ def _text(value: msgspec.Raw | None) -> str:
         return ""
 
 
+def _quoted(time: str) -> msgspec.Raw:
+    """Return a time as JSON; a time needs no escapes."""
+    return msgspec.Raw(b'"%b"' % time.encode())
+
+
 def _share(user: str) -> float:
     """Return the place of a user between 0 and 1, the same in each process."""
     return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) / 2**64
-
-
-def _set_time(fields: Fields, timestamp: str | None) -> None:
-    """Give a call the time that tracks has.
-
-    A receiver prefers `originalTimestamp` and corrects it by `sentAt`, which is the time of this delivery. The time of
-    a wrong clock would therefore stay wrong, so it is left out where it differs from the time that tracks has.
-    """
-    if timestamp is None:
-        return
-    fields["timestamp"] = msgspec.Raw(b'"%b"' % timestamp.encode())
-    if "originalTimestamp" in fields:
-        text = _text(fields["originalTimestamp"])
-        if text == timestamp:
-            return
-        original, corrected = read_moment(text), read_moment(timestamp)
-        if original is None or corrected is None or abs(original - corrected) >= _SAME_MOMENT:
-            del fields["originalTimestamp"]
 
 
 def _meets(fields: Fields, condition: Condition, path: Sequence[str]) -> bool:
@@ -192,11 +185,17 @@ def _is_ordered(value: object, expected: object) -> bool:
 
 
 def find_value(fields: Fields, path: Sequence[str]) -> Any:
-    """Return the decoded value at a path of a call; a value of its own kind if there is none."""
+    """Return the decoded value at a path of a call; values of their own kinds if there is none, or none can be read."""
     for key in path[:-1]:
         fields = read_fields(bytes(fields.get(key, b"null"))) or {}
     value = fields.get(path[-1])
-    return _MISSING if value is None else json.loads(bytes(value))
+    if value is None:
+        return _MISSING
+    try:
+        return json.loads(bytes(value))
+    except (ValueError, RecursionError):
+        # Python reads no number of thousands of digits, and no value that is nested so deep.
+        return _UNREADABLE
 
 
 def _drop(_: bytes) -> None:

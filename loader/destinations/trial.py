@@ -12,6 +12,7 @@ from loader.destinations.filters import read_filters
 from loader.destinations.kinds import make_receiver
 from loader.destinations.model import Call, Outcome
 from loader.destinations.shaping import Shaper
+from loader.destinations.shared import Shared
 from loader.errors import ConfigurationError
 from loader.events.timestamps import iso_text
 from loader.raw.delivery_windows import read_last_calls
@@ -52,7 +53,7 @@ def try_destination(connection: psycopg.Connection, destination: Destination, *,
     if not send:
         return Trial(len(last), bodies)
     clock = SystemClock()
-    receiver = make_receiver(destination, clock, threading.Event(), set())
+    receiver = make_receiver(destination, clock, threading.Event(), Shared())
     try:
         reply = receiver.send([_marked_event(iso_text(clock.now()))], window="test")
     except ConfigurationError as error:

@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 
 from loader.destinations.http_receiver import HttpReceiver
-from loader.destinations.model import Call, Outcome, Reply
+from loader.destinations.model import Call, Reply
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret
 from loader.errors import ConfigurationError
@@ -30,12 +30,7 @@ class WebhookReceiver(HttpReceiver):
         Raises:
             ConfigurationError: A secret cannot be read.
         """
-        reply = self._post(calls, [call.body for call in calls])
-        if reply.status == 413 and len(calls) == 1 and calls[0].slim is not None:
-            reply = self._post(calls, [calls[0].slim])
-        if reply.status == 413 and len(calls) == 1:
-            return Reply(Outcome.REFUSED, 413, "too_large", reply.answer)
-        return reply
+        return self._post_or_shrink(calls, [call.body for call in calls])
 
     def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
         content = b"[%b]" % b",".join(bodies) if self._options.batch else bodies[0]

@@ -4,6 +4,7 @@ Any number of workers may run, on any machines. Each destination has a lock, and
 the order of the events and the pace of the requests need no agreement between processes.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ import structlog
 from loader.destinations.clock import Clock, SystemClock
 from loader.destinations.delivery import Delivery
 from loader.destinations.kinds import MakeReceiver, make_receiver
+from loader.destinations.shared import Shared
 from loader.errors import LoaderError, UsageError, without_values
 from loader.postgres.connection import apply_settings, set_session
 from loader.postgres.database import Database, open_database
@@ -23,6 +25,9 @@ from loader.settings import Settings
 
 BEAT_SECONDS = 3.0
 IDLE_SECONDS = 1.0
+
+# A single round ends this long after the first failure: a person or a timer waits for its result.
+ONCE_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
 
@@ -47,7 +52,7 @@ class Worker:
     Args:
         settings: The process's settings, which name the database.
         names: The destinations; empty for all, later ones too.
-        once: End when nothing waits.
+        once: End when nothing waits, or a minute after the first failure of each delivery.
         clock: The clock of the deliveries.
         make: Makes the receivers.
     """
@@ -71,6 +76,8 @@ class Worker:
         self._locked: set[int] = set()
         self._waiting_for: set[str] = set()
         self._threads: dict[tuple[int, int], threading.Thread] = {}
+        self._shared: dict[int, Shared] = {}
+        self._error: LoaderError | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until an event is set; a request under way is answered first.
@@ -80,6 +87,7 @@ class Worker:
 
         Raises:
             UsageError: The settings contain no valid URL of a database, or there is no destination of a given name.
+            LoaderError: In a single round, the database does not answer.
         """
         while not stop.is_set():
             try:
@@ -91,11 +99,15 @@ class Worker:
                     for name in self._names:
                         find_destination(connection, name)
                     self._lead(database, guard, connection, stop)
+                    if self._error:
+                        raise self._error
                     if self._once:
                         return
             except UsageError:
                 raise
             except LoaderError as error:
+                if self._once:
+                    raise
                 wait = self._backoff.fail()
                 log.warning("the database is away", reason=without_values(error), next_try=round(wait))
                 stop.wait(wait)
@@ -133,7 +145,9 @@ class Worker:
                 key = (destination.id, replay)
                 if key not in self._threads or not self._threads[key].is_alive():
                     thread = threading.Thread(
-                        target=self._deliver, args=(database, *key), name=f"loader-deliver-{destination.id}-{replay}"
+                        target=self._deliver,
+                        args=(database, destination.name, *key),
+                        name=f"loader-deliver-{destination.id}-{replay}",
                     )
                     self._threads[key] = thread
                     thread.start()
@@ -157,14 +171,25 @@ class Worker:
             for thread in self._threads.values():
                 thread.join(BEAT_SECONDS / max(len(self._threads), 1))
 
-    def _deliver(self, database: Database, number: int, replay: int) -> None:
+    def _deliver(self, database: Database, name: str, number: int, replay: int) -> None:
         """Repeat the work of one delivery, with a new connection after each error."""
         backoff = Backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
+        shared = self._shared.setdefault(number, Shared())
+        give_up_at = math.inf
         while not self._stop.is_set():
             try:
                 with database.connect(autocommit=True) as connection:
                     set_session(connection, self._settings.lock_wait)
-                    delivery = Delivery(connection, number, replay, clock=self._clock, stop=self._stop, make=self._make)
+                    delivery = Delivery(
+                        connection,
+                        number,
+                        replay,
+                        clock=self._clock,
+                        stop=self._stop,
+                        shared=shared,
+                        patience_seconds=ONCE_SECONDS if self._once else math.inf,
+                        make=self._make,
+                    )
                     try:
                         if self._repeat(delivery, backoff):
                             return
@@ -173,9 +198,22 @@ class Worker:
             except MovedCursorError:
                 log.info("the cursor of a delivery was moved; it is read again")
                 self._clock.wait(self._stop, IDLE_SECONDS)
-            except (LoaderError, psycopg.Error) as error:
+            except Exception as error:
+                # An error of the database, or a bug, of which the other deliveries must know nothing.
+                is_expected = isinstance(error, LoaderError | psycopg.Error)
+                if not backoff.failures:
+                    give_up_at = self._clock.seconds() + ONCE_SECONDS
                 wait = backoff.fail()
-                log.warning("a delivery failed", reason=without_values(error), next_try=round(wait))
+                log.warning(
+                    "a delivery failed",
+                    destination=name,
+                    reason=_reason(error),
+                    next_try=round(wait),
+                    exc_info=not is_expected,
+                )
+                if self._once and self._clock.seconds() + wait > give_up_at:
+                    self._error = LoaderError(f"The delivery to {name} failed: {_reason(error)}")
+                    return
                 self._clock.wait(self._stop, wait)
 
     def _repeat(self, delivery: Delivery, backoff: Backoff) -> bool:
@@ -188,3 +226,10 @@ class Worker:
                     return True
                 self._clock.wait(self._stop, IDLE_SECONDS)
         return True
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of a failure without values of events."""
+    if isinstance(error, LoaderError | psycopg.Error):
+        return without_values(error)
+    return f"internal error {type(error).__name__}"

@@ -88,15 +88,14 @@ def read_due_letters(
         moved_seconds: Seconds by which the worker's clock is ahead of the database's; 0 outside tests.
         limit: The largest number.
     """
-    sources = connection.execute(_DUE_SOURCES, [destination_id, moved_seconds]).fetchall()
-    if not sources:
-        return []
-    source = str(sources[0][0])
-    statement = read_tracks_of(source, _DUE)
-    rows = connection.execute(
-        statement, {"destination": destination_id, "source": source, "moved": moved_seconds, "most": limit}
-    ).fetchall()
-    return [DueLetter(number, attempts, landed_call(source, *event)) for number, attempts, *event in rows]
+    for (source,) in connection.execute(_DUE_SOURCES, [destination_id, moved_seconds]).fetchall():
+        statement = read_tracks_of(source, _DUE)
+        rows = connection.execute(
+            statement, {"destination": destination_id, "source": source, "moved": moved_seconds, "most": limit}
+        ).fetchall()
+        if rows:
+            return [DueLetter(number, attempts, landed_call(source, *event)) for number, attempts, *event in rows]
+    return []
 
 
 def accept_letters(connection: psycopg.Connection, numbers: Sequence[int]) -> None:

@@ -4,11 +4,8 @@ select
     events.seq,
     events.load_xid::text as load_xid,
     events.message_id,
-    to_char(events.received_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as received_at,
-    case
-        when times.moment between '0001-01-01' and '9999-12-31'
-            then to_char(times.moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-    end as moment,
+    raw.write_time(events.received_at) as received_at,
+    raw.write_time(times.moment) as moment,
     events.payload::text as payload
 from raw.dead_letters
 inner join raw.events on events.load_xid = dead_letters.load_xid and events.seq = dead_letters.seq

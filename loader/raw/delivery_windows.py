@@ -7,7 +7,6 @@ commits late is therefore in a later window, and never lost. Within a window, ev
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -311,11 +310,21 @@ def add_replay(
     return int(row[0]) if row and row[0] is not None else 0
 
 
-def count_replay(
-    connection: psycopg.Connection, sources: Sequence[str], since: datetime | None, until: datetime | None
-) -> int:
-    """Return the number of events that were received in a time; empty `sources` stands for all sources."""
-    row = connection.execute(_COUNT_REPLAY, {"sources": list(sources), "since": since, "until": until}).fetchone()
+def count_replay(connection: psycopg.Connection, source: str, selection: Mapping[str, Any]) -> int:
+    """Return the number of a source's events in the time of a replay, whatever their names.
+
+    Args:
+        connection: A connection in autocommit.
+        source: The schema of a source that has tables.
+        selection: The events of the replay.
+    """
+    chosen = {
+        "source": source,
+        "since": selection.get("since"),
+        "until": selection.get("until"),
+        "by_time": selection.get("by") == "time",
+    }
+    row = connection.execute(read_tracks_of(source, _COUNT_REPLAY), chosen).fetchone()
     return int(row[0]) if row else 0
 
 

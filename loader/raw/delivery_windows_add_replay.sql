@@ -22,5 +22,6 @@ where
     live.destination_id = %(destination)s
     and live.replay = 0
     and coalesce(live.to_snapshot, live.from_snapshot)::text <> '1:1:'
+    and raw.read_tracks_snapshot(live.source) is not null
     and (cardinality(%(sources)s::text[]) = 0 or live.source = any(%(sources)s::text[]))
 returning replay

@@ -3,8 +3,8 @@ select
     events.seq,
     events.load_xid::text as load_xid,
     events.message_id,
-    to_char(events.received_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as received_at,
-    to_char(times.moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as moment,
+    raw.write_time(events.received_at) as received_at,
+    raw.write_time(times.moment) as moment,
     events.payload::text as payload
 from (
     select * from raw.events

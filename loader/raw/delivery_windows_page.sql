@@ -3,11 +3,8 @@ select
     page.seq,
     page.load_xid::text as load_xid,
     page.message_id,
-    to_char(page.received_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as received_at,
-    case
-        when times.moment between '0001-01-01' and '9999-12-31'
-            then to_char(times.moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-    end as moment,
+    raw.write_time(page.received_at) as received_at,
+    raw.write_time(times.moment) as moment,
     case when %(with_native)s then page.payload else page.payload - 'native' end::text as payload,
     tracks.received_at is not null and tracks.received_at <> page.received_at as is_repeated,
     not %(by_time)s

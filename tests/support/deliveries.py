@@ -1,16 +1,18 @@
 """Destinations and their deliveries for tests: a table tracks without dbt, and a clock that moves without waiting."""
 
 import json
+import math
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from loader.destinations.clock import Clock
 from loader.destinations.delivery import Delivery
-from loader.destinations.kinds import make_receiver
+from loader.destinations.shared import Shared
 from loader.postgres.database import Database
 from loader.raw.destinations import Destination, add_destination, find_destination
 from tests.support.receivers import Receiver
@@ -130,9 +132,16 @@ def add_segment(connection: psycopg.Connection, receiver: Receiver, **settings: 
 
 
 def deliver(
-    database: Database, name: str = "cdp", *, clock: Clock | None = None, replay: int = 0, rounds: int = 1000
+    database: Database,
+    name: str = "cdp",
+    *,
+    clock: Clock | None = None,
+    replay: int = 0,
+    rounds: int = 1000,
+    shared: Shared | None = None,
+    patience_seconds: float = math.inf,
 ) -> None:
-    """Deliver until nothing waits."""
+    """Deliver until nothing waits, or the receiver takes nothing for so many seconds."""
     with database.connect(autocommit=True) as connection:
         found = find_destination(connection, name)
         delivery = Delivery(
@@ -141,7 +150,8 @@ def deliver(
             replay,
             clock=clock or MovingClock(),
             stop=threading.Event(),
-            make=make_receiver,
+            shared=shared,
+            patience_seconds=patience_seconds,
         )
         try:
             for _ in range(rounds):
@@ -149,6 +159,14 @@ def deliver(
                     return
         finally:
             delivery.close()
+
+
+def change_settings(connection: psycopg.Connection, found: Destination, **settings: object) -> None:
+    """Change some settings of a destination."""
+    connection.execute(
+        "update raw.destinations set settings = settings || %s, version = version + 1 where id = %s",
+        [Jsonb(settings), found.id],
+    )
 
 
 def conserved(connection: psycopg.Connection, name: str = "cdp") -> dict[str, int]:

@@ -1,6 +1,7 @@
 """A project of Iterable that behaves as its API is documented, and checks each request against its limits."""
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -18,6 +19,8 @@ class IterableProject:
         profiles: The fields of each profile, by its key.
         events: The events by their id, as they were sent last.
         purchases: The purchases by their id.
+        user_ids: In an e-mail project, the address of each user id.
+        tried: The number of requests that had an event, by its id.
         times: The seconds at which requests came, by path.
         disturb: Returns an answer that replaces the project's own; `LOST` applies the request first.
     """
@@ -33,8 +36,11 @@ class IterableProject:
         self.conflicts: set[str] = set()
         self.disallowed: set[str] = set()
         self.unknown: set[str] = set()
+        self.user_ids: dict[str, str] = {}
+        self._visible_at: dict[str, float] = {}
         self.dates: set[str] = set()
         self.sent: Counter[str] = Counter()
+        self.tried: Counter[str] = Counter()
         self.bodies: list[tuple[str, dict[str, Any]]] = []
         self.times: dict[str, list[float]] = defaultdict(list)
         self.disturb: Callable[[str, dict[str, Any]], Respond | None] = lambda _, __: None
@@ -47,6 +53,7 @@ class IterableProject:
         assert "key" not in request.path.lower()
         body = request.json
         self.bodies.append((request.path, body))
+        self.tried.update(event["id"] for event in body.get("events", ()))
         self.times[request.path].append(self._seconds())
         disturbed = self.disturb(request.path, body)
         if disturbed is not None and not disturbed.is_lost:
@@ -75,6 +82,8 @@ class IterableProject:
             if key is None:
                 continue
             self.sent[key] += 1
+            # "At least 60 seconds" pass before other calls see an update.
+            self._visible_at.setdefault(key, self._seconds() + 60)
             fields = self.profiles.setdefault(key, {})
             fields |= user["dataFields"]
             self.history[key].append(user["dataFields"])
@@ -122,13 +131,28 @@ class IterableProject:
     def _fails(self, item: dict[str, Any], failed: dict[str, list[str]]) -> str | None:
         """Return the key of an item that is accepted; note the failure of any other item."""
         name = "email" if "email" in item and self.project != "userid" else "userId"
-        key: str = item[name]
+        given: str = item[name]
+        key = self._find(item, given) if self.project == "email" else given
         suffix = "Emails" if name == "email" else "UserIds"
         for kind, keys in (("forgotten", self.forgotten), ("conflict", self.conflicts), ("notFound", self.unknown)):
-            if key in keys:
-                failed[kind + suffix].append(key)
+            if given in keys:
+                failed[kind + suffix].append(given)
                 return None
+        if key is None:
+            failed["notFound" + suffix].append(given)
         return key
+
+    def _find(self, item: dict[str, Any], given: str) -> str | None:
+        """Return the address of a user in an e-mail project: an event makes no user, and a user id alone makes none."""
+        is_event = "eventName" in item
+        address: str | None = item.get("email") or self.user_ids.get(given)
+        if address is None and item.get("preferUserId"):
+            address = f"{given}@placeholder.email"
+        if is_event and self._visible_at.get(str(address), math.inf) > self._seconds():
+            return None
+        if not is_event and address and "userId" in item:
+            self.user_ids[item["userId"]] = address
+        return address
 
     def _type_refusal(self, items: list[dict[str, Any]]) -> Respond | None:
         """Refuse a whole request for a text in a field that holds dates; the answer names the field alone."""

@@ -3,12 +3,14 @@
 import gzip
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -51,6 +53,9 @@ class Respond:
 
 
 LOST = Respond(is_lost=True)
+
+# A certificate for `localhost` that no authority has signed, with its key. It is valid until 2126.
+UNTRUSTED = Path(__file__).with_name("untrusted.pem")
 Behaviour = Callable[[Received], Respond]
 
 
@@ -61,8 +66,9 @@ class Receiver:
         answer: Chooses the answer to a request. Calls of a lost answer count as taken, because the receiver has them.
     """
 
-    def __init__(self, server: ThreadingHTTPServer) -> None:
+    def __init__(self, server: ThreadingHTTPServer, origin: str) -> None:
         self._server = server
+        self._origin = origin
         self._lock = threading.Lock()
         self.requests: list[Received] = []
         self.taken: list[dict[str, Any]] = []
@@ -71,7 +77,7 @@ class Receiver:
     @property
     def url(self) -> str:
         """Return the address."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._origin}:{self._server.server_address[1]}"
 
     @property
     def taken_ids(self) -> list[str]:
@@ -102,8 +108,8 @@ def refusing(is_bad: Callable[[dict[str, Any]], bool], status: int = 400) -> Beh
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
-    """Run a receiver until the end of the block."""
+def receiving(certificate: Path | None = None) -> Iterator[Receiver]:
+    """Run a receiver until the end of the block, with encrypted connections if there is a certificate with its key."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -146,7 +152,11 @@ def receiving() -> Iterator[Receiver]:
         request_queue_size = 64
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        receiver = Receiver(server)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        receiver = Receiver(server, "https://localhost" if certificate else "http://127.0.0.1")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:

@@ -2,34 +2,18 @@
 
 import json
 import stat
-from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from loader.postgres.database import Database
-from tests.conftest import Loader
-from tests.support.deliveries import fill_tracks, land_calls, land_many, make_tracks
-from tests.support.receivers import Receiver, Respond, receiving, refusing
-
-KEY = "key-that-nobody-may-see"
-
-
-@pytest.fixture
-def connection(database: Database) -> Iterator[psycopg.Connection]:
-    """Return a connection to the test's database, in which tracks has read nothing."""
-    with database.connect(autocommit=True) as opened:
-        make_tracks(opened)
-        yield opened
-
-
-@pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """Return a receiver that takes everything, whose key is in the environment."""
-    monkeypatch.setenv("DESTINATION_KEY", KEY)
-    with receiving() as running:
-        yield running
+from loader.settings import Settings
+from tests.conftest import Loader, loader_here
+from tests.support.deliveries import fill_tracks, land_calls, land_many, new_destination
+from tests.support.delivery_fixtures import KEY
+from tests.support.receivers import Receiver, Respond, refusing
 
 
 @pytest.fixture
@@ -91,6 +75,44 @@ def test_pause_resume_and_remove(
     assert run_loader("destination", "remove", "cdp", "--yes").returncode == 0
     for table in ("destinations", "delivery_cursors", "dead_letters"):
         assert connection.execute(f"select count(*) from raw.{table}").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:9", "It is failing: no answer from 127.0.0.1"),
+        ("env:NO_URL", "It is paused (config): The variable NO_URL is not set"),
+    ],
+)
+def test_one_round_ends_while_a_receiver_is_down(  # noqa: PLR0917 - fixtures
+    run_loader: Loader,
+    connection: psycopg.Connection,
+    receiver: Receiver,
+    cdp: str,
+    url: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others get their events. The message names the destination and the reason, and the events wait."""
+    monkeypatch.setattr("loader.destinations.worker.ONCE_SECONDS", 1.0)
+    new_destination(connection, "webhook", name="down", url=url)
+    land_many(connection, ["a"])
+    fill_tracks(connection)
+    done = run_loader("forward", "--once")
+    assert done.returncode == 1
+    assert f"Destination down has not got all events. {reason}" in done.stderr
+    assert receiver.taken_ids == ["a"]
+    assert run_loader("forward", "--once", cdp).returncode == 0
+    progress = json.loads(run_loader("forward", "status", "--json").stdout)["deliveries"]
+    assert {each["destination"]: each["waiting"] for each in progress} == {"cdp": 0, "down": 1}
+
+
+def test_one_round_ends_while_the_database_is_down(run_loader: Loader, cdp: str, settings: Settings) -> None:
+    """As other commands do, with the reason."""
+    address = settings.database_url.replace(f":{urlsplit(settings.database_url).port}/", ":9/")
+    done = loader_here(settings.model_copy(update={"database_url": address}))("forward", "--once")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
 
 
 @pytest.mark.parametrize(
@@ -217,4 +239,7 @@ def test_a_replay_says_how_many_events_it_has_and_sends_them_again(
     run_loader("forward", "--once")
     assert receiver.taken_ids == ["a", "b", "a", "b"]
     assert "finished" in run_loader("forward", "status").stdout
+    connection.execute("update iterable.tracks set timestamp = '2026-01-02' where id = 'b'")
+    by_time = run_loader("forward", "replay", "cdp", "--by", "time", "--until", "2026-01-03")
+    assert "1 event in this time" in by_time.stderr
     assert run_loader("forward", "replay", "cdp", "--since", "yesterday").returncode == 2

@@ -178,6 +178,30 @@ def test_a10_the_time_that_segment_has_computed_is_no_loss(
     assert noted(connection) == [("e02", "email_opened", "timestamp", "soon")]
 
 
+def test_a10_a_forwarded_call_has_the_time_that_the_other_instance_computed(
+    connection: psycopg.Connection, small: Database, small_settings: Settings
+) -> None:
+    """Its `timestamp` is corrected already by the sender's clock, and now by the other instance's."""
+    sent = (RECEIVED - timedelta(minutes=5)).isoformat()
+    times = {"timestamp": (MOMENT - timedelta(minutes=5)).isoformat(), "originalTimestamp": "2020-01-01T00:00:00Z"}
+    send(connection, 1, sentAt=sent, **times, context={"via": ["other"]})
+    send(connection, 2, sentAt=sent, **(times | {"originalTimestamp": times["timestamp"], "timestamp": "soon"}))
+    send(connection, 3, sentAt=sent, timestamp=times["timestamp"], context={"via": ["other"]})
+    run(small, small_settings, "email_opened", "tracks")
+    for table in ("email_opened", "tracks"):
+        rows = connection.execute(
+            f'select "timestamp", original_timestamp from iterable.{table} order by id'
+        ).fetchall()
+        assert [moment for moment, _ in rows] == [MOMENT] * 3
+        assert rows[0][1] == "2020-01-01T00:00:00Z"
+    assert (
+        connection.execute(
+            "select raw.read_call_time(payload, received_at) from raw.events order by message_id"
+        ).fetchall()
+        == [(MOMENT,)] * 3
+    )
+
+
 def test_a10_of_a_repeated_id_the_first_event_counts(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:

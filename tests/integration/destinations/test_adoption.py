@@ -9,13 +9,8 @@ from loader.postgres.database import Database, open_database
 from loader.raw.dead_letters import list_letters, retry_letters
 from loader.raw.destinations import find_destination, resume_destination
 from tests.conftest import restored
-from tests.support.deliveries import conserved, deliver, fill_tracks, ids, land_calls, land_many, new_destination
+from tests.support.deliveries import add_segment, conserved, deliver, fill_tracks, ids, land_calls, land_many
 from tests.support.receivers import Receiver, Respond, receiving, refusing
-
-
-def add(connection: psycopg.Connection, name: str, receiver: Receiver) -> None:
-    """Add a destination that begins with the first event."""
-    new_destination(connection, "segment", name=name, url=receiver.url, key="env:DESTINATION_KEY", batch=5)
 
 
 def test_a_restored_dump_delivers_every_event_once(
@@ -23,10 +18,10 @@ def test_a_restored_dump_delivers_every_event_once(
 ) -> None:
     """One destination is up to date, one is paused, one is in the middle of a window, and one has a dead letter."""
     with receiving() as behind, receiving() as within, receiving() as refuser:
-        add(connection, "current", receiver)
-        add(connection, "behind", behind)
-        add(connection, "within", within)
-        add(connection, "refuser", refuser)
+        add_segment(connection, receiver, name="current", batch=5)
+        add_segment(connection, behind, name="behind", batch=5)
+        add_segment(connection, within, name="within", batch=5)
+        add_segment(connection, refuser, name="refuser", batch=5)
         refuser.answer = refusing(lambda call: call["messageId"] == "m3")
         with database.connect() as late:
             land_many(late, ids(2, 500))

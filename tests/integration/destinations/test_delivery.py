@@ -1,12 +1,15 @@
 """Which events a destination gets, in which order, and once."""
 
 import threading
+from itertools import pairwise
 
 import psycopg
 import pytest
 
 from loader.destinations.delivery import Delivery
+from loader.destinations.shared import Shared
 from loader.postgres.database import Database
+from loader.raw.delivery_windows import add_replay
 from loader.raw.destinations import add_destination, change_filters, find_destination
 from tests.support.deliveries import (
     MovingClock,
@@ -18,9 +21,8 @@ from tests.support.deliveries import (
     land_calls,
     land_many,
     make_tracks,
-    new_destination,
 )
-from tests.support.receivers import LOST, Receiver, Respond, in_turn
+from tests.support.receivers import LOST, Received, Receiver, Respond, in_turn
 
 
 def test_events_go_in_landing_order_after_tracks_has_them(
@@ -214,6 +216,29 @@ def test_the_order_of_each_user_is_the_landing_order(
     assert conserved(connection)["delivered"] == 300
 
 
+def test_the_rate_of_a_destination_holds_for_its_replays_too(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A replay may have a lower rate of its own beside it."""
+    found = add_segment(connection, receiver, batch=1, rate=2.0)
+    clock, shared, times = MovingClock(), Shared(), list[float]()
+
+    def answer(_: Received) -> Respond:
+        times.append(clock.seconds())
+        return Respond()
+
+    receiver.answer = answer
+    land_many(connection, ids(3))
+    fill_tracks(connection)
+    deliver(database, clock=clock, shared=shared)
+    for rate in (0.0, 0.1):
+        number = add_replay(connection, found.id, [], {"since": "2020-01-01T00:00:00Z", "rate": rate})
+        deliver(database, clock=clock, shared=shared, replay=number)
+    waits = [round(after - before, 3) for before, after in pairwise(times)]
+    # The first request of the last replay waited for a turn of the destination.
+    assert waits == [*[0.5] * 6, 9.5, 10.0]
+
+
 def test_filters_act_from_the_next_window(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
@@ -249,7 +274,7 @@ def test_events_of_other_sources_are_counted_and_not_read(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The cursor passes them, so a later change of the filter never sends them."""
-    new_destination(connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", filters={"sources": ["shop"]})
+    add_segment(connection, receiver, filters={"sources": ["shop"]})
     land_many(connection, ids(20))
     fill_tracks(connection)
     deliver(database)

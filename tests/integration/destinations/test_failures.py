@@ -2,7 +2,9 @@
 
 import json
 import threading
+from base64 import b64encode
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,20 +15,28 @@ from loader.destinations.delivery import Delivery
 from loader.postgres.database import Database
 from loader.raw.dead_letters import list_letters, retry_letters
 from loader.raw.delivery_windows import MovedCursorError
-from loader.raw.destinations import Destination, find_destination, pause_destination, resume_destination
-from tests.integration.destinations.conftest import KEY
+from loader.raw.destinations import (
+    Destination,
+    change_filters,
+    find_destination,
+    pause_destination,
+    resume_destination,
+)
 from tests.support.deliveries import (
     MovingClock,
     add_segment,
+    change_settings,
     conserved,
     deliver,
     fill_tracks,
     ids,
     land_calls,
     land_many,
+    make_tracks,
     new_destination,
 )
-from tests.support.receivers import Received, Receiver, Respond, in_turn, refusing
+from tests.support.delivery_fixtures import KEY
+from tests.support.receivers import UNTRUSTED, Received, Receiver, Respond, in_turn, receiving, refusing
 
 Call = dict[str, Any]
 
@@ -148,6 +158,31 @@ def test_a_refused_key_pauses_and_one_probe_resumes(
     assert conserved(connection)["dead"] == 0
 
 
+def test_a_certificate_that_is_not_trusted_pauses_and_says_why(
+    database: Database, connection: psycopg.Connection
+) -> None:
+    """Nothing reaches such a receiver, and nothing dies. A trusted certificate for another name is refused as well."""
+    with receiving(UNTRUSTED) as receiver:
+        found = new_destination(connection, "webhook", url=receiver.url)
+        land_many(connection, ids(3))
+        fill_tracks(connection)
+        address = receiver.url.replace("localhost", "127.0.0.1")
+        for settings, host, problem in (
+            ({}, "localhost", "self-signed certificate"),
+            ({"ca_file": str(UNTRUSTED), "url": address}, "127.0.0.1", "IP address mismatch, certificate is not valid"),
+        ):
+            change_settings(connection, found, **settings)
+            deliver(database, patience_seconds=1)
+            paused = find_destination(connection, "cdp")
+            assert paused.pause_reason == "config"
+            assert f"the certificate of {host} is not accepted: {problem}" in str(paused.last_error)
+        assert receiver.requests == []
+        change_settings(connection, found, url=receiver.url)
+        deliver(database)
+        assert receiver.taken_ids == ids(3)
+    assert conserved(connection) == {"delivered": 3, "filtered": 0, "repeated": 0, "dead": 0}
+
+
 def test_a_missing_key_pauses_without_a_request(
     database: Database, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +202,28 @@ def test_a_missing_key_pauses_without_a_request(
 
     deliver(database, clock=Waiting())
     assert receiver.taken_ids == ids(1)
+
+
+def test_a_key_in_a_file_is_replaced_without_a_restart(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
+) -> None:
+    """The next request has the new key."""
+    place = tmp_path / "key"
+    place.write_text("old\n")
+    new_destination(connection, "segment", url=receiver.url, key=f"file:{place}")
+    land_many(connection, ids(1))
+    fill_tracks(connection)
+
+    def answer(request: Received) -> Respond:
+        is_new = request.headers["authorization"] == f"Basic {b64encode(b'new:').decode()}"
+        place.write_text("new\n")
+        return Respond() if is_new else Respond(401)
+
+    receiver.answer = answer
+    clock = MovingClock()
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(1)
+    assert round(clock.seconds()) == 300
 
 
 def test_a_refused_batch_is_halved_until_the_culprits_are_alone(
@@ -202,6 +259,25 @@ def test_dead_letters_go_again_after_the_mend(
     assert conserved(connection) == {"delivered": 29, "filtered": 0, "repeated": 0, "dead": 1}
 
 
+def test_dead_letters_whose_events_are_gone_stop_no_others(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Letters of another source go, although these come first."""
+    found = add_segment(connection, receiver)
+    connection.execute("insert into raw.sources (name, schema_name) values ('App', 'app')")
+    make_tracks(connection, "app")
+    for source in ("app", "iterable"):
+        land_calls(connection, {"messageId": source}, source=source)
+        fill_tracks(connection, source)
+    receiver.answer = lambda _: Respond(400)
+    deliver(database)
+    connection.execute("delete from raw.events where source = 'app'")
+    receiver.answer = lambda _: Respond()
+    assert retry_letters(connection, found.id, None) == 2
+    deliver(database)
+    assert receiver.taken_ids == ["iterable"]
+
+
 def test_twenty_refusals_in_a_row_pause_the_destination(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
@@ -223,6 +299,59 @@ def test_twenty_refusals_in_a_row_pause_the_destination(
     assert conserved(connection)["delivered"] == 100
 
 
+def test_events_that_the_own_checks_refuse_count_too(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A wrong mapping must not empty the queue, although no request is sent."""
+    found = new_destination(connection, "iterable", url=receiver.url, key="env:DESTINATION_KEY")
+    land_calls(connection, *({"messageId": each, "userId": None, "anonymousId": "a"} for each in ids(100)))
+    fill_tracks(connection)
+    deliver(database)
+    paused = find_destination(connection, "cdp")
+    assert (paused.state, paused.pause_reason) == ("paused", "rejecting")
+    assert "no_user" in str(paused.last_error)
+    assert "loader destination filter" in str(paused.last_error)
+    assert receiver.requests == []
+    assert conserved(connection)["dead"] == len(list_letters(connection, found.id, 100)) == 20
+
+
+def test_refusals_count_in_landing_order(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """One accepted event between them begins a new row, in one batch too."""
+    add_segment(connection, receiver)
+    large = "x" * 33_000
+    land_calls(connection, *({"messageId": f"m{n}", "large": large if n % 20 else ""} for n in range(100)))
+    fill_tracks(connection)
+    deliver(database)
+    assert find_destination(connection, "cdp").state == "active"
+    assert conserved(connection) == {"delivered": 5, "filtered": 0, "repeated": 0, "dead": 95}
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_resumed_destination_begins_to_count_anew(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, *, is_changed: bool
+) -> None:
+    """The same worker goes on: refusals of before the pause do not pause it again."""
+    found = add_segment(connection, receiver)
+    land_with_bad(connection, 1500, set(range(0, 1500, 19)))
+    receiver.answer = refusing(is_bad)
+    with database.connect(autocommit=True) as own:
+        delivery = Delivery(own, found.id, 0, clock=MovingClock(), stop=threading.Event())
+        assert delivery.work() is False
+        assert find_destination(connection, "cdp").pause_reason == "rejecting"
+        done = sum(conserved(connection).values())
+        if is_changed:
+            change_filters(connection, found.id, {"exclude": ["SMS *"]})
+        resume_destination(connection, found.id)
+        while delivery.work():
+            pass
+        delivery.close()
+    assert find_destination(connection, "cdp").state == "active"
+    assert done < 1100
+    assert sum(conserved(connection).values()) == 1500
+
+
 def test_refusals_of_a_twentieth_pause_the_destination(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
@@ -235,19 +364,21 @@ def test_refusals_of_a_twentieth_pause_the_destination(
     assert 1000 <= sum(conserved(connection).values()) < 1100
 
 
+@pytest.mark.parametrize("count", [3000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_one_bad_event_of_many_dies_and_stops_nothing(
-    database: Database, connection: psycopg.Connection, receiver: Receiver
+    database: Database, connection: psycopg.Connection, receiver: Receiver, count: int
 ) -> None:
     """Exactly this event is dead, and it arrives after the mend."""
     found = add_segment(connection, receiver)
-    land_with_bad(connection, 3000, {1234})
+    bad = count // 2 - 266
+    land_with_bad(connection, count, {bad})
     receiver.answer = refusing(is_bad)
     deliver(database)
-    assert [each.message_id for each in list_letters(connection, found.id, 10)] == ["m1234"]
+    assert [each.message_id for each in list_letters(connection, found.id, 10)] == [f"m{bad}"]
     receiver.answer = lambda _: Respond()
     retry_letters(connection, found.id, None)
     deliver(database)
-    assert receiver.taken_ids == [each for each in ids(3000) if each != "m1234"] + ["m1234"]
+    assert receiver.taken_ids == [each for each in ids(count) if each != f"m{bad}"] + [f"m{bad}"]
 
 
 def test_success_false_in_an_answer_with_200_is_a_refusal(
@@ -272,9 +403,7 @@ def test_an_event_over_the_limit_goes_without_iterables_body_or_is_dead(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """No request is sent for an event that is too large in any form."""
-    found = new_destination(
-        connection, "segment", url=receiver.url, key="env:DESTINATION_KEY", filters={"native": True}
-    )
+    found = add_segment(connection, receiver, filters={"native": True})
     large = "x" * 33_000
     land_calls(
         connection,
@@ -310,6 +439,30 @@ def test_a_person_can_pause_during_an_outage_and_resume(
     resume_destination(connection, found.id)
     deliver(database)
     assert receiver.taken_ids == ids(3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_a_pause_acts_within_a_window(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, rate: float
+) -> None:
+    """A window may have thousands of requests, or hours between two of them."""
+    clock = MovingClock()
+    found = add_segment(connection, receiver, batch=1, rate=rate)
+    land_many(connection, ids(100))
+    fill_tracks(connection)
+
+    def answer(_: Received) -> Respond:
+        clock.move(3)
+        if len(receiver.requests) == 3:
+            pause_destination(connection, found.id)
+        return Respond()
+
+    receiver.answer = answer
+    deliver(database, clock=clock)
+    assert 3 <= len(receiver.requests) <= 5
+    resume_destination(connection, found.id)
+    deliver(database, clock=clock)
+    assert receiver.taken_ids == ids(100)
 
 
 def test_resuming_during_a_pause_for_the_key_tries_at_once(

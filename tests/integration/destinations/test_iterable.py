@@ -1,18 +1,28 @@
 """Deliveries to a project of Iterable: once, in order, within its limits, and never in a loop."""
 
+import json
 import random
+import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from loader.destinations.delivery import Delivery
+from loader.destinations.shared import Shared
 from loader.postgres.database import Database
 from loader.raw.dead_letters import list_letters
+from loader.raw.delivery_windows import add_replay
 from loader.raw.destinations import find_destination
+from loader.raw.sources import add_key
+from loader.settings import Settings
+from tests.conftest import loader_here
+from tests.support.collector_thread import collecting
 from tests.support.deliveries import MovingClock, conserved, deliver, fill_tracks, land_calls, new_destination
 from tests.support.iterable_project import IterableProject
-from tests.support.receivers import LOST, Receiver, Respond
+from tests.support.receivers import LOST, Receiver, Respond, receiving
 
 Calls = list[dict[str, Any]]
 
@@ -58,15 +68,95 @@ def dead_reasons(connection: psycopg.Connection) -> dict[str, str]:
 def test_profiles_and_events_go_by_the_bulk_endpoints(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
-    """The profiles of a thousand calls go before their events."""
+    """The calls of many users need one request for each endpoint."""
     project = IterableProject()
     add_project(connection, receiver, project)
-    land(connection, [track(1), identify(1, plan="pro"), track(2, user="u2"), identify(2, user="u2", plan="free")])
+    land(connection, [identify(1, plan="pro"), track(1), identify(2, user="u2", plan="free"), track(2, user="u2")])
     deliver(database, "crm")
     assert [path for path, _ in project.bodies] == ["/api/users/bulkUpdate", "/api/events/trackBulk"]
     assert project.profiles == {"u1": {"plan": "pro"}, "u2": {"plan": "free"}}
     assert list(project.events) == ["t-1", "t-2"]
     assert conserved(connection, "crm")["delivered"] == 4
+
+
+def test_the_calls_of_each_user_keep_their_order(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """An update never overtakes an event that came before, and no event overtakes an update."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    chance = random.Random(9)
+    calls: Calls = []
+    for number in range(300):
+        user = f"u{chance.randrange(30)}"
+        calls.append(identify(number, user, n=number) if chance.random() < 0.4 else track(number, user))
+    land(connection, calls)
+    deliver(database, "crm")
+    order: dict[str, list[int]] = {}
+    for _, body in project.bodies:
+        for user in body.get("users", []):
+            order.setdefault(user["userId"], []).append(user["dataFields"]["n"])
+        for event in body.get("events", []):
+            order.setdefault(event["userId"], []).append(int(event["id"].removeprefix("t-")))
+    # Several updates of one user in a row became one, which has the last number.
+    assert all(numbers == sorted(numbers) for numbers in order.values())
+    assert set(project.events) == {call["messageId"] for call in calls if call["messageId"].startswith("t-")}
+    assert len(project.bodies) < 40
+
+
+def test_events_of_a_new_user_wait_in_an_email_project(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The project shows a new profile to events a minute later, and refuses none of them."""
+    clock, shared = MovingClock(), Shared()
+    project = IterableProject("email", clock.seconds)
+    add_project(connection, receiver, project)
+    land(connection, [identify(1, "old", email="old@example.com")])
+    deliver(database, "crm", clock=clock, shared=shared)
+    clock.move(60)
+    land(
+        connection,
+        [
+            identify(2, "new", email="new@example.com"),
+            track(3, "new", email="new@example.com"),
+            track(4, "old", email="old@example.com"),
+        ],
+    )
+    before = clock.seconds()
+    deliver(database, "crm", clock=clock, shared=shared)
+    assert [[event["id"] for event in body["events"]] for path, body in project.bodies if "events" in body] == [
+        ["t-4"],
+        ["t-3"],
+    ]
+    assert before + 60 <= clock.seconds() < before + 63
+    assert dead_reasons(connection) == {}
+    land(connection, [identify(5, "new", email="new@example.com", n=1), track(6, "new", email="new@example.com")])
+    before = clock.seconds()
+    deliver(database, "crm", clock=clock, shared=shared)
+    assert clock.seconds() < before + 60
+    assert set(project.events) == {"t-3", "t-4", "t-6"}
+
+
+def test_a_stop_ends_the_wait_for_a_new_user_without_a_request(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The event goes after the restart."""
+    stop = threading.Event()
+
+    class Stopping(MovingClock):
+        def wait(self, stop: threading.Event, seconds: float) -> None:
+            stop.set()
+            super().wait(stop, seconds)
+
+    project = IterableProject("email")
+    add_project(connection, receiver, project)
+    land(connection, [identify(1, email="a@example.com"), track(2, email="a@example.com")])
+    with database.connect(autocommit=True) as own:
+        delivery = Delivery(own, find_destination(own, "crm").id, 0, clock=Stopping(), stop=stop)
+        assert delivery.work() is False
+        delivery.close()
+    assert [path for path, _ in project.bodies] == ["/api/users/bulkUpdate"]
+    assert conserved(connection, "crm")["delivered"] == 1
 
 
 def test_every_event_and_field_arrives_once_under_failures(
@@ -148,8 +238,23 @@ def test_exactly_the_bad_items_of_a_batch_are_dead(
         "t-600": "long_text",
     }
     assert set(project.events) == {call["messageId"] for call in calls} - dead_reasons(connection).keys()
-    assert max(project.sent.values()) <= 11
+    assert max(project.tried.values()) <= 11
     assert project.events["t-401"]["dataFields"]["birthday"] == "2026-03-04 10:00:00 +00:00"
+
+
+def test_an_answer_that_names_one_culprit_of_many_does_not_repeat_all_others(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Each event goes as often as halving needs, and no more."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    calls = [track(n, f"u{n}", **({"refuse": "json"} if n % 25 == 0 else {})) for n in range(1000)]
+    land(connection, calls)
+    deliver(database, "crm")
+    assert set(dead_reasons(connection)) == {f"t-{n}" for n in range(0, 1000, 25)}
+    assert set(dead_reasons(connection).values()) == {"BadJsonBody"}
+    assert len(project.events) == 960
+    assert max(project.tried.values()) <= 11
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10])
@@ -244,6 +349,37 @@ def test_events_of_iterable_never_go_back(
     assert conserved(connection, "crm") == {"delivered": 1, "filtered": 3, "repeated": 0, "dead": 0}
 
 
+def test_two_projects_do_not_feed_each_other(
+    database: Database, settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Each gets the calls of the app. What a project tells of its events goes to neither."""
+    first, second = IterableProject(), IterableProject()
+    add_project(connection, receiver, first)
+    with receiving() as other:
+        other.answer = second.answer
+        new_destination(connection, "iterable", name="other", url=other.url, key="env:DESTINATION_KEY")
+        land(connection, [track(1), identify(2)])
+        deliver(database, "crm")
+        deliver(database, "other")
+        webhook = {"email": "a@example.com", "eventName": "emailOpen", "dataFields": {"campaignId": 1}}
+        with database.begin() as control:
+            write_key = add_key(control, "Iterable")
+        with collecting(settings) as collector:
+            assert collector.post("/webhooks/iterable", webhook, headers={"X-Write-Key": write_key}).status == 200
+        # The export of a project has the custom events that it was sent.
+        sent = first.events["t-1"]
+        row = {"eventName": sent["eventName"], "userId": sent["userId"], "createdAt": "2026-03-10 16:03:06 +00:00"}
+        (tmp_path / "customEvent.json").write_text(json.dumps(row) + "\n")
+        export = ("load", "--format", "iterable-export", str(tmp_path / "customEvent.json"))
+        assert loader_here(settings)(*export).returncode == 0
+        fill_tracks(connection)
+        assert connection.execute("select count(*) from raw.events").fetchone() == (4,)
+        for name in ("crm", "other"):
+            deliver(database, name)
+            assert conserved(connection, name) == {"delivered": 2, "filtered": 2, "repeated": 0, "dead": 0}
+    assert list(first.events) == list(second.events) == ["t-1"]
+
+
 def test_a_forgotten_user_is_refused_once_and_never_sent_again(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
@@ -265,7 +401,7 @@ def test_an_event_of_an_unknown_user_is_tried_again_for_half_an_hour(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The profile may be on its way. After three more tries a person decides."""
-    project = IterableProject("email")
+    project = IterableProject()
     project.unknown = {"a@example.com", "b@example.com"}
     add_project(connection, receiver, project)
     land(connection, [track(1, email="a@example.com"), track(2, email="b@example.com")])
@@ -325,6 +461,115 @@ def test_each_type_of_project_gets_the_keys_it_knows(
     [user] = body["users"]
     assert {name: user[name] for name in ("email", "userId") if name in user} == sent
     assert ("email" in user["dataFields"]) == (project == "userid")
+
+
+@pytest.mark.parametrize("project", ["hybrid", "userid"])
+def test_hybrid_and_user_id_projects_make_a_user_of_any_key(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, project: str
+) -> None:
+    """An event needs no profile before it, so nothing waits."""
+    clock = MovingClock()
+    running = IterableProject(project, clock.seconds)
+    add_project(connection, receiver, running)
+    land(connection, [track(1, "unknown"), identify(2, "new", email="new@example.com"), track(3, "new")])
+    deliver(database, "crm", clock=clock)
+    assert set(running.events) == {"t-1", "t-3"}
+    assert set(running.profiles) == ({"new"} if project == "userid" else {"new@example.com"})
+    assert clock.seconds() < 5
+
+
+def test_an_email_project_makes_users_of_addresses_alone(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The address identifies the user and gets the last user id. A lone user id finds a user, and makes none."""
+    clock = MovingClock()
+    project = IterableProject("email", clock.seconds)
+    add_project(connection, receiver, project)
+    land(connection, [identify(1, "first", email="a@example.com"), identify(2, "nobody", plan="pro")])
+    deliver(database, "crm", clock=clock)
+    clock.move(3600)
+    land(connection, [identify(3, "second", email="a@example.com"), identify(4, "second", plan="pro")])
+    land(connection, [track(5, "second"), track(6, "nobody")])
+    deliver(database, "crm", clock=clock)
+    assert project.profiles == {"a@example.com": {"plan": "pro"}}
+    assert project.user_ids["second"] == "a@example.com"
+    assert set(project.events) == {"t-5"}
+    assert dead_reasons(connection) == {"i-2": "notFound", "t-6": "notFound"}
+
+
+def test_an_email_project_makes_users_of_user_ids_on_request(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """Iterable gives such a user a placeholder for the address."""
+    clock = MovingClock()
+    project = IterableProject("email", clock.seconds)
+    add_project(connection, receiver, project, prefer_user_id=True)
+    land(connection, [identify(1, "u1", plan="pro"), track(2, "u1")])
+    deliver(database, "crm", clock=clock)
+    assert project.profiles == {"u1@placeholder.email": {"plan": "pro"}}
+    assert set(project.events) == {"t-2"}
+    assert dead_reasons(connection) == {}
+
+
+def test_an_answer_that_is_not_iterables_is_no_answer(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The page of a proxy has the status 200 too, and accepts nothing."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    answers = [Respond(200, b"<html>Welcome</html>", {"Content-Type": "text/html"}), Respond(200, b"")]
+    project.disturb = lambda _, __: answers.pop() if answers else None
+    land(connection, [track(1)])
+    deliver(database, "crm")
+    assert [path for path, _ in project.bodies] == ["/api/events/trackBulk"] * 3
+    assert list(project.events) == ["t-1"]
+    assert conserved(connection, "crm")["delivered"] == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Respond(400, b'{"code": "a\\u0000b"}'),
+        Respond(200, b'{"failedUpdates": {"a\\u0000bUserIds": ["u1"]}}'),
+        Respond(200, b'{"disallowedEventNames": ["Played"], "createdFields": ["\\u0000", {"\\u0000": 1}]}'),
+        Respond(400, b'{"code": "' + b"x" * 100_000 + b'"}'),
+        Respond(400, b"\x00\xff"),
+    ],
+)
+def test_an_answer_that_the_database_cannot_hold_stops_nothing(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, answer: Respond
+) -> None:
+    """The event is dead, with a reason of a readable length."""
+    project = IterableProject()
+    add_project(connection, receiver, project)
+    project.disturb = lambda _, __: answer
+    land(connection, [track(1)])
+    deliver(database, "crm")
+    [reason] = dead_reasons(connection).values()
+    assert len(reason) <= 100
+
+
+def test_a_replay_and_the_live_delivery_share_the_limits(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The limits are those of the project."""
+    clock, shared = MovingClock(), Shared()
+    project = IterableProject(seconds=clock.seconds)
+    add_project(connection, receiver, project)
+    found = find_destination(connection, "crm")
+    land(connection, [identify(1)])
+    deliver(database, "crm", clock=clock, shared=shared)
+    number = add_replay(connection, found.id, [], {"since": "2020-01-01T00:00:00Z"})
+    for turn in range(3):
+        deliver(database, "crm", clock=clock, shared=shared, replay=number, rounds=1)
+        connection.execute(
+            "update raw.delivery_cursors set finished_at = null, from_snapshot = '1:1:' where replay = 1"
+        )
+        land(connection, [identify(turn + 2)])
+        deliver(database, "crm", clock=clock, shared=shared)
+    times = project.times["/api/users/bulkUpdate"]
+    assert [round(each, 3) for each in times] == [round(n * 0.2, 3) for n in range(len(times))]
+    assert len(times) == 7
 
 
 def test_a_refused_key_pauses_and_kills_nothing(

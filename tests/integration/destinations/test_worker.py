@@ -10,14 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from loader.destinations.kinds import make_receiver
 from loader.destinations.worker import Worker
+from loader.errors import LoaderError
 from loader.postgres.database import Database
 from loader.raw.delivery_windows import add_replay
-from loader.raw.destinations import add_destination, find_destination, read_progress, remove_destination
+from loader.raw.destinations import (
+    Destination,
+    add_destination,
+    find_destination,
+    read_progress,
+    remove_destination,
+)
 from loader.settings import Settings
 from tests.support.collector_process import environment
 from tests.support.deliveries import add_segment, conserved, deliver, fill_tracks, ids, land_many, new_destination
@@ -98,54 +107,95 @@ def test_one_round_delivers_all_that_waits_and_ends(
     assert find_destination(connection, "other").requests == {}
 
 
-def kill_at_random(
-    settings: Settings, connection: psycopg.Connection, receiver: Receiver, log: Path, times: int
-) -> int:
-    """Kill the worker so often while it delivers; return the number of events that landed."""
-    chance = random.Random(times)
-    total = 0
-
-    def answer(_: Received) -> Respond:
-        return LOST if chance.random() < 0.1 else Respond(chance.choice([200] * 8 + [503, 429]))
-
-    receiver.answer = answer
-    for _ in range(times):
-        land_many(connection, ids(60, total))
-        total += 60
-        fill_tracks(connection)
-        process = start_worker(settings, log)
-        enough = len(receiver.requests) + chance.randint(0, 6)
-        wait_until(lambda limit=enough: len(receiver.requests) > limit, "requests to kill at")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    return total
-
-
-def test_kills_and_lost_answers_lose_nothing_and_repeat_one_batch_each(
-    settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
+def test_an_error_of_the_program_stops_one_delivery_and_no_other(
+    settings: Settings, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the ids, the receiver has at most one batch twice for each kill and each lost answer."""
+    """A single round ends with it, and with the events of the other destinations delivered."""
+
+    def make(destination: Destination, *rest: Any) -> Any:
+        if destination.name == "broken":
+            raise ZeroDivisionError("the value of an event")
+        return make_receiver(destination, *rest)
+
+    monkeypatch.setattr("loader.destinations.worker.ONCE_SECONDS", 0.0)
+    add_segment(connection, receiver)
+    new_destination(connection, "webhook", name="broken", url=receiver.url)
+    land_many(connection, ids(5))
+    fill_tracks(connection)
+    with pytest.raises(LoaderError) as caught:
+        Worker(settings, once=True, make=make).run(threading.Event())
+    assert str(caught.value) == "The delivery to broken failed: internal error ZeroDivisionError"
+    assert receiver.taken_ids == ids(5)
+
+
+# As a restart of the server does.
+_END_CONNECTIONS = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+"""
+
+
+class Disturbance:
+    """Rounds in which workers are killed, connections are cut, and answers are lost or refused, all at random.
+
+    Attributes:
+        landed: Number of events that landed.
+        most_repeated: Largest number of events that the receiver may have got twice.
+    """
+
+    def __init__(self, settings: Settings, receiver: Receiver, proxy: Proxy, log: Path, seed: int) -> None:
+        self._settings = settings.model_copy(update={"database_url": proxy.url})
+        self._receiver = receiver
+        self._proxy = proxy
+        self._log = log
+        self._chance = random.Random(seed)
+        self.landed = 0
+        self.most_repeated = 0
+        receiver.answer = self._answer
+
+    def run(self, connection: psycopg.Connection, rounds: int) -> None:
+        """Land events and disturb their delivery."""
+        for _ in range(rounds):
+            land_many(connection, ids(60, self.landed))
+            self.landed += 60
+            fill_tracks(connection)
+            workers = [start_worker(self._settings, self._log) for _ in range(self._chance.choice([1, 1, 1, 2]))]
+            self._wait_for_requests(self._chance.randint(1, 7))
+            if self._chance.random() < 0.2:
+                self._chance.choice([self._proxy.drop, lambda: connection.execute(_END_CONNECTIONS)])()
+                self.most_repeated += 10
+                self._wait_for_requests(1)
+            for worker in workers:
+                worker.send_signal(signal.SIGKILL)
+                self.most_repeated += 10
+            for worker in workers:
+                worker.wait()
+
+    def _wait_for_requests(self, number: int) -> None:
+        enough = len(self._receiver.requests) + number
+        wait_until(lambda: len(self._receiver.requests) >= enough, "requests to kill at")
+
+    def _answer(self, _: Received) -> Respond:
+        if self._chance.random() < 0.1:
+            self.most_repeated += 10
+            return LOST
+        refusals = [Respond(503), Respond(429), Respond(429, headers={"Retry-After": "1"})]
+        return self._chance.choice([*[Respond()] * 12, *refusals])
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=pytest.mark.soak)])
+def test_kills_and_lost_answers_lose_nothing_and_repeat_one_batch_each(  # noqa: PLR0917 - fixtures
+    settings: Settings, connection: psycopg.Connection, receiver: Receiver, proxy: Proxy, tmp_path: Path, rounds: int
+) -> None:
+    """Without the ids, the receiver has at most one batch twice for each kill, lost connection and lost answer."""
     add_segment(connection, receiver, batch=10)
-    total = kill_at_random(settings, connection, receiver, tmp_path / "log", 4)
-    lost_before = len(receiver.requests)
+    disturbance = Disturbance(settings, receiver, proxy, tmp_path / "log", rounds)
+    disturbance.run(connection, rounds)
     receiver.answer = lambda _: Respond()
     Worker(settings, once=True).run(threading.Event())
-    assert list(dict.fromkeys(receiver.taken_ids)) == ids(total)
-    assert len(receiver.taken) - total <= 10 * (4 + lost_before)
-    assert conserved(connection)["delivered"] == total
-
-
-@pytest.mark.soak
-def test_two_hundred_kills_lose_nothing(
-    settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
-) -> None:
-    """The same at length."""
-    add_segment(connection, receiver, batch=10)
-    total = kill_at_random(settings, connection, receiver, tmp_path / "log", 200)
-    receiver.answer = lambda _: Respond()
-    Worker(settings, once=True).run(threading.Event())
-    assert list(dict.fromkeys(receiver.taken_ids)) == ids(total)
-    assert conserved(connection)["delivered"] == total
+    assert list(dict.fromkeys(receiver.taken_ids)) == ids(disturbance.landed)
+    assert len(receiver.taken) - disturbance.landed <= disturbance.most_repeated
+    assert conserved(connection)["delivered"] == disturbance.landed
 
 
 def test_a_worker_survives_a_lost_database(

@@ -155,6 +155,37 @@ def test_a_purchase_without_an_order_id_has_the_id_of_its_call() -> None:
     assert item.body["items"] == [{"id": "5", "name": "Tea", "price": 3.5, "quantity": 1, "dataFields": {}}]
 
 
+@pytest.mark.parametrize("order_id", [None, "", [1], {"a": 1}, True])
+def test_an_order_id_that_is_no_text_or_number_is_replaced(order_id: object) -> None:
+    """By the id of the call, as a missing one is."""
+    products = [{"product_id": [1], "sku": 7, "name": "Tea", "price": 1, "quantity": 0}]
+    properties = {"order_id": order_id, "total": None, "revenue": 2, "products": products}
+    item = mapped(event="Order Completed", properties=properties)
+    assert (item.body["id"], item.body["total"]) == ("m-1", 2)
+    assert item.body["items"] == [{"id": "7", "name": "Tea", "price": 1, "quantity": 0, "sku": "7", "dataFields": {}}]
+
+
+@pytest.mark.parametrize("value", [b"1e400", b"1" * 5000, b"[" * 900 + b"]" * 900, b'{"a":' * 900 + b"1" + b"}" * 900])
+def test_values_that_cannot_be_mapped_are_refused_and_stop_nothing(value: bytes) -> None:
+    """A call that lands may be nested deeper than the mapping can go."""
+    body = b'{"type":"track","event":"E","userId":"u","messageId":"m","properties":{"x":' + value + b"}}"
+    with pytest.raises(UnmappableError) as caught:
+        map_call(Call(1, "1", "iterable", "m", "u", TIME, body), Options())
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_time_of_an_early_year_has_four_digits() -> None:
+    """And a text that is no time of the calendar stays."""
+    properties = {
+        "early": "0099-01-01T00:00:00Z",
+        "outside": "0001-01-01T00:00:00+05:00",
+        "wrong": "2026-02-30T00:00:00Z",
+    }
+    assert mapped(event="E", properties=properties).body["dataFields"] == properties | {
+        "early": "0099-01-01 00:00:00 +00:00"
+    }
+
+
 def test_carts_are_updated_if_the_settings_say_so() -> None:
     """Otherwise such a call is an event like any other."""
     properties = {"products": [{"id": "1", "name": "Tea", "price": 1}]}
@@ -164,6 +195,8 @@ def test_carts_are_updated_if_the_settings_say_so() -> None:
     classic = Options(carts="classic")
     assert mapped(classic, event="Product Removed", properties=properties).endpoint is Endpoint.CART
     assert mapped(classic, event="Product Added", properties={}).endpoint is Endpoint.EVENTS
+    assert mapped(classic, event="Cart Updated", properties={"products": []}).body["items"] == []
+    assert refusal(classic, event="Cart Updated", properties={}) == "invalid_purchase"
 
 
 @pytest.mark.parametrize(
