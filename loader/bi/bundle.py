@@ -38,6 +38,7 @@ class Connection:
         source_schema: The schema of the source's tables. It decides all UUIDs.
         marts_schema: The schema of the marts.
         model: The attribution model that dashboards show at first.
+        currency: The currency that dashboards show at first; None if there is no conversion yet.
     """
 
     url: str
@@ -46,6 +47,7 @@ class Connection:
     source_schema: str
     marts_schema: str
     model: str
+    currency: str | None
 
 
 def make_files(assets: Assets, connection: Connection) -> dict[str, Config]:
@@ -151,8 +153,9 @@ def _dashboard(name: str, dashboard: Config, assets: Assets, connection: Connect
     filters = []
     for each in dashboard["filters"]:
         described = dict(assets.filters[each])
-        if described.get("default") == "$model":
-            described["default"] = connection.model
+        for variable, value in (("$model", connection.model), ("$currency", connection.currency)):
+            if described.get("default") == variable:
+                described["default"] = value
         dataset = described.get("dataset")
         dataset_uuid = asset_uuid(connection.source_schema, "dataset", dataset) if dataset else None
         excluded = [numbers[chart["key"]] for chart in placed if each in chart.get("ignores", [])]

@@ -87,7 +87,8 @@ def make_filter(name: str, described: Config, dataset_uuid: str | None, excluded
     controls: Config = {"enableEmptyFilter": described.get("required", False)}
     if described["type"] == "filter_select":
         controls |= {
-            "defaultToFirstItem": "first_by" in described,
+            # Superset's charts would wait for the first value for ever if the column has no value.
+            "defaultToFirstItem": False,
             "multiSelect": described.get("multiple", False),
             "searchAllOptions": False,
             "inverseSelection": False,
@@ -104,9 +105,7 @@ def make_filter(name: str, described: Config, dataset_uuid: str | None, excluded
         "cascadeParentIds": [],
         "scope": {"rootPath": ["ROOT_ID"], "excluded": excluded},
     }
-    if "first_by" in described:
+    if "most_first_by" in described:
         controls["sortAscending"] = False
-        made["sortMetric"] = described["first_by"]
-        # The charts wait until the filter has its first value.
-        made["requiredFirst"] = True
+        made["sortMetric"] = described["most_first_by"]
     return made

@@ -1,14 +1,19 @@
-"""Checks the reader that a BI tool is to use, so that no tool gets the loader's role or a role without rights."""
+"""Checks the reader that a BI tool is to use, and reads the first values of its filters from the marts.
+
+No tool gets the loader's role or a role without rights.
+"""
 
 from collections.abc import Sequence
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from loader.errors import UsageError
 from loader.postgres.statements import read_statement
 
 _RIGHTS = read_statement(__file__, "rights")
+_CURRENCY = sql.SQL("select currency from {} group by currency order by count(*) desc, currency limit 1")
 
 
 def check_reader(connection: psycopg.Connection, url: str, marts_schema: str, marts: Sequence[str]) -> str:
@@ -50,3 +55,14 @@ def check_reader(connection: psycopg.Connection, url: str, marts_schema: str, ma
             "`loader transform` with LOADER_MARTS=true."
         )
     return str(parts["dbname"])
+
+
+def find_main_currency(connection: psycopg.Connection, marts_schema: str) -> str | None:
+    """Return the currency of most messages with a conversion; None if no message has a conversion.
+
+    Args:
+        connection: A connection whose role reads the marts.
+        marts_schema: The schema of the marts.
+    """
+    found = connection.execute(_CURRENCY.format(sql.Identifier(marts_schema, "attributions"))).fetchone()
+    return str(found[0]) if found else None

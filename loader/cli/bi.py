@@ -8,7 +8,7 @@ from click.core import ParameterSource
 
 from loader.bi.assets import read_assets
 from loader.bi.bundle import Connection, make_files, zip_files
-from loader.bi.reader import check_reader
+from loader.bi.reader import check_reader, find_main_currency
 from loader.bi.superset_api import Superset
 from loader.cli import context, output
 from loader.errors import FileError, UsageError
@@ -100,6 +100,7 @@ def _find_connection(database: Database, settings: Settings, source: str | None,
                 "LOADER_READER_URL to that URL."
             )
         catalog = check_reader(connection, url, marts_schema, marts)
+        currency = find_main_currency(connection, marts_schema)
     return Connection(
         url=url,
         catalog=catalog,
@@ -107,6 +108,7 @@ def _find_connection(database: Database, settings: Settings, source: str | None,
         source_schema=found.source_schema,
         marts_schema=marts_schema,
         model=found.model,
+        currency=currency,
     )
 
 

@@ -1,18 +1,34 @@
 -- The campaigns with messages in the period, those with most sends first; 0 stands for messages without a campaign.
-with counted as (
+with recipients as (
     select
         channel,
         coalesce(campaign_id, 0) as campaign_id,
-        sum(sends)::bigint as sends,
-        sum(delivered)::bigint as delivered,
-        count(distinct recipient_key) filter (where delivered > 0) as unique_delivered,
-        count(distinct recipient_key) filter (where human_opens > 0) as unique_human_opens,
-        count(distinct recipient_key) filter (where human_clicks > 0) as unique_human_clicks,
-        count(distinct recipient_key) filter (where recipient_unsubscribes > 0) as unique_recipient_unsubscribes,
+        recipient_key,
+        sum(sends) as sends,
+        sum(delivered) as delivered,
+        bool_or(delivered > 0) as is_reached,
+        bool_or(human_opens > 0) as has_opened,
+        bool_or(human_clicks > 0) as has_clicked,
+        bool_or(recipient_unsubscribes > 0) as has_unsubscribed,
         max(sent_at) as last_sent_at
     from %(marts)s.messages
     where day between %(first_day)s and %(last_day)s
-    group by channel, coalesce(campaign_id, 0)
+    group by channel, coalesce(campaign_id, 0), recipient_key
+),
+
+counted as (
+    select
+        channel,
+        campaign_id,
+        sum(sends)::bigint as sends,
+        sum(delivered)::bigint as delivered,
+        count(*) filter (where is_reached) as unique_delivered,
+        count(*) filter (where has_opened) as unique_human_opens,
+        count(*) filter (where has_clicked) as unique_human_clicks,
+        count(*) filter (where has_unsubscribed) as unique_recipient_unsubscribes,
+        max(last_sent_at) as last_sent_at
+    from recipients
+    group by channel, campaign_id
 )
 
 select

@@ -3,26 +3,46 @@ with steps (step, step_name) as (
     values (1, 'sent'), (2, 'delivered'), (3, 'engaged'), (4, 'clicked'), (5, 'converted')
 ),
 
-recipients as (
+messages_and_conversions as (
+    select
+        channel,
+        recipient_key,
+        sends,
+        delivered,
+        human_opens,
+        human_clicks,
+        false as is_converted
+    from %(marts)s.messages
+    where day between %(first_day)s and %(last_day)s
+    union all
+    -- The few messages with a conversion are looked up, so the cost does not depend on the statistics of the table.
     select
         messages.channel,
         messages.recipient_key,
-        sum(messages.sends) as sends,
-        sum(messages.delivered) as delivered,
-        sum(messages.human_opens) as human_opens,
-        sum(messages.human_clicks) as human_clicks,
-        bool_or(converted.message_key is not null) as is_converted
-    from %(marts)s.messages
-    left join (
-        select distinct message_key
-        from %(marts)s.attributions
-        where model = %(model)s
-    ) as converted on converted.message_key = messages.message_key
-    where messages.day between %(first_day)s and %(last_day)s
-    group by messages.channel, messages.recipient_key
+        0 as sends,
+        0 as delivered,
+        0 as human_opens,
+        0 as human_clicks,
+        true as is_converted
+    from %(marts)s.attributions
+    inner join %(marts)s.messages on messages.message_key = attributions.message_key
+    where attributions.model = %(model)s and attributions.message_day between %(first_day)s and %(last_day)s
 ),
 
-reached as (
+recipients as (
+    select
+        channel,
+        recipient_key,
+        sum(sends) as sends,
+        sum(delivered) as delivered,
+        sum(human_opens) as human_opens,
+        sum(human_clicks) as human_clicks,
+        bool_or(is_converted) as is_converted
+    from messages_and_conversions
+    group by channel, recipient_key
+),
+
+last_steps as (
     select
         channel,
         case
@@ -36,12 +56,21 @@ reached as (
     from recipients
 ),
 
+reached as (
+    select
+        channel,
+        last_step,
+        count(*) as recipients
+    from last_steps
+    group by channel, last_step
+),
+
 counted as (
     select
         reached.channel,
         steps.step,
         steps.step_name,
-        count(*) filter (where reached.last_step >= steps.step) as recipients
+        coalesce(sum(reached.recipients) filter (where reached.last_step >= steps.step), 0)::bigint as recipients
     from reached
     cross join steps
     group by reached.channel, steps.step, steps.step_name

@@ -19,15 +19,22 @@ _STILL_SECONDS = 1.0
 
 
 class Browser:
-    """One page of a Chromium without a window."""
+    """One page of a Chromium without a window.
+
+    Attributes:
+        requested: The addresses that the opened pages have asked for, by the id of the request, without the requests
+            that the policy of the page forbids.
+    """
 
     def __init__(self, commands: int, answers: BinaryIO) -> None:
+        self.requested: dict[str, str] = {}
         self._commands = commands
         self._answers = answers
         self._count = 0
         self._session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call("Network.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Run a command of the DevTools protocol and return its result."""
@@ -42,6 +49,13 @@ class Browser:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
                 return result
+            self._note_request(answer.get("method"), answer.get("params", {}))
+
+    def _note_request(self, event: str | None, about: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requested[about["requestId"]] = about["request"]["url"]
+        elif event == "Network.loadingFailed" and about.get("blockedReason") == "csp":
+            self.requested.pop(about["requestId"], None)
 
     def _read(self) -> bytes:
         message = bytearray()

@@ -9,12 +9,14 @@ _CHARTS = "document.querySelectorAll('.dashboard-chart').length"
 _BUSY = "document.querySelector('.loading, [data-test=\"loading-indicator\"], .ant-skeleton')"
 _DRAWN = (
     "[...document.querySelectorAll('.dashboard-chart')]"
-    ".every(chart => chart.querySelector('canvas, table, .header-line'))"
+    ".every(chart => chart.querySelector('canvas, table, .header-line, .ant-empty'))"
 )
 
 
-def open_dashboard(browser: Browser, url: str, charts: int, *, width: int, dark: bool = False) -> None:
-    """Open a dashboard, and wait until each of its charts shows something.
+def open_dashboard(
+    browser: Browser, url: str, charts: int, *, width: int, dark: bool = False, standalone: bool = True
+) -> None:
+    """Open a dashboard, and wait until each of its charts shows something, or says that it has no data.
 
     Args:
         browser: A browser with a session of Superset.
@@ -22,9 +24,9 @@ def open_dashboard(browser: Browser, url: str, charts: int, *, width: int, dark:
         charts: The number of its charts.
         width: The width of the window.
         dark: Whether the person prefers dark pages.
+        standalone: Whether the page hides the navigation of Superset.
     """
-    # `standalone` hides the navigation.
-    browser.open(f"{url}?standalone=1", width=width, height=_HEIGHT, dark=dark)
+    browser.open(f"{url}?standalone=1" if standalone else url, width=width, height=_HEIGHT, dark=dark)
     browser.wait_until(f"{_CHARTS} === {charts} && !{_BUSY} && {_DRAWN}")
 
 

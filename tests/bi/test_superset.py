@@ -35,6 +35,7 @@ READER = "superset_test_reader"
 # it has no `%` before two hexadecimal digits.
 HARD_PASSWORD = "p@ss:w/rd %! #?&'\"$"
 SECOND_SOURCE = 'My "Shop" ☕'
+EMPTY_SOURCE, ONE_DAY_SOURCE = "Empty", "One day"
 TOLERANCE = 1e-6
 
 
@@ -45,22 +46,39 @@ def fill(settings: Settings) -> None:
 
 @pytest.fixture(scope="module")
 def warehouse(server: str, home: Path, make_once: MakeOnce, served_template: str) -> Iterator[Settings]:
-    """Return settings of a database with the marts of two sources with the same rows."""
+    """Return settings of a database with two sources of the same rows, an empty source, and a source of one day."""
     make_once("bi_template", served_template, fill)
     with (
         own_database(server, home, "bi_template") as settings,
         psycopg.connect(settings.database_url, autocommit=True) as connection,
     ):
-        connection.execute("insert into raw.sources (name, schema_name) values (%s, 'order')", [SECOND_SOURCE])
-        connection.execute("create schema order_marts")
-        for mart in ASSETS.datasets:
-            connection.execute(f"create table order_marts.{mart} as select * from iterable_marts.{mart}")
         add_reader(connection, settings.database_url, READER)
-        connection.execute(f"grant usage on schema order_marts to {READER}")
-        connection.execute(f"grant select on all tables in schema order_marts to {READER}")
+        day = "(select day from iterable_marts.messages group by day order by count(*) desc limit 1)"
+        make_source(connection, SECOND_SOURCE, "order", "true")
+        make_source(connection, EMPTY_SOURCE, "empty", "false")
+        make_source(connection, ONE_DAY_SOURCE, "one_day", f"{{}}::date = {day}")
         connection.execute(f"alter role {READER} password '{HARD_PASSWORD.replace(chr(39), chr(39) * 2)}'")
         yield settings
         remove_reader(connection, READER)
+
+
+def make_source(connection: psycopg.Connection, name: str, schema: str, condition: str) -> None:
+    """Make a source with some rows of each mart of the source Iterable, for the reader.
+
+    Args:
+        connection: A connection of the loader's role.
+        name: The source's name.
+        schema: The source's schema.
+        condition: The condition of the rows; `{}` stands for the time axis of a mart. A mart without one has all rows.
+    """
+    connection.execute("insert into raw.sources (name, schema_name) values (%s, %s)", [name, schema])
+    connection.execute(f"create schema {schema}_marts")
+    for mart, dataset in ASSETS.datasets.items():
+        axis = dataset.get("main_dttm_col")
+        chosen = condition.format(axis) if axis or "{}" not in condition else "true"
+        connection.execute(f"create table {schema}_marts.{mart} as select * from iterable_marts.{mart} where {chosen}")
+    connection.execute(f"grant usage on schema {schema}_marts to {READER}")
+    connection.execute(f"grant select on all tables in schema {schema}_marts to {READER}")
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +251,11 @@ def test_a_wrong_password_of_superset_is_named(superset: str, loader: Loader, mo
     assert "refuses the user admin. Check --user and LOADER_SUPERSET_PASSWORD" in done.stderr
 
 
+def charts_of(name: str) -> list[str]:
+    """Return the titles of the charts of a dashboard."""
+    return [chart["slice_name"] for row in ASSETS.dashboards[name]["rows"] for chart in row["charts"]]
+
+
 @pytest.fixture(scope="module")
 def browser(session: SupersetSession) -> Iterator[Browser]:
     """Return a Chromium with a session of Superset; without Chromium, its tests are skipped."""
@@ -247,10 +270,42 @@ def browser(session: SupersetSession) -> Iterator[Browser]:
 @pytest.mark.parametrize("name", ASSETS.dashboards)
 def test_a_browser_draws_every_chart_of_a_dashboard(name: str, browser: Browser, imported: list[str]) -> None:
     """No chart has an error or lacks data, with the first values of the filters."""
-    dashboard = ASSETS.dashboards[name]
-    [address] = [each for each in imported if each.endswith(f"-{dashboard['slug']}/")]
-    charts = [chart["slice_name"] for row in dashboard["rows"] for chart in row["charts"]]
-    open_dashboard(browser, address, len(charts), width=1200)
+    [address] = [each for each in imported if each.endswith(f"-{ASSETS.dashboards[name]['slug']}/")]
+    open_dashboard(browser, address, len(charts_of(name)), width=1200)
     text = browser.evaluate("document.body.innerText")
-    assert [title for title in charts if title not in text] == []
+    assert [title for title in charts_of(name) if title not in text] == []
     assert [each for each in ("No data", "No results", "NaN", "undefined", "error") if each in text] == []
+
+
+@pytest.fixture(scope="module", params=[EMPTY_SOURCE, ONE_DAY_SOURCE])
+def sparse(request: pytest.FixtureRequest, superset: str, imported: list[str], loader: Loader) -> tuple[str, list[str]]:
+    """Import the dashboards of a source with little data, and return its name and the addresses."""
+    done = loader("bi", "superset", "--url", superset, "--source", request.param)
+    assert done.returncode == 0, done.stderr
+    return request.param, done.stdout.split()
+
+
+@pytest.mark.parametrize("name", ASSETS.dashboards)
+def test_a_dashboard_of_no_data_or_of_one_day_is_drawn(
+    name: str, browser: Browser, sparse: tuple[str, list[str]]
+) -> None:
+    """A chart without data says so, and no chart waits for a value of a filter."""
+    source, addresses = sparse
+    [address] = [each for each in addresses if each.endswith(f"-{ASSETS.dashboards[name]['slug']}/")]
+    open_dashboard(browser, address, len(charts_of(name)), width=1200)
+    text = browser.evaluate("document.body.innerText")
+    assert [title for title in charts_of(name) if title not in text] == []
+    assert [each for each in ("NaN", "undefined", "error") if each in text] == []
+    has_data = browser.evaluate("!!document.querySelector('.dashboard-chart canvas, .dashboard-chart table')")
+    assert has_data == (source == ONE_DAY_SOURCE)
+
+
+def test_a_page_asks_no_other_host(browser: Browser, imported: list[str], superset: str) -> None:
+    """The policy of this Superset forbids the picture in its navigation with which its makers count users."""
+    name = "channels"
+    [address] = [each for each in imported if each.endswith(f"-{ASSETS.dashboards[name]['slug']}/")]
+    browser.requested.clear()
+    open_dashboard(browser, address, len(charts_of(name)), width=1200, standalone=False)
+    assert browser.requested
+    others = [url for url in browser.requested.values() if not url.startswith((superset, "data:", "blob:"))]
+    assert others == []

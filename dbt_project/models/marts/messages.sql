@@ -6,6 +6,7 @@
             'recipient_campaign': '(recipient_key, coalesce(campaign_id, 0))',
             'recipient_workflow': '(recipient_key, workflow_id) where workflow_id is not null',
             'recipient_day': "(recipient_key, day) where channel = 'email'",
+            'day': '(day)',
             'campaign': '(coalesce(campaign_id, 0), sent_at)',
             'workflow': '(workflow_id, sent_at) where workflow_id is not null',
             'user': 'using hash (user_id)',

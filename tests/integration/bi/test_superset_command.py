@@ -86,13 +86,19 @@ def test_a_repeated_import_sends_the_same_bytes(
 def test_the_primary_model_of_the_marts_is_the_first_value_of_the_filter(
     run_loader: Loader, reader_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Without the default model, the filter begins with the first model that there is."""
-    connection.execute("insert into iterable_marts.attributions (model) values ('time_decay'), ('first_touch')")
+    """Without the default model, the filter begins with the first model that there is. So it is with the currency."""
+    connection.execute(
+        "insert into iterable_marts.attributions (model, currency)"
+        " values ('time_decay', 'EUR'), ('first_touch', 'USD'), ('first_touch', 'EUR')"
+    )
     done = run_loader("bi", "superset", "--zip", str(tmp_path / "d.zip"))
     assert done.returncode == 0, done.stderr
     filters = read_archive(tmp_path / "d.zip")["dashboards/revenue.yaml"]["metadata"]["native_filter_configuration"]
     assert [each["defaultDataMask"]["filterState"] for each in filters if each["name"] == "Attribution model"] == [
         {"value": ["first_touch"], "label": "first_touch"}
+    ]
+    assert [each["defaultDataMask"]["filterState"] for each in filters if each["name"] == "Currency"] == [
+        {"value": ["EUR"], "label": "EUR"}
     ]
 
 

@@ -282,6 +282,61 @@ def test_several_sources_must_be_named(copied: tuple[psycopg.Connection, Loader]
     assert "There are no marts of source App" in done.stderr
 
 
+def test_two_sources_have_their_own_reports(copied: tuple[psycopg.Connection, Loader]) -> None:
+    """Neither page has a message, a campaign or an order of the other source."""
+    connection, loader = copied
+    connection.execute("insert into raw.sources (name, schema_name) values ('Shop', 'shop'); create schema shop_marts")
+    for (mart,) in connection.execute(
+        "select table_name from information_schema.tables where table_schema = 'iterable_marts'"
+    ).fetchall():
+        connection.execute(f"create table shop_marts.{mart} as select * from iterable_marts.{mart}")
+    by_channel = "channel {} 'sms'"
+    for mart in ("messages", "channel_daily", "campaign_performance", "attributions"):
+        connection.execute(f"delete from shop_marts.{mart} where {by_channel.format('<>')}")
+        connection.execute(f"delete from iterable_marts.{mart} where {by_channel.format('=')}")
+    shown = {source: page(loader, "--source", source, "--to", str(LAST)) for source in ("Iterable", "Shop")}
+    channels = {source: {row[0] for row in each.section("channels").table()} for source, each in shown.items()}
+    assert channels["Shop"] == {"All channels", "SMS"}
+    assert channels["Iterable"] == {*CHANNELS.values()} - {"SMS"}
+    for section in ("campaigns", "revenue", "funnel", "days"):
+        assert "SMS" not in shown["Iterable"].section(section).text()
+        assert "Email" not in shown["Shop"].section(section).text()
+    assert [each.all("h1")[0].text().split(":")[0] for each in shown.values()] == ["Iterable", "Shop"]
+
+
+def plan_nodes(connection: psycopg.Connection, statement: str) -> Iterator[dict[str, Any]]:
+    """Run a statement and yield all nodes of its plan, with their counts."""
+
+    def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield node
+        for inner in node.get("Plans", []):
+            yield from nodes(inner)
+
+    [plan] = one(connection, f"explain (analyze, timing off, format json) {statement}")
+    yield from nodes(plan["Plan"])
+
+
+def test_no_statement_compares_all_pairs_of_two_tables(copied: tuple[psycopg.Connection, Loader]) -> None:
+    """A planner with old statistics takes a long period for a few rows and joins it in a nested loop."""
+    connection, loader = copied
+    connection.execute("set enable_hashjoin = off; set enable_mergejoin = off")
+    messages = one(connection, "select count(*) from iterable_marts.messages")
+    assert one(connection, "select count(distinct message_key) from iterable_marts.attributions") > 1
+    for statement in page(loader, "--days", "70", "--to", str(LAST)).statements():
+        nodes = plan_nodes(connection, statement.rstrip(";"))
+        assert sum(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"] for node in nodes) < messages
+
+
+def test_the_messages_of_a_period_are_found_by_an_index(copied: tuple[psycopg.Connection, Loader]) -> None:
+    """The cost of a report follows its period. A small table is read whole, so the test forbids that."""
+    connection, loader = copied
+    connection.execute("set enable_seqscan = off")
+    shown = page(loader, "--from", str(LAST), "--to", str(LAST))
+    for section in ("channels", "funnel", "campaigns", "deliverability", "machines", "completeness"):
+        names = {node.get("Index Name") for node in plan_nodes(connection, shown.section(section).statements()[0][:-1])}
+        assert "messages_day" in names, section
+
+
 @pytest.fixture
 def reader(filled: Settings) -> Iterator[Loader]:
     """Return the command line with the URL of a reader of one source."""

@@ -22,6 +22,7 @@ CONNECTION = Connection(
     source_schema="iterable",
     marts_schema="iterable_marts",
     model="last_click",
+    currency="USD",
 )
 FILES = make_files(ASSETS, CONNECTION)
 CHARTS = {name: content for name, content in FILES.items() if name.startswith("charts/")}
@@ -201,6 +202,17 @@ def test_the_filter_of_the_model_begins_with_the_primary_model_and_spares_the_co
     assert model["defaultDataMask"]["filterState"]["value"] == ["last_click"]
     numbers = chart_numbers(revenue["position"])
     assert model["scope"]["excluded"] == [numbers[asset_uuid("iterable", "chart", "revenue_by_model")]]
+
+
+def test_the_filter_of_the_currency_begins_with_the_currency_of_the_marts() -> None:
+    """No filter waits for a first value of its own, because the charts of an empty warehouse would never be drawn."""
+    for currency, state in (("USD", {"value": ["USD"], "label": "USD"}), (None, {})):
+        files = make_files(ASSETS, replace(CONNECTION, currency=currency))
+        dashboards = [content for name, content in files.items() if name.startswith("dashboards/")]
+        filters = [each for made in dashboards for each in made["metadata"]["native_filter_configuration"]]
+        assert [each["defaultDataMask"]["filterState"] for each in filters if each["name"] == "Currency"] == [state]
+        assert not any(each.get("requiredFirst") for each in filters)
+        assert not any(each["controlValues"].get("defaultToFirstItem") for each in filters)
 
 
 def test_equal_assets_make_equal_bytes() -> None:
