@@ -14,8 +14,10 @@ macro is wrapped and rendered when a context first needs it, and connections are
 import functools
 import gc
 import hashlib
+import marshal
 import os
 import pickle
+import threading
 from collections.abc import Callable, Container, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,7 +50,7 @@ from dbt.parser.manifest import (
 )
 from dbt.plugins.manager import PluginManager
 from dbt_common.behavior_flags import BehaviorFlagRendered
-from dbt_common.clients.jinja import BaseMacroGenerator, MacroFuzzTemplate, MacroReturn
+from dbt_common.clients.jinja import BaseMacroGenerator, MacroFuzzTemplate, MacroReturn, NativeSandboxTemplate
 from dbt_common.dataclass_schema import dbtClassMixin
 from dbt_common.events.base_types import BaseEvent, EventLevel
 from dbt_common.events.event_manager import EventManager
@@ -65,7 +67,7 @@ _compile = jinja2.Environment.compile
 _validate = dbtClassMixin.validate.__func__
 _get_macro = BaseMacroGenerator.get_macro
 _to_dict = ManifestContext.to_dict
-_make_context = MacroFuzzTemplate.new_context
+_make_context = {each: each.new_context for each in (MacroFuzzTemplate, NativeSandboxTemplate)}
 _connect = psycopg2.connect
 _cleanup = BaseConnectionManager.cleanup_all
 
@@ -86,11 +88,12 @@ def quicken(folder: Path) -> None:
     ManifestLoader.get_full_manifest = classmethod(_load_copy)
     ManifestLoader.build_manifest_state_check = _check_state
     PluginManager.get_prefixed_modules = functools.cache(PluginManager.get_prefixed_modules)
-    jinja2.Environment.compile = _compile_once
+    jinja2.Environment.compile = functools.partialmethod(_compile_once, folder)
     dbtClassMixin.validate = classmethod(_validate_once)
     ManifestContext._build_namespace = _build_namespace
     ManifestContext.to_dict = _read_values
-    MacroFuzzTemplate.new_context = _new_context
+    for template in _make_context:
+        template.new_context = _new_context
     BaseMacroGenerator.get_macro = _get_macro_once
     BaseMacroGenerator.call_macro = _call_macro
     MacroGenerator.__call__ = _call_and_track
@@ -249,17 +252,26 @@ _compiled: dict[tuple[object, ...], Any] = {}
 
 def _compile_once(
     environment: jinja2.Environment,
+    folder: Path,
     source: str | jinja2.nodes.Template,
     name: str | None = None,
     filename: str | None = None,
     **options: Any,
 ) -> Any:
-    """Compile a template, or return the code of the last time."""
-    key = (type(environment), *sorted(environment.extensions), source, name, filename, *options.items())
+    """Compile a template, or return the code of the last time, which may be that of another process of the run."""
     if not isinstance(source, str):
         return _compile(environment, source, name, filename, **options)
+    kind = f"{type(environment).__module__}.{type(environment).__qualname__}"
+    key = (kind, *sorted(environment.extensions), source, name, filename, *sorted(options.items()))
     if key not in _compiled:
-        _compiled[key] = _compile(environment, source, name, filename, **options)
+        file = folder / f"template-{hashlib.sha256(repr(key).encode()).hexdigest()}"
+        if file.exists():
+            _compiled[key] = marshal.loads(file.read_bytes())  # noqa: S302 - made by this test run
+        else:
+            _compiled[key] = _compile(environment, source, name, filename, **options)
+            own = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            own.write_bytes(marshal.dumps(_compiled[key]))
+            own.rename(file)
     return _compiled[key]
 
 
@@ -314,7 +326,12 @@ class _Made(dict[str, Any]):
         make: Makes the value of a name.
         names: The names that it can make.
         others: More such names.
+
+    Attributes:
+        has_globals: Whether it has Jinja's own names.
     """
+
+    has_globals = False
 
     def __init__(self, make: Callable[[str], Any], names: Container[str], others: Container[str] = ()) -> None:
         super().__init__()
@@ -374,14 +391,14 @@ def _build_namespace(context: ManifestContext) -> MacroNamespace:
     return MacroNamespace(wrapped(shared), wrapped(local), global_project, others)
 
 
-def _new_context(template: MacroFuzzTemplate, values: dict[str, Any] | None = None, *options: Any, **more: Any) -> Any:
+def _new_context(template: jinja2.Template, values: dict[str, Any] | None = None, *options: Any, **more: Any) -> Any:
     """Look names up in one dictionary instead of two, with Jinja's own names in the dictionary of the context."""
     if not isinstance(values, _Made) or any(options) or more:
-        return _make_context(template, values, *options, **more)
-    for name, value in template.globals.items():
-        if name not in values:
-            values[name] = value
+        return _make_context[type(template)](template, values, *options, **more)
     environment = template.environment
+    if not values.has_globals:
+        values.update({name: value for name, value in environment.globals.items() if name not in values})
+        values.has_globals = True
     return environment.context_class(environment, values, template.name, template.blocks)
 
 
