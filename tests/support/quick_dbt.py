@@ -18,6 +18,7 @@ import marshal
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Container, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 import agate.data_types.date
 import agate.data_types.date_time
 import dbt.adapters.postgres.connections
+import dbt.parser.manifest
 import jinja2
 import parsedatetime
 import psycopg2
@@ -40,8 +42,10 @@ from dbt.context.manifest import ManifestContext
 from dbt.context.query_header import generate_query_header_context
 from dbt.contracts.graph.manifest import Manifest, ManifestStateCheck
 from dbt.contracts.graph.nodes import Macro
+from dbt.contracts.graph.unparsed import UnparsedMacro
 from dbt.flags import get_flags
 from dbt.include.global_project import PROJECT_NAME as GLOBAL_PROJECT_NAME
+from dbt.parser.macros import MacroParser
 from dbt.parser.manifest import (
     PARTIAL_PARSE_FILE_NAME,
     ManifestLoader,
@@ -64,6 +68,9 @@ _write = ManifestLoader.write_manifest_for_partial_parse
 _load = ManifestLoader.get_full_manifest.__func__
 _build_check = ManifestLoader.build_manifest_state_check
 _compile = jinja2.Environment.compile
+_parse_macros = MacroParser.parse_unparsed_macros
+_find_calls = ManifestLoader.macro_depends_on
+_extract_calls = dbt.parser.manifest.statically_extract_macro_calls
 _validate = dbtClassMixin.validate.__func__
 _get_macro = BaseMacroGenerator.get_macro
 _to_dict = ManifestContext.to_dict
@@ -89,6 +96,8 @@ def quicken(folder: Path) -> None:
     ManifestLoader.build_manifest_state_check = _check_state
     PluginManager.get_prefixed_modules = functools.cache(PluginManager.get_prefixed_modules)
     jinja2.Environment.compile = functools.partialmethod(_compile_once, folder)
+    MacroParser.parse_unparsed_macros = functools.partialmethod(_parse_macros_once, folder)
+    ManifestLoader.macro_depends_on = functools.partialmethod(_find_macro_calls, folder)
     dbtClassMixin.validate = classmethod(_validate_once)
     ManifestContext._build_namespace = _build_namespace
     ManifestContext.to_dict = _read_values
@@ -247,7 +256,27 @@ def _version(file: Path) -> tuple[object, ...]:
     return str(file), status.st_mtime_ns, status.st_size, status.st_ino
 
 
-_compiled: dict[tuple[object, ...], Any] = {}
+_results: dict[tuple[object, ...], Any] = {}
+
+
+def _make_once(folder: Path, of: tuple[object, ...], make: Callable[[], Any]) -> Any:
+    """Make a result, or return that of the last time, which may be that of another process of the run.
+
+    Args:
+        folder: The folder that the processes share.
+        of: Everything that the result follows from, as plain values.
+        make: Makes the result, of plain values or code.
+    """
+    if of not in _results:
+        file = folder / f"made-{hashlib.sha256(repr(of).encode()).hexdigest()}"
+        if file.exists():
+            _results[of] = marshal.loads(file.read_bytes())  # noqa: S302 - made by this test run
+        else:
+            _results[of] = make()
+            own = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            own.write_bytes(marshal.dumps(_results[of]))
+            own.rename(file)
+    return _results[of]
 
 
 def _compile_once(
@@ -258,21 +287,34 @@ def _compile_once(
     filename: str | None = None,
     **options: Any,
 ) -> Any:
-    """Compile a template, or return the code of the last time, which may be that of another process of the run."""
+    """Compile a template once in a run."""
     if not isinstance(source, str):
         return _compile(environment, source, name, filename, **options)
     kind = f"{type(environment).__module__}.{type(environment).__qualname__}"
-    key = (kind, *sorted(environment.extensions), source, name, filename, *sorted(options.items()))
-    if key not in _compiled:
-        file = folder / f"template-{hashlib.sha256(repr(key).encode()).hexdigest()}"
-        if file.exists():
-            _compiled[key] = marshal.loads(file.read_bytes())  # noqa: S302 - made by this test run
-        else:
-            _compiled[key] = _compile(environment, source, name, filename, **options)
-            own = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            own.write_bytes(marshal.dumps(_compiled[key]))
-            own.rename(file)
-    return _compiled[key]
+    of = (kind, *sorted(environment.extensions), source, name, filename, *sorted(options.items()))
+    return _make_once(folder, of, lambda: _compile(environment, source, name, filename, **options))
+
+
+def _parse_macros_once(parser: MacroParser, folder: Path, file: UnparsedMacro) -> list[Macro]:
+    """Parse the macros of a file once in a run, and return copies as of now."""
+    of = ("macros", parser.project.project_name, file.package_name, file.original_file_path, file.raw_code)
+    pickled = _make_once(folder, of, lambda: pickle.dumps(list(_parse_macros(parser, file))))
+    macros: list[Macro] = pickle.loads(pickled)  # noqa: S301 - made by this test run
+    for macro in macros:
+        macro.created_at = time.time()
+    return macros
+
+
+def _find_macro_calls(loader: ManifestLoader, folder: Path) -> None:
+    """Find the calls of each macro once in a run. A call of `dispatch` depends on all macros of the project."""
+    names = hashlib.sha256(repr(sorted(loader.manifest.macros)).encode()).hexdigest()
+
+    def extract(source: str, *context: Any) -> list[str]:
+        of = ("calls", source, names if "dispatch" in source else "")
+        return list(_make_once(folder, of, lambda: list(_extract_calls(source, *context))))
+
+    dbt.parser.manifest.statically_extract_macro_calls = extract
+    _find_calls(loader)
 
 
 _valid: set[tuple[type[dbtClassMixin], str]] = set()
