@@ -134,8 +134,12 @@ def _target(loader: ManifestLoader) -> Path:
     return target
 
 
-# The file beside a parsed project that names the shared project of the same models.
+# The file beside a parsed project that names the shared project of the same models, and the connection.
 _NAME = "parsed_as.txt"
+
+
+def _mark(loader: ManifestLoader, shared: Path) -> str:
+    return f"{shared.name} {loader.manifest.state_check.profile_hash.checksum}"
 
 
 def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
@@ -146,7 +150,7 @@ def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
     """
     shared = _shared(loader, folder)
     name = _target(loader) / _NAME
-    is_own = name.exists() and name.read_text(encoding="utf-8") == shared.name
+    is_own = name.exists() and name.read_text(encoding="utf-8") == _mark(loader, shared)
     if is_own or not get_flags().PARTIAL_PARSE or not shared.exists():
         return _read(loader)
     manifest: Manifest = Manifest.from_msgpack(shared.read_bytes(), decoder=extended_mashumuro_decoder)
@@ -160,7 +164,7 @@ def _read_shared(loader: ManifestLoader, folder: Path) -> Manifest | None:
             node.relation_name = node.relation_name.replace(f'"{node.database}".', f'"{database}".', 1)
         node.database = database
     (name.parent / PARTIAL_PARSE_FILE_NAME).write_bytes(manifest.to_msgpack(extended_mashumaro_encoder))
-    name.write_text(shared.name, encoding="utf-8")
+    name.write_text(_mark(loader, shared), encoding="utf-8")
     # The file is read again, so that dbt gets the result in its usual form.
     return _read(loader)
 
@@ -173,7 +177,7 @@ def _write_shared(loader: ManifestLoader, folder: Path) -> None:
         name.unlink(missing_ok=True)
         return
     shared = _shared(loader, folder)
-    name.write_text(shared.name, encoding="utf-8")
+    name.write_text(_mark(loader, shared), encoding="utf-8")
     if not shared.exists():
         own = shared.with_suffix(f".{os.getpid()}")
         own.write_bytes((name.parent / PARTIAL_PARSE_FILE_NAME).read_bytes())
@@ -481,8 +485,13 @@ def _call_and_track(generator: MacroGenerator, *args: Any, **kwargs: Any) -> Any
 
 
 _idle: dict[str, list["_Kept"]] = {}
-# Everything that a session keeps, except the caches of the catalog and of functions.
-_RESET = "reset all; discard temp; deallocate all; unlisten *; select pg_advisory_unlock_all()"
+# Removes everything that a session keeps, except the caches of the catalog and of functions. The runs of the product
+# look for other sessions by this name, so an idle session has another name.
+_REST = (
+    "reset all; discard temp; deallocate all; unlisten *; select pg_advisory_unlock_all();"
+    " set application_name = 'kept for dbt'"
+)
+_WAKE = "reset application_name"
 
 
 class _Kept(psycopg2.extensions.connection):
@@ -496,10 +505,18 @@ class _Kept(psycopg2.extensions.connection):
             return
         try:
             self.rollback()
+            self.execute(_REST)
         except psycopg2.Error:
             self.end()
         else:
             _idle.setdefault(self.settings, []).append(self)
+
+    def execute(self, statements: str) -> None:
+        """Execute statements outside of a transaction."""
+        self.autocommit = True
+        with self.cursor() as cursor:
+            cursor.execute(statements)
+        self.autocommit = False
 
     def end(self) -> None:
         """Close the connection."""
@@ -519,10 +536,7 @@ class _Psycopg2:
         while _idle.get(key):
             kept = _idle[key].pop()
             try:
-                kept.autocommit = True
-                with kept.cursor() as cursor:
-                    cursor.execute(_RESET)
-                kept.autocommit = False
+                kept.execute(_WAKE)
             except psycopg2.Error:
                 kept.end()
             else:
