@@ -66,7 +66,7 @@ def test_build_fills_tests_and_describes_everything(project: Path, served: Datab
 
 def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Database) -> None:
     """`dbt test` fails if a table lacks rows that it had."""
-    dbt = partial(run_dbt, served.url, project, parsed_as={})
+    dbt = partial(run_dbt, served.url, project)
     with served.connect(autocommit=True) as connection:
         land(connection, "a", "b")
         assert dbt("run", "--select", "email_opened", "tracks")[0] == 0
@@ -79,7 +79,7 @@ def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Databa
 
 def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, empty_url: str) -> None:
     """The error names the database and the command that creates the schema."""
-    code, output = run_dbt(empty_url, project, "run", parsed_as={})
+    code, output = run_dbt(empty_url, project, "run")
     assert code != 0
     assert f"The raw schema is not in database {empty_url.rsplit('/', 1)[1]}" in output
     assert "loader migrate" in output
@@ -89,7 +89,7 @@ def test_an_older_raw_schema_is_told_the_same(project: Path, settings: Settings)
     """The project of a new version needs the functions of that version."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute("drop function raw.end_transform")
-    code, output = run_dbt(settings.database_url, project, "run", parsed_as={})
+    code, output = run_dbt(settings.database_url, project, "run")
     assert code != 0
     assert "or is too old" in output
     assert "loader migrate" in output

@@ -14,6 +14,7 @@ from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import dumped, open_settings, restore, restored
+from tests.integration.conftest import used
 from tests.integration.postgres.test_restore import EVENT, ids, land
 from tests.support.dbt_runs import run
 from tests.support.served_tables import assert_union, everything, law
@@ -113,11 +114,20 @@ def advance(url: str, home: Path) -> None:
     land(url, "email_opened", "d")
 
 
-def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, small_home: Path) -> None:
+@pytest.fixture(scope="module")
+def begun(small_template: Settings, small_package: Path) -> Iterator[Path]:
+    """Return the folder of a stopped cluster with some events in its tables."""
+    with TemporaryDirectory(prefix="copies-") as name:
+        Path(name).chmod(0o755)
+        with used(small_package), own_cluster(Path(name, "first")) as url:
+            begin(url, small_template.home)
+        yield Path(name, "first")
+
+
+def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, begun: Path, small_home: Path) -> None:
     """The copy has the same system_identifier and other transaction ids. An event that lands there is new."""
-    with own_cluster(folder / "first") as url:
-        begin(url, small_home)
-    copy(folder / "first", folder / "second")
+    copy(begun, folder / "first")
+    copy(begun, folder / "second")
     with own_cluster(folder / "first") as url:
         advance(url, small_home)
         dump = dumped(url)
@@ -129,15 +139,13 @@ def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(folder: Path, small_
         go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d", "early"})
 
 
-def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, small_home: Path) -> None:
+def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, begun: Path, small_home: Path) -> None:
     """A cluster that was set back to an earlier state issues the ids of the dump a second time."""
-    with own_cluster(folder / "first") as url:
-        begin(url, small_home)
-    copy(folder / "first", folder / "backup")
+    copy(begun, folder / "first")
     with own_cluster(folder / "first") as url:
         advance(url, small_home)
         dump = dumped(url)
-    copy(folder / "backup", folder / "first")
+    copy(begun, folder / "first")
     with own_cluster(folder / "first") as url:
         drop_all(url)
         restore(dump, url)
@@ -146,10 +154,10 @@ def test_a4_a_newer_dump_after_a_rewind_is_noticed(folder: Path, small_home: Pat
         go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d"})
 
 
-def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, small_home: Path) -> None:
+def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, begun: Path, small_home: Path) -> None:
     """Its files agree with its transaction ids, so no event is marked again, in the copy or after a rewind."""
+    copy(begun, folder / "first")
     with own_cluster(folder / "first") as url:
-        begin(url, small_home)
         land(url, "email_opened", "c")
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("vacuum (freeze, full) raw.restore_mark")

@@ -191,16 +191,16 @@ def test_a_contract_holds_for_a_models_own_sql(connection: psycopg.Connection, p
     code, output = dbt("run", "--select", "order_placed")
     assert code == 0, output
     assert connection.execute("select id, total from iterable.order_placed").fetchall() == [("a", 5)]
-    code, output = dbt("run", "--select", "order_placed", "--target", "dev")
-    assert code == 0, output
-    assert connection.execute("select id, total from dbt_ci_iterable.order_placed").fetchall() == [("a", 5)]
-    (project / "models" / "iterable" / "order_placed.sql").write_text(
-        OWN_SQL.replace("*", "*, 1 as one"), encoding="utf-8"
-    )
+    model = project / "models" / "iterable" / "order_placed.sql"
+    model.write_text(OWN_SQL.replace("*", "*, 1 as one"), encoding="utf-8")
     code, output = dbt("run", "--select", "order_placed")
     assert code == 1
     assert "This model has an enforced contract that failed" in output
     assert "one" in output
+    model.write_text(OWN_SQL, encoding="utf-8")
+    code, output = dbt("run", "--select", "order_placed", "--target", "dev")
+    assert code == 0, output
+    assert connection.execute("select id, total from dbt_ci_iterable.order_placed").fetchall() == [("a", 5)]
 
 
 def test_an_alias_names_the_event_of_a_teams_model(connection: psycopg.Connection, project: Path, dbt: Dbt) -> None:

@@ -26,6 +26,7 @@ from tests.support.served_tables import everything, law
 from tests.support.waiting import wait_until
 
 DUE = "update raw.held_tables set next_try_at = clock_timestamp()"
+NOT_DUE = "update raw.held_tables set next_try_at = clock_timestamp() + interval '1 hour'"
 # Table locks from the weakest to the strongest, those that block a new column, and those that block rows.
 MODES = {
     "access share": (True, False),
@@ -69,6 +70,7 @@ def test_b1_a_locked_table_gets_its_rows_without_the_column(warehouse: Warehouse
         warehouse.land({"coupon": "a", "size": 1})
         warehouse.land({"coupon": "b"}, event="Email Delivered")
         warehouse.run()
+        warehouse.connection.execute(NOT_DUE)
         warehouse.land({"coupon": "c", "size": 2})
         warehouse.run()
         assert warehouse.type_of("email_opened", "coupon") is None

@@ -63,11 +63,13 @@ class Team:
         (models / "order_placed.yml").write_text(yaml.safe_dump({"version": 2, "models": [model]}), encoding="utf-8")
 
     def forget_the_projects_key(self) -> None:
-        """Remove the key from dbt_project.yml, as in a project of an older version."""
+        """Remove the key from dbt_project.yml, as in a project of an older version, before a model is written."""
         path = self.project / "dbt_project.yml"
         project = yaml.safe_load(path.read_text(encoding="utf-8"))
         project["models"]["iterable_warehouse"]["iterable"].pop("+meta")
         path.write_text(yaml.safe_dump(project), encoding="utf-8")
+        code, output = run_dbt(self.url, self.project, "parse")
+        assert code == 0, output
 
     def land(self, *calls: str) -> None:
         """Land orders, each given as the id, the user and the properties."""
@@ -115,9 +117,9 @@ def team(small: Database, small_settings: Settings) -> Iterator[Team]:
 @pytest.mark.parametrize("with_key", [True, False])
 def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, code: str, with_key: bool) -> None:
     """The macro's call gets the columns of the events, whatever its spelling, and a rebuild changes nothing."""
-    team.write(code)
     if not with_key:
         team.forget_the_projects_key()
+    team.write(code)
     team.land('a u {"total":5,"coupon":"x"}', 'b u {"total":6,"coupon":"y"}')
     code_, output = team.run()
     assert code_ == 0, output
@@ -171,9 +173,9 @@ def test_a6_other_sql_without_the_key_is_refused_with_its_name(team: Team, code:
 
     The SQL is neither replaced nor ignored.
     """
-    team.write(code, **meta)
     if not meta:
         team.forget_the_projects_key()
+    team.write(code, **meta)
     team.land('a u {"total":1}')
     failed, output = team.run()
     assert failed == 1
