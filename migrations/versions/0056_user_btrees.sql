@@ -162,7 +162,7 @@ as $$
 declare
     target regclass := raw.target_name(run)::regclass;
     is_created boolean := (run ->> 'is_created')::boolean;
-    is_small boolean := is_created or pg_table_size(target) <= (run ->> 'most_bytes')::bigint;
+    is_small boolean;
     user_index regclass := raw.find_user_index(target);
     missing text[] := '{}';
     planned record;
@@ -187,6 +187,8 @@ begin
         end if;
     end if;
     for planned in select * from raw.plan_indexes(run) loop
+        -- The size takes a lock, for which a run with all indexes need not wait.
+        is_small := coalesce(is_small, is_created or pg_table_size(target) <= (run ->> 'most_bytes')::bigint);
         if is_small and planned.definition = 'using btree (user_id)' and raw.has_long_user_id(target) then
             select * into strict planned
             from raw.plan_indexes(run || '{"has_long_user_ids": true}') as replaced

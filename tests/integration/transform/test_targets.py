@@ -1,6 +1,7 @@
 """Development runs: a run on a target that is not production reads raw.events and writes to schemas of its own."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from tests.conftest import own_database
 from tests.support.dbt_runs import AS_PARSED, run_dbt
 
 ADA = AS_PARSED | {"LOADER_DEVELOPMENT_SCHEMA": "dbt_ada"}
-ROLE = "developer_ada"
+# All databases of the server share its roles, and several processes may run these tests.
+ROLE = f"developer_ada_{os.getpid()}"
 # The tests that compare tables with raw.events.
 COMPARISONS = ("test_name:matches_raw", "test_name:one_event", "test_name:found_tables")
 
