@@ -46,20 +46,25 @@ class HttpReceiver:
         if self._client:
             self._client.close()
 
-    def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
-        """Send the bodies of calls in one request."""
-        raise NotImplementedError
-
-    def _post_or_shrink(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
-        """Send calls; a single call that is too large for the receiver goes again without Iterable's own body."""
-        reply = self._post(calls, bodies)
-        if reply.status == _TOO_LARGE and len(calls) == 1 and (slim := calls[0].slim) and slim != bodies[0]:
-            reply = self._post(calls, [slim])
-        if reply.status == _TOO_LARGE and len(calls) == 1:
-            return Reply(Outcome.REFUSED, reply.status, "too_large", reply.answer)
-        return reply
-
     def _connect(self) -> HttpClient:
         """Return the kept connection, made for the first request."""
         self._client = self._client or HttpClient(receiver_url(self._options), self._options.ca_file or None)
         return self._client
+
+
+def post_or_shrink(
+    calls: Sequence[Call], bodies: Sequence[bytes], post: Callable[[Sequence[Call], Sequence[bytes]], Reply]
+) -> Reply:
+    """Send calls; a single call that is too large for the receiver goes again without Iterable's own body.
+
+    Args:
+        calls: The calls of the request.
+        bodies: The body of each call.
+        post: Sends the bodies of calls in one request.
+    """
+    reply = post(calls, bodies)
+    if reply.status != _TOO_LARGE or len(calls) > 1:
+        return reply
+    if (slim := calls[0].slim) and slim != bodies[0]:
+        reply = post(calls, [slim])
+    return Reply(Outcome.REFUSED, reply.status, "too_large", reply.answer) if reply.status == _TOO_LARGE else reply

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import msgspec
 
-from loader.destinations.http_receiver import HttpReceiver
+from loader.destinations.http_receiver import HttpReceiver, post_or_shrink
 from loader.destinations.model import Call, Dead, Outcome, Reply
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret
@@ -49,7 +49,7 @@ class SegmentReceiver(HttpReceiver):
         dead = [Dead(call, None, "too_large") for call in calls if call not in bodies]
         if not bodies:
             return Reply(Outcome.TAKEN, dead=dead)
-        reply = self._post_or_shrink(list(bodies), list(bodies.values()))
+        reply = post_or_shrink(list(bodies), list(bodies.values()), self._post)
         return replace(reply, dead=dead) if reply.outcome is Outcome.TAKEN else reply
 
     def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:  # noqa: ARG002 - the receiver's interface

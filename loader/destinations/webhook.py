@@ -9,7 +9,7 @@ import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 
-from loader.destinations.http_receiver import HttpReceiver
+from loader.destinations.http_receiver import HttpReceiver, post_or_shrink
 from loader.destinations.model import Call, Reply
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret
@@ -30,7 +30,7 @@ class WebhookReceiver(HttpReceiver):
         Raises:
             ConfigurationError: A secret cannot be read.
         """
-        return self._post_or_shrink(calls, [call.body for call in calls])
+        return post_or_shrink(calls, [call.body for call in calls], self._post)
 
     def _post(self, calls: Sequence[Call], bodies: Sequence[bytes]) -> Reply:
         content = b"[%b]" % b",".join(bodies) if self._options.batch else bodies[0]

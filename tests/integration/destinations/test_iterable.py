@@ -352,7 +352,7 @@ def test_events_of_iterable_never_go_back(
 def test_two_projects_do_not_feed_each_other(
     database: Database, settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Each gets the calls of the app. What a project tells of its events goes to neither."""
+    """Each project gets the calls of the app. The events that a project reports go to no project."""
     first, second = IterableProject(), IterableProject()
     add_project(connection, receiver, first)
     with receiving() as other:

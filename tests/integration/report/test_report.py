@@ -283,7 +283,7 @@ def test_several_sources_must_be_named(copied: tuple[psycopg.Connection, Loader]
 
 
 def test_two_sources_have_their_own_reports(copied: tuple[psycopg.Connection, Loader]) -> None:
-    """Neither page has a message, a campaign or an order of the other source."""
+    """A page has no message, campaign or order of the other source."""
     connection, loader = copied
     connection.execute("insert into raw.sources (name, schema_name) values ('Shop', 'shop'); create schema shop_marts")
     for (mart,) in connection.execute(

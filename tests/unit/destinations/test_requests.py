@@ -268,7 +268,7 @@ def test_certificates_that_cannot_be_read_are_a_wrong_setting(tmp_path: Path, co
 
 @given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{2,4} \d\d:\d\d:\d\d( GMT| [+-]\d{4})?"))
 def test_any_wait_is_between_nothing_and_an_hour(header: str) -> None:
-    """Whatever the receiver writes."""
+    """The receiver may write any text in the header."""
     seconds = read_wait(header, now=1000.0)
     assert seconds is None or 0 <= seconds <= 3600
 
