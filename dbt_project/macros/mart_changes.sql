@@ -112,15 +112,17 @@
         from present
         union all
         select -1 as sign, {{ names | join(", ") }}
-        from present
-        where not exists (
-            select from logged
-            where {% for column in key %}logged.{{ column }} = present.{{ column }}{{ " and " if not loop.last }}{% endfor %}
-        )
-        union all
-        select -1 as sign, {{ names | join(", ") }}
-        from logged
-        where sign = -1 and {{ condition }}
+        from (
+            {#- The planner knows little of the two, and would compare each row with each in a nested loop. A full join has none. #}
+            select
+                {%- for name in names %}
+                case when logged.sign is null then present.{{ name }} else logged.{{ name }} end as {{ name }}{{ "," if not loop.last }}
+                {%- endfor %}
+            from present
+            full join logged on {% for column in key %}logged.{{ column }} = present.{{ column }}{{ " and " if not loop.last }}{% endfor %}
+            where logged.sign is distinct from 1
+        ) as before
+        where {{ condition }}
     ) +*/
 {%- endmacro %}
 

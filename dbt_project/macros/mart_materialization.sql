@@ -199,16 +199,22 @@
             ) as stored
         ),
 
-        changes as materialized (
-            select -1 as sign, stored.*
+        {#- The planner knows little of the two, and would compare each row with each in a nested loop. A full join has none. #}
+        compared as materialized (
+            select stored, fresh
             from stored
-            left join fresh on {{ same_key("fresh", "stored") }}
+            full join fresh on {{ same_key("fresh", "stored") }}
             where row(fresh.*) is distinct from row(stored.*)
+        ),
+
+        changes as materialized (
+            select -1 as sign, fresh is not distinct from null as is_gone, (stored).*
+            from compared
+            where stored is distinct from null
             union all
-            select 1 as sign, fresh.*
-            from fresh
-            left join stored on {{ same_key("fresh", "stored") }}
-            where row(fresh.*) is distinct from row(stored.*)
+            select 1 as sign, false as is_gone, (fresh).*
+            from compared
+            where fresh is distinct from null
         ),
         {%- if log %}
 
@@ -223,9 +229,8 @@
             delete from {{ relation }} as present
             using changes
             where
-                changes.sign = -1
+                changes.is_gone
                 and {{ same_key("present", "changes") }}
-                and not exists (select from fresh where {{ same_key("fresh", "changes") }})
         ),
 
         written as (

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -138,7 +139,8 @@ def prepare(ground: Ground, url: str, path: Path | None = None) -> None:
 
 def transform_seconds(ground: Ground, url: str, *, marts: bool = False) -> float:
     """Return the duration of a transform in this process, as a permanent process makes it."""
-    home = str(ground.folder / "home")
+    # dbt parses the project again when the database changes, so each database has a home of its own.
+    home = str(ground.folder / f"home-{urlsplit(url).path[1:]}")
     os.environ |= {"DATABASE_URL": url, "LOADER_HOME": home, "LOADER_MARTS": str(marts).lower()}
     read_settings.cache_clear()
     settings: Settings = read_settings()

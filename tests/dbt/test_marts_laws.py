@@ -1,5 +1,6 @@
 """The laws of the marts on generated events: increments equal a rebuild, marts agree, and views survive."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 from loader.cli.output import show_status
 from loader.raw.readers import add_reader, remove_reader
 from loader.raw.rescan import rescan
-from loader.transform.dbt import transform
+from loader.transform.dbt import log_file, transform
 from loader.transform.status import read_status
 from tests.conftest import MakeOnce, loader_here, own_database, restored
 from tests.support.marts.variables import DEFAULT_MODELS, Variables
@@ -345,6 +346,45 @@ def test_an_increment_scans_no_table_of_the_history(warehouse: Warehouse) -> Non
         "select version > oldest_version from raw.marts where (source, mart) = ('iterable', 'messages')"
     )
     assert warehouse.number(growing) == before
+
+
+def test_an_increment_compares_no_row_with_each_other_row(warehouse: Warehouse) -> None:
+    """No plan of an increment has a nested loop over two intermediate results, whatever the planner knows of them."""
+    connection = warehouse.connection
+    land_more(connection, 50, seed=18)
+    fill(warehouse.database, warehouse.settings.model_copy(update={"marts": False}))
+    warehouse.fill(select=MARTS, log_sql=True)
+    log = log_file(warehouse.settings).read_text(encoding="utf-8")
+    statements = re.findall(r"with changed as materialized \(.*?count\(\*\) as changed_rows\s+from changes\n", log, re.DOTALL)
+    assert len(statements) > 20
+    for mart in warehouse.versions():
+        connection.execute(f"set loader.since_{mart} = '0'")
+    quadratic = [
+        f"{written_table(statement)}: {node['Join Filter']}"
+        for statement in statements
+        for [plan] in connection.execute(f"explain (format json) {statement}")
+        for node in nodes(plan[0]["Plan"])
+        if node["Node Type"] == "Nested Loop" and "Join Filter" in node and all(map(is_intermediate, node["Plans"]))
+    ]
+    assert not quadratic
+
+
+def written_table(statement: str) -> str:
+    """Return the name of the table that a statement inserts into last."""
+    return re.findall(r"insert into (\S+)", statement)[-1]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield all nodes of a plan."""
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def is_intermediate(plan: dict[str, Any]) -> bool:
+    """Return whether a node reads only common table expressions that grow with the run."""
+    scanned = [node for node in nodes(plan) if "Scan" in node["Node Type"]]
+    return all(node.get("CTE Name") not in {None, "steps", "models", "as_of"} for node in scanned)
 
 
 # Objects that a run of the marts leaves alone.

@@ -10,6 +10,15 @@
 
 with /*+ recent as materialized (
     select * from {{ changed_rows('events') }} as events
+),
+
+-- The present names, and whether the event that gave the name has changed. A full join compares no row with each other row.
+present as materialized (
+    select present.*, changes.id is not null as is_changed
+    from (select present.* from changed inner join {{ this }} as present using (kind, id)) as present
+    full join (select distinct event, id from {{ changes_of('events') }} as events) as changes
+        on changes.event = present.event and changes.id = present.event_id
+    where coalesce(present.kind, '') <> ''
 ), +*/
 
 -- Events of one campaign share their names, so few rows are left.
@@ -45,32 +54,20 @@ named as (
     {{- " union all" if not loop.last }}
     {%- endfor %}
     /*+ union all
-    -- The present name stands, unless the event that gave the name has changed.
-    select present.kind, present.id, present.value, present.occurred_at, present.event, present.event_id
-    from changed
-    inner join {{ this }} as present using (kind, id)
-    where not exists (
-        select from {{ changes_of('events') }} as events
-        where events.event = present.event and events.id = present.event_id
-    )
+    select kind, id, value, occurred_at, event, event_id
+    from present
+    where not is_changed
     {%- for kind in ['campaign', 'template', 'workflow'] %}
     union all
     select named.kind, named.id, named.value, events.occurred_at, events.event, events.id as event_id
-    from changed
-    inner join {{ this }} as present using (kind, id)
+    from (select * from present where is_changed and kind like '{{ kind }}%' offset 0) as present
     cross join lateral (
         select * from {{ ref('events') }} as events
-        where events.{{ kind }}_id = present.id and present.kind like '{{ kind }}%'
+        where events.{{ kind }}_id = present.id
         offset 0
     ) as events
     cross join lateral ({{ names_of_event() }}) as named (kind, id, value)
-    where
-        named.kind = present.kind
-        and named.value is not null
-        and exists (
-            select from {{ changes_of('events') }} as changes
-            where changes.event = present.event and changes.id = present.event_id
-        )
+    where named.kind = present.kind and named.value is not null
     {%- endfor %} +*/
 )
 
