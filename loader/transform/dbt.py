@@ -4,7 +4,6 @@ This module only passes the connection to dbt and reads dbt's report from the ra
 project from its own scheduler gets exactly the same tables.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from loader.errors import TransformError, UsageError, without_values
 from loader.postgres.database import Database, bundled, connection_environment
 from loader.settings import Settings
+from loader.transform.dbt_internals import begin_with_tracks, tidied
 from loader.transform.reports import (
     read_collections,
     read_held,
@@ -134,7 +134,7 @@ def transform(
         "LOADER_ONLY_TABLES": " ".join(only),
     }
     create_private_folders(settings)
-    with environment(variables), tidied():
+    with environment(variables), tidied(), begin_with_tracks():
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
 
     if result.exception is not None:
@@ -309,24 +309,3 @@ def create_private_folders(settings: Settings) -> None:
 def log_file(settings: Settings) -> Path:
     """Return the path of dbt's log."""
     return settings.home / "dbt" / "logs" / "dbt.log"
-
-
-@contextmanager
-def tidied() -> Iterator[None]:
-    """Remove the leftovers of a run of dbt in this process, so that the next run takes no longer.
-
-    dbt leaves its log file open. dbt-adapters (1.24) appends the behavior flags of dbt-postgres to a list in each run,
-    and inspects the whole call stack for each entry.
-    """
-    from dbt.adapters.base.impl import DEFAULT_BASE_BEHAVIOR_FLAGS  # noqa: PLC0415
-    from dbt_common.events.event_manager_client import get_event_manager  # noqa: PLC0415
-
-    listed = len(DEFAULT_BASE_BEHAVIOR_FLAGS)
-    try:
-        yield
-    finally:
-        del DEFAULT_BASE_BEHAVIOR_FLAGS[listed:]
-        for logger in get_event_manager().loggers:
-            for handler in getattr(getattr(logger, "_python_logger", None), "handlers", ()):
-                if isinstance(handler, logging.FileHandler):
-                    handler.close()

@@ -355,7 +355,9 @@ def test_an_increment_compares_no_row_with_each_other_row(warehouse: Warehouse) 
     fill(warehouse.database, warehouse.settings.model_copy(update={"marts": False}))
     warehouse.fill(select=MARTS, log_sql=True)
     log = log_file(warehouse.settings).read_text(encoding="utf-8")
-    statements = re.findall(r"with changed as materialized \(.*?count\(\*\) as changed_rows\s+from changes\n", log, re.DOTALL)
+    statements = re.findall(
+        r"with changed as materialized \(.*?count\(\*\) as changed_rows\s+from changes\n", log, re.DOTALL
+    )
     assert len(statements) > 20
     for mart in warehouse.versions():
         connection.execute(f"set loader.since_{mart} = '0'")

@@ -15,7 +15,8 @@ from dbt.cli.main import cli as dbt_command
 import loader.transform.dbt
 from loader.postgres.database import Database, bundled, connection_environment
 from loader.settings import Settings
-from loader.transform.dbt import TableFilled, project_arguments, tidied, transform
+from loader.transform.dbt import TableFilled, project_arguments, transform
+from loader.transform.dbt_internals import tidied
 
 PROJECT = bundled("dbt_project")
 
