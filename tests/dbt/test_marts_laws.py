@@ -384,9 +384,13 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def is_intermediate(plan: dict[str, Any]) -> bool:
-    """Return whether a node reads only common table expressions that grow with the run."""
-    scanned = [node for node in nodes(plan) if "Scan" in node["Node Type"]]
-    return all(node.get("CTE Name") not in {None, "steps", "models", "as_of"} for node in scanned)
+    """Return whether a node reads only what grows with the run: common table expressions, and logs of changes."""
+    leaves = [node for node in nodes(plan) if not node.get("Plans")]
+    return all(
+        node.get("CTE Name", "steps") not in {"steps", "models", "as_of"}
+        or (node["Node Type"] == "Seq Scan" and node["Relation Name"].startswith("int_changes_"))
+        for node in leaves
+    )
 
 
 # Objects that a run of the marts leaves alone.
