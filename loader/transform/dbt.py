@@ -15,7 +15,7 @@ from typing import Any
 from loader.errors import TransformError, UsageError, without_values
 from loader.postgres.database import Database, bundled, connection_environment
 from loader.settings import Settings
-from loader.transform.dbt_internals import begin_with_tracks, tidied
+from loader.transform.dbt_internals import begin_with_tracks, keep_connections, tidied
 from loader.transform.reports import (
     read_collections,
     read_held,
@@ -134,7 +134,7 @@ def transform(
         "LOADER_ONLY_TABLES": " ".join(only),
     }
     create_private_folders(settings)
-    with environment(variables), tidied(), begin_with_tracks():
+    with environment(variables), tidied(), begin_with_tracks(), keep_connections():
         result = dbtRunner(callbacks=[remember]).invoke(arguments)
 
     if result.exception is not None:

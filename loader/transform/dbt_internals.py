@@ -1,4 +1,4 @@
-"""Changes two things inside dbt for which dbt has no setting: the leftovers of a run, and the order of the tables.
+"""Changes what dbt has no setting for: the leftovers of a run, its connections, and the order of the tables.
 
 pyproject.toml bounds dbt to the versions that were tested.
 """
@@ -49,3 +49,34 @@ def begin_with_tracks() -> Iterator[None]:
         yield
     finally:
         GraphQueue._get_scores = by_depth
+
+
+@contextmanager
+def keep_connections() -> Iterator[None]:
+    """Let the runs of a block use a connection for one model after another.
+
+    dbt closes the connection after each model. The server process of a new one reads the catalog and compiles the
+    functions of the schema raw again. dbt closes the kept connections at the end of a run.
+    """
+    from dbt.adapters.base.connections import BaseConnectionManager  # noqa: PLC0415
+    from dbt.adapters.contracts.connection import ConnectionState  # noqa: PLC0415
+    from dbt.adapters.postgres.connections import psycopg2  # noqa: PLC0415
+
+    close = BaseConnectionManager.release
+
+    def release(manager: BaseConnectionManager) -> None:
+        connection = manager.get_if_exists()
+        if connection is None or connection.state != ConnectionState.OPEN:
+            return
+        try:
+            # This ends the transaction, and resets the settings of the session.
+            connection.handle.reset()
+            connection.transaction_open = False
+        except psycopg2.Error:
+            close(manager)
+
+    BaseConnectionManager.release = release
+    try:
+        yield
+    finally:
+        BaseConnectionManager.release = close

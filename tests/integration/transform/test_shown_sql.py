@@ -1,7 +1,6 @@
 """People see the SQL that runs: in `dbt compile`, `dbt show` and the log of `loader transform`."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from loader.postgres.database import Database
 from loader.raw.catalog import SchemaRegistry
 from loader.raw.landing import land
 from loader.settings import Settings
-from loader.transform.dbt import log_file
 from tests.conftest import loader_here
 from tests.support.dbt_runs import copied_project, run, run_dbt
 
@@ -72,12 +70,3 @@ def test_the_command_may_log_its_statements(
     assert done.returncode == 0, done.stderr
     path = Path(done.stderr.partition("The statements are in ")[2].split("\n")[0].rstrip("."))
     assert "insert into" in path.read_text(encoding="utf-8")
-
-
-def test_a_run_begins_with_tracks(small: Database, small_settings: Settings) -> None:
-    """`tracks` takes as long as all other tables together, so it must not end alone."""
-    run(small, small_settings)
-    log = log_file(small_settings).read_text(encoding="utf-8")
-    begun = re.findall(r"START sql collection model iterable\.(\w+)", log)
-    assert len(begun) > 1
-    assert begun[0] == "tracks"
