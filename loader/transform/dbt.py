@@ -107,12 +107,14 @@ def transform(
     if not sources:
         raise UsageError("There is no source yet. `loader source add Iterable` adds a source.")
 
-    # Unused artifacts and a log of all statements take half the time of a run without new events. Stdout is for data,
+    # Unused artifacts and a log of all statements take half the time of a run without new events. dbt would also list
+    # the relations of every schema, and the project's materializations read the catalog themselves. Stdout is for data,
     # so dbt does not log there, and the caller reports errors.
     level = "debug" if log_sql else "info"
     arguments = [
         "--log-level=none",
         "--no-write-json",
+        "--no-populate-cache",
         f"--log-level-file={level}",
         "run",
         *project_arguments(settings),
