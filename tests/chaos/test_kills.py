@@ -71,7 +71,8 @@ def test_what_was_answered_is_there_once_whatever_is_killed(
         with open_database(embedded) as database, database.connect(autocommit=True) as connection:
             wait_until_replayed(connection, sent)
             assert_landed(connection, sent)
-            run(database, embedded.model_copy(update={"database_url": database.url}))
+            settings = embedded.model_copy(update={"database_url": database.url})
+            run(database, settings, "email_opened", "found_collections", "tracks")
             rows = connection.execute("select id from iterable.tracks").fetchall()
             assert len(rows) == len(set(rows))
             assert sent.ids <= {row[0] for row in rows} <= sent.sent

@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from loader.cli.help import EXAMPLES
+from loader.postgres.database import open_database
 from loader.settings import Settings
 from tests.conftest import loader_here, own_database
-from tests.support.dbt_runs import parse_once
-from tests.support.folders import ROOT
+from tests.support.dbt_runs import run
+from tests.support.small_project import small_package, used
 from tests.support.waiting import wait_until
+
+__all__ = ["small_package"]
 
 STAYING = {
     "up": "collector is ready",
@@ -34,11 +37,15 @@ ELSEWHERE = {"bi superset", "demo", "forward dead show", "report"}
 
 
 @pytest.fixture(scope="module")
-def served_module(server: str, home: Path, served_template: str) -> Iterator[Settings]:
-    """Return a database that the examples fill in turn; its tables exist, and the project is parsed."""
-    with own_database(server, home, served_template) as opened:
-        parse_once(opened)
-        yield opened
+def served_module(
+    server: str, raw_template: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    """Return a database that the examples fill in turn; the tables of the small project exist."""
+    home = tmp_path_factory.mktemp("home")
+    with used(small_package), own_database(server, home, raw_template) as settings:
+        with open_database(settings) as database:
+            run(database, settings)
+        yield settings
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def variables(settings: Settings, folder: Path) -> dict[str, str]:
     """Return the environment of a person in that folder."""
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     own = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home), "PATH": path}
-    return dict(os.environ) | own | {"PYTHONPATH": str(ROOT)}
+    return dict(os.environ) | own
 
 
 def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) -> None:

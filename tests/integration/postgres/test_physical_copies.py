@@ -14,10 +14,10 @@ from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
 from tests.conftest import dumped, open_settings, restore, restored
-from tests.integration.conftest import used
 from tests.integration.postgres.test_restore import EVENT, ids, land
 from tests.support.dbt_runs import run
 from tests.support.served_tables import assert_union, everything, law
+from tests.support.small_project import used
 
 MODELS = ("email_opened", "email_delivered", "found_collections", "tracks")
 ADOPT = "select raw.adopt_cluster()"
