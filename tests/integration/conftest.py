@@ -18,11 +18,10 @@ Dbt = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="session")
-def small_template(
-    server: str, raw_template: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Settings]:
+def small_template(server: str, raw_template: str, small_package: Path, home: Path) -> Iterator[Settings]:
     """Return a database with the tables of the project; its home has the parsed project."""
-    home = tmp_path_factory.mktemp("home")
+    home /= "small"
+    home.mkdir()
     name = f"small_{uuid.uuid4().hex[:12]}"
     with (
         used(small_package),

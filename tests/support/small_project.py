@@ -36,9 +36,15 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def used(package: Path) -> Iterator[None]:
-    """Use that package's project instead of the whole project, in this process and in its child processes."""
+def used(package: Path, *, by_children: bool = True) -> Iterator[None]:
+    """Use that package's project instead of the whole project.
+
+    Args:
+        package: The folder of the package.
+        by_children: Use it in child processes too, which then import the modules of that package.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader.transform.dbt, "bundled", lambda folder: package / folder)
-        patch.setenv("PYTHONPATH", str(package))
+        if by_children:
+            patch.setenv("PYTHONPATH", str(package))
         yield
