@@ -128,7 +128,7 @@ def use_package(run_loader: Callable[..., str], package: Path, here: Path, *sele
     run_loader("transform", *(f"--select={each}" for each in select))
     tracks = run_loader("sql", "--format", "csv", "select count(*) from iterable.tracks").split()
     assert tracks == ["count", str(len(calls))]
-    assert {name for name in files_under(package) if not name.endswith(".pyc")} == before
+    assert [name for name in files_under(package) - before if not name.endswith(".pyc")] == []
     assert list(here.iterdir()) == [], "something was left in the folder it was run from"
 
 
