@@ -21,7 +21,7 @@ from tests.conftest import loader_here, own_database
 from tests.support.dbt_runs import run
 from tests.support.folders import ROOT
 from tests.support.small_project import small_package, used
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_SECONDS, wait_until
 
 __all__ = ["small_package"]
 
@@ -128,7 +128,7 @@ def run_until_ready(settings: Settings, folder: Path, package: Path, example: st
     try:
         wait_until(lambda: ready in log.read_text() or process.poll() is not None, example)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(DEADLINE_SECONDS) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
