@@ -13,9 +13,16 @@ ifneq ($(shell $(PYTHON) -c '' 2>/dev/null && cat $(VENV)/.folder 2>/dev/null),$
 $(shell rm -f $(VENV)/.made)
 endif
 
+# The checks of `make lint`. The slowest ones come first, so that two at a time end at about the same moment.
+CHECKS := check-types check-statements check-dbt check-sql check-layers check-models check-style
+
 .DEFAULT_GOAL := help
+# Two targets must not install into .venv at the same time.
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
-.PHONY: help demo bi test test-bi lint format docs screenshot bi-screenshots bench soak wheel constraints superset-constraints clean
+endif
+.PHONY: help demo bi test test-heavy test-bi lint $(CHECKS) format docs screenshot bi-screenshots bench soak wheel constraints \
+	superset-constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -27,19 +34,37 @@ bi: $(SUPERSET)/.made $(VENV)/.test ## Show the demo's data in Apache Superset, 
 	@$(PYTHON) -m tests.bi
 
 test: $(VENV)/.test ## Run the tests against a real PostgreSQL
-	$(PYTHON) -m pytest -m "not soak" --numprocesses auto --dist worksteal $(ARGS)
+	$(PYTHON) -m pytest -m "not heavy and not soak" --numprocesses auto --dist worksteal $(ARGS)
+
+test-heavy: $(VENV)/.test ## Run the tests that install packages or build everything
+	$(PYTHON) -m pytest -m "heavy and not soak" --numprocesses auto --dist worksteal $(ARGS)
 
 test-bi: $(SUPERSET)/.made $(VENV)/.test ## Import the dashboards into an empty Superset, and compare every chart with the marts
 	$(PYTHON) -m pytest tests/bi --timeout 900 $(ARGS)
 
 lint: $(VENV)/.lint ## Check style, types, layers, SQL and the dbt project
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 SIDE_BY_SIDE=yes $(CHECKS)
+
+check-style:
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+
+check-types:
 	$(VENV)/bin/mypy
+
+check-layers:
 	$(VENV)/bin/lint-imports
+
+check-models:
 	$(PYTHON) -m loader.transform.model_files --check
+
+check-sql:
 	$(VENV)/bin/sqlfluff lint migrations dbt_project/models
+
+check-statements:
 	$(VENV)/bin/sqlfluff lint --templater placeholder loader
+
+check-dbt:
 	$(VENV)/bin/dbt --quiet --warn-error compile --no-introspect --no-populate-cache --no-partial-parse \
 		--select resource_type:model --indirect-selection empty --project-dir dbt_project --profiles-dir dbt_project \
 		--target-path "$(CURDIR)/$(VENV)/dbt" --log-path "$(CURDIR)/$(VENV)/dbt"

@@ -5,7 +5,7 @@ project from its own scheduler gets exactly the same tables.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -104,20 +104,23 @@ def transform(
 
     with database.begin() as connection:
         sources = read_sources(connection)
+        seen = read_collections(connection)
     if not sources:
         raise UsageError("There is no source yet. `loader source add Iterable` adds a source.")
 
-    # Unused artifacts and a log of all statements take half the time of a run without new events. Stdout is for data,
+    # Unused artifacts and a log of all statements take half the time of a run without new events. dbt would also list
+    # the relations of every schema, and the project's materializations read the catalog themselves. Stdout is for data,
     # so dbt does not log there, and the caller reports errors.
     level = "debug" if log_sql else "info"
     arguments = [
         "--log-level=none",
         "--no-write-json",
+        "--no-populate-cache",
         f"--log-level-file={level}",
         "run",
         *project_arguments(settings),
     ]
-    selectors, only = _split_selection(database, sources, select)
+    selectors, only = _split_selection(sources, seen, select)
     arguments += ["--select", *selectors] if selectors else []
     arguments += ["--full-refresh"] if full_refresh else []
     arguments += [] if settings.marts else ["--exclude", _MARTS]
@@ -198,7 +201,9 @@ def _failed_marts(database: Database, outcomes: Sequence[Any]) -> list[TableFill
     return failed + skipped
 
 
-def _split_selection(database: Database, sources: Sequence[str], select: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_selection(
+    sources: Sequence[str], seen: Container[str], select: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """Return the selectors for dbt, and the tables, as source.table, that the selectors are limited to.
 
     A selector of dbt names a model, which fills tables of all sources.
@@ -209,8 +214,6 @@ def _split_selection(database: Database, sources: Sequence[str], select: Sequenc
     folder = bundled("dbt_project") / "models"
     models = {path.stem for path in folder.rglob("*.sql") if path.parent.name != _MARTS_FOLDER}
     marts = {path.stem for path in (folder / _MARTS_FOLDER).glob("*.sql")}
-    with database.begin() as connection:
-        seen = read_collections(connection)
     selectors: list[str] = []
     only: list[str] = []
     for name in select:

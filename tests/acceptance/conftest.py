@@ -24,8 +24,13 @@ def module_settings(server: str, home: Path, raw_template: str) -> Iterator[Sett
 def connection(module_settings: Settings) -> Iterator[psycopg.Connection]:
     """Return a connection to that database, without loaded events."""
     with psycopg.connect(module_settings.database_url, autocommit=True) as opened:
-        opened.execute("truncate raw.events, raw.sources, raw.write_keys restart identity")
-        opened.execute("truncate raw.loads, raw.quarantine, raw.discarded restart identity")
+        # A truncate would make the files of all partitions again.
+        for table in ("events", "write_keys", "sources", "loads", "quarantine", "discarded"):
+            opened.execute(f"delete from raw.{table}")  # type: ignore[arg-type]
+        opened.execute(
+            "select setval(oid::regclass, 1, false) from pg_class"
+            " where relkind = 'S' and relnamespace = 'raw'::regnamespace"
+        )
         opened.execute("insert into raw.sources (name, schema_name) values ('Iterable', 'iterable')")
         yield opened
 

@@ -13,6 +13,7 @@ from loader.postgres.database import open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.raw.sources import add_key
 from loader.settings import Settings
+from tests.conftest import find_place
 from tests.support.collector_process import serving
 from tests.support.dbt_runs import run
 from tests.support.load import assert_landed, load, wait_until_replayed
@@ -26,7 +27,7 @@ BETWEEN = 20
 @pytest.fixture
 def own(home: Path) -> Iterator[Settings]:
     """Return settings of an embedded database of one test, which may kill the database."""
-    with tempfile.TemporaryDirectory(prefix="loader-chaos-") as folder:
+    with tempfile.TemporaryDirectory(prefix="loader-chaos-", dir=find_place()) as folder:
         Path(folder).chmod(0o755)
         settings = Settings(home=Path(folder), embedded_idle=30)
         with open_database(settings) as database:
@@ -71,7 +72,8 @@ def test_what_was_answered_is_there_once_whatever_is_killed(
         with open_database(embedded) as database, database.connect(autocommit=True) as connection:
             wait_until_replayed(connection, sent)
             assert_landed(connection, sent)
-            run(database, embedded.model_copy(update={"database_url": database.url}))
+            settings = embedded.model_copy(update={"database_url": database.url})
+            run(database, settings, "email_opened", "found_collections", "tracks")
             rows = connection.execute("select id from iterable.tracks").fetchall()
             assert len(rows) == len(set(rows))
             assert sent.ids <= {row[0] for row in rows} <= sent.sent

@@ -81,7 +81,7 @@ class Scene:
     def assert_in_table(self, sent: Iterable[str]) -> None:
         """Check that the table has each event once."""
         wait_until(lambda: self.landed() >= set(sent), "everything to land")
-        run(self.database, self.settings)
+        run(self.database, self.settings, "email_opened")
         with self.database.connect() as connection:
             assert sorted(row[0] for row in contents(connection, "iterable.email_opened")) == sorted(sent)
 

@@ -59,11 +59,11 @@ MARTS = ["tag:marts"]
 
 @pytest.fixture(scope="session")
 def marts_template(make_once: MakeOnce, served_template: str) -> str:
-    """Return the name of a database whose marts have got 1,500 events in five runs."""
+    """Return the name of a database whose marts have got 500 events in three runs."""
 
     def make(settings: Any) -> None:
         with open_warehouse(settings, VARIABLES) as opened:
-            fill_in_parts(opened, events=1_500, parts=5)
+            fill_in_parts(opened, events=500, parts=3)
 
     make_once("marts_template", served_template, make)
     return "marts_template"
@@ -101,7 +101,7 @@ def land_more(connection: psycopg.Connection, number: int, seed: int) -> None:
 # Increments equal a rebuild, to the row.
 
 
-def test_five_runs_make_the_expected_rows(unchanged: Warehouse) -> None:
+def test_three_runs_make_the_expected_rows(unchanged: Warehouse) -> None:
     """Plain Python computes all marts from the served tables, by the contract alone. The later runs were increments."""
     assert all(oldest < version for version, oldest in unchanged.versions().values() if version > 1)
     unchanged.assert_expected(VARIABLES)
@@ -116,13 +116,19 @@ def test_a_full_refresh_makes_the_same_rows(warehouse: Warehouse) -> None:
     assert all(version == oldest for version, oldest in warehouse.versions().values())
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("parts", [1, 20])
-def test_many_events_in_many_runs(server: str, home: Path, served_template: str, parts: int) -> None:
-    """20,000 events make the expected rows after one run and after twenty, and the same after a full refresh."""
+@pytest.mark.parametrize(
+    ("events", "parts"),
+    [
+        pytest.param(1_500, 5, marks=pytest.mark.heavy),
+        pytest.param(20_000, 1, marks=pytest.mark.soak),
+        pytest.param(20_000, 20, marks=pytest.mark.soak),
+    ],
+)
+def test_many_events_in_many_runs(server: str, home: Path, served_template: str, events: int, parts: int) -> None:
+    """Many events make the expected rows, and the same rows after a full refresh."""
     with own_database(server, home, served_template) as settings, open_warehouse(settings, VARIABLES) as opened:
-        fill_in_parts(opened, events=20_000, parts=parts, with_found_columns=True)
+        fill_in_parts(opened, events=events, parts=parts, with_found_columns=True)
         opened.assert_expected(VARIABLES)
         opened.assert_expected(VARIABLES, "select")
         before = opened.contents()

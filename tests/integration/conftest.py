@@ -1,64 +1,27 @@
-"""A dbt project with three tables, for tests of processes around a run; it takes a quarter of the time."""
+"""Databases for the dbt project with three tables."""
 
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 
-import loader.transform.dbt
 from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from loader.transform.dbt import transform
 from tests.conftest import Loader, drop_database, loader_here, open_settings, own_database
 from tests.support.dbt_runs import parse_once, run_dbt
-from tests.support.folders import ROOT
+from tests.support.small_project import small_package, used
 
 Dbt = Callable[..., tuple[int, str]]
 
-KEPT = ("email_delivered", "email_opened", "tracks")
-
 
 @pytest.fixture(scope="session")
-def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the whole package but few models, for processes with the folder in their path."""
-    folder = tmp_path_factory.mktemp("package")
-    for name in ("loader", "migrations", "dbt_project"):
-        ignored = shutil.ignore_patterns("__pycache__", "target", "logs")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    models = folder / "dbt_project" / "models" / "iterable"
-    for path in models.glob("*.*"):
-        if path.suffix != ".md" and path.stem not in KEPT:
-            path.unlink()
-    # The analyses read the marts.
-    for left_out in ("models/marts", "analyses"):
-        shutil.rmtree(folder / "dbt_project" / left_out)
-    # These files name tables that are left out.
-    tracks = yaml.safe_load((models / "tracks.yml").read_text())
-    del tracks["models"][0]["data_tests"]
-    (models / "tracks.yml").write_text(yaml.safe_dump(tracks, sort_keys=False))
-    return folder
-
-
-@contextmanager
-def used(package: Path) -> Iterator[None]:
-    """Use that package's project instead of the whole project, in this process and in its child processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader.transform.dbt, "bundled", lambda folder: package / folder)
-        patch.setenv("PYTHONPATH", str(package))
-        yield
-
-
-@pytest.fixture(scope="session")
-def small_template(
-    server: str, raw_template: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Settings]:
+def small_template(server: str, raw_template: str, small_package: Path, home: Path) -> Iterator[Settings]:
     """Return a database with the tables of the project; its home has the parsed project."""
-    home = tmp_path_factory.mktemp("home")
+    home /= "small"
+    home.mkdir()
     name = f"small_{uuid.uuid4().hex[:12]}"
     with (
         used(small_package),
@@ -124,3 +87,6 @@ def dbt(small_settings: Settings, small_project: Path) -> Dbt:
 def small_loader(small_settings: Settings) -> Loader:
     """Run `loader` in this process, against the same database."""
     return loader_here(small_settings)
+
+
+__all__ = ["small_package"]

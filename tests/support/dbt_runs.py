@@ -10,7 +10,6 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from click.testing import CliRunner
-from dbt.cli.main import cli as dbt_command
 
 import loader.transform.dbt
 from loader.postgres.database import Database, bundled, connection_environment
@@ -93,6 +92,9 @@ def start_dbt(settings: Settings, *arguments: str, **variables: str) -> Iterator
 
 def run_dbt(url: str, project: Path, *arguments: str, parsed_as: Mapping[str, str] = AS_PARSED) -> tuple[int, str]:
     """Run dbt like `start_dbt`, but in a copied project and in this process; return its exit code and output."""
+    # The import takes seconds, and the process that distributes the tests runs no dbt.
+    from dbt.cli.main import cli as dbt_command  # noqa: PLC0415
+
     with chdir(project), tidied():
         done = CliRunner(env={**parsed_as, **connection_environment(url)}).invoke(
             dbt_command, ["--no-use-colors", "--log-level-file=none", *arguments], catch_exceptions=False

@@ -8,7 +8,7 @@ Reading a parsed project again takes half the time of a run of one model. So thi
 
 For each model and each question to the database, dbt wraps all macros, and it renders a macro's file for each call.
 It opens a connection for each model, whose server process then reads the catalog and compiles the functions again. So a
-macro is wrapped and rendered when a context first needs it, and connections are used again within a run.
+macro is wrapped and rendered when a context first needs it, and connections are used again, by later runs too.
 """
 
 import functools
@@ -484,20 +484,28 @@ def _call_and_track(generator: MacroGenerator, *args: Any, **kwargs: Any) -> Any
         stack.pop(name)
 
 
-_idle: dict[str, list["_Kept"]] = {}
+_idle: dict[tuple[str, ...], list["_Kept"]] = {}
+# The databases of the tests without `own_database` leave their connections here until there are so many others.
+_IDLE_KEYS = 4
 # Removes everything that a session keeps, except the caches of the catalog and of functions. The runs of the product
 # look for other sessions by this name, so an idle session has another name.
 _REST = (
     "reset all; discard temp; deallocate all; unlisten *; select pg_advisory_unlock_all();"
     " set application_name = 'kept for dbt'"
 )
-_WAKE = "reset application_name"
+# A new session begins with the settings of its role and its database. They may change while a session is kept.
+_WAKE = """
+    reset application_name;
+    select coalesce(string_agg(whole::text, ' ' order by whole::text), '') from pg_db_role_setting as whole
+    where setdatabase in (0, (select oid from pg_database where datname = current_database()))
+"""
 
 
 class _Kept(psycopg2.extensions.connection):
-    """A connection that waits for the next model of the run when a model closes it."""
+    """A connection that waits for the next model or the next run when a model closes it."""
 
-    settings = ""
+    key: tuple[str, ...] = ()
+    defaults = ""
 
     def close(self) -> None:
         """Roll back, and keep the connection if it works."""
@@ -509,14 +517,16 @@ class _Kept(psycopg2.extensions.connection):
         except psycopg2.Error:
             self.end()
         else:
-            _idle.setdefault(self.settings, []).append(self)
+            _idle.setdefault(self.key, []).append(self)
 
-    def execute(self, statements: str) -> None:
-        """Execute statements outside of a transaction."""
+    def execute(self, statements: str) -> str:
+        """Execute statements outside of a transaction, and return the first value of the last one."""
         self.autocommit = True
         with self.cursor() as cursor:
             cursor.execute(statements)
+            row = cursor.fetchone() if cursor.description else None
         self.autocommit = False
+        return str(row[0]) if row else ""
 
     def end(self) -> None:
         """Close the connection."""
@@ -524,7 +534,7 @@ class _Kept(psycopg2.extensions.connection):
 
 
 class _Psycopg2:
-    """The module psycopg2, whose connections are kept until the run ends."""
+    """The module psycopg2, whose connections are kept until the test's database goes."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg2, name)
@@ -532,22 +542,38 @@ class _Psycopg2:
     @staticmethod
     def connect(**settings: Any) -> psycopg2.extensions.connection:
         """Return a kept connection with these settings, as if it were new, or a new connection."""
-        key = repr(sorted(settings.items()))
+        key = (str(settings.get("dbname")), repr(sorted(settings.items())))
         while _idle.get(key):
             kept = _idle[key].pop()
             try:
-                kept.execute(_WAKE)
+                is_alike = kept.execute(_WAKE) == kept.defaults
             except psycopg2.Error:
-                kept.end()
-            else:
+                is_alike = False
+            if is_alike:
                 return kept
+            kept.end()
         made: _Kept = _connect(**settings, connection_factory=_Kept)
-        made.settings = key
+        made.key = key
+        made.defaults = made.execute(_WAKE)
         return made
 
 
 def _cleanup_all(manager: BaseConnectionManager) -> None:
     _cleanup(manager)
-    for connections in list(_idle.values()):
-        while connections:
-            connections.pop().end()
+    while len(_idle) > _IDLE_KEYS:
+        _end(next(iter(_idle)))
+
+
+def end_connections(database: str) -> None:
+    """End the kept connections to a database, before it is dropped or renamed.
+
+    Args:
+        database: The name of the database.
+    """
+    for key in [key for key in _idle if key[0] == database]:
+        _end(key)
+
+
+def _end(key: tuple[str, ...]) -> None:
+    for kept in _idle.pop(key, ()):
+        kept.end()

@@ -15,6 +15,7 @@ import loader
 from loader.cli.app import main
 from loader.events.model import Reason
 from loader.runtime.metrics import registry
+from tests.conftest import TARGETS
 from tests.support.folders import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,6 +69,16 @@ def test_the_readme_and_the_ci_use_the_targets_everybody_has() -> None:
     named |= set(re.findall(r"^    make ([a-z-]+)$", README + contributing, re.MULTILINE))
     assert {"demo", "test", "lint"} <= named <= targets
     assert re.search(r"^for target in lint test;", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_mark_of_a_test_that_is_left_out_has_a_target() -> None:
+    """`make test` leaves out tests with a mark, and its summary names the target that runs these tests."""
+    recipes = dict(re.findall(r"^([a-z-]+):.*\n\t(.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    marks = [each.split(":")[0] for each in PROJECT["tool"]["pytest"]["ini_options"]["markers"]]
+    assert sorted(marks) == sorted(TARGETS)
+    for mark, command in TARGETS.items():
+        assert f"not {mark}" in recipes["test"]
+        assert re.search(rf'-m "?{mark}\b', recipes[command.removeprefix("make ")])
 
 
 def test_every_model_has_its_yml_beside_it() -> None:

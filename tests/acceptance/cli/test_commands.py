@@ -1,25 +1,15 @@
 """The commands as people run them: their output, its stream and their exit codes."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from loader.events.naming import table_name
-from loader.postgres.embedded import EmbeddedServer
-from loader.sample.events import generate_sample_events
 from loader.settings import Settings
 from tests.conftest import Loader, loader_command, loader_here, open_settings
-from tests.support.html_page import read_page
 
 
 @pytest.fixture
@@ -191,52 +181,3 @@ def test_a_url_of_another_database_is_wrong_use(home: Path) -> None:
     refused = loader_here(open_settings("mysql://root@localhost/db", home))("status")
     assert refused.returncode == 2
     assert "mysql://" in refused.stderr
-
-
-@pytest.fixture
-def demo_home() -> Iterator[Path]:
-    """Return a folder for `loader demo` that the server's user can enter if the tests run as root."""
-    folder = Path(tempfile.mkdtemp(prefix="loader-demo-"))
-    folder.chmod(0o755)
-    yield folder
-    EmbeddedServer(folder / "demo").stop()
-    shutil.rmtree(folder)
-
-
-def test_d7_demo_shows_the_tables_and_a_report_twice_in_a_row(demo_home: Path) -> None:
-    """The demo fills the tables of two sources, and names a URL and a report. A second run changes nothing."""
-    environment = os.environ | {"LOADER_HOME": str(demo_home), "LOADER_EMBEDDED_IDLE": "60"}
-
-    def run() -> list[str]:
-        done = subprocess.run(
-            [Path(sys.executable).with_name("loader"), "demo"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=240,
-            check=True,
-        )
-        return done.stdout.splitlines()
-
-    first, second = run(), run()
-    assert first == second
-    counts = {line.split()[0]: line.split()[1] for line in first if line.startswith(("iterable.", "app."))}
-    sample = generate_sample_events(date(2026, 5, 3))
-    sent = Counter(f"iterable.{table_name(call['event'])}" for call in sample.iterable)
-    sent |= {"iterable.tracks": sent.total(), "app.order_completed": len(sample.app), "app.tracks": len(sample.app)}
-    assert counts == {table: f"{number:,}" for table, number in sent.items()}
-    url = next(line.split()[-1] for line in first if "postgresql://" in line)
-    with psycopg.connect(url) as connection:
-        found = connection.execute("select count(*) from iterable.email_delivered").fetchone()
-        assert found == (sent["iterable.email_delivered"],)
-
-    # As a person types it.
-    command = next(line for line in first if line.endswith(" url"))
-    typed = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=True)
-    assert typed.stdout.strip() == url
-    table = first[first.index("limit 5;") : first.index(next(line for line in first if "postgresql://" in line))]
-    assert max(len(line) for line in table) <= 80
-
-    shown = read_page(Path(first[-1].split(": ")[1]).read_text(encoding="utf-8"))
-    assert len(shown.section("campaigns").table()) > 10
-    assert {row[6] for row in shown.section("revenue").table()} == {"EUR", "USD"}

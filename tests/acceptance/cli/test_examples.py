@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 
 from loader.cli.help import EXAMPLES
+from loader.postgres.database import open_database
 from loader.settings import Settings
 from tests.conftest import loader_here, own_database
-from tests.support.dbt_runs import parse_once
+from tests.support.dbt_runs import run
 from tests.support.folders import ROOT
-from tests.support.waiting import wait_until
+from tests.support.small_project import small_package, used
+from tests.support.waiting import DEADLINE_SECONDS, wait_until
+
+__all__ = ["small_package"]
 
 STAYING = {
     "up": "collector is ready",
@@ -34,11 +38,14 @@ ELSEWHERE = {"bi superset", "demo", "forward dead show", "report"}
 
 
 @pytest.fixture(scope="module")
-def served_module(server: str, home: Path, served_template: str) -> Iterator[Settings]:
-    """Return a database that the examples fill in turn; its tables exist, and the project is parsed."""
-    with own_database(server, home, served_template) as opened:
-        parse_once(opened)
-        yield opened
+def served_module(server: str, raw_template: str, small_package: Path, home: Path) -> Iterator[Settings]:
+    """Return a database that the examples fill in turn; the tables of the small project exist."""
+    home /= "examples"
+    home.mkdir()
+    with used(small_package, by_children=False), own_database(server, home, raw_template) as settings:
+        with open_database(settings) as database:
+            run(database, settings)
+        yield settings
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +71,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def variables(settings: Settings, folder: Path) -> dict[str, str]:
+def variables(settings: Settings, folder: Path, package: Path = ROOT) -> dict[str, str]:
     """Return the environment of a person in that folder."""
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     own = {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home), "PATH": path}
-    return dict(os.environ) | own | {"PYTHONPATH": str(ROOT)}
+    return dict(os.environ) | own | {"PYTHONPATH": str(package)}
 
 
-def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) -> None:
+def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path, small_package: Path) -> None:
     """Each example ends with 0, or with 3 if it refuses messages on purpose.
 
     An example with special characters of a shell runs in a shell. The others run in this process, without a start of
@@ -83,7 +90,7 @@ def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) 
             continue
         for example in examples:
             if path in STAYING and "--once" not in example:
-                run_until_ready(served_module, folder, example, STAYING[path])
+                run_until_ready(served_module, folder, small_package, example, STAYING[path])
                 continue
             if OF_A_SHELL & set(example):
                 done = subprocess.run(
@@ -105,7 +112,7 @@ def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path) 
             assert "Traceback" not in done.stderr
 
 
-def run_until_ready(settings: Settings, folder: Path, example: str, ready: str) -> None:
+def run_until_ready(settings: Settings, folder: Path, package: Path, example: str, ready: str) -> None:
     """Run a permanent command until it reports that it is ready, and stop it in order."""
     if not is_free(8080) and "--port" not in example and example.split()[1] in {"up", "serve"}:
         example += " --port 0"
@@ -116,11 +123,12 @@ def run_until_ready(settings: Settings, folder: Path, example: str, ready: str) 
         command = [sys.executable, "-m", "loader", *arguments]
     log = folder / "log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, cwd=folder, env=variables(settings, folder), stderr=stream)
+        own = variables(settings, folder, package if example.split()[1] in {"up", "schedule"} else ROOT)
+        process = subprocess.Popen(command, cwd=folder, env=own, stderr=stream)
     try:
         wait_until(lambda: ready in log.read_text() or process.poll() is not None, example)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(DEADLINE_SECONDS) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()

@@ -197,13 +197,14 @@ def correction(entrance: str, mark: int) -> bytes:
     return b"\xef\xbb\xbf" + text.encode() + b"\r\n"
 
 
+@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance, route: Route) -> None:
+def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance, route: Route, examples: int) -> None:
     """This holds whatever calls are around it."""
     connection = module_entrance.connection
 
     @given(mixes)
-    @hypothesis_settings(max_examples=30)
+    @hypothesis_settings(max_examples=examples)
     def check(mix: list[tuple[bool, int]]) -> None:
         module_entrance.empty()
         calls, good, bad = written(mix, *route.ways)
@@ -215,14 +216,17 @@ def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance,
     check()
 
 
+@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-def test_a_body_that_is_in_quarantine_whole_is_retried_call_by_call(module_entrance: Entrance, route: Route) -> None:
+def test_a_body_that_is_in_quarantine_whole_is_retried_call_by_call(
+    module_entrance: Entrance, route: Route, examples: int
+) -> None:
     """Earlier versions kept whole bodies. Each valid call lands, and each other call becomes a message of its own."""
     connection = module_entrance.connection
     entrance = ENTRANCES.get(route.path, "tracking")
 
     @given(mixes)
-    @hypothesis_settings(max_examples=30)
+    @hypothesis_settings(max_examples=examples)
     def check(mix: list[tuple[bool, int]]) -> None:
         module_entrance.empty()
         calls, good, bad = written(mix, *route.ways)
@@ -271,8 +275,9 @@ SINGLE = {
 }
 
 
+@pytest.mark.parametrize("examples", [12, pytest.param(80, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("path", SINGLE)
-def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: str) -> None:
+def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: str, examples: int) -> None:
     """The type may be in the path only, and the call may be cut short."""
     connection = module_entrance.connection
     good, bad = SINGLE[path]
@@ -281,7 +286,7 @@ def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: 
         return tracking_call(mark, type=None).encode() if ":" in entrance else correction(entrance, mark)
 
     @given(st.booleans(), st.integers(0, 10_000), st.booleans(), st.integers(0, 20))
-    @hypothesis_settings(max_examples=40)
+    @hypothesis_settings(max_examples=examples)
     def check(is_good: bool, way: int, has_type: bool, cut: int) -> None:
         module_entrance.empty()
         text = (good if is_good else bad)[way % len(good if is_good else bad)](0)

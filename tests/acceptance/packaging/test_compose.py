@@ -1,7 +1,7 @@
 """The Dockerfile and docker-compose.yml: their content is true, and each command in them works.
 
 The tests run without Docker. They run the commands as Docker would: with the variables of the file, on an existing
-PostgreSQL and on free ports.
+PostgreSQL and on free ports. The scheduler fills the tables of the small project.
 """
 
 import http.client
@@ -31,7 +31,10 @@ from loader.postgres.embedded import EmbeddedServer
 from tests.conftest import create_database, drop_database
 from tests.support.collector_process import free_port
 from tests.support.folders import ROOT
+from tests.support.small_project import small_package, used
 from tests.support.waiting import DEADLINE_SECONDS, wait_until
+
+__all__ = ["small_package"]
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -206,7 +209,9 @@ class Containers:
             "--host=127.0.0.1": f"--host=127.0.0.1\0--port={self._parameters['port']}",
         }
         port = str(self.ports.get(name, 0))
-        return [part for word in words for part in replaced.get(word, word.replace("8080", port)).split("\0")]
+        program = {"loader": entrypoint()}.get(words[0], [words[0]])
+        rest = [part for word in words[1:] for part in replaced.get(word, word.replace("8080", port)).split("\0")]
+        return [*program, *rest]
 
     def run(self, *arguments: str, service: str = "collector") -> str:
         """Run a command of the image to its end, and return its output."""
@@ -228,7 +233,7 @@ class Containers:
         log = self._folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*entrypoint(), *self.here(name, arguments)],
+                self.here(name, ["loader", *arguments]),
                 env=self.environment(name, service),
                 stdout=output,
                 stderr=output,
@@ -255,10 +260,10 @@ class Containers:
 
 
 def entrypoint() -> list[str]:
-    """Return the image's entrypoint."""
+    """Return the command that runs the image's entrypoint here."""
     words: list[str] = json.loads(dict(last_stage())["ENTRYPOINT"])
     assert words == ["loader"]
-    return [str(Path(sys.executable).with_name(words[0]))]
+    return [sys.executable, "-P", "-m", *words]
 
 
 def programs() -> Path:
@@ -270,13 +275,14 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def containers(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+def containers(server: str, small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
     """Return all services of the two files, on one database, with a source that was made as the file describes."""
     # Several processes of a test run may run these tests.
     name = f"compose_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     made = Containers(create_database(server, name), tmp_path_factory.mktemp("volumes"))
     default = [*json.loads(dict(last_stage())["CMD"]), "--port", "8080"]
     with ExitStack() as stack:
+        stack.enter_context(used(small_package))
         made.run(*SERVICES["migrate"]["command"], service="migrate")
         stack.enter_context(made.started("schedule", SERVICES["schedule"]["command"], "schedule"))
         stack.enter_context(made.started("collector", SERVICES["collector"]["command"], "collector"))

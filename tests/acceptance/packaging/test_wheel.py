@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -105,13 +106,49 @@ def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_noth
     assert licences, "the licence is missing"
 
 
-def test_the_installed_package_works_from_an_empty_folder(installed: Path, empty_url: str, tmp_path: Path) -> None:
-    """It fills a table from an empty database, without a checkout and without writes to the package."""
-    loader, here, home = installed / "bin" / "loader", tmp_path / "empty", tmp_path / "home"
-    here.mkdir()
-    events = tmp_path / "events.ndjson"
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def use_package(run_loader: Callable[..., str], package: Path, here: Path, *select: str) -> None:
+    """Fill tables of an empty database with a few sample events; nothing may be written to the package."""
+    events = here.parent / "events.ndjson"
     calls = generate_sample_events(date(2026, 5, 3), recipients=20).iterable
     events.write_text("".join(f"{json.dumps(call)}\n" for call in calls), encoding="utf-8")
+    before = files_under(package)
+    assert "transform" in run_loader("--help")
+    run_loader("migrate")
+    run_loader("source", "add", "Iterable")
+    run_loader("load", events)
+    run_loader("transform", *(f"--select={each}" for each in select))
+    tracks = run_loader("sql", "--format", "csv", "select count(*) from iterable.tracks").split()
+    assert tracks == ["count", str(len(calls))]
+    assert [name for name in files_under(package) - before if not name.endswith(".pyc")] == []
+    assert list(here.iterdir()) == [], "something was left in the folder it was run from"
+
+
+def test_the_unpacked_package_works_from_an_empty_folder(unpacked: Path, empty_url: str, tmp_path: Path) -> None:
+    """Processes with the package in their path fill two tables of an empty database, without a checkout."""
+    here = tmp_path / "empty"
+    here.mkdir()
+    own = {"DATABASE_URL": empty_url, "LOADER_HOME": str(tmp_path / "home"), "PYTHONPATH": str(unpacked)}
+
+    def run_loader(*arguments: str | Path) -> str:
+        return run(sys.executable, "-P", "-m", "loader", *arguments, cwd=here, env=os.environ | own)
+
+    use_package(run_loader, unpacked, here, "email_opened", "tracks")
+
+
+@pytest.mark.heavy
+def test_the_installed_package_works_from_an_empty_folder(installed: Path, empty_url: str, tmp_path: Path) -> None:
+    """The program of a new environment fills all tables of an empty database, without a checkout."""
+    here, home = tmp_path / "empty", tmp_path / "home"
+    here.mkdir()
     environment = {
         "DATABASE_URL": empty_url,
         "HOME": str(home),
@@ -119,21 +156,11 @@ def test_the_installed_package_works_from_an_empty_folder(installed: Path, empty
         "PATH": os.defpath,
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-
-    def command(*arguments: str | Path) -> str:
-        return run(loader, *arguments, cwd=here, env=environment)
-
     python = installed / "bin" / "python"
     origin = run(python, "-c", "import loader; print(loader.__file__)", cwd=here, env=environment).strip()
     assert Path(origin).is_relative_to(site_packages(installed)), f"the tests would run {origin}"
 
-    before = files_under(installed)
-    assert "transform" in command("--help")
-    command("migrate")
-    command("source", "add", "Iterable")
-    command("load", events)
-    command("transform")
-    tracks = command("sql", "--format", "csv", "select count(*) from iterable.tracks").split()
-    assert tracks == ["count", str(len(calls))]
-    assert files_under(installed) == before
-    assert list(here.iterdir()) == [], "something was left in the folder it was run from"
+    def run_loader(*arguments: str | Path) -> str:
+        return run(installed / "bin" / "loader", *arguments, cwd=here, env=environment)
+
+    use_package(run_loader, installed, here)

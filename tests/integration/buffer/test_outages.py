@@ -97,7 +97,7 @@ def test_answers_go_on_while_the_database_is_gone(served_settings: Settings, ser
         assert sent.statuses.keys() == {200}
         assert_landed(connection, sent)
         assert list((tmp_path / "spool").glob("*.segment")) == []
-        run(served, served_settings)
+        run(served, served_settings, "email_opened", "tracks")
         assert {row[0] for row in connection.execute("select id from iterable.tracks")} == sent.ids
         assert {row[0] for row in contents(connection, "iterable.email_opened")} == sent.ids
         numbers = law(connection)

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -209,14 +209,14 @@ def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[Emb
     server.release()
 
 
-def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
-    old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a kill before, between or after any two steps, the next start does the remaining steps."""
-    server, url = old
-    before = read_grants(url)
+# The upgrade has two steps for the roles, and one for each database.
+STEPS = 2 + len(("postgres", "template1", "warehouse", "other"))
+
+
+def kill_after_steps(steps: Iterable[int], server: EmbeddedServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a stopped cluster again and again. Each start but the last one dies after a number of steps."""
     run_single = Cluster._run_single
-    done = 0
+    done = limit = 0
 
     def run_or_die(cluster: Cluster, *arguments: object, **options: object) -> str:
         nonlocal done
@@ -226,15 +226,34 @@ def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
         return run_single(cluster, *arguments, **options)
 
     monkeypatch.setattr(Cluster, "_run_single", run_or_die)
-    limit = 0
-    while True:
-        done = 0
-        try:
-            assert server.acquire() == url
-            break
-        except KeyboardInterrupt:
-            limit += 1
-    assert limit == 2 + len(("postgres", "template1", "warehouse", "other"))
+    for steps_done in steps:
+        done, limit = 0, steps_done
+        with pytest.raises(KeyboardInterrupt):
+            server.acquire()
+    done, limit = 0, STEPS
+    assert server.acquire() == url
+    assert done == STEPS
+
+
+def test_c2_a_stopped_cluster_is_brought_over_after_a_killed_try(
+    old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill between the first steps, and another before the last step, the next start does the others."""
+    server, url = old
+    before = read_grants(url)
+    kill_after_steps((1, STEPS - 1), server, url, monkeypatch)
+    check_brought_over(url, before)
+    server.release()
+
+
+@pytest.mark.heavy
+def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
+    old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill before, between or after any two steps, the next start does the remaining steps."""
+    server, url = old
+    before = read_grants(url)
+    kill_after_steps(range(STEPS), server, url, monkeypatch)
     check_brought_over(url, before)
     server.release()
 

@@ -20,7 +20,8 @@ from loader.settings import Settings
 from tests.conftest import own_database
 from tests.support.dbt_runs import run
 from tests.support.layout_model import Table, agrees, declared, expect, fits
-from tests.support.served_tables import TABLES, contents, law
+from tests.support.served_tables import contents, law
+from tests.support.small_project import KEPT, used
 
 Event = dict[str, Any]
 
@@ -217,7 +218,7 @@ class Warehouse:
         tables = self.rows(
             "select relname from pg_class where relnamespace = 'iterable'::regnamespace and relkind = 'r'"
         )
-        assert {row["relname"] for row in tables} == {*TABLES, *expected}
+        assert {row["relname"] for row in tables} == {*KEPT, *expected}
         for name, table in expected.items():
             self._check_table(name, table)
         self._check_reports(expected)
@@ -228,7 +229,7 @@ class Warehouse:
 
     def rebuild(self) -> None:
         """Rebuild every table from all events, and check that nothing changes."""
-        names = sorted({*TABLES, *expect(self.events)})
+        names = sorted({*KEPT, *expect(self.events)})
         before = {name: contents(self.connection, f"iterable.{name}") for name in names}
         mismatches = "select model, event_id, column_name, value from raw.mismatches order by 1, 2, 3"
         reported = self.rows(mismatches)
@@ -294,12 +295,13 @@ class Warehouse:
 
 
 @contextmanager
-def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
+def warehouse(server: str, template: Settings, package: Path) -> Iterator[Warehouse]:
     """Return a database in which the table of every model exists and is empty."""
     os.environ["HOSTILE"] = LEAK
     try:
         with (
-            own_database(server, home, template) as opened,
+            used(package),
+            own_database(server, template.home, template.database_url.rsplit("/", 1)[1]) as opened,
             open_database(opened) as database,
             database.connect(autocommit=True) as connection,
         ):
@@ -316,16 +318,16 @@ def warehouse(server: str, home: Path, template: str) -> Iterator[Warehouse]:
 )
 @given(histories())
 def test_any_history_gives_the_tables_the_layout_calls_for(
-    server: str, home: Path, served_template: str, runs: list[list[Event]]
+    server: str, small_template: Settings, small_package: Path, runs: list[list[Event]]
 ) -> None:
     """Names and shapes are random. After each of several runs, every table equals the model, and so does a rebuild."""
-    with warehouse(server, home, served_template) as house:
+    with warehouse(server, small_template, small_package) as house:
         for events in runs:
             house.take(events)
         house.rebuild()
 
 
-def test_every_horror_at_once(server: str, home: Path, served_template: str) -> None:
+def test_every_horror_at_once(server: str, small_template: Settings, small_package: Path) -> None:
     """Each hostile name, key and value is in one run, and then again with other types."""
     kinds: list[Callable[[int], Any]] = [
         lambda n: INTEGERS[n % len(INTEGERS)],
@@ -335,7 +337,7 @@ def test_every_horror_at_once(server: str, home: Path, served_template: str) -> 
             else {KEYS[n % len(KEYS)]: STRINGS[n % len(STRINGS)], "a": {"": n, "b": ARRAYS[n % len(ARRAYS)]}}
         ),
     ]
-    with warehouse(server, home, served_template) as house:
+    with warehouse(server, small_template, small_package) as house:
         for number, kind in enumerate(kinds):
             events = [
                 event(f"{number}-{place}", name, {KEYS[(3 * place + n) % len(KEYS)]: kind(place + n) for n in range(9)})
@@ -348,18 +350,18 @@ def test_every_horror_at_once(server: str, home: Path, served_template: str) -> 
         house.rebuild()
 
 
-def test_a_table_with_the_name_of_another_ones_key(server: str, home: Path, served_template: str) -> None:
+def test_a_table_with_the_name_of_another_ones_key(server: str, small_template: Settings, small_package: Path) -> None:
     """The key of `foo` is called `foo_pkey`. An event may have that name too, before or after `foo`."""
-    with warehouse(server, home, served_template) as house:
+    with warehouse(server, small_template, small_package) as house:
         for names in (["Foo", "Bar Pkey", "Email Opened Pkey"], ["Foo Pkey", "Bar"]):
             house.take(event(name, name, {"a": 1}) for name in names)
         house.rebuild()
 
 
-def test_names_that_differ_by_case_share_a_table(server: str, home: Path, served_template: str) -> None:
+def test_names_that_differ_by_case_share_a_table(server: str, small_template: Settings, small_package: Path) -> None:
     """Events of one table keep their spelling, and their properties share a column."""
     runs = [{"Foo": 1, "foo": 2, "Open": 1}, {"FOO": 1.5, "_open": 1.5, "OPEN!": "2019-07-08T18:33:25Z"}]
-    with warehouse(server, home, served_template) as house:
+    with warehouse(server, small_template, small_package) as house:
         for values in runs:
             house.take(event(name, name, {name: value}) for name, value in values.items())
         house.rebuild()

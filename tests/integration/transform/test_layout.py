@@ -1,12 +1,15 @@
 """The tables have the layout's names, columns, types, keys and comments, from the first run on."""
 
 import csv
+from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from loader.events.naming import RESERVED_WORDS, table_name
-from loader.postgres.database import Database, bundled
+from loader.postgres.database import bundled
+from tests.conftest import own_database
 from tests.support.folders import DATA
 
 LAYOUT = {
@@ -53,10 +56,14 @@ def declared(collection: str) -> dict[str, str]:
     return columns
 
 
-@pytest.fixture
-def connection(served: Database) -> psycopg.Connection:
-    """Return a connection to a database in which dbt has run once, without events."""
-    with served.connect() as opened:
+@pytest.fixture(scope="module")
+def connection(server: str, home: Path, served_template: str) -> Iterator[psycopg.Connection]:
+    """Return a connection to a database in which dbt has run once, without events; no test changes it."""
+    with (
+        own_database(server, home, served_template) as settings,
+        psycopg.connect(settings.database_url, autocommit=True) as opened,
+    ):
+        opened.read_only = True
         yield opened
 
 

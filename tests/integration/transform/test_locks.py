@@ -172,7 +172,11 @@ def test_b1_a_declared_column_is_filled_from_all_events(warehouse: Warehouse) ->
     assert everything(warehouse.connection) == before
 
 
-@pytest.mark.parametrize("mode", MODES)
+# One mode of the weak locks and of the strong locks for each reason to wait; `make test-heavy` has all of them.
+FEW = {"access share", "share", "access exclusive"}
+
+
+@pytest.mark.parametrize("mode", [pytest.param(each, marks=[] if each in FEW else pytest.mark.heavy) for each in MODES])
 def test_b1_a_run_ends_beside_every_lock_on_a_table(warehouse: Warehouse, mode: str) -> None:
     """An increment, a new column, a wider type and a full refresh end. After the lock, the tables equal a rebuild."""
     stops_columns, stops_rows = MODES[mode]

@@ -29,8 +29,9 @@ def newer_dbt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 def test_the_project_builds_on_dbt_core_1_12(newer_dbt: Path, small_settings: Settings) -> None:
-    """`dbt build` fills the tables, and its tests pass."""
+    """`dbt build` fills the tables, and its tests pass. `test_dbt_page.py` does so on the installed dbt-core."""
     project = copied_project(small_settings)
     with psycopg.connect(small_settings.database_url, autocommit=True) as connection:
         land_calls(connection, "Email Opened", "a", "b", campaignId=7)

@@ -37,14 +37,14 @@ SETTINGS = """
 
 
 @pytest.fixture
-def history(served: Database, served_settings: Settings) -> Database:
+def history(small: Database, small_settings: Settings) -> Database:
     """Return a database with transformed events, and one new event of each kind."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         connection.execute(HISTORY)
-        transform(served, served_settings, select=["email_opened", "email_delivered", "tracks"])
+        transform(small, small_settings, select=["email_opened", "email_delivered", "tracks"])
         connection.execute(HISTORY.replace("'m' || n", "'n' || n").replace("3000", "3"))
         connection.execute("analyze raw.events")
-    return served
+    return small
 
 
 def compiled(settings: Settings, model: str) -> str:
@@ -63,13 +63,13 @@ def scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("model", "partitions"), [("email_opened", 1), ("tracks", 28)])
 def test_an_increment_reads_its_own_partition_by_the_index(
-    history: Database, served_settings: Settings, model: str, partitions: int
+    history: Database, small_settings: Settings, model: str, partitions: int
 ) -> None:
     """A collection's increment reads one partition, and that of tracks reads each partition.
 
     No partition is scanned.
     """
-    statement = compiled(served_settings, model)
+    statement = compiled(small_settings, model)
     with history.connect(autocommit=True) as connection:
         connection.execute(SETTINGS, {"model": model})
         explained = connection.execute(f"explain (analyze, verbose, format json) {statement}").fetchone()
@@ -85,29 +85,29 @@ def test_an_increment_reads_its_own_partition_by_the_index(
     assert sum(scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) for scan in found) <= 2 * 3
 
 
-def test_a_run_with_nothing_to_do_writes_nothing(history: Database, served_settings: Settings) -> None:
+def test_a_run_with_nothing_to_do_writes_nothing(history: Database, small_settings: Settings) -> None:
     """No row, no report and no cursor changes. Only the run itself is recorded."""
-    transform(history, served_settings)
+    transform(history, small_settings)
     with history.connect(autocommit=True) as connection:
         look = "select (select array_agg(c order by model) from raw.cursors c), (select count(*) from raw.syncs)"
         before = connection.execute(look).fetchone()
-        assert not any(table.rows for table in transform(history, served_settings))
+        assert not any(table.rows for table in transform(history, small_settings))
         assert connection.execute(look).fetchone() == before
         runs = connection.execute("select status, count(*) from raw.transforms group by 1").fetchall()
     assert runs == [("success", 4)]
 
 
 def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
-    history: Database, served_settings: Settings
+    history: Database, small_settings: Settings
 ) -> None:
     """Its cursors move past these events, without a report."""
     with history.connect(autocommit=True) as connection:
         connection.execute("insert into raw.sources (name, schema_name) values ('Idle', 'idle')")
-        transform(history, served_settings, select=["email_opened"])
+        transform(history, small_settings, select=["email_opened"])
         connection.execute(HISTORY.replace("'m' || n", "'o' || n"))
         reports = connection.execute("select count(*) from raw.syncs where source = 'idle'").fetchone()
 
-        statement = compiled(served_settings, "email_opened")
+        statement = compiled(small_settings, "email_opened")
         connection.execute(
             "select set_config('enable_seqscan', 'off', false), set_config('loader.source', 'idle', false)"
         )
@@ -123,13 +123,13 @@ def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
             return sum(scan.get("Rows Removed by Filter", 0) for scan in scans(explained[0][0]["Plan"]))
 
         assert passed_over() == 1000
-        transform(history, served_settings, select=["email_opened"])
+        transform(history, small_settings, select=["email_opened"])
         assert passed_over() == 0
         assert connection.execute("select count(*) from raw.syncs where source = 'idle'").fetchone() == reports
 
 
 def test_a_run_costs_the_same_however_many_came_before(
-    history: Database, served_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    history: Database, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A permanent process asks for the source of its flags as often in its third run as in its second.
 
@@ -145,21 +145,21 @@ def test_a_run_costs_the_same_however_many_came_before(
     files = []
     for _ in range(3):
         walks.append(0)
-        transform(history, served_settings, select=["email_opened"])
+        transform(history, small_settings, select=["email_opened"])
         files.append(len(psutil.Process().open_files()))
     assert walks[0] == walks[1] == walks[2] > 0
     assert files[0] == files[1] == files[2]
 
 
-def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, served_settings: Settings) -> None:
+def test_a_run_takes_no_lock_that_keeps_readers_out(history: Database, small_settings: Settings) -> None:
     """A reader in a long transaction neither waits for a run nor makes a run wait."""
     with psycopg.connect(history.url) as reader:
         before = reader.execute("select count(*) from iterable.email_opened").fetchone()
-        assert any(table.rows for table in transform(history, served_settings))
+        assert any(table.rows for table in transform(history, small_settings))
         assert reader.execute("select count(*) from iterable.email_opened").fetchone() != before
 
 
-def test_a_found_column_costs_no_further_scan(history: Database, served_settings: Settings, shared_home: Path) -> None:
+def test_a_found_column_costs_no_further_scan(history: Database, small_settings: Settings, shared_home: Path) -> None:
     """With the column, a run reads the events by as many statements as without it: the insert.
 
     `raw.open_table` counts the events, whatever columns a table has.
@@ -172,7 +172,7 @@ def test_a_found_column_costs_no_further_scan(history: Database, served_settings
             line = json.dumps(call | {"properties": properties})
             land(connection, "iterable", "file", parse_lines(line.encode(), 0), seen)
         start = log.stat().st_size
-        transform(history, served_settings, select=["email_opened"])
+        transform(history, small_settings, select=["email_opened"])
         text = log.read_bytes()[start:].decode()
         # A statement ends at the next entry, which may belong to another database of the same server.
         statements = [re.split(r"\n\d{4}-\d\d-\d\d ", each)[0] for each in text.split(" LOG:  statement: ")[1:]]
@@ -181,7 +181,7 @@ def test_a_found_column_costs_no_further_scan(history: Database, served_settings
     with EmbeddedServer(shared_home).connect("postgres", as_keeper=True) as connection:
         name = history.url.rsplit("/", 1)[1]
         connection.execute(f"alter database {name} set log_statement to 'all'")
-    transform(history, served_settings, select=["email_opened"])
+    transform(history, small_settings, select=["email_opened"])
     without = statements_of_a_run(1, {"campaignId": 1})
     assert len(without) == 1
     statements_of_a_run(2, {"found": "x"})

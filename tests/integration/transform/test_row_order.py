@@ -12,7 +12,7 @@ from tests.support.factories import insert_event
 from tests.support.served_tables import everything, law
 
 MODELS = ("email_opened", "tracks")
-DAYS, PER_DAY = 30, 300
+DAYS, PER_DAY = 12, 100
 
 # Random ids, in the order of time. Every 50th event repeats the id of the event before.
 HISTORY = """
@@ -28,9 +28,9 @@ HISTORY = """
 
 
 @pytest.fixture
-def connection(database: Database) -> Iterator[psycopg.Connection]:
+def connection(unfilled: Database) -> Iterator[psycopg.Connection]:
     """A connection on which every statement is on its own."""
-    with database.connect(autocommit=True) as opened:
+    with unfilled.connect(autocommit=True) as opened:
         yield opened
 
 
@@ -64,43 +64,43 @@ def share_of_pages(connection: psycopg.Connection, table: str, day: int) -> floa
 
 
 def test_the_rows_of_a_day_stay_on_few_pages(
-    database: Database, settings: Settings, connection: psycopg.Connection
+    unfilled: Database, unfilled_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """After a first fill, after an increment in parts, and after a full refresh; `tracks` reads many partitions."""
     set_part(connection, PER_DAY)
     land_days(connection, 0, DAYS)
-    run(database, settings, *MODELS)
+    run(unfilled, unfilled_settings, *MODELS)
     for table in MODELS:
         assert share_of_pages(connection, f"iterable.{table}", DAYS // 2) < 2.5 / DAYS
 
     land_days(connection, DAYS, 2 * DAYS)
-    run(database, settings, *MODELS)
+    run(unfilled, unfilled_settings, *MODELS)
     for table in MODELS:
         assert share_of_pages(connection, f"iterable.{table}", DAYS // 2) < 2.5 / (2 * DAYS)
         assert share_of_pages(connection, f"iterable.{table}", DAYS + DAYS // 2) < 4 / (2 * DAYS)
     law(connection)
 
-    run(database, settings, *MODELS, full_refresh=True)
+    run(unfilled, unfilled_settings, *MODELS, full_refresh=True)
     for table in MODELS:
         assert share_of_pages(connection, f"iterable.{table}", DAYS // 2) < 4 / (2 * DAYS)
 
 
-def test_an_increment_in_parts_equals_a_rebuild(served: Database, served_settings: Settings) -> None:
+def test_an_increment_in_parts_equals_a_rebuild(small: Database, small_settings: Settings) -> None:
     """Ids come again within a part, across parts and from earlier runs. The first landed event counts."""
-    with served.connect(autocommit=True) as reader:
+    with small.connect(autocommit=True) as reader:
         set_part(reader, 2)
         for message_id in ("a", "b", "b", "c"):
             insert_event(reader, "email_opened", message_id)
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         for number, message_id in enumerate(("d", "d", "a", "e", "f", "d", "g", "e")):
             insert_event(reader, "email_opened", message_id, campaign="no number", mark=f"u{number}")
-        run(served, served_settings, *MODELS)
+        run(small, small_settings, *MODELS)
         users = reader.execute("select id, user_id from iterable.email_opened where id >= 'd' order by id").fetchall()
         assert users == [("d", "u0"), ("e", "u3"), ("f", "u4"), ("g", "u6")]
         before = everything(reader)
         assert [row[1] for row in before["mismatches"]] == ["d", "e", "f", "g"]
         law(reader)
-        run(served, served_settings, *MODELS, full_refresh=True)
+        run(small, small_settings, *MODELS, full_refresh=True)
         assert everything(reader) == before
 
 

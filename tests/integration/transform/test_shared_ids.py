@@ -129,7 +129,7 @@ def test_a7_the_union_test_lists_shared_ids_and_fails_on_anything_else(
         insert_event(reader, "email_opened", "a")
         insert_event(reader, "email_delivered", "a")
         insert_event(reader, "email_opened", "b")
-        run(served, served_settings)
+        run(served, served_settings, "email_delivered", "email_opened", "tracks")
         project = copied_project(served_settings)
         union = ("test", "--select", "tracks,test_name:union_of_collections")
         code, output = run_dbt(served.url, project, *union)

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.events.formats import ITERABLE_WEBHOOK, export_entrance, parse_chunk, parse_message
@@ -225,6 +225,7 @@ def test_characters_no_text_can_hold_are_replaced() -> None:
     assert (refusal.payload, refusal.repaired, refusal.offset) == (data, True, event.offset)
 
 
+@settings(max_examples=40)
 @given(
     st.binary(max_size=200)
     | st.text().map(str.encode)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from loader.events.json_text import SUSPICIOUS
@@ -85,6 +85,7 @@ def single(text: bytes | str, kind: str = "track", limits: Limits = LIMITS) -> E
     return event
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.booleans(), good_calls, bad_calls), min_size=1, max_size=12))
 def test_of_any_mix_exactly_the_good_calls_become_events(mix: list[tuple[bool, Any, Any]]) -> None:
     """Each valid call keeps all its fields, and each invalid call gives a refusal, whatever calls are around it."""

@@ -32,7 +32,7 @@ def test_c4_what_a_terminal_obeys_or_hides_is_an_escape(text: str, shown: str) -
 def test_c4_no_control_or_format_character_of_unicode_passes() -> None:
     """Every character is visible, a space, or an ASCII escape."""
     every = "".join(map(chr, range(0x110000)))
-    assert {unicodedata.category(character) for character in escape_controls(every)}.isdisjoint(
+    assert {unicodedata.category(character) for character in set(escape_controls(every))}.isdisjoint(
         {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     )
 
