@@ -270,7 +270,8 @@ class Warehouse:
             for name, table in expected.items()
             for message_id, source in table.rows.items()
             for column, known in table.columns.items()
-            if (value := known.value(source)) is not None and fits(value, known.data_type) is None
+            # An empty string is no value.
+            if (value := known.value(source)) is not None and value != "" and fits(value, known.data_type) is None
         }
         listed = self.rows("select model, event_id, column_name from raw.mismatches")
         assert {tuple(row.values()) for row in listed} == unfit
