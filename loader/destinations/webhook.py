@@ -77,8 +77,10 @@ def signature_headers(message_id: str, timestamp: int, content: bytes, secrets: 
 def _key(secret: str) -> bytes:
     if not secret.startswith(_PREFIX):
         return secret.encode()
+    text = secret.removeprefix(_PREFIX)
     try:
-        return b64decode(secret.removeprefix(_PREFIX), validate=True)
+        # Some tools leave out the padding.
+        return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ConfigurationError("The secret of a webhook begins with whsec_, and the rest is not base64.") from None
 
