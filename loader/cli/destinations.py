@@ -31,6 +31,7 @@ from loader.raw.destinations import (
     remove_destination,
     resume_destination,
 )
+from loader.raw.sources import list_sources
 
 
 @click.group()
@@ -236,6 +237,10 @@ def destination_filter(name: str, *, clear: bool, **given: Any) -> None:
         filters = msgspec.structs.replace(filters, **changes)
         if clear or changes:
             change_filters(connection, found.id, stored_filters(filters))
+        with database.begin() as transaction:
+            known = {each.schema for each in list_sources(transaction)}
+    for schema in sorted(set(filters.sources) - known):
+        output.note(f"There is no source with the schema {schema} yet. `loader source list` shows the schemas.")
     output.echo_json(stored_filters(filters))
 
 
