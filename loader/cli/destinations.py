@@ -49,7 +49,7 @@ def destination() -> None:
     "secrets",
     multiple=True,
     metavar="PLACE",
-    help="Place of a secret that signs webhooks. Can be repeated.",
+    help="Place of the secrets that sign webhooks, one a line. Can be repeated.",
 )
 @click.option(
     "--segment-signature", default="", metavar="PLACE", help="Place of a secret for X-Signature, as Segment signs."

@@ -135,6 +135,27 @@ def test_a_webhook_is_signed_with_every_secret(
         assert [request.headers["webhook-id"] for request in receiver.requests[1:]] == ["a", "b", digest]
 
 
+def test_a_secret_is_replaced_while_every_webhook_verifies(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Its place has both secrets, a line each, until the receiver knows the new secret."""
+    place = tmp_path / "secret"
+    new_destination(connection, "webhook", url=receiver.url, secrets=[f"file:{place}"])
+    old, new = SECRETS
+    for name, lines, verified in (
+        ("a", f"{old}\n", [True, False]),
+        ("b", f"{old}\n{new}\n", [True, True]),
+        ("c", f"{old}\r\n\n {new}\r\n", [True, True]),
+        ("d", new, [False, True]),
+    ):
+        place.write_text(lines)
+        land_many(connection, [name])
+        fill_tracks(connection)
+        deliver(database)
+        assert [verify(receiver.requests[-1], secret) for secret in SECRETS] == verified
+    assert receiver.taken_ids == ["a", "b", "c", "d"]
+
+
 def test_a_webhook_that_is_too_large_goes_without_iterables_body_or_is_dead(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
