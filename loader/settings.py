@@ -74,7 +74,8 @@ class Settings(BaseSettings):
         description="Processes with which `loader load` parses and copies, one connection each.",
     )
     threads: int = Field(
-        default=4,
+        # With more connections than cores, the largest table would end alone on one core.
+        default_factory=lambda: min(max(os.cpu_count() or 1, 2), 4),
         ge=1,
         le=64,
         description="Connections with which `loader transform` splits events.",
@@ -282,6 +283,8 @@ def describe() -> list[tuple[str, str, str]]:
             default = "~/.local/share/loader, /var/lib/loader for root"
         elif name == "workers":
             default = "number of cores, 16 at most"
+        elif name == "threads":
+            default = "number of cores, 2 at least and 4 at most"
         elif name == "spool":
             default = "spool under LOADER_HOME"
         elif isinstance(field.default, SecretStr):

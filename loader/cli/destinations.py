@@ -31,6 +31,7 @@ from loader.raw.destinations import (
     remove_destination,
     resume_destination,
 )
+from loader.raw.sources import list_sources
 
 
 @click.group()
@@ -48,7 +49,7 @@ def destination() -> None:
     "secrets",
     multiple=True,
     metavar="PLACE",
-    help="Place of a secret that signs webhooks. Can be repeated.",
+    help="Place of the secrets that sign webhooks, one a line. Can be repeated.",
 )
 @click.option(
     "--segment-signature", default="", metavar="PLACE", help="Place of a secret for X-Signature, as Segment signs."
@@ -236,6 +237,10 @@ def destination_filter(name: str, *, clear: bool, **given: Any) -> None:
         filters = msgspec.structs.replace(filters, **changes)
         if clear or changes:
             change_filters(connection, found.id, stored_filters(filters))
+        with database.begin() as transaction:
+            known = {each.schema for each in list_sources(transaction)}
+    for schema in sorted(set(filters.sources) - known):
+        output.note(f"There is no source with the schema {schema} yet. `loader source list` shows the schemas.")
     output.echo_json(stored_filters(filters))
 
 

@@ -126,6 +126,8 @@ def forward_replay(
         output.note(f"{count(number_of_events, 'event')} in this time.")
         if found.kind == "webhook":
             output.note("A receiver that does not look at `webhook-id` gets these events twice.")
+        if found.kind == "iterable" and not events:
+            output.note("Profiles get the values of this time again. With --events, no profile is updated.")
     output.echo(f"Replay {number} of {name} is ready. `loader forward` sends its events.")
 
 

@@ -21,7 +21,7 @@ from loader.destinations.options import Options, read_options
 from loader.destinations.sending import HaltedError, Sender
 from loader.destinations.shaping import Shaper
 from loader.destinations.shared import Shared
-from loader.raw.dead_letters import accept_letters, fail_letter, read_due_letters
+from loader.raw.dead_letters import accept_letters, fail_letter, read_due_letters, read_later_updates
 from loader.raw.delivery_windows import (
     REMEMBERED_IDS,
     WINDOW_EVENTS,
@@ -372,22 +372,27 @@ class Delivery:
         shaper = self._shaper(destination, read_filters(destination.filters))
         receiver = self._receivers[0]
         by_seq = {letter.call.seq: letter for letter in letters}
+        landed = [letter.call for letter in letters]
+        if destination.kind == "iterable":
+            # An old update would replace the values of later ones, so these go again after it. They count once.
+            landed += read_later_updates(self._connection, self._id, letters)
         calls = []
-        for letter in letters:
-            call = shaper.shape(letter.call)
-            if call is None or not receiver.admits(call):
-                fail_letter(self._connection, letter.id, _kept_back(letter.call))
-            else:
+        for each in sorted(landed, key=lambda call: call.seq):
+            call = shaper.shape(each)
+            if call is not None and receiver.admits(call):
                 calls.append(call)
+            elif each.seq in by_seq:
+                fail_letter(self._connection, by_seq[each.seq].id, _kept_back(each))
         for batch in receiver.batches(calls):
             for done, dead in sender.resolve(receiver, batch, "retry"):
-                failed = {each.call.seq for each in dead}
-                accept_letters(self._connection, [by_seq[call.seq].id for call in done if call.seq not in failed])
-                for each in dead:
-                    letter = by_seq[each.call.seq]
-                    fail_letter(self._connection, letter.id, _letter(each, letter.attempts))
-                    suppress(self._connection, self._id, each.suppress)
-                    self._shared.suppressed.update(each.suppress)
+                failed = {each.call.seq: each for each in dead}
+                tried = [(by_seq[call.seq], failed.get(call.seq)) for call in done if call.seq in by_seq]
+                accept_letters(self._connection, [letter.id for letter, refusal in tried if refusal is None])
+                for letter, refusal in tried:
+                    if refusal is not None:
+                        fail_letter(self._connection, letter.id, _letter(refusal, letter.attempts))
+                        suppress(self._connection, self._id, refusal.suppress)
+                        self._shared.suppressed.update(refusal.suppress)
         return True
 
 

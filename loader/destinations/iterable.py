@@ -47,6 +47,8 @@ _UNMAPPED = 20
 
 # A profile may be on its way, so an event of an unknown user is tried again.
 _NOT_FOUND_SECONDS = 60.0
+# Failures of a user. All other failures are those of an item.
+_ABOUT_USERS = frozenset({"forgotten", "notFound"})
 _CULPRIT = re.compile(r"obj\.(?:users|events)\[(\d+)\]")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2} [+-]\d{2}:\d{2}", re.ASCII)
 _MOST_REMEMBERED = 50_000
@@ -242,8 +244,8 @@ class IterableReceiver:
                 continue
             key = min(keys)
             reason, number = failures[key]
-            if number < sent[key] and len(units) > 1:
-                # Only some of the user's items have failed, and the answer does not tell them apart.
+            if (number < sent[key] and len(units) > 1) or (len(group) > 1 and reason not in _ABOUT_USERS):
+                # Perhaps only some of the user's items have failed, and the answer does not tell them apart.
                 singly += [item.call for item in group]
             else:
                 dead += [_failed(item, answer.status, reason) for item in group]
@@ -260,10 +262,11 @@ class IterableReceiver:
         culprits: list[Call] = []
         if isinstance(params, dict):
             places = {int(found[1]) for name in params if (found := _CULPRIT.match(name))}
-            culprits = [item.call for place in places if place < len(groups) for item in groups[place]]
+            # Of several updates that go as one, any may be the culprit. Halving finds it.
+            culprits = [groups[place][0].call for place in places if place < len(groups) and len(groups[place]) == 1]
             wrong = params.get("validationErrors")
             if isinstance(wrong, dict):
-                culprits += [item.call for group in groups if _has_wrong_type(group, wrong) for item in group]
+                culprits += [item.call for group in groups for item in group if _has_wrong_type(item, wrong)]
         if code == "ForgottenUserError" and len(groups) == 1:
             return replace(
                 reply, outcome=Outcome.TAKEN, dead=[_failed(item, answer.status, "forgotten") for item in groups[0]]
@@ -321,22 +324,21 @@ def _failed(item: Item, status: int, reason: str) -> Dead:
         reason,
         retry_seconds=_NOT_FOUND_SECONDS if reason == "notFound" else None,
         # A user who has gone is no wrong mapping.
-        is_refusal=reason not in {"forgotten", "notFound"},
+        is_refusal=reason not in _ABOUT_USERS,
         suppress=tuple(key_digest(key) for key in item.keys) if is_forgotten else (),
     )
 
 
-def _has_wrong_type(group: Sequence[Item], wrong: dict[str, Any]) -> bool:
-    """Return whether items have a field with a value of a type that Iterable refuses."""
+def _has_wrong_type(item: Item, wrong: dict[str, Any]) -> bool:
+    """Return whether an item has a field with a value of a type that Iterable refuses."""
     for name, detail in wrong.items():
         path = name.rpartition(":::")[2].split(".")
         types = {str(each) for each in _list(detail.get("incomingTypes"))} if isinstance(detail, dict) else set()
-        for item in group:
-            value: Any = item.body.get("dataFields", {})
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
-            if value is not None and types & _types_of(value):
-                return True
+        value: Any = item.body.get("dataFields", {})
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and types & _types_of(value):
+            return True
     return False
 
 

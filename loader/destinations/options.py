@@ -24,7 +24,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     Attributes:
         url: The address of the receiver, or the place of the address.
         key: The place of the key.
-        secrets: The places of the secrets that sign a webhook; several while a secret is replaced.
+        secrets: The places of the secrets that sign a webhook. A place has one secret a line.
         segment_signature: The place of a secret for `X-Signature`, as Segment signs.
         allow_http: Whether the connection may be unencrypted outside this machine.
         ca_file: A file with certificates to trust.

@@ -50,6 +50,18 @@ def read_secret(reference: str) -> str:
     return secret
 
 
+def read_secrets(reference: str) -> list[str]:
+    """Return the secrets of a place, one a line; a place has two while one secret replaces the other.
+
+    Args:
+        reference: The place of the secrets.
+
+    Raises:
+        ConfigurationError: The place has no secret.
+    """
+    return [line.strip() for line in read_secret(reference).splitlines() if line.strip()]
+
+
 def is_readable_by_others(reference: str) -> bool:
     """Return whether every user of this machine may read the file of a secret."""
     kind, _, place = reference.partition(":")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from loader.destinations.http_receiver import HttpReceiver, post_or_shrink
 from loader.destinations.model import Call, Reply
 from loader.destinations.replies import judge
-from loader.destinations.secret_files import read_secret
+from loader.destinations.secret_files import read_secret, read_secrets
 from loader.errors import ConfigurationError
 
 _PREFIX = "whsec_"
@@ -40,7 +40,8 @@ class WebhookReceiver(HttpReceiver):
             _header_text(message_id),
             int(self._now().timestamp()),
             content,
-            [read_secret(reference) for reference in self._options.secrets],
+            # A place has two secrets while the receiver changes from one to the other.
+            [secret for reference in self._options.secrets for secret in read_secrets(reference)],
         )
         if self._options.segment_signature:
             secret = read_secret(self._options.segment_signature)
@@ -77,8 +78,10 @@ def signature_headers(message_id: str, timestamp: int, content: bytes, secrets: 
 def _key(secret: str) -> bytes:
     if not secret.startswith(_PREFIX):
         return secret.encode()
+    text = secret.removeprefix(_PREFIX)
     try:
-        return b64decode(secret.removeprefix(_PREFIX), validate=True)
+        # Some tools leave out the padding.
+        return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ConfigurationError("The secret of a webhook begins with whsec_, and the rest is not base64.") from None
 

@@ -146,7 +146,7 @@ class Worker:
                 if key not in self._threads or not self._threads[key].is_alive():
                     thread = threading.Thread(
                         target=self._deliver,
-                        args=(database, destination.name, *key),
+                        args=(database, guard, destination.name, *key),
                         name=f"loader-deliver-{destination.id}-{replay}",
                     )
                     self._threads[key] = thread
@@ -171,7 +171,7 @@ class Worker:
             for thread in self._threads.values():
                 thread.join(BEAT_SECONDS / max(len(self._threads), 1))
 
-    def _deliver(self, database: Database, name: str, number: int, replay: int) -> None:
+    def _deliver(self, database: Database, guard: psycopg.Connection, name: str, number: int, replay: int) -> None:
         """Repeat the work of one delivery, with a new connection after each error."""
         backoff = Backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
         shared = self._shared.setdefault(number, Shared())
@@ -179,6 +179,8 @@ class Worker:
         while not self._stop.is_set():
             try:
                 with database.connect(autocommit=True) as connection:
+                    # A restart of the server ends the locks too. Another worker may deliver these events then.
+                    guard.execute("select 1")
                     set_session(connection, self._settings.lock_wait)
                     delivery = Delivery(
                         connection,

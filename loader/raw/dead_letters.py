@@ -17,6 +17,7 @@ _DUE_SOURCES = """
     order by source
 """
 _DUE = read_statement(__file__, "due")
+_LATER_UPDATES = read_statement(__file__, "later_updates")
 _SHOW = read_statement(__file__, "show")
 _RETRY = """
     update raw.dead_letters set next_try_at = clock_timestamp()
@@ -96,6 +97,21 @@ def read_due_letters(
         if rows:
             return [DueLetter(number, attempts, landed_call(source, *event)) for number, attempts, *event in rows]
     return []
+
+
+def read_later_updates(
+    connection: psycopg.Connection, destination_id: int, letters: Sequence[DueLetter]
+) -> list[LandedCall]:
+    """Return the later updates of the profiles that dead letters of one source update, in landing order.
+
+    Only updates that the live delivery has passed, and that are not dead, are later updates.
+    """
+    source = letters[0].call.source
+    rows = connection.execute(
+        _LATER_UPDATES,
+        {"destination": destination_id, "source": source, "ids": [letter.id for letter in letters]},
+    ).fetchall()
+    return [landed_call(source, *row) for row in rows]
 
 
 def accept_letters(connection: psycopg.Connection, numbers: Sequence[int]) -> None:

@@ -1,24 +1,20 @@
 """`kill -9` of the collector and of its database under load: no event with a 200 is lost or doubled."""
 
-import os
 import random
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loader.postgres.database import open_database
-from loader.postgres.embedded import EmbeddedServer
 from loader.raw.sources import add_key
 from loader.settings import Settings
-from tests.conftest import find_place
 from tests.support.collector_process import serving
 from tests.support.dbt_runs import run
 from tests.support.load import assert_landed, load, wait_until_replayed
+from tests.support.own_server import own_server, signal_server
 from tests.support.served_tables import law
-from tests.support.waiting import wait_until
 
 # Answers between two kills: this minimum, and a random number more.
 BETWEEN = 20
@@ -27,19 +23,8 @@ BETWEEN = 20
 @pytest.fixture
 def own(home: Path) -> Iterator[Settings]:
     """Return settings of an embedded database of one test, which may kill the database."""
-    with tempfile.TemporaryDirectory(prefix="loader-chaos-", dir=find_place()) as folder:
-        Path(folder).chmod(0o755)
-        settings = Settings(home=Path(folder), embedded_idle=30)
-        with open_database(settings) as database:
-            yield settings.model_copy(update={"database_url": database.url})
-        EmbeddedServer(settings.home).stop()
-
-
-def kill_database(settings: Settings) -> None:
-    """Kill the server's main process when it runs again; its other processes notice that and end."""
-    wait_until(EmbeddedServer(settings.home).is_running, "the server to be started again")
-    [file] = settings.home.glob("embedded/**/postmaster.pid")
-    os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+    with own_server() as settings:
+        yield settings
 
 
 @pytest.mark.parametrize(
@@ -62,7 +47,7 @@ def test_what_was_answered_is_there_once_whatever_is_killed(
         for victim in victims:
             sent.wait_for(BETWEEN + drawn.randrange(50))
             if victim != "collector":
-                kill_database(own)
+                signal_server(own, signal.SIGKILL)
             if victim != "database":
                 collector.signal(signal.SIGKILL)
                 collector.wait()

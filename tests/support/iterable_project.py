@@ -2,12 +2,16 @@
 
 import json
 import math
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.receivers import LOST, Received, Respond
+from tests.support.receivers import Received, Respond
+
+# The project fails when it has applied the first half of the items of a request.
+HALF = Respond(503, b"<html>Service Unavailable</html>")
 
 _MANAGED = re.compile(r"itbl.*|subscribed.*|unsubscribed.*|emailListIds|userListIds|profileUpdatedAt|signup.*|devices")
 
@@ -22,13 +26,13 @@ class IterableProject:
         user_ids: In an e-mail project, the address of each user id.
         tried: The number of requests that had an event, by its id.
         times: The seconds at which requests came, by path.
-        disturb: Returns an answer that replaces the project's own; `LOST` applies the request first.
+        disturb: Returns an answer that replaces the project's own. `LOST` applies the request first, and `HALF` the
+            first half of its items.
     """
 
     def __init__(self, project: str = "hybrid", seconds: Callable[[], float] = lambda: 0.0) -> None:
         self.project = project
         self.profiles: dict[str, dict[str, Any]] = {}
-        self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.events: dict[str, dict[str, Any]] = {}
         self.purchases: dict[str, dict[str, Any]] = {}
         self.carts: list[dict[str, Any]] = []
@@ -39,7 +43,6 @@ class IterableProject:
         self.user_ids: dict[str, str] = {}
         self._visible_at: dict[str, float] = {}
         self.dates: set[str] = set()
-        self.sent: Counter[str] = Counter()
         self.tried: Counter[str] = Counter()
         self.bodies: list[tuple[str, dict[str, Any]]] = []
         self.times: dict[str, list[float]] = defaultdict(list)
@@ -56,7 +59,7 @@ class IterableProject:
         self.tried.update(event["id"] for event in body.get("events", ()))
         self.times[request.path].append(self._seconds())
         disturbed = self.disturb(request.path, body)
-        if disturbed is not None and not disturbed.is_lost:
+        if disturbed is not None and not disturbed.is_lost and disturbed is not HALF:
             return disturbed
         take = {
             "/api/users/bulkUpdate": self._update,
@@ -65,15 +68,15 @@ class IterableProject:
             "/api/commerce/updateCart": self._cart,
             "/api/users/updateEmail": self._change_email,
         }[request.path]
-        answer = take(body)
-        return LOST if disturbed is not None else answer
+        answer = take(_first_half(body) if disturbed is HALF else body)
+        return disturbed or answer
 
     def _update(self, body: dict[str, Any]) -> Respond:
         users = body["users"]
         assert len(users) <= 1000
         keys = [user[name] for user in users for name in ("email", "userId") if name in user]
         assert len(keys) == len(set(keys)), "a user is twice in one request"
-        if refusal := self._type_refusal(users):
+        if refusal := self._refusal("users", users):
             return refusal
         failed: dict[str, list[str]] = defaultdict(list)
         for user in users:
@@ -81,21 +84,16 @@ class IterableProject:
             key = self._fails(user, failed)
             if key is None:
                 continue
-            self.sent[key] += 1
             # "At least 60 seconds" pass before other calls see an update.
             self._visible_at.setdefault(key, self._seconds() + 60)
             fields = self.profiles.setdefault(key, {})
             fields |= user["dataFields"]
-            self.history[key].append(user["dataFields"])
         return self._bulk_answer(len(users), failed)
 
     def _track(self, body: dict[str, Any]) -> Respond:
         events = body["events"]
         assert len(events) <= 1000
-        if bad := [n for n, event in enumerate(events) if event["dataFields"].get("refuse") == "json"]:
-            params = {f"obj.events[{bad[0]}].dataFields": "Object expected"}
-            return _refused(400, "BadJsonBody", params)
-        if refusal := self._type_refusal(events):
+        if refusal := self._refusal("events", events):
             return refusal
         failed: dict[str, list[str]] = defaultdict(list)
         disallowed = []
@@ -106,7 +104,6 @@ class IterableProject:
             if event["eventName"] in self.disallowed:
                 disallowed.append(event["eventName"])
             elif self._fails(event, failed) is not None:
-                self.sent[event["id"]] += 1
                 self.events[event["id"]] = event
         return self._bulk_answer(len(events), failed, disallowedEventNames=sorted(set(disallowed)))
 
@@ -138,6 +135,9 @@ class IterableProject:
             if given in keys:
                 failed[kind + suffix].append(given)
                 return None
+        if item["dataFields"].get("refuse") == "data":
+            failed["invalidData" + suffix].append(given)
+            return None
         if key is None:
             failed["notFound" + suffix].append(given)
         return key
@@ -154,13 +154,18 @@ class IterableProject:
             self.user_ids[item["userId"]] = address
         return address
 
-    def _type_refusal(self, items: list[dict[str, Any]]) -> Respond | None:
-        """Refuse a whole request for a text in a field that holds dates; the answer names the field alone."""
+    def _refusal(self, name: str, items: list[dict[str, Any]]) -> Respond | None:
+        """Refuse a whole request for one item of a wrong form, or for a text in a field that holds dates.
+
+        The answer names the place of the item, or the field alone.
+        """
+        if bad := [n for n, item in enumerate(items) if item["dataFields"].get("refuse") == "json"]:
+            return _refused(400, "BadJsonBody", {f"obj.{name}[{bad[0]}].dataFields": "Object expected"})
         for item in items:
-            for name, value in item["dataFields"].items():
-                if name in self.dates and not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \+00:00", str(value)):
+            for field, value in item["dataFields"].items():
+                if field in self.dates and not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \+00:00", str(value)):
                     detail = {"incomingTypes": ["string", "keyword"], "expectedType": "date", "category": "user"}
-                    errors = {f"my_project_etl:::{name}": detail}
+                    errors = {f"my_project_etl:::{field}": detail}
                     return _refused(400, "RequestFieldsTypesMismatched", {"validationErrors": errors})
         return None
 
@@ -170,9 +175,59 @@ class IterableProject:
         return _success(successCount=number - count, failCount=count, failedUpdates=failed, **more)
 
 
+def _first_half(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a request with half of its profiles or events; a request for one purchase or cart is whole."""
+    bulk = {name: body[name] for name in ("users", "events") if name in body}
+    return body | {name: items[: (len(items) + 1) // 2] for name, items in bulk.items()}
+
+
 def _success(**fields: object) -> Respond:
     return Respond(200, json.dumps({"msg": "", "code": "Success"} | fields).encode())
 
 
 def _refused(status: int, code: str, params: object) -> Respond:
     return Respond(status, json.dumps({"msg": "refused", "code": code, "params": params}).encode())
+
+
+class MixedCalls:
+    """Random calls of twenty users, and the state of a project that has each of them once and in order.
+
+    Args:
+        seed: The seed of the calls.
+
+    Attributes:
+        count: Number of calls so far.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+        self._profiles: dict[str, dict[str, int]] = {}
+        self._events: dict[str, dict[str, int]] = {}
+        self._purchases: dict[str, float] = {}
+        self.count = 0
+
+    def make(self, count: int) -> list[dict[str, Any]]:
+        """Return further calls: half of them updates of profiles, the others events and a few purchases."""
+        return [self._make_call() for _ in range(count)]
+
+    def assert_arrived(self, project: IterableProject) -> None:
+        """Check that every event, purchase and field is there, with its last value."""
+        assert project.profiles == self._profiles
+        assert {key: event["dataFields"] for key, event in project.events.items()} == self._events
+        assert {key: purchase["total"] for key, purchase in project.purchases.items()} == self._purchases
+
+    def _make_call(self) -> dict[str, Any]:
+        number = self.count
+        self.count += 1
+        user = f"u{self._chance.randrange(20)}"
+        if self._chance.random() < 0.5:
+            traits = {self._chance.choice(["plan", "city", "level"]): number}
+            self._profiles.setdefault(user, {}).update(traits)
+            return {"type": "identify", "messageId": f"i-{number}", "userId": user, "traits": traits}
+        if self._chance.random() < 0.1:
+            self._purchases[str(number)] = number + 0.5
+            products = [{"product_id": number, "name": "Tea", "price": 3.5}]
+            properties = {"order_id": number, "total": number + 0.5, "products": products}
+            return {"messageId": f"p-{number}", "userId": user, "event": "Order Completed", "properties": properties}
+        self._events[f"t-{number}"] = {"n": number}
+        return {"messageId": f"t-{number}", "userId": user, "event": "Played", "properties": {"n": number}}

@@ -243,3 +243,24 @@ def test_a_replay_says_how_many_events_it_has_and_sends_them_again(
     by_time = run_loader("forward", "replay", "cdp", "--by", "time", "--until", "2026-01-03")
     assert "1 event in this time" in by_time.stderr
     assert run_loader("forward", "replay", "cdp", "--since", "yesterday").returncode == 2
+
+
+def test_a_filter_on_a_source_that_is_not_there_says_so(run_loader: Loader, cdp: str) -> None:
+    """A wrong name would keep every call back in silence."""
+    done = run_loader("destination", "filter", "cdp", "--sources", "app", "--sources", "iterable")
+    assert json.loads(done.stdout) == {"sources": ["app", "iterable"]}
+    assert "There is no source with the schema app yet." in done.stderr
+    assert "schema iterable" not in done.stderr
+
+
+def test_a_replay_to_iterable_says_that_profiles_get_old_values(
+    run_loader: Loader, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """A replay of events by their names updates no profile."""
+    new_destination(connection, "iterable", name="crm", url=receiver.url, key="env:DESTINATION_KEY")
+    land_many(connection, ["a"])
+    fill_tracks(connection)
+    assert run_loader("forward", "--once").returncode == 0
+    replay = ("forward", "replay", "crm", "--since", "2026-01-01")
+    assert "Profiles get the values of this time again." in run_loader(*replay).stderr
+    assert "Profiles" not in run_loader(*replay, "--events", "Email *").stderr

@@ -90,6 +90,49 @@ def test_retry_after_is_respected_up_to_an_hour(
     assert [round(after - before) for before, after in pairwise(waits)] == [40, 3600]
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("after", "most"),
+    [
+        ("0", 100),
+        ("0.1", 100),
+        ("-5", 100),
+        ("soon", 100),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 100),
+        ("999999999", 10),
+        ("99999999999999999999", 100),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 10),
+    ],
+)
+def test_no_wait_that_a_receiver_names_makes_a_tight_loop_or_a_standstill(  # noqa: PLR0917 - fixtures
+    database: Database,
+    connection: psycopg.Connection,
+    receiver: Receiver,
+    status: int,
+    after: str,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In two hours of refusals, the receiver gets few requests, and at least one in each hour."""
+    monkeypatch.setattr("loader.destinations.sending._LOOK_SECONDS", 300.0)
+    add_segment(connection, receiver)
+    land_many(connection, ids(3))
+    fill_tracks(connection)
+    clock = MovingClock()
+    times: list[float] = []
+
+    def answer(_: Received) -> Respond:
+        times.append(clock.seconds())
+        is_busy = clock.seconds() < 7200 and len(times) < 1000
+        return Respond(status, headers={"Retry-After": after}) if is_busy else Respond()
+
+    receiver.answer = answer
+    deliver(database, clock=clock)
+    assert 3 <= len(times) <= most
+    assert max(later - before for before, later in pairwise(times)) <= 3600.001
+    assert receiver.taken_ids == ids(3)
+
+
 def test_a_failing_destination_says_why_and_recovers(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from loader.settings import Settings
 from tests.conftest import loader_here
 from tests.support.collector_thread import collecting
 from tests.support.deliveries import MovingClock, conserved, deliver, fill_tracks, land_calls, new_destination
-from tests.support.iterable_project import IterableProject
+from tests.support.delivery_workers import END_CONNECTIONS
+from tests.support.iterable_project import HALF, IterableProject, MixedCalls
 from tests.support.receivers import LOST, Receiver, Respond, receiving
 
 Calls = list[dict[str, Any]]
@@ -166,40 +168,12 @@ def test_every_event_and_field_arrives_once_under_failures(
     project = IterableProject()
     add_project(connection, receiver, project)
     chance = random.Random(4)
-    calls: Calls = []
-    fields: dict[str, dict[str, Any]] = {}
-    for number in range(400):
-        user = f"u{chance.randrange(20)}"
-        if chance.random() < 0.5:
-            name = chance.choice(["plan", "city", "level"])
-            calls.append(identify(number, user, **{name: number}))
-            fields.setdefault(user, {})[name] = number
-        elif chance.random() < 0.1:
-            products = [{"product_id": number, "name": "Tea", "price": 3.5}]
-            calls.append(
-                {
-                    "messageId": f"p-{number}",
-                    "userId": user,
-                    "event": "Order Completed",
-                    "properties": {"order_id": number, "total": 3.5, "products": products},
-                }
-            )
-        else:
-            calls.append(track(number, user, n=number))
-
-    def disturb(_: str, __: dict[str, Any]) -> Respond | None:
-        return chance.choice([None, None, None, LOST, Respond(503), Respond(429)])
-
-    project.disturb = disturb
-    for start in range(0, 400, 80):
-        land(connection, calls[start : start + 80])
+    calls = MixedCalls(4)
+    project.disturb = lambda _, __: chance.choice([None, None, None, LOST, HALF, Respond(503), Respond(429)])
+    for _ in range(5):
+        land(connection, calls.make(80))
         deliver(database, "crm")
-    assert project.profiles == fields
-    tracked = {call["messageId"]: call["properties"] for call in calls if call["messageId"].startswith("t-")}
-    assert {key: event["dataFields"] for key, event in project.events.items()} == tracked
-    assert set(project.purchases) == {
-        str(call["properties"]["order_id"]) for call in calls if call["messageId"].startswith("p-")
-    }
+    calls.assert_arrived(project)
     assert conserved(connection, "crm")["delivered"] == 400
 
 
@@ -242,6 +216,30 @@ def test_exactly_the_bad_items_of_a_batch_are_dead(
     assert project.events["t-401"]["dataFields"]["birthday"] == "2026-03-04 10:00:00 +00:00"
 
 
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"refuse": "json"}, "BadJsonBody"),
+        ({"refuse": "data"}, "invalidData"),
+        ({"birthday": "soon"}, "RequestFieldsTypesMismatched"),
+    ],
+)
+def test_a_bad_update_of_a_user_costs_none_of_the_users_others(
+    database: Database, connection: psycopg.Connection, receiver: Receiver, bad: dict[str, str], reason: str
+) -> None:
+    """Several updates go as one, and the answer names the user or the field."""
+    project = IterableProject()
+    project.dates = {"birthday"}
+    add_project(connection, receiver, project)
+    calls = [identify(n, f"u{n}", n=n) for n in range(100)]
+    calls[10:10] = [identify(200, "u1", plan="pro"), identify(201, "u1", **bad), identify(202, "u1", plan="team")]
+    land(connection, calls)
+    deliver(database, "crm")
+    assert dead_reasons(connection) == {"i-201": reason}
+    assert project.profiles == {f"u{n}": {"n": n} | ({"plan": "team"} if n == 1 else {}) for n in range(100)}
+    assert len(project.bodies) < 25
+
+
 def test_an_answer_that_names_one_culprit_of_many_does_not_repeat_all_others(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
@@ -257,19 +255,76 @@ def test_an_answer_that_names_one_culprit_of_many_does_not_repeat_all_others(
     assert max(project.tried.values()) <= 11
 
 
-@pytest.mark.parametrize("batch", [1, 3, 10])
-def test_of_many_updates_of_one_user_the_last_values_win(
-    database: Database, connection: psycopg.Connection, receiver: Receiver, batch: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch", [2, 1000])
+@pytest.mark.parametrize(("answer", "restarts"), [(LOST, False), (HALF, False), (None, True), (HALF, True)])
+def test_of_ten_updates_of_one_user_the_last_values_win(  # noqa: PLR0917 - fixtures
+    database: Database,
+    connection: psycopg.Connection,
+    receiver: Receiver,
+    batch: int,
+    answer: Respond | None,
+    restarts: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In every division into batches, with retries and lost answers between."""
+    """In every division into batches, with a failure at any request, or a worker that loses its commit there."""
     monkeypatch.setattr("loader.destinations.iterable.BATCH_ITEMS", batch)
     project = IterableProject()
     add_project(connection, receiver, project)
-    answers = [LOST, Respond(503), None, LOST, None, Respond(429)]
-    project.disturb = lambda _, __: answers.pop(0) if answers else None
-    land(connection, [identify(n, level=n, **{f"field{n % 3}": n}) for n in range(10)])
-    deliver(database, "crm")
-    assert project.profiles["u1"] == {"level": 9, "field0": 9, "field1": 7, "field2": 8}
+    place = requests = 0
+    while place <= requests:
+        # Events and updates of another user stand between them, so the requests have another order than the calls.
+        users = {"u": f"u{place}", "o": f"o{place}"}
+        expected: dict[str, dict[str, int]] = {user: {} for user in users.values()}
+        calls: Calls = []
+        for number, kind in enumerate("uEuuouEouuEuuouu"):
+            if kind == "E":
+                calls.append(track(place * 100 + number, users["u"], n=number))
+            else:
+                traits = {"level": number, f"field{number % 3}": number}
+                calls.append(identify(place * 100 + number, users[kind], **traits))
+                expected[users[kind]] |= traits
+        begin = len(project.bodies)
+
+        def disturb(_: str, __: dict[str, Any], at: int = begin + place) -> Respond | None:
+            if len(project.bodies) != at:
+                return None
+            if restarts:
+                connection.execute(END_CONNECTIONS)
+            return answer
+
+        # At place 0 nothing happens.
+        project.disturb = disturb
+        land(connection, calls)
+        with suppress(psycopg.OperationalError):
+            deliver(database, "crm")
+        deliver(database, "crm")
+        assert {user: project.profiles[user] for user in expected} == expected, place
+        requests = requests or len(project.bodies)
+        place += 1
+    assert requests >= 5
+    assert conserved(connection, "crm")["delivered"] == 16 * place
+
+
+def test_a_dead_update_that_goes_again_leaves_the_values_of_later_ones(
+    database: Database, connection: psycopg.Connection, receiver: Receiver
+) -> None:
+    """The worker tries the update of an unknown user again after the user has come with newer values."""
+    clock = MovingClock()
+    project = IterableProject("email", clock.seconds)
+    add_project(connection, receiver, project)
+    for calls in (
+        [identify(1, plan="free", city="Rome"), identify(2, "u2", plan="free")],
+        [identify(3, email="a@example.com", plan="pro"), identify(4, "u3", plan="free")],
+        [identify(5, email=" a@example.com", level=1, plan="team")],
+    ):
+        land(connection, calls)
+        deliver(database, "crm", clock=clock)
+    assert set(dead_reasons(connection)) == {"i-1", "i-2", "i-4"}
+    clock.move(61)
+    deliver(database, "crm", clock=clock)
+    assert set(dead_reasons(connection)) == {"i-2", "i-4"}
+    assert project.profiles == {"a@example.com": {"plan": "team", "city": "Rome", "level": 1}}
+    assert conserved(connection, "crm") == {"delivered": 3, "filtered": 0, "repeated": 0, "dead": 2}
 
 
 def test_users_who_are_joined_in_one_batch_go_in_two_requests(

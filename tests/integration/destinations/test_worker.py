@@ -1,59 +1,42 @@
-"""The worker of `loader forward`: locks, kills, replays, and a database that comes and goes."""
+"""The worker of `loader forward`: locks, single rounds, stops, and a database that comes and goes."""
 
 import os
-import random
 import signal
-import subprocess
-import sys
+import statistics
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
+import structlog.testing
 
 from loader.destinations.kinds import make_receiver
 from loader.destinations.worker import Worker
 from loader.errors import LoaderError
-from loader.postgres.database import Database
-from loader.raw.delivery_windows import add_replay
 from loader.raw.destinations import (
     Destination,
     add_destination,
     find_destination,
-    read_progress,
     remove_destination,
+    resume_destination,
 )
 from loader.settings import Settings
-from tests.support.collector_process import environment
-from tests.support.deliveries import add_segment, conserved, deliver, fill_tracks, ids, land_many, new_destination
-from tests.support.receivers import LOST, Received, Receiver, Respond, receiving
+from tests.support.deliveries import (
+    add_segment,
+    conserved,
+    fill_tracks,
+    ids,
+    land_many,
+    land_numbers,
+    new_destination,
+)
+from tests.support.delivery_workers import END_CONNECTIONS, start_worker, working
+from tests.support.receivers import Received, Receiver, Respond, receiving
 from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import wait_until
-
-
-@contextmanager
-def working(settings: Settings, *names: str) -> Iterator[threading.Event]:
-    """Run a worker in a thread until the end of the block."""
-    stop = threading.Event()
-    thread = threading.Thread(target=Worker(settings, names).run, args=(stop,))
-    thread.start()
-    try:
-        yield stop
-    finally:
-        stop.set()
-        thread.join()
-
-
-def start_worker(settings: Settings, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start `loader forward` as a process."""
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "loader", "forward", *arguments], env=environment(settings, ()), stderr=stream
-        )
 
 
 def test_a_worker_delivers_events_as_they_come(
@@ -128,76 +111,6 @@ def test_an_error_of_the_program_stops_one_delivery_and_no_other(
     assert receiver.taken_ids == ids(5)
 
 
-# As a restart of the server does.
-_END_CONNECTIONS = """
-    select pg_terminate_backend(pid) from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
-"""
-
-
-class Disturbance:
-    """Rounds in which workers are killed, connections are cut, and answers are lost or refused, all at random.
-
-    Attributes:
-        landed: Number of events that landed.
-        most_repeated: Largest number of events that the receiver may have got twice.
-    """
-
-    def __init__(self, settings: Settings, receiver: Receiver, proxy: Proxy, log: Path, seed: int) -> None:
-        self._settings = settings.model_copy(update={"database_url": proxy.url})
-        self._receiver = receiver
-        self._proxy = proxy
-        self._log = log
-        self._chance = random.Random(seed)
-        self.landed = 0
-        self.most_repeated = 0
-        receiver.answer = self._answer
-
-    def run(self, connection: psycopg.Connection, rounds: int) -> None:
-        """Land events and disturb their delivery."""
-        for _ in range(rounds):
-            land_many(connection, ids(60, self.landed))
-            self.landed += 60
-            fill_tracks(connection)
-            workers = [start_worker(self._settings, self._log) for _ in range(self._chance.choice([1, 1, 1, 2]))]
-            self._wait_for_requests(self._chance.randint(1, 7))
-            if self._chance.random() < 0.2:
-                self._chance.choice([self._proxy.drop, lambda: connection.execute(_END_CONNECTIONS)])()
-                self.most_repeated += 10
-                self._wait_for_requests(1)
-            for worker in workers:
-                worker.send_signal(signal.SIGKILL)
-                self.most_repeated += 10
-            for worker in workers:
-                worker.wait()
-
-    def _wait_for_requests(self, number: int) -> None:
-        enough = len(self._receiver.requests) + number
-        wait_until(lambda: len(self._receiver.requests) >= enough, "requests to kill at")
-
-    def _answer(self, _: Received) -> Respond:
-        if self._chance.random() < 0.1:
-            self.most_repeated += 10
-            return LOST
-        refusals = [Respond(503), Respond(429), Respond(429, headers={"Retry-After": "1"})]
-        return self._chance.choice([*[Respond()] * 12, *refusals])
-
-
-@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=pytest.mark.soak)])
-def test_kills_and_lost_answers_lose_nothing_and_repeat_one_batch_each(  # noqa: PLR0917 - fixtures
-    settings: Settings, connection: psycopg.Connection, receiver: Receiver, proxy: Proxy, tmp_path: Path, rounds: int
-) -> None:
-    """Without the ids, the receiver has at most one batch twice for each kill, lost connection and lost answer."""
-    add_segment(connection, receiver, batch=10)
-    disturbance = Disturbance(settings, receiver, proxy, tmp_path / "log", rounds)
-    disturbance.run(connection, rounds)
-    receiver.answer = lambda _: Respond()
-    Worker(settings, once=True).run(threading.Event())
-    assert list(dict.fromkeys(receiver.taken_ids)) == ids(disturbance.landed)
-    assert len(receiver.taken) - disturbance.landed <= disturbance.most_repeated
-    assert conserved(connection)["delivered"] == disturbance.landed
-
-
 def test_a_worker_survives_a_lost_database(
     settings: Settings, connection: psycopg.Connection, receiver: Receiver, proxy: Proxy
 ) -> None:
@@ -215,6 +128,34 @@ def test_a_worker_survives_a_lost_database(
     wait_until(lambda: conserved(connection)["delivered"] == 100, "the last commit")
 
 
+def test_a_worker_that_has_lost_the_lock_delivers_nothing(
+    settings: Settings, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart of the server another worker may have the lock, long before the first one looks at the lock."""
+    monkeypatch.setattr("loader.destinations.worker.BEAT_SECONDS", 3600.0)
+    monkeypatch.setattr("loader.destinations.worker._FIRST_WAIT_SECONDS", 0.01)
+    add_segment(connection, receiver, batch=10)
+    land_many(connection, ids(50))
+    fill_tracks(connection)
+
+    def answer(_: Received) -> Respond:
+        if len(receiver.requests) == 2:
+            connection.execute(END_CONNECTIONS)
+        return Respond()
+
+    receiver.answer = answer
+    with structlog.testing.capture_logs() as logs, working(settings):
+
+        def has_failed_often() -> bool:
+            return [entry["event"] for entry in logs].count("a delivery failed") >= 3
+
+        wait_until(lambda: has_failed_often() or len(receiver.requests) > 2, "the first worker without the lock")
+        assert len(receiver.requests) == 2
+        with working(settings):
+            wait_until(lambda: len(set(receiver.taken_ids)) == 50, "the second worker")
+    assert receiver.taken_ids == [*ids(20), *ids(40, 10)]
+
+
 def test_a_stopped_worker_finishes_its_request_and_ends_its_waits(
     settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -230,55 +171,55 @@ def test_a_stopped_worker_finishes_its_request_and_ends_its_waits(
     assert os.environ["DESTINATION_KEY"] not in (tmp_path / "log").read_text()
 
 
-def test_a_replay_runs_beside_the_live_delivery(
-    database: Database, settings: Settings, connection: psycopg.Connection, receiver: Receiver
+@pytest.mark.soak
+def test_a_long_queue_takes_no_more_memory_than_a_short_one(
+    settings: Settings,
+    connection: psycopg.Connection,
+    receiver: Receiver,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It sends the events of its time again, and ends where the live delivery was."""
-    add_segment(connection, receiver)
-    land_many(connection, ids(30))
-    connection.execute("update raw.events set received_at = received_at - seq * interval '1 day'")
-    fill_tracks(connection)
-    deliver(database)
-    found = find_destination(connection, "cdp")
-    until = datetime.now(UTC) - timedelta(days=9, hours=12)
-    since = until - timedelta(days=10)
-    number = add_replay(connection, found.id, [], {"since": since.isoformat(), "until": until.isoformat()})
-    with working(settings):
-        land_many(connection, ids(5, 30))
-        fill_tracks(connection)
-        wait_until(lambda: len(receiver.taken) == 45, "the live events and the replay")
-        wait_until(lambda: all(each.is_finished for each in read_progress(connection) if each.replay), "its end")
-    assert number == 1
-    assert sorted(receiver.taken_ids[30:]) == sorted([*ids(10, 9), *ids(5, 30)])
-    [replay] = [each for each in read_progress(connection) if each.replay]
-    assert (replay.delivered, replay.waiting) == (10, 0)
+    """The receiver is away while 300,000 events land, and gets all of them afterwards, the oldest first."""
+    found = add_segment(connection, receiver)
+    process = start_worker(settings, tmp_path / "log")
+    is_away = False
+    megabytes: list[float] = []
+    order: list[str] = []
 
-
-def test_a_replay_by_the_events_own_time_and_name_continues_after_a_stop(
-    database: Database, connection: psycopg.Connection, receiver: Receiver
-) -> None:
-    """Only matching events go, and none of them twice."""
-    add_segment(connection, receiver, batch=2)
-    land_many(connection, ids(20))
-    fill_tracks(connection)
-    connection.execute("update iterable.tracks set timestamp = '2026-03-01' where id in ('m3', 'm4', 'm5', 'm9')")
-    deliver(database)
-    selection = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z", "by": "time", "events": ["Email *"]}
-    number = add_replay(connection, find_destination(connection, "cdp").id, [], selection)
-    sent = len(receiver.taken)
-
-    def answer(_: Received) -> Respond:
-        if len(receiver.requests) == 11:
-            connection.execute("update raw.destinations set state = 'paused', pause_reason = 'manual'")
+    def answer(request: Received) -> Respond:
+        megabytes.append(psutil.Process(process.pid).memory_info().rss / 1e6)
+        # The test must not run out of memory itself.
+        del receiver.requests[:], receiver.taken[:]
+        if is_away:
             return Respond(503)
+        order.extend(request.ids)
         return Respond()
 
+    def land(start: int) -> float:
+        """Land some events; return the seconds that this took."""
+        begin = time.monotonic()
+        land_numbers(connection, 10_000, start=start)
+        seconds = time.monotonic() - begin
+        fill_tracks(connection)
+        return seconds
+
     receiver.answer = answer
-    deliver(database, replay=number)
-    assert len(receiver.taken) == sent
-    connection.execute("update raw.destinations set state = 'active', pause_reason = null")
-    deliver(database, replay=number)
-    assert receiver.taken_ids[sent:] == ["m3", "m4", "m5", "m9"]
-    unmatched = add_replay(connection, find_destination(connection, "cdp").id, [], selection | {"events": ["SMS *"]})
-    deliver(database, replay=unmatched)
-    assert receiver.taken_ids[sent:] == ["m3", "m4", "m5", "m9"]
+    land(0)
+    wait_until(lambda: len(order) == 10_000, "the short queue")
+    short = max(megabytes)
+    process.send_signal(signal.SIGSTOP)
+    without = [land(10_000 + 10_000 * n) for n in range(14)]
+    is_away = True
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: find_destination(connection, "cdp").state == "failing", "the outage")
+    beside = [land(150_000 + 10_000 * n) for n in range(15)]
+    is_away = False
+    resume_destination(connection, found.id)
+    wait_until(lambda: len(order) == 300_000, "the long queue")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert order == ids(300_000)
+    with capsys.disabled():
+        ratio = statistics.median(beside) / statistics.median(without)
+        print(f"\nshort queue {short:.0f} MB, long queue {max(megabytes):.0f} MB; landing took {ratio:.2f}")  # noqa: T201
+    assert max(megabytes) < short + 50

@@ -1,0 +1,45 @@
+"""An embedded PostgreSQL of one test, which may stop it, kill it and start it again."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loader.postgres.database import open_database
+from loader.postgres.embedded import EmbeddedServer
+from loader.settings import Settings
+from tests.conftest import find_place
+from tests.support.waiting import wait_until
+
+
+@contextmanager
+def own_server() -> Iterator[Settings]:
+    """Run a server until the end of the block; yield settings with its URL, which stays the same."""
+    with tempfile.TemporaryDirectory(prefix="loader-server-", dir=find_place()) as folder:
+        Path(folder).chmod(0o755)
+        settings = Settings(home=Path(folder), embedded_idle=30)
+        with open_database(settings) as database:
+            yield settings.model_copy(update={"database_url": database.url})
+        EmbeddedServer(settings.home).stop()
+
+
+def signal_server(settings: Settings, number: signal.Signals) -> None:
+    """Send a signal to the server's main process when it runs; its other processes notice the end and end too."""
+    wait_until(EmbeddedServer(settings.home).is_running, "the server to be started again")
+    [file] = settings.home.glob("embedded/**/postmaster.pid")
+    os.kill(int(file.read_text().split()[0]), number)
+
+
+def stop_server(settings: Settings, number: signal.Signals) -> None:
+    """Stop the server, and wait for its end: SIGINT is PostgreSQL's fast shutdown, SIGQUIT the immediate one."""
+    signal_server(settings, number)
+    wait_until(lambda: not EmbeddedServer(settings.home).is_running(), "the end of the server")
+
+
+def restart_server(settings: Settings) -> None:
+    """Start the server again, at the same address."""
+    server = EmbeddedServer(settings.home, idle=settings.embedded_idle)
+    server.acquire()
+    server.release()
