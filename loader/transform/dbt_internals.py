@@ -57,6 +57,8 @@ def keep_connections() -> Iterator[None]:
 
     dbt closes the connection after each model. The server process of a new one reads the catalog and compiles the
     functions of the schema raw again. dbt closes the kept connections at the end of a run.
+
+    Connections before the first model are closed. The start of a run would take them for those of another run.
     """
     from dbt.adapters.base.connections import BaseConnectionManager  # noqa: PLC0415
     from dbt.adapters.contracts.connection import ConnectionState  # noqa: PLC0415
@@ -66,7 +68,8 @@ def keep_connections() -> Iterator[None]:
 
     def release(manager: BaseConnectionManager) -> None:
         connection = manager.get_if_exists()
-        if connection is None or connection.state != ConnectionState.OPEN:
+        if connection is None or connection.state != ConnectionState.OPEN or not connection.name.startswith("model."):
+            close(manager)
             return
         try:
             # This ends the transaction, and resets the settings of the session.
