@@ -113,7 +113,7 @@
         union all
         select -1 as sign, {{ names | join(", ") }}
         from (
-            {#- The planner knows little of the two, and would compare each row with each in a nested loop. A full join has none. #}
+            {#- The planner has no statistics of these rows. PostgreSQL has no nested loop for a full join. #}
             select
                 {%- for name in names %}
                 case when logged.sign is null then present.{{ name }} else logged.{{ name }} end as {{ name }}{{ "," if not loop.last }}

@@ -199,7 +199,7 @@
             ) as stored
         ),
 
-        {#- The planner knows little of the two, and would compare each row with each in a nested loop. A full join has none. #}
+        {#- The planner has no statistics of these rows. PostgreSQL has no nested loop for a full join. #}
         compared as materialized (
             select stored, fresh
             from stored

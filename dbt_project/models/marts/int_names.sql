@@ -12,7 +12,7 @@ with /*+ recent as materialized (
     select * from {{ changed_rows('events') }} as events
 ),
 
--- The present names, and whether the event that gave the name has changed. A full join compares no row with each other row.
+-- The present names, and whether the event that gave the name has changed. PostgreSQL has no nested loop for a full join.
 present as materialized (
     select present.*, changes.id is not null as is_changed
     from (select present.* from changed inner join {{ this }} as present using (kind, id)) as present
