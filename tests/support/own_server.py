@@ -10,14 +10,14 @@ from pathlib import Path
 from loader.postgres.database import open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
-from tests.conftest import find_place
+from tests.conftest import fast_folder
 from tests.support.waiting import wait_until
 
 
 @contextmanager
 def own_server() -> Iterator[Settings]:
     """Run a server until the end of the block; yield settings with its URL, which stays the same."""
-    with tempfile.TemporaryDirectory(prefix="loader-server-", dir=find_place()) as folder:
+    with tempfile.TemporaryDirectory(prefix="loader-server-", dir=fast_folder()) as folder:
         Path(folder).chmod(0o755)
         settings = Settings(home=Path(folder), embedded_idle=30)
         with open_database(settings) as database:

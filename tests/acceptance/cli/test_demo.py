@@ -22,7 +22,7 @@ from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.sample.events import DEFAULT_RECIPIENTS, generate_sample_events, last_sunday
 from loader.settings import Settings
-from tests.conftest import find_place, loader_here, open_settings
+from tests.conftest import fast_folder, loader_here, open_settings
 from tests.support.factories import insert_event
 from tests.support.html_page import Element, read_page
 
@@ -47,7 +47,7 @@ def database(settings: Settings, few_recipients: None) -> Iterator[Database]:
 @pytest.fixture
 def demo_home() -> Iterator[Path]:
     """Return a folder for `loader demo` that the server's user can enter if the tests run as root."""
-    folder = Path(tempfile.mkdtemp(prefix="loader-demo-", dir=find_place()))
+    folder = Path(tempfile.mkdtemp(prefix="loader-demo-", dir=fast_folder()))
     folder.chmod(0o755)
     yield folder
     EmbeddedServer(folder / "demo").stop()

@@ -46,7 +46,7 @@ def test_the_examples_of_the_page_work_in_their_order(
         if words[:2] == ["destination", "add"]:
             found = find_destination(connection, words[2])
             change_settings(connection, found, url=receiver.url, folder=str(tmp_path))
-            # What waits for a new destination on the page is here already.
+            # On the page, events land after a destination is added. Here, the events landed before.
             connection.execute(
                 "update raw.delivery_cursors set start_snapshot = '1:1:', from_snapshot = '1:1:'"
                 " where destination_id = %s",

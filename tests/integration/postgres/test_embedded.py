@@ -24,7 +24,7 @@ import pytest
 
 from loader.errors import EmbeddedError
 from loader.postgres.embedded import EmbeddedServer
-from tests.conftest import find_place
+from tests.conftest import fast_folder
 from tests.support.folders import ROOT
 from tests.support.waiting import wait_until
 
@@ -55,7 +55,7 @@ USE_UNTIL_STDIN_CLOSES = USE + "sys.stdin.read()"
 @contextmanager
 def open_folder() -> Iterator[Path]:
     """Make a folder that other users may enter; stop its server and delete it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="loader-", dir=find_place())).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="loader-", dir=fast_folder())).resolve()
     folder.chmod(0o755)
     try:
         yield folder

@@ -13,7 +13,7 @@ import pytest
 from loader.postgres.database import Database, open_database
 from loader.postgres.embedded import EmbeddedServer
 from loader.settings import Settings
-from tests.conftest import dumped, find_place, open_settings, restore, restored
+from tests.conftest import dumped, fast_folder, open_settings, restore, restored
 from tests.integration.postgres.test_restore import EVENT, ids, land
 from tests.support.dbt_runs import run
 from tests.support.served_tables import assert_union, everything, law
@@ -38,7 +38,7 @@ def own_cluster(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Return a folder for clusters that the database's user can enter if the tests run as root."""
-    with TemporaryDirectory(prefix="copies-", dir=find_place()) as name:
+    with TemporaryDirectory(prefix="copies-", dir=fast_folder()) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
@@ -117,7 +117,7 @@ def advance(url: str, home: Path) -> None:
 @pytest.fixture(scope="module")
 def begun(small_template: Settings, small_package: Path) -> Iterator[Path]:
     """Return the folder of a stopped cluster with some events in its tables."""
-    with TemporaryDirectory(prefix="copies-", dir=find_place()) as name:
+    with TemporaryDirectory(prefix="copies-", dir=fast_folder()) as name:
         Path(name).chmod(0o755)
         with used(small_package), own_cluster(Path(name, "first")) as url:
             begin(url, small_template.home)

@@ -1,4 +1,4 @@
-"""What the product changes inside dbt: the order of the tables, and the connections of a run."""
+"""The product changes dbt's order of the tables and dbt's connections."""
 
 import re
 import subprocess

@@ -23,7 +23,7 @@ from loader.settings import Settings
 from loader.transform.dbt import TableFilled
 from loader.transform.scheduler import Schedule, forget_old_runs
 from loader.transform.status import read_status
-from tests.conftest import find_place, open_settings
+from tests.conftest import fast_folder, open_settings
 from tests.support.dbt_runs import AS_PARSED, parse_once, parsed, run, started, succeed
 from tests.support.factories import insert_event
 from tests.support.waiting import wait_until
@@ -356,7 +356,7 @@ def test_it_outlives_a_restart_of_the_database(
 ) -> None:
     """While the database is away, the scheduler tries again. When the database is back, runs continue."""
     caplog.set_level(logging.INFO, "loader")
-    with tempfile.TemporaryDirectory(prefix="loader-schedule-", dir=find_place()) as folder:
+    with tempfile.TemporaryDirectory(prefix="loader-schedule-", dir=fast_folder()) as folder:
         Path(folder).chmod(0o755)
         server = EmbeddedServer(Path(folder), idle=60)
         try:
