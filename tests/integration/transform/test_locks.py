@@ -12,7 +12,6 @@ import yaml
 
 import loader.postgres.database
 import loader.raw.rescan
-import loader.transform.scheduler
 import loader.transform.status
 from loader.errors import TransformError
 from loader.postgres.database import Database, bundled, open_database
@@ -21,7 +20,7 @@ from loader.transform.dbt import transform
 from loader.transform.scheduler import Schedule
 from tests.conftest import loader_here, open_settings
 from tests.integration.transform.test_found_columns import MODELS, Warehouse
-from tests.integration.transform.test_schedule import await_state, scheduled
+from tests.integration.transform.test_schedule import await_state, scheduled, shorten_pauses
 from tests.support.dbt_runs import copied_project, run_dbt
 from tests.support.factories import insert_payload
 from tests.support.served_tables import everything, law
@@ -310,8 +309,9 @@ def test_b1_the_scheduler_names_the_session_that_locks_the_events(
     warehouse: Warehouse, impatient: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scheduler checks again until the lock is free."""
-    monkeypatch.setattr(loader.transform.scheduler, "_FIRST_WAIT_SECONDS", 0.1)
-    with scheduled(impatient):
+    shorten_pauses(monkeypatch)
+    # Models of one run wait for each other, too.
+    with scheduled(impatient.model_copy(update={"lock_wait": 1.0})):
         await_state(warehouse.connection, "idle")
         with lock(warehouse.database.url, "raw.events", "access exclusive") as process:
             wait_until(lambda: f"held by process {process} of user" in caplog.text, "the scheduler's report")

@@ -45,6 +45,12 @@ def scheduled(settings: Settings, every: float = 0.1) -> Iterator[None]:
         thread.join()
 
 
+def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the schedulers of this process try again at once after a failure."""
+    monkeypatch.setattr("loader.transform.scheduler._FIRST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("loader.transform.scheduler.LIMIT_SECONDS", 0.5)
+
+
 def start(settings: Settings) -> subprocess.Popen[str]:
     """Start `loader schedule` as a service manager does."""
     environment = os.environ | {"DATABASE_URL": settings.database_url, "LOADER_HOME": str(settings.home)}
@@ -375,7 +381,7 @@ def test_it_outlives_an_outage_of_the_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While the database is away, the scheduler tries again. When the database is back, runs continue."""
-    monkeypatch.setattr("loader.transform.scheduler._FIRST_WAIT_SECONDS", 0.2)
+    shorten_pauses(monkeypatch)
     caplog.set_level(logging.INFO, "loader")
     with proxied(small_settings.database_url) as proxy, scheduled(through(small_settings, proxy)):
         await_state(connection, "idle")
