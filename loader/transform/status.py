@@ -197,6 +197,8 @@ _WAITING_INDEXES = select(
     waiting_indexes.c.since,
 ).order_by(waiting_indexes.c.source, waiting_indexes.c.model, waiting_indexes.c.columns)
 _TABLES = text(read_statement(__file__, "tables"))
+# A command that only shows the state gives up before a run does.
+_LOCK_WAIT = "10s"
 _OLDEST_WAITING = text(read_statement(__file__, "oldest_waiting"))
 _UNEQUAL_TABLES = text(read_statement(__file__, "unequal_tables"))
 _LOSSY_REBUILDS = text(read_statement(__file__, "lossy_rebuilds"))
@@ -238,7 +240,7 @@ def read_status(connection: Connection, spool: Path | None = None) -> Status:
     """
     # All queries use one snapshot, so that the numbers agree while events land.
     connection.execute(text("set transaction isolation level repeatable read, read only"))
-    connection.execute(text("set local lock_timeout = '10s'"))
+    connection.execute(text(f"set local lock_timeout = '{_LOCK_WAIT}'"))
 
     def rows(statement: Executable) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(statement).mappings()]

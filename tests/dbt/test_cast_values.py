@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from loader.events.shapes import Shape, type_of
 from tests.conftest import open_settings, own_database
-from tests.support.dbt_runs import copied_project, run_dbt
+from tests.support.dbt_runs import PROJECT, parsed, run_dbt
 
 TYPES = ("bigint", "numeric", "boolean", "timestamp with time zone", "integer", "numeric(10,2)", "double precision")
 # A text's value in each type, and whether a run's first test marks the text for a closer check.
@@ -43,17 +43,16 @@ def cast(connection: psycopg.Connection, server: str, home: Path) -> Cast:
         f"({{{{ cast_value('given.text', '{kind}') }}}}){'::text' if kind.startswith('time') else ''} as \"{kind}\""
         for kind in TYPES
     ]
-    project = copied_project(settings)
-    (project / "models" / "casts.sql").write_text(
-        f"select {', '.join(columns)} from unnest(%s::text[]) with ordinality as given (text, place)"
-        " order by given.place",
-        encoding="utf-8",
+    texts = "unnest(%s::text[]) with ordinality as given (text, place) order by given.place"
+    code, output = run_dbt(
+        settings.database_url,
+        PROJECT,
+        *("--quiet", "compile", "--inline", f"select {', '.join(columns)} from {texts}"),
+        *("--target-path", str(parsed(settings) / "target")),
     )
-    code, output = run_dbt(settings.database_url, project, "compile", "--select", "casts")
     assert code == 0, output
-    [file] = (project / "target" / "compiled").rglob("casts.sql")
     # psycopg reads only the placeholder; every other per cent sign belongs to SQL.
-    query = file.read_text(encoding="utf-8").replace("%", "%%").replace("%%s::text[]", "%s::text[]")
+    query = output.replace("%", "%%").replace("%%s::text[]", "%s::text[]")
     connection.execute("set timezone = 'UTC'; set datestyle = 'ISO, MDY'; set standard_conforming_strings = on")
     cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
     return lambda texts: cursor.execute(query, (list(texts),)).fetchall()  # type: ignore[call-overload]

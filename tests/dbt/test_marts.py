@@ -175,7 +175,8 @@ def corners(server: str, home: Any, served_template: str) -> Iterator[psycopg.Co
         send_corners(connection)
         send_journeys(connection)
         MART_SETTINGS[:] = [with_marts(settings, MODELS + ORDERS)]
-        fill(database, MART_SETTINGS[0])
+        sent = [name for (name,) in connection.execute("select distinct collection from raw.events")]
+        fill(database, MART_SETTINGS[0], select=[*sent, "tag:marts"])
         connection.execute("set search_path = iterable_marts; set timezone = 'UTC'")
         yield connection
 

@@ -63,7 +63,7 @@ def test_a_build_of_some_models_fills_tests_and_describes_them(project: Path, se
         assert dbt("run", "--select", "email_opened")[0] == 0
         assert connection.execute("select count(*) from iterable.email_opened").fetchone() == (3,)
         assert connection.execute("select count(*) from iterable.tracks").fetchone() == (2,)
-        assert dbt("build", "--full-refresh", "--select", "email_opened", "tracks")[0] == 0
+        assert dbt("run", "--full-refresh", "--select", "email_opened", "tracks")[0] == 0
         assert connection.execute("select count(*) from iterable.tracks").fetchone() == (3,)
 
         code, output = dbt("docs", "generate", "--select", "email_opened")

@@ -23,7 +23,7 @@ NAMES = [
     "☕" * 200,
 ]
 
-_VARIABLES = """
+VARIABLES = """
 conversion_events:
     - {name: order, schema: public, table: orders, value: revenue, currency: currency, order_id: order_id}
 """
@@ -69,4 +69,4 @@ def fill_sample_marts(settings: Settings, last_day: date = LAST) -> None:
                 ],
             )
         connection.commit()
-        run(database, settings.model_copy(update={"marts": True, "vars": _VARIABLES}))
+        run(database, settings.model_copy(update={"marts": True, "vars": VARIABLES}))

@@ -269,8 +269,32 @@ def test_tables_of_found_events_are_limited(warehouse: Warehouse) -> None:
     assert warehouse.rows("select id from iterable.second") == [("e2",)]
 
 
+def test_a_full_table_lists_the_values_without_a_column(warehouse: Warehouse) -> None:
+    """The limit is 1,600 columns, whoever has added them. Later runs go on."""
+    warehouse.land({"p0": 0}, event="Wide")
+    warehouse.run()
+    columns = "select count(*) from pg_attribute where attrelid = 'iterable.wide'::regclass and attnum > 0"
+    [(present,)] = warehouse.rows(columns)
+    added = ", ".join(f"add column own{i} boolean" for i in range(1598 - present))
+    warehouse.connection.execute(f"alter table iterable.wide {added}".encode())
+    warehouse.land({f"p{i}": i for i in range(5)}, event="Wide")
+    warehouse.run()
+    assert warehouse.rows(columns) == [(1600,)]
+    assert warehouse.rows("select id, p0, p1, p2 from iterable.wide order by id") == [
+        ("e1", 0, None, None),
+        ("e2", 0, 1, 2),
+    ]
+    assert warehouse.rows("select path, reason from raw.collisions order by path") == [
+        (["properties", "p3"], "full"),
+        (["properties", "p4"], "full"),
+    ]
+    warehouse.land({"p3": 3}, event="Wide")
+    assert warehouse.run()["wide"].rows == 1
+
+
+@pytest.mark.heavy
 def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
-    """The limit is 1,600 columns, with rows that fit on a page. Values without a column are in raw and listed."""
+    """A table that is filled up to the limit has rows that fit on a page."""
     warehouse.land({f"p{i}": i for i in range(1700)}, {"p1": 1, "p1500": 2}, event="Wide")
     warehouse.run()
     assert warehouse.rows(
@@ -304,8 +328,8 @@ def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> N
         chance = random.Random(loader)
         with warehouse.database.connect(autocommit=True) as connection:
             registry = SchemaRegistry()
-            for batch in range(40):
-                if batch == 20:
+            for batch in range(12):
+                if batch == 6:
                     halfway.wait(timeout=60)
                 lines = []
                 for number in range(10):
@@ -320,7 +344,7 @@ def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> N
                     lines.append(json.dumps(call).encode())
                 with registry.transaction(connection) as seen:
                     land(connection, "iterable", "file", parse_lines(b"\n".join(lines), 0), seen)
-        return 400
+        return 120
 
     with ThreadPoolExecutor(2) as loaders:
         landed = [loaders.submit(load, number) for number in range(2)]
@@ -328,12 +352,12 @@ def test_invariants_hold_while_columns_come_and_widen(warehouse: Warehouse) -> N
         halfway.wait(timeout=60)
         while not all(each.done() for each in landed):
             warehouse.run()
-        assert sum(each.result() for each in landed) == 800
+        assert sum(each.result() for each in landed) == 240
     warehouse.run()
 
     assert_union(warehouse.connection)
     told = law(warehouse.connection)
-    assert (told["in_collections"], told["waiting"]) == (800, 0)
+    assert (told["in_collections"], told["waiting"]) == (240, 0)
     assert warehouse.rows("select column_name from raw.mismatches") == []
     before = everything(warehouse.connection)
     warehouse.run(full_refresh=True)
@@ -413,11 +437,13 @@ def test_a16_a_repeated_event_is_not_noted_as_the_mismatch_of_the_row(warehouse:
 
 def test_a16_a_repeated_event_is_not_noted_as_too_wide(warehouse: Warehouse) -> None:
     """An event that did not make the row adds no note about the row."""
-    warehouse.land({"p1": 1}, event="Wide")
-    warehouse.land({f"p{i}": i for i in range(700)}, event="Wide")
+    # Each text counts for 18 bytes of a page with room for 7,900.
+    texts = {f"p{i}": "x" for i in range(450)}
+    warehouse.land({"p1": "x"}, event="Wide")
+    warehouse.land(texts, event="Wide")
     warehouse.run()
     assert warehouse.rows("select event_id from raw.mismatches") == [("e2",)]
-    payload = {"event": "Wide", "userId": "u", "properties": {f"p{i}": i for i in range(700)}}
+    payload = {"event": "Wide", "userId": "u", "properties": texts}
     insert_payload(warehouse.connection, "e1", payload, collection="wide")
     warehouse.run()
     assert warehouse.rows("select event_id from raw.mismatches") == [("e2",)]

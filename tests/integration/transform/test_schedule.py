@@ -26,6 +26,7 @@ from loader.transform.status import read_status
 from tests.conftest import fast_folder, open_settings
 from tests.support.dbt_runs import AS_PARSED, parse_once, parsed, run, started, succeed
 from tests.support.factories import insert_event
+from tests.support.tcp_proxy import Proxy, proxied
 from tests.support.waiting import wait_until
 
 DBT = "select count(*) from pg_stat_activity where application_name = 'dbt' and datname = current_database()"
@@ -42,6 +43,12 @@ def scheduled(settings: Settings, every: float = 0.1) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the schedulers of this process try again at once after a failure."""
+    monkeypatch.setattr("loader.transform.scheduler._FIRST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("loader.transform.scheduler.LIMIT_SECONDS", 0.5)
 
 
 def start(settings: Settings) -> subprocess.Popen[str]:
@@ -176,21 +183,18 @@ def test_dbt_from_cron_beside_a_scheduler_is_safe(
         before = runs(connection)
         with started(command, environment, small_project) as built:
             wait_until(lambda: runs(connection) != before, "the run from cron")
-            for number in range(3):
-                insert_event(connection, "email_opened", str(number))
-                wait_until(lambda: len(ids(connection)) > number, "the event in its table")  # noqa: B023
+            insert_event(connection, "email_opened", "a")
+            wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+            insert_event(connection, "email_opened", "b")
             succeed(built)
         law = "select in_collections, duplicates, missing_in_collections, missing_in_tracks from raw.conservation"
-        wait_until(lambda: connection.execute(law).fetchone() == (3, 0, 0, 0), "every event in both its tables")
+        wait_until(lambda: connection.execute(law).fetchone() == (2, 0, 0, 0), "every event in both its tables")
 
 
 def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
     small_settings: Settings, connection: psycopg.Connection
 ) -> None:
-    """Two runs never overlap. After kill -9 the next scheduler takes over, and the killed one is shown as dead.
-
-    SIGTERM lets a run finish.
-    """
+    """Two runs never overlap. After kill -9 the next scheduler takes over, and the killed one is shown as dead."""
     with ExitStack() as stack:
         first, second = (stack.enter_context(start(small_settings)) for _ in range(2))
         try:
@@ -199,13 +203,12 @@ def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
             working = value(connection, "select process_id from raw.schedules where state = 'idle'")
             killed, left = (first, second) if working == first.pid else (second, first)
             assert working == killed.pid
-            for number in range(3):
-                insert_event(connection, "email_opened", f"a{number}")
-                wait_until(lambda: len(ids(connection)) == number + 1, "the event in its table")  # noqa: B023
+            insert_event(connection, "email_opened", "a")
+            wait_until(lambda: ids(connection) == ["a"], "the event in its table")
             killed.kill()
             await_state(connection, "idle", left.pid)
             insert_event(connection, "email_opened", "b")
-            wait_until(lambda: ids(connection) == ["a0", "a1", "a2", "b"], "the event in its table")
+            wait_until(lambda: ids(connection) == ["a", "b"], "the event in its table")
             connection.execute(
                 "update raw.schedules set last_seen_at = last_seen_at - interval '1 minute' where process_id = %s",
                 (killed.pid,),
@@ -213,13 +216,6 @@ def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
             with open_database(small_settings) as database, database.begin() as transaction:
                 alive = {row["process_id"]: row["alive"] for row in read_status(transaction).schedulers}
             assert alive == {killed.pid: False, left.pid: True}
-            with held_event(connection, "c") as holder:
-                await_held_run(connection)
-                left.send_signal(signal.SIGTERM)
-                await_line(left, "stopping after the run under way")
-                holder.rollback()
-                assert left.wait(60) == 0
-            assert ids(connection) == ["a0", "a1", "a2", "b", "c"]
         finally:
             first.kill()
             second.kill()
@@ -293,10 +289,10 @@ def await_line(process: subprocess.Popen[str], part: str) -> None:
     assert any(part in line for line in process.stderr), f"it never said: {part}"
 
 
-def test_an_interrupt_lets_the_run_finish(small_settings: Settings, connection: psycopg.Connection) -> None:
-    """The run ends as without the interrupt, and then the process ends."""
+def test_a_signal_lets_the_run_finish(small_settings: Settings, connection: psycopg.Connection) -> None:
+    """The run ends as without the signal, and then the process ends."""
     with held_run(connection, small_settings) as (process, holder):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         await_line(process, "stopping after the run under way")
         assert process.poll() is None
         holder.rollback()
@@ -311,7 +307,7 @@ def test_a_second_signal_ends_it_at_once(
 ) -> None:
     """The exit code shows the signal, dbt has ended, and no work is half done."""
     with held_run(connection, small_settings) as (process, holder):
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         await_line(process, "stopping after the run under way")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
@@ -323,20 +319,24 @@ def test_a_second_signal_ends_it_at_once(
 
 
 def test_a_failing_table_is_tried_again_ever_later_until_it_works(
-    small_settings: Settings, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
+    small_settings: Settings,
+    connection: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Status and log give the reason and the next try once for each failure, and report the success."""
+    monkeypatch.setattr("loader.transform.scheduler._FIRST_WAIT_SECONDS", 0.5)
     caplog.set_level(logging.INFO, "loader")
     column = "alter table iterable.email_opened alter column campaign_id type {0} using null::{0}"
     with scheduled(small_settings):
         await_state(connection, "idle")
         connection.execute(column.format("integer[]"))
         insert_event(connection, "email_opened", "a")
-        wait_until(lambda: value(connection, "select max(failures) from raw.schedules") == 2, "a second failure")
-        await_state(connection, "backing off")
+        failed_again = "select failures >= 2 and state = 'backing off' from raw.schedules"
+        wait_until(lambda: value(connection, failed_again), "a second failure")
         with open_database(small_settings) as database, database.begin() as transaction:
             [shown] = read_status(transaction).schedulers
-        assert shown["failures"] == 2
+        assert shown["failures"] >= 2
         assert shown["next_run_at"] is not None
         assert "iterable.email_opened was not filled" in shown["last_error"]
         connection.execute(column.format("bigint"))
@@ -351,10 +351,52 @@ def test_a_failing_table_is_tried_again_ever_later_until_it_works(
     assert f"the run succeeded; failed runs before: {len(failures)}" in caplog.messages
 
 
+def await_failures(log: pytest.LogCaptureFixture) -> None:
+    """Wait until the scheduler has reported two failures in a row."""
+    wait_until(lambda: "failure 2 in a row" in log.text, "a second failure")
+
+
+def await_event(connection: psycopg.Connection) -> None:
+    """Land an event, and wait until the scheduler has put the event into its table."""
+    insert_event(connection, "email_opened", "a")
+    wait_until(lambda: ids(connection) == ["a"], "the event in its table")
+    await_state(connection, "idle")
+
+
+def through(settings: Settings, proxy: Proxy) -> Settings:
+    """Return settings whose connections pass a proxy."""
+    return settings.model_copy(update={"database_url": proxy.url})
+
+
+def assert_recovery(messages: list[str]) -> None:
+    """Check that the scheduler has reported its recovery, and no password."""
+    assert any(message.startswith("the run succeeded") for message in messages)
+    assert not any("loader:" in message for message in messages), "a password"
+
+
+def test_it_outlives_an_outage_of_the_database(
+    small_settings: Settings,
+    connection: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the database is away, the scheduler tries again. When the database is back, runs continue."""
+    shorten_pauses(monkeypatch)
+    caplog.set_level(logging.INFO, "loader")
+    with proxied(small_settings.database_url) as proxy, scheduled(through(small_settings, proxy)):
+        await_state(connection, "idle")
+        proxy.stop()
+        await_failures(caplog)
+        proxy.start()
+        await_event(connection)
+    assert_recovery(caplog.messages)
+
+
+@pytest.mark.heavy
 def test_it_outlives_a_restart_of_the_database(
     small_project: Path, small_template: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the database is away, the scheduler tries again. When the database is back, runs continue."""
+    """A server that restarts under the scheduler is such an outage."""
     caplog.set_level(logging.INFO, "loader")
     with tempfile.TemporaryDirectory(prefix="loader-schedule-", dir=fast_folder()) as folder:
         Path(folder).chmod(0o755)
@@ -368,13 +410,10 @@ def test_it_outlives_a_restart_of_the_database(
                 with psycopg.connect(settings.database_url, autocommit=True) as opened:
                     await_state(opened, "idle")
                 server.stop()
-                wait_until(lambda: any("failure 2 in a row" in m for m in caplog.messages), "a second failure")
+                await_failures(caplog)
                 assert server.acquire() == settings.database_url
                 with psycopg.connect(settings.database_url, autocommit=True) as opened:
-                    insert_event(opened, "email_opened", "a")
-                    wait_until(lambda: ids(opened) == ["a"], "the event in its table")
-                    await_state(opened, "idle")
+                    await_event(opened)
         finally:
             server.stop()
-    assert any(message.startswith("the run succeeded") for message in caplog.messages)
-    assert not any("loader:" in message for message in caplog.messages), "a password"
+    assert_recovery(caplog.messages)

@@ -4,6 +4,7 @@ import signal
 from functools import partial
 
 import psycopg
+import pytest
 import yaml
 
 from loader.postgres.database import Database
@@ -44,6 +45,7 @@ def assert_complete(url: str, last: int) -> None:
         assert law.fetchone() == (last, last, 0, 0, 0)
 
 
+@pytest.mark.heavy
 def test_runs_side_by_side_neither_double_nor_miss(small: Database, small_settings: Settings) -> None:
     """Two runs of dbt by hand and a run of the loader overlap while events land. Each event is served once."""
     land(small.url, 1, 4000)
@@ -68,11 +70,14 @@ def filling(watcher: psycopg.Connection, tables: int) -> bool:
     return inserts[0] > 0 or filled[0] >= tables
 
 
-def test_a_killed_run_is_continued(small: Database, small_settings: Settings) -> None:
+@pytest.mark.parametrize(("events", "kills"), [(3_000, (1,)), pytest.param(30_000, (1, 3), marks=pytest.mark.heavy)])
+def test_a_killed_run_is_continued(
+    small: Database, small_settings: Settings, events: int, kills: tuple[int, ...]
+) -> None:
     """After any kill of dbt, the next run leaves each event once, and the killed run is marked as interrupted."""
-    land(small.url, 1, 30_000)
+    land(small.url, 1, events)
     with psycopg.connect(small.url, autocommit=True) as watcher:
-        for tables in (1, 3):
+        for tables in kills:
             with start_dbt(small_settings, "run", "--threads", "1") as process:
                 # Kill the run when it has begun to fill its n-th table.
                 wait_until(partial(filling, watcher, tables), "the run to fill tables")
@@ -83,8 +88,8 @@ def test_a_killed_run_is_continued(small: Database, small_settings: Settings) ->
             )
         run(small, small_settings)
         states = watcher.execute("select status, count(*) from raw.transforms group by 1").fetchall()
-    assert dict(states) == {"success": 2, "interrupted": 2}
-    assert_complete(small.url, 30_000)
+    assert dict(states) == {"success": 2, "interrupted": len(kills)}
+    assert_complete(small.url, events)
 
 
 def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(small: Database, small_settings: Settings) -> None:
@@ -171,13 +176,13 @@ def test_a_dropped_table_comes_back_whole(small: Database, small_settings: Setti
     assert_complete(small.url, 44)
 
 
-def test_every_source_has_its_own_tables(served: Database, served_settings: Settings) -> None:
+def test_every_source_has_its_own_tables(small: Database, small_settings: Settings) -> None:
     """Each of two sources has every table, and their events stay separate."""
-    with served.connect(autocommit=True) as connection:
+    with small.connect(autocommit=True) as connection:
         connection.execute("insert into raw.sources (name, schema_name) values ('Iterable EU', 'iterable_eu')")
         connection.execute(MANY, (1, 8))
         connection.execute(MANY.replace("'iterable'", "'iterable_eu'"), (1, 4))
-        filled = transform(served, served_settings)
+        filled = transform(small, small_settings)
         rows = {f"{t.source}.{t.table}": t.rows for t in filled if t.rows}
         assert rows["iterable.tracks"] == 8
         assert rows["iterable_eu.tracks"] == 4
@@ -185,7 +190,7 @@ def test_every_source_has_its_own_tables(served: Database, served_settings: Sett
         tables = connection.execute(
             "select schemaname, count(*) from pg_tables where schemaname ~ '^iterable' group by 1"
         )
-        assert dict(tables.fetchall()) == {"iterable": 28, "iterable_eu": 28}
+        assert dict(tables.fetchall()) == {"iterable": len(MODELS), "iterable_eu": len(MODELS)}
 
 
 HOSTILE = [

@@ -179,7 +179,7 @@ def test_the_first_run_names_its_schemas_and_the_variable(warehouse: Warehouse, 
 def test_a_later_run_makes_the_tables_again(warehouse: Warehouse, first_run: FirstRun) -> None:
     """A table has the events of as many days as the variable says, whatever was in the table before."""
     warehouse.owner.execute("insert into dbt_ada_iterable.email_opened (id) values ('stray')")
-    code, output = warehouse.run("build", "--vars", "development_days: 30", "--exclude-resource-type", "unit_test")
+    code, output = warehouse.run("run", "--vars", "development_days: 30")
     assert code == 0, output
     assert warehouse.ids("dbt_ada_iterable.email_opened") == ["new1", "new2", "old"]
     code, output = warehouse.run("run", "--empty", "--select", "email_opened")
@@ -193,10 +193,10 @@ def test_the_tests_find_rows_that_a_development_table_lacks(warehouse: Warehouse
     """The tests compare the tables of the target with the events that its last run read."""
     code, output = warehouse.run("run", "--select", "email_opened", "found_collections")
     assert code == 0, output
-    assert warehouse.run("test", "--select", "test_type:data")[0] == 0
+    assert warehouse.run("test", "--select", *COMPARISONS)[0] == 0
     warehouse.owner.execute("delete from dbt_ada_iterable.email_opened where id = 'new1'")
     warehouse.owner.execute("delete from dbt_ada_iterable.order_placed")
-    code, output = warehouse.run("test", "--select", "test_type:data")
+    code, output = warehouse.run("test", "--select", *COMPARISONS)
     assert code == 1
     assert "Failure in test matches_raw_email_opened" in output
     assert "Failure in test found_tables_found_collections" in output

@@ -1,6 +1,7 @@
 """Models of a team: SQL around the macro, and the key that decides whether a run adds columns."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 import psycopg
 import pytest
@@ -46,21 +47,21 @@ where {{ event_filter('order_placed') }} and {{ since_last_run() }}
 
 
 class Team:
-    """A copy of the dbt project with a team's model for the event Order Placed."""
+    """A copy of the dbt project with models of a team, most often one for the event Order Placed."""
 
     def __init__(self, settings: Settings, connection: psycopg.Connection) -> None:
         self.url = settings.database_url
         self.project = copied_project(settings)
         self.connection = connection
 
-    def write(self, code: str, **meta: object) -> None:
-        """Write the model's SQL, and a yml with some keys in its `config.meta`."""
+    def write(self, code: str, name: str = "order_placed", **meta: object) -> None:
+        """Write a model's SQL, and a yml with some keys in its `config.meta`."""
         models = self.project / "models" / "iterable"
-        model: dict[str, object] = {"name": "order_placed", "description": "", "columns": COLUMNS}
+        model: dict[str, object] = {"name": name, "description": "", "columns": COLUMNS}
         if meta:
             model["config"] = {"meta": meta}
-        (models / "order_placed.sql").write_text(code, encoding="utf-8")
-        (models / "order_placed.yml").write_text(yaml.safe_dump({"version": 2, "models": [model]}), encoding="utf-8")
+        (models / f"{name}.sql").write_text(code, encoding="utf-8")
+        (models / f"{name}.yml").write_text(yaml.safe_dump({"version": 2, "models": [model]}), encoding="utf-8")
 
     def forget_the_projects_key(self) -> None:
         """Remove the key from dbt_project.yml, as in a project of an older version, before a model is written."""
@@ -71,25 +72,25 @@ class Team:
         code, output = run_dbt(self.url, self.project, "parse")
         assert code == 0, output
 
-    def land(self, *calls: str) -> None:
-        """Land orders, each given as the id, the user and the properties."""
+    def land(self, *calls: str, event: str = "Order Placed") -> None:
+        """Land events, each given as the id, the user and the properties."""
         lines = []
         for call in calls:
             message_id, user, properties = call.split(" ", 2)
             lines.append(
-                f'{{"type":"track","event":"Order Placed","messageId":"{message_id}","userId":"{user}",'
+                f'{{"type":"track","event":"{event}","messageId":"{message_id}","userId":"{user}",'
                 f'"properties":{properties}}}'
             )
         with SchemaRegistry().transaction(self.connection) as seen:
             land_events(self.connection, "iterable", "file", parse_lines("\n".join(lines).encode(), 0), seen)
 
-    def run(self, *arguments: str) -> tuple[int, str]:
-        """Run the model and tracks."""
-        return run_dbt(self.url, self.project, "run", "--select", "order_placed", "tracks", *arguments)
+    def run(self, *arguments: str, models: Iterable[str] = ("order_placed", "tracks")) -> tuple[int, str]:
+        """Run some models."""
+        return run_dbt(self.url, self.project, "run", "--select", *models, *arguments)
 
-    def rows(self, columns: str) -> list[tuple[object, ...]]:
-        """Return some columns of the table."""
-        return self.connection.execute(f"select {columns} from iterable.order_placed order by id").fetchall()  # type: ignore[arg-type]
+    def rows(self, columns: str, table: str = "order_placed") -> list[tuple[object, ...]]:
+        """Return some columns of a table."""
+        return self.connection.execute(f"select {columns} from iterable.{table} order by id").fetchall()  # type: ignore[arg-type]
 
     def columns(self) -> set[str]:
         """Return the names of the table's columns."""
@@ -106,27 +107,30 @@ def team(small: Database, small_settings: Settings) -> Iterator[Team]:
         yield Team(small_settings, connection)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "-- orders of the shop\n{{ collection() }}\n",
-        "/* orders\n   of the shop */\n{{  collection( every_event = false )  }}  -- all of them\n",
-        "{# orders #}\n{{ config(tags=['shop']) }}\n{{ collection(every_event=false) }}",
-    ],
-)
+# The macro's own call, with comments and in several spellings, by the name of a model.
+CALLS = {
+    "order_placed": "-- orders of the shop\n{{ collection() }}\n",
+    "order_paid": "/* orders\n   of the shop */\n{{  collection( every_event = false )  }}  -- all of them\n",
+    "order_sent": "{# orders #}\n{{ config(tags=['shop']) }}\n{{ collection(every_event=false) }}",
+}
+
+
 @pytest.mark.parametrize("with_key", [True, False])
-def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, code: str, with_key: bool) -> None:
+def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, with_key: bool) -> None:
     """The macro's call gets the columns of the events, whatever its spelling, and a rebuild changes nothing."""
     if not with_key:
         team.forget_the_projects_key()
-    team.write(code)
-    team.land('a u {"total":5,"coupon":"x"}', 'b u {"total":6,"coupon":"y"}')
-    code_, output = team.run()
+    for name, code in CALLS.items():
+        team.write(code, name)
+        event = name.replace("_", " ").title()
+        team.land('a u {"total":5,"coupon":"x"}', 'b u {"total":6,"coupon":"y"}', event=event)
+    code_, output = team.run(models=CALLS)
     assert code_ == 0, output
-    assert team.rows("id, total, coupon") == [("a", 5, "x"), ("b", 6, "y")]
-    before = contents(team.connection, "iterable.order_placed")
-    assert team.run("--full-refresh")[0] == 0
-    assert contents(team.connection, "iterable.order_placed") == before
+    for name in CALLS:
+        assert team.rows("id, total, coupon", name) == [("a", 5, "x"), ("b", 6, "y")]
+    before = {name: contents(team.connection, f"iterable.{name}") for name in CALLS}
+    assert team.run("--full-refresh", models=CALLS)[0] == 0
+    assert {name: contents(team.connection, f"iterable.{name}") for name in CALLS} == before
 
 
 def test_a6_wrapped_sql_works_with_repeated_ids(team: Team) -> None:
@@ -166,23 +170,25 @@ def test_a6_sql_that_is_not_the_macro_runs_as_it_is(team: Team) -> None:
     assert team.rows("id, user_id, total") == [("a", "u", 7)]
 
 
-@pytest.mark.parametrize("code", [WRAPPED, NO_MACRO, "{{ collection(every_event=true) }}"])
+OTHER_SQL = {"order_placed": WRAPPED, "order_paid": NO_MACRO, "order_sent": "{{ collection(every_event=true) }}"}
+
+
 @pytest.mark.parametrize("meta", [{}, {"found_columns": True}, {"found_columns": "no"}])
-def test_a6_other_sql_without_the_key_is_refused_with_its_name(team: Team, code: str, meta: dict[str, object]) -> None:
-    """The model fails, its cursor stays, and the error names the key to set.
+def test_a6_other_sql_without_the_key_is_refused_with_its_name(team: Team, meta: dict[str, object]) -> None:
+    """Each model fails, its cursor stays, and the error names the key to set.
 
     The SQL is neither replaced nor ignored.
     """
     if not meta:
         team.forget_the_projects_key()
-    team.write(code, **meta)
-    team.land('a u {"total":1}')
-    failed, output = team.run()
+    for name, code in OTHER_SQL.items():
+        team.write(code, name, **meta)
+        team.land('a u {"total":1}', event=name.replace("_", " ").title())
+    failed, output = team.run(models=OTHER_SQL)
     assert failed == 1
-    assert "found_columns" in output
-    assert "order_placed" in output
-    cursor = team.connection.execute("select from raw.cursors where model = 'order_placed'").fetchall()
-    assert cursor == []
+    for name in OTHER_SQL:
+        assert re.search(rf"model {name} .*\n.*found_columns", output), output
+    assert team.connection.execute("select from raw.cursors where model like 'order%'").fetchall() == []
 
 
 def test_a6_the_projects_own_models_say_that_they_take_found_columns() -> None:
