@@ -334,6 +334,23 @@ def served_template(make_once: MakeOnce, raw_template: str) -> str:
     return "served_template"
 
 
+@pytest.fixture(scope="session")
+def cluster_template(shared_home: Path) -> Path:
+    """Return the home of a stopped embedded database, to copy: initdb and the migrations take two seconds."""
+    folder = shared_home / "cluster"
+    with alone(shared_home, "cluster") as made:
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            with open_database(Settings(home=folder)):
+                pass
+            EmbeddedServer(folder).stop()
+            # Each copy chooses a port by its path.
+            for name in ("port", "postgres.log"):
+                (folder / "embedded" / name).unlink()
+            made.touch()
+    return folder
+
+
 @pytest.fixture
 def empty_url(server: str, home: Path) -> Iterator[str]:
     """Return the URL of an empty database."""

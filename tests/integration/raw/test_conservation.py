@@ -9,21 +9,31 @@ from loader.postgres.database import Database
 from loader.settings import Settings
 from loader.transform.status import read_status
 from tests.conftest import Loader
-from tests.integration.conftest import Dbt
+from tests.integration.conftest import Dbt, MakeSmall
 from tests.integration.raw.test_losses import LOSE, land
 from tests.integration.transform.test_partial_runs import COLLECTION
 from tests.support.dbt_runs import run
 
 
 @pytest.fixture
-def filled(small: Database, small_settings: Settings) -> Iterator[psycopg.Connection]:
-    """Return a database with filled tables, with and without a model."""
+def small_start(make_small: MakeSmall) -> str:
+    """Return the name of a database with filled tables, with and without a model."""
+
+    def fill(database: Database, settings: Settings) -> None:
+        with database.connect(autocommit=True) as connection:
+            connection.execute(COLLECTION)
+            land(connection, "email_opened", 1, 250)
+            land(connection, "email_delivered", 301, 305)
+            land(connection, "order_placed", 401, 403)
+        run(database, settings)
+
+    return make_small("conservation_template", fill)
+
+
+@pytest.fixture
+def filled(small: Database) -> Iterator[psycopg.Connection]:
+    """Return a connection to a clone of that database."""
     with small.connect(autocommit=True) as connection:
-        connection.execute(COLLECTION)
-        land(connection, "email_opened", 1, 250)
-        land(connection, "email_delivered", 301, 305)
-        land(connection, "order_placed", 401, 403)
-        run(small, small_settings)
         yield connection
 
 
