@@ -59,7 +59,10 @@ _IMPORTS = (
 # The commands that start such programs in turn.
 _STARTERS = frozenset({"demo", "load", "schedule", "serve", "up"})
 
-_READ_AT_START = ("LANG", "LC_", "PROMETHEUS_", "PYTHON", "TZ")
+_READ_AT_START = ("LANG", "LC_", "PYTHON", "TZ")
+# A process with such a variable imports these packages again, because its metrics are of another kind.
+_SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_WITH_METRICS = ("loader", "prometheus_client")
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MESSAGE_BYTES = 1 << 18
@@ -166,7 +169,7 @@ def _read(command: object) -> _Start | None:
 
 
 def _is_alike(environment: Mapping[str, str]) -> bool:
-    """Return whether the variables that Python and the metrics read at their start are those of this process."""
+    """Return whether the variables that Python reads at its start are those of this process."""
 
     def of_python(variables: Mapping[str, str]) -> dict[str, str]:
         names = {name for name in variables if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
@@ -339,13 +342,15 @@ def _take(descriptors: Sequence[int], numbers: Sequence[int]) -> None:
 
 
 def _use_package(start: _Start) -> None:
-    """Forget the modules of this package if the process is to find the package elsewhere."""
+    """Forget the modules of this package if the process finds the package elsewhere or shares its metrics."""
     places = [] if start.is_safe else [start.folder]
     places += filter(None, start.environment.get("PYTHONPATH", "").split(os.pathsep))
     found = next((place for place in places if Path(place, "loader", "__init__.py").exists()), str(ROOT))
-    if Path(found).resolve() != ROOT.resolve():
-        for name in [each for each in sys.modules if each.partition(".")[0] == "loader"]:
+    is_elsewhere = Path(found).resolve() != ROOT.resolve()
+    if is_elsewhere or _SHARED_METRICS in start.environment:
+        for name in [each for each in sys.modules if each.partition(".")[0] in _WITH_METRICS]:
             del sys.modules[name]
+    if is_elsewhere:
         sys.path.insert(0, found)
 
 
