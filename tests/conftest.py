@@ -37,9 +37,9 @@ from tests.support.tcp_proxy import Proxy, proxied
 # dbt creates and frees a million objects in each run. Frequent garbage collections would take a tenth of the time.
 gc.set_threshold(50_000, 50, 50)
 
-# A slow or busy machine is no failure.
+# A slow or busy machine is no failure. Each run of the suite draws other examples.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine", deadline=None, max_examples=40, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
 

@@ -117,7 +117,9 @@ class Popen(OrdinaryPopen):  # type: ignore[type-arg]
         start = None if is_special else _read(command)
         folder = os.fspath(folder or os.curdir)
         variables = dict(os.environ if environment is None else environment)
-        if start is None or not _is_alike(variables) or not os.access(folder, os.X_OK):
+        # The start of the run's server does not wait until the fork server has its modules.
+        is_early = start is not None and not start.starter and os.getpid() not in _made
+        if start is None or is_early or not _is_alike(variables) or not os.access(folder, os.X_OK):
             super()._execute_child(*given)  # type: ignore[misc]
             return
         stdin, _, _, stdout, _, stderr = pipes
