@@ -154,7 +154,9 @@ $(VENV)/.made:
 
 $(VENV)/.package: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing the package into $(VENV) …"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --no-compile --editable .
+	@# pip would compile the modules on one core.
+	@$(PYTHON) -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # Superset needs other versions of the product's packages, so it has an environment of its own.

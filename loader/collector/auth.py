@@ -1,30 +1,20 @@
-"""Finds the sender of a request: reads its write keys, checks its signature and determines its client address.
+"""Finds the sender of a request: reads its write keys and determines its client address.
 
 Iterable sends a token as the value of a header, alone or after the name of a scheme. Segment's libraries use Basic
 authentication with the key as the user. All these values are write keys.
 """
 
 import binascii
-import hashlib
-import hmac
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qs
 
-import msgspec
-
 from loader.collector.http import Scope, header
 from loader.errors import UsageError
-from loader.events.json_text import read_elements, strip_body
-from loader.events.model import RefusedError
 
 _SCHEMES = frozenset({b"basic", b"bearer", b"oauth2", b"token"})
-
-# The smallest number that JavaScript writes with an exponent.
-_EXPONENT_FROM = 1e21
 
 
 def basic_key(scope: Scope) -> str:
@@ -74,46 +64,6 @@ def _decoded(value: bytes) -> bytes:
         return b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except (binascii.Error, ValueError):
         return b""
-
-
-def is_signed(body: bytes, signature: bytes, secret: str) -> bool:
-    """Return whether Segment has signed a webhook's body.
-
-    The signature is the HMAC-SHA1 of the body as JavaScript writes it. When the body is a batch, Segment signs only the
-    first event. https://segment.com/docs/connections/destinations/catalog/actions-webhook/
-    """
-    given = signature.strip().lower()
-    return any(
-        hmac.compare_digest(hmac.new(secret.encode(), signed, hashlib.sha1).hexdigest().encode(), given)
-        for signed in _signed_texts(body)
-    )
-
-
-def _number(text: str) -> float:
-    """Convert a number to a value that is encoded as JavaScript writes it: without a fraction of zero."""
-    value = float(text)
-    return int(value) if value.is_integer() and abs(value) < _EXPONENT_FROM else value
-
-
-_decode = msgspec.json.Decoder(float_hook=_number).decode
-
-
-def _signed_texts(body: bytes) -> Iterator[bytes]:
-    """Yield the texts that Segment may have signed.
-
-    Each text is also yielded as JavaScript writes it. An unreadable text is yielded only as received, so an unreadable
-    event does not invalidate the signature of its batch.
-    """
-    yield body
-    texts = [body]
-    text = strip_body(body)
-    if text.startswith(b"["):
-        with suppress(RefusedError):
-            texts += read_elements(text)[:1]
-            yield from texts[1:]
-    for each in texts:
-        with suppress(msgspec.MsgspecError, RecursionError):
-            yield msgspec.json.encode(_decode(each))
 
 
 def trusted_networks(listed: str) -> list[IPv4Network | IPv6Network]:

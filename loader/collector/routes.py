@@ -9,10 +9,11 @@ from functools import partial
 
 import msgspec
 
-from loader.collector.auth import basic_key, client_address, is_signed, shown_keys, trusted_networks
+from loader.collector.auth import basic_key, client_address, shown_keys, trusted_networks
 from loader.collector.http import HttpError, Scope, header
 from loader.events.formats import ITERABLE_WEBHOOK, SEGMENT_WEBHOOK, TRACKING, call_entrance, parse_message
 from loader.events.model import Event, Refused
+from loader.events.segment_signature import is_signed
 from loader.events.tracking_api import (
     BATCHES,
     CALLS,

@@ -14,6 +14,7 @@ from loader.destinations.model import Call, Reply
 from loader.destinations.replies import judge
 from loader.destinations.secret_files import read_secret, read_secrets
 from loader.errors import ConfigurationError
+from loader.events.segment_signature import sign
 
 _PREFIX = "whsec_"
 
@@ -44,8 +45,7 @@ class WebhookReceiver(HttpReceiver):
             [secret for reference in self._options.secrets for secret in read_secrets(reference)],
         )
         if self._options.segment_signature:
-            secret = read_secret(self._options.segment_signature)
-            headers["X-Signature"] = hmac.new(secret.encode(), content, hashlib.sha1).hexdigest()
+            headers["X-Signature"] = sign(content, read_secret(self._options.segment_signature))
         client = self._connect()
         return judge(client.post("", content, headers), client.host)
 

@@ -49,7 +49,7 @@ def check_description(project: Path) -> None:
 
 def test_a_build_of_some_models_fills_tests_and_describes_them(project: Path, served: Database) -> None:
     """`dbt build` fills the selected tables and runs their tests; selections, rebuilds and docs work."""
-    dbt = partial(run_dbt, served.url, project)
+    dbt = partial(run_dbt, served.url, project, artifacts=True)
     with served.connect(autocommit=True) as connection:
         land(connection, "a", "b")
         code, output = dbt("build", "--select", "email_opened", "tracks")

@@ -1,6 +1,5 @@
 """Databases for the dbt project with three tables."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from loader.transform.dbt import transform
-from tests.conftest import Loader, alone, drop_database, loader_here, open_settings, own_database
+from tests.conftest import Loader, MakeOnce, alone, loader_here, open_settings, own_database
 from tests.support.dbt_runs import parse_once, run_dbt
 from tests.support.small_project import small_package, used
 
@@ -18,19 +17,19 @@ Dbt = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="session")
-def small_template(server: str, raw_template: str, small_package: Path, home: Path) -> Iterator[Settings]:
-    """Return a database with the tables of the project; its home has the parsed project."""
+def small_template(make_once: MakeOnce, raw_template: str, small_package: Path, home: Path) -> Settings:
+    """Return a database with the empty tables of the small project, and a folder for its artifacts."""
+
+    def fill(settings: Settings) -> None:
+        with open_database(settings) as database:
+            transform(database, settings)
+
+    # The databases of the whole project have the same names, and artifacts of their own.
     home /= "small"
     home.mkdir()
-    name = f"small_{uuid.uuid4().hex[:12]}"
-    with (
-        used(small_package),
-        own_database(server, home, raw_template, kept_as=name) as settings,
-        open_database(settings) as database,
-    ):
-        transform(database, settings)
-    yield open_settings(f"{server.rsplit('/', 1)[0]}/{name}", home)
-    drop_database(server, name)
+    with used(small_package):
+        made = make_once("small_template", raw_template, fill)
+    return open_settings(made.database_url, home)
 
 
 @pytest.fixture

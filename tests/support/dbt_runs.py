@@ -90,13 +90,18 @@ def start_dbt(settings: Settings, *arguments: str, **variables: str) -> Iterator
         yield process
 
 
-def run_dbt(url: str, project: Path, *arguments: str, parsed_as: Mapping[str, str] = AS_PARSED) -> tuple[int, str]:
-    """Run dbt like `start_dbt`, but in a copied project and in this process; return its exit code and output."""
+def run_dbt(
+    url: str, project: Path, *arguments: str, parsed_as: Mapping[str, str] = AS_PARSED, artifacts: bool = False
+) -> tuple[int, str]:
+    """Run dbt like `start_dbt`, but in a copied project and in this process; return its exit code and output.
+
+    With `artifacts`, dbt writes manifest.json and run_results.json, which takes as long as the run of a model.
+    """
     # The import takes seconds, and the process that distributes the tests runs no dbt.
     from dbt.cli.main import cli as dbt_command  # noqa: PLC0415
 
     with chdir(project), tidied():
-        done = CliRunner(env={**parsed_as, **connection_environment(url)}).invoke(
+        done = CliRunner(env={**parsed_as, **connection_environment(url), "DBT_WRITE_JSON": str(artifacts)}).invoke(
             dbt_command, ["--no-use-colors", "--log-level-file=none", *arguments], catch_exceptions=False
         )
     return done.exit_code, done.output

@@ -37,21 +37,22 @@ OF_A_SHELL = set("$|<>;&*?~`#")
 ELSEWHERE = {"bi superset", "demo", "forward dead show", "report"}
 
 
-@pytest.fixture(scope="module")
-def served_module(server: str, raw_template: str, small_package: Path, home: Path) -> Iterator[Settings]:
+@pytest.fixture
+def served(server: str, raw_template: str, small_package: Path, home: Path) -> Iterator[Settings]:
     """Return a database that the examples fill in turn; the tables of the small project exist."""
     home /= "examples"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     with used(small_package, by_children=False), own_database(server, home, raw_template) as settings:
         with open_database(settings) as database:
             run(database, settings)
         yield settings
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     """Return a folder with the files of the examples, and `loader` on the path of its shell."""
-    path = tmp_path_factory.mktemp("examples")
+    path = tmp_path / "examples"
+    path.mkdir()
     calls = [
         {"type": "track", "event": event, "userId": "u", "messageId": event}
         for event in ("Email Opened", "Order Placed")
@@ -78,25 +79,32 @@ def variables(settings: Settings, folder: Path, package: Path = ROOT) -> dict[st
     return dict(os.environ) | own | {"PYTHONPATH": str(package)}
 
 
-def test_d9_every_example_works_as_typed(served_module: Settings, folder: Path, small_package: Path) -> None:
+@pytest.mark.parametrize("with_processes", [False, pytest.param(True, marks=pytest.mark.heavy)])
+def test_d9_every_example_works_as_typed(
+    served: Settings, folder: Path, small_package: Path, with_processes: bool
+) -> None:
     """Each example ends with 0, or with 3 if it refuses messages on purpose.
 
-    An example with special characters of a shell runs in a shell. The others run in this process, without a start of
-    Python.
+    An example with special characters of a shell runs in a shell, and a permanent command in a process of its own. The
+    others run in this process, without a start of Python.
     """
-    run_here = loader_here(served_module)
+    run_here = loader_here(served)
     for path, examples in EXAMPLES.items():
         if path in ELSEWHERE:
             continue
         for example in examples:
-            if path in STAYING and "--once" not in example:
-                run_until_ready(served_module, folder, small_package, example, STAYING[path])
+            needs_shell = bool(OF_A_SHELL & set(example))
+            is_permanent = path in STAYING and "--once" not in example
+            if (needs_shell or is_permanent) and not with_processes:
                 continue
-            if OF_A_SHELL & set(example):
+            if is_permanent:
+                run_until_ready(served, folder, small_package, example, STAYING[path])
+                continue
+            if needs_shell:
                 done = subprocess.run(
                     ["sh", "-c", example],
                     cwd=folder,
-                    env=variables(served_module, folder),
+                    env=variables(served, folder),
                     capture_output=True,
                     text=True,
                     check=False,

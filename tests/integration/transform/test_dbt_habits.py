@@ -36,8 +36,11 @@ def project(small_settings: Settings, small: Database) -> Path:
 def dbt(project: Path, small_settings: Settings) -> Dbt:
     """Run dbt in the copied project; return its exit code and its output in one line."""
 
-    def run_in_copy(*arguments: str, **variables: str) -> tuple[int, str]:
-        code, output = run_dbt(small_settings.database_url, project, *arguments, parsed_as=DEVELOPER | variables)
+    def run_in_copy(*arguments: str, artifacts: bool = False, **variables: str) -> tuple[int, str]:
+        parsed_as = DEVELOPER | variables
+        code, output = run_dbt(
+            small_settings.database_url, project, *arguments, parsed_as=parsed_as, artifacts=artifacts
+        )
         return code, " ".join(output.split())
 
     return run_in_copy
@@ -251,7 +254,7 @@ def test_store_failures_keeps_the_rows_that_failed(connection: psycopg.Connectio
 def test_source_freshness_reads_no_more_than_an_index(connection: psycopg.Connection, project: Path, dbt: Dbt) -> None:
     """The last landed event is fresh for a day, and finding it does not read the events."""
     land_calls(connection, "Email Opened", "a")
-    code, output = dbt("source", "freshness")
+    code, output = dbt("source", "freshness", artifacts=True)
     assert code == 0, output
     results = json.loads((project / "target" / "sources.json").read_text(encoding="utf-8"))["results"]
     assert [result["status"] for result in results] == ["pass"]
@@ -274,7 +277,7 @@ def test_retry_fills_the_tables_that_failed(connection: psycopg.Connection, proj
     model = project / "models" / "iterable" / "email_opened.sql"
     code = model.read_text(encoding="utf-8")
     model.write_text(code + "{{ exceptions.raise_compiler_error('broken') if execute }}", encoding="utf-8")
-    assert dbt("run")[0] == 1
+    assert dbt("run", artifacts=True)[0] == 1
     model.write_text(code, encoding="utf-8")
     code_, output = dbt("retry")
     assert code_ == 0, output
@@ -300,7 +303,7 @@ def test_a_pull_request_builds_the_changed_models_alone(
     view = project / "models" / "openers.sql"
     view.write_text("select id from {{ ref('email_opened') }}", encoding="utf-8")
     land_calls(connection, "Email Opened", "a")
-    code, output = dbt("run")
+    code, output = dbt("run", artifacts=True)
     assert code == 0, output
     state = project / "state"
     state.mkdir()

@@ -1,11 +1,12 @@
 """The product changes dbt's order of the tables and dbt's connections."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import psycopg
-import pytest
 
 from loader.postgres.database import Database
 from loader.settings import Settings
@@ -13,10 +14,19 @@ from loader.transform.dbt import log_file
 from tests.support.dbt_runs import run
 from tests.support.waiting import wait_until
 
+# Runs each command of a line, and says when it has ended. All commands share the imports.
+COMMANDS = """
+import shlex, sys
+from loader.cli.app import main
+for line in sys.stdin:
+    main(shlex.split(line), standalone_mode=False)
+    print("done", flush=True)
+"""
+
 
 def test_a_run_begins_with_tracks(small: Database, small_settings: Settings) -> None:
     """`tracks` takes as long as all other tables together, so it must not end alone."""
-    run(small, small_settings)
+    run(small, small_settings.model_copy(update={"threads": 1}))
     log = log_file(small_settings).read_text(encoding="utf-8")
     begun = re.findall(r"START sql collection model iterable\.(\w+)", log)
     assert len(begun) > 1
@@ -24,33 +34,46 @@ def test_a_run_begins_with_tracks(small: Database, small_settings: Settings) -> 
 
 
 def test_a_run_opens_no_connection_for_each_table(
-    small: Database, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    small: Database, small_settings: Settings, small_project: Path
 ) -> None:
-    """A run of all tables opens at most one more than a run of one; before the first table, dbt may need one."""
-    for name, value in (
-        ("LOADER_THREADS", "1"),
-        ("DATABASE_URL", small_settings.database_url),
-        ("LOADER_HOME", str(small_settings.home)),
-    ):
-        monkeypatch.setenv(name, value)
-    with small.connect(autocommit=True) as connection:
-        of_one = sessions_of(connection, "transform", "--select", "tracks")
-        of_all = sessions_of(connection, "transform")
-    assert of_one > 1
-    assert of_all <= of_one + 1
-
-
-def sessions_of(connection: psycopg.Connection, *arguments: str) -> int:
-    """Return how many sessions a command opens, in a process of its own.
+    """A run of all tables opens at most one more than a run of one; before the first table, dbt may need one.
 
     A process that the tests start by a fork has another dbt, which keeps connections anyway. No process with a given
     `executable` starts this way.
     """
+    variables = {
+        "DATABASE_URL": small_settings.database_url,
+        "LOADER_HOME": str(small_settings.home),
+        "LOADER_THREADS": "1",
+        "PYTHONPATH": str(small_project.parent),
+    }
+    with (
+        small.connect(autocommit=True) as connection,
+        subprocess.Popen(
+            [sys.executable, "-c", COMMANDS],
+            executable=sys.executable,
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        of_one = sessions_of(connection, process, "transform --select tracks")
+        of_all = sessions_of(connection, process, "transform")
+        process.communicate()
+    assert of_one > 1
+    assert of_all <= of_one + 1
+
+
+def sessions_of(connection: psycopg.Connection, process: subprocess.Popen[str], command: str) -> int:
+    """Return how many sessions a command opens."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     before = ended_sessions(connection)
-    done = subprocess.run(
-        [sys.executable, "-m", "loader", *arguments], executable=sys.executable, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    process.stdin.write(f"{command}\n")
+    process.stdin.flush()
+    while (line := process.stdout.readline()) != "done\n":
+        assert line, command
     return ended_sessions(connection) - before
 
 

@@ -58,7 +58,9 @@ def test_every_command_of_the_page_works_as_typed(small_settings: Settings, proj
                 continue
             program, *arguments = shlex.split(line)
             if program == "dbt":
-                code, output = run_dbt(small_settings.database_url, project, *arguments, parsed_as=variables)
+                code, output = run_dbt(
+                    small_settings.database_url, project, *arguments, parsed_as=variables, artifacts=True
+                )
                 assert code == 0, (line, output)
             elif program == "loader":
                 with chdir(project):

@@ -51,7 +51,7 @@ def test_the_compiled_model_is_the_select_of_the_run(
     land_again = CALL.replace(b'"a"', b'"b"')
     with SchemaRegistry().transaction(connection) as seen:
         land(connection, "iterable", "file", parse_lines(land_again, 0), seen)
-    code, output = run_dbt(small.url, project, "run", "--select", "email_opened")
+    code, output = run_dbt(small.url, project, "run", "--select", "email_opened", artifacts=True)
     assert code == 0, output
     statement = next(project.glob("target/run/*/models/iterable/email_opened.sql")).read_text(encoding="utf-8")
     assert "insert into" in statement

@@ -1,18 +1,12 @@
-"""The sender of a request: its keys, its signature, its address."""
+"""The sender of a request: its keys and its address."""
 
-import hashlib
-import hmac
 from base64 import b64encode
 from typing import Any
 
 import pytest
 
-from loader.collector.auth import basic_key, client_address, is_signed, shown_keys, trusted_networks
+from loader.collector.auth import basic_key, client_address, shown_keys, trusted_networks
 from loader.errors import UsageError
-
-# https://segment.com/docs/connections/destinations/catalog/webhooks/ has no example. This example is computed by hand.
-SIGNED = b'{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'
-SIGNATURE = b"ec890cbd94f0c6f339496c0a426896ffb0bada93"
 
 
 def request(query: bytes = b"", client: str | None = "192.0.2.1", **headers: str) -> dict[str, Any]:
@@ -77,57 +71,6 @@ def test_a_webhook_may_show_its_key_anywhere(headers: dict[str, str], query: byt
 def test_a_webhook_without_a_key_shows_none() -> None:
     """A key in a header that is not configured does not count either."""
     assert list(shown_keys(request(x_other="k1"), "X-Token")) == []
-
-
-def signature(text: bytes) -> bytes:
-    """Return Segment's signature of a text."""
-    return hmac.new(b"shhh", text, hashlib.sha1).hexdigest().encode()
-
-
-def test_a_signed_body_is_known() -> None:
-    """The signature of the body's bytes is accepted in upper case and in lower case."""
-    assert is_signed(SIGNED, SIGNATURE, "shhh")
-    assert is_signed(SIGNED, SIGNATURE.upper(), "shhh")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        SIGNED.replace(b":", b" : ").replace(b"00 : 30 : 08", b"00:30:08"),
-        SIGNED.replace(b"delete", b"\\u0064elete"),
-        b"\n" + SIGNED + b"\n",
-        b"[" + SIGNED + b',{"type":"track"}]',
-        b"[ " + SIGNED.replace(b",", b", ") + b' , {"type":"track"}]',
-    ],
-)
-def test_the_signature_is_that_of_the_body_as_javascript_writes_it(body: bytes) -> None:
-    """The body may have been rewritten on its way. The signature of a batch is that of its first event."""
-    assert is_signed(body, SIGNATURE, "shhh")
-
-
-def test_numbers_are_signed_as_javascript_writes_them() -> None:
-    """A whole number has no fraction."""
-    assert is_signed(b'{"a":1.0,"b":[2.50,1e3],"c":1e21}', signature(b'{"a":1,"b":[2.5,1000],"c":1e21}'), "shhh")
-
-
-@pytest.mark.parametrize(
-    ("body", "given"),
-    [
-        (SIGNED, b""),
-        (SIGNED, SIGNATURE[:-1]),
-        (SIGNED, b"\xff"),
-        (SIGNED.replace(b"4r", b"5r"), SIGNATURE),
-        (b'[{"type":"track"},' + SIGNED + b"]", SIGNATURE),
-        (b"[]", SIGNATURE),
-        (b"", SIGNATURE),
-        (b"{", SIGNATURE),
-        (b"[" * 100_000, SIGNATURE),
-    ],
-)
-def test_another_body_is_not_signed(body: bytes, given: bytes) -> None:
-    """A small difference is enough."""
-    assert not is_signed(body, given, "shhh")
-    assert not is_signed(SIGNED, SIGNATURE, "another secret")
 
 
 @pytest.mark.parametrize(
