@@ -52,7 +52,8 @@ except EmbeddedError as error:
     sys.exit(f"refused: {error}")
 """
 USE_UNTIL_STDIN_CLOSES = USE + "sys.stdin.read()"
-warm_processes.programs |= {USE, USE_UNTIL_STDIN_CLOSES}
+# Programs that run beside the start of others leave orphans, which a fork server would give to the tests.
+warm_processes.programs.add(USE_UNTIL_STDIN_CLOSES)
 
 
 @contextmanager
