@@ -37,9 +37,9 @@ from tests.support.tcp_proxy import Proxy, proxied
 # dbt creates and frees a million objects in each run. Frequent garbage collections would take a tenth of the time.
 gc.set_threshold(50_000, 50, 50)
 
-# A slow or busy machine is no failure.
+# A slow or busy machine is no failure. Each run of the suite draws other examples.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine", deadline=None, max_examples=40, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
 
@@ -332,6 +332,23 @@ def served_template(make_once: MakeOnce, raw_template: str) -> str:
 
     make_once("served_template", raw_template, fill)
     return "served_template"
+
+
+@pytest.fixture(scope="session")
+def cluster_template(shared_home: Path) -> Path:
+    """Return the home of a stopped embedded database, to copy: initdb and the migrations take two seconds."""
+    folder = shared_home / "cluster"
+    with alone(shared_home, "cluster") as made:
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            with open_database(Settings(home=folder)):
+                pass
+            EmbeddedServer(folder).stop()
+            # Each copy chooses a port by its path.
+            for name in ("port", "postgres.log"):
+                (folder / "embedded" / name).unlink()
+            made.touch()
+    return folder
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ _NAME_CHARACTERS = 200
 _TYPES = {"timestamp with time zone": "TIMESTAMP WITH TIME ZONE", "integer": "INTEGER"}
 _EVERY_ROW = sql.SQL("select * from {}")
 _TIME_TYPES = {"date", "timestamp with time zone"}
+# libyaml writes an archive in a sixth of the time that Python takes, and is missing where PyYAML was built without it.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def zip_files(files: dict[str, Config]) -> bytes:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for path, content in files.items():
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
             entry = zipfile.ZipInfo(f"{_ROOT}/{path}", _TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
             opened.writestr(entry, text)

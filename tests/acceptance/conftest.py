@@ -1,5 +1,6 @@
 """Fixtures that save a database and a process for each test."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import pytest
 
 import loader.collector.app
 import loader.collector.write_keys
+from loader.events.formats import ITERABLE_WEBHOOK
+from loader.raw.catalog import SchemaRegistry
+from loader.raw.landing import land
 from loader.settings import Settings
-from tests.conftest import Loader, loader_here, own_database
+from tests.conftest import Loader, MakeOnce, loader_here, own_database
 from tests.support.collector_thread import Entrance, opened_entrance
+from tests.support.example_events import CASES, accepted
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +71,23 @@ def entrance(module_entrance: Entrance) -> Entrance:
     """Return that collector, without any received events."""
     module_entrance.empty()
     return module_entrance
+
+
+@pytest.fixture(scope="session")
+def example_settings(make_once: MakeOnce, served_template: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Return settings of a database with both forms of every example: the track call of a file, and the webhook."""
+    path = tmp_path_factory.mktemp("examples") / "examples.ndjson"
+    path.write_text("".join(f"{json.dumps(example['track'])}\n" for example in CASES.values()), encoding="utf-8")
+
+    def fill(settings: Settings) -> None:
+        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+            events = [accepted(ITERABLE_WEBHOOK, example["webhook"], n) for n, example in enumerate(CASES.values())]
+            with SchemaRegistry().transaction(connection) as seen:
+                assert land(connection, "iterable", ITERABLE_WEBHOOK, events, seen).rows == len(CASES)
+        loader = loader_here(settings)
+        loaded = loader("load", str(path))
+        assert loaded.returncode == 0, loaded.stderr
+        transformed = loader("transform")
+        assert transformed.returncode == 0, transformed.stderr
+
+    return make_once("examples", served_template, fill)

@@ -21,9 +21,9 @@ BETWEEN = 20
 
 
 @pytest.fixture
-def own(home: Path) -> Iterator[Settings]:
+def own(cluster_template: Path) -> Iterator[Settings]:
     """Return settings of an embedded database of one test, which may kill the database."""
-    with own_server() as settings:
+    with own_server(cluster_template) as settings:
         yield settings
 
 

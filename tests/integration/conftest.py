@@ -9,7 +9,7 @@ import pytest
 from loader.postgres.database import Database, open_database
 from loader.settings import Settings
 from loader.transform.dbt import transform
-from tests.conftest import Loader, MakeOnce, loader_here, open_settings, own_database
+from tests.conftest import Loader, MakeOnce, alone, loader_here, open_settings, own_database
 from tests.support.dbt_runs import parse_once, run_dbt
 from tests.support.small_project import small_package, used
 
@@ -45,10 +45,40 @@ def small_home(small_template: Settings, small_project: Path) -> Path:
     return small_template.home
 
 
+MakeSmall = Callable[[str, Callable[[Database, Settings], None]], str]
+
+
+@pytest.fixture(scope="session")
+def make_small(server: str, shared_home: Path, small_template: Settings, small_package: Path) -> MakeSmall:
+    """Clone a database with those tables and fill it, unless another process has done that; return its name."""
+
+    def make(name: str, fill: Callable[[Database, Settings], None]) -> str:
+        template = small_template.database_url.rsplit("/", 1)[1]
+        with alone(shared_home, name) as made:
+            if not made.exists():
+                with (
+                    used(small_package),
+                    own_database(server, small_template.home, template, kept_as=name) as settings,
+                    open_database(settings) as database,
+                ):
+                    parse_once(settings)
+                    fill(database, settings)
+                made.touch()
+        return name
+
+    return make
+
+
 @pytest.fixture
-def small_settings(server: str, small_template: Settings, small_project: Path) -> Iterator[Settings]:
+def small_start(small_template: Settings) -> str:
+    """Return the name of the database that each test clones; modules replace it by one with rows."""
+    return small_template.database_url.rsplit("/", 1)[1]
+
+
+@pytest.fixture
+def small_settings(server: str, small_template: Settings, small_project: Path, small_start: str) -> Iterator[Settings]:
     """Return settings of the test's own database, in which those tables exist and are empty."""
-    with own_database(server, small_template.home, small_template.database_url.rsplit("/", 1)[1]) as opened:
+    with own_database(server, small_template.home, small_start) as opened:
         parse_once(opened)
         yield opened
 

@@ -1,7 +1,9 @@
 """An embedded PostgreSQL of one test, which may stop it, kill it and start it again."""
 
 import os
+import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,31 @@ from tests.conftest import fast_folder
 from tests.support.waiting import wait_until
 
 
+def copy_cluster(original: Path, home: Path) -> None:
+    """Copy the cluster of a home into another home, which has none or loses its own, and keep owners and permissions.
+
+    Args:
+        original: The home of a cluster, whose server may run.
+        home: The home of the copy.
+    """
+    home.mkdir(exist_ok=True)
+    shutil.rmtree(home / "embedded", ignore_errors=True)
+    subprocess.run(["cp", "-a", original / "embedded", home], check=True)
+
+
 @contextmanager
-def own_server() -> Iterator[Settings]:
-    """Run a server until the end of the block; yield settings with its URL, which stays the same."""
+def own_server(cluster_template: Path) -> Iterator[Settings]:
+    """Run the server of a copy of a cluster until the end of the block.
+
+    Args:
+        cluster_template: The home of the stopped cluster.
+
+    Yields:
+        Settings with the URL of the copy, which stays the same.
+    """
     with tempfile.TemporaryDirectory(prefix="loader-server-", dir=fast_folder()) as folder:
         Path(folder).chmod(0o755)
+        copy_cluster(cluster_template, Path(folder))
         settings = Settings(home=Path(folder), embedded_idle=30)
         with open_database(settings) as database:
             yield settings.model_copy(update={"database_url": database.url})

@@ -5,7 +5,7 @@ children of the product this way, and every other program as usual. Such a proce
 its usual command line.
 
 The fork server has one thread. Its child forks again and ends, so the system gives the grandchild to the starter, which
-adopts orphans for that moment.
+adopts orphans for that moment. The keeper of an embedded database is adopted by nobody, as usual.
 """
 
 import atexit
@@ -38,7 +38,9 @@ ROOT = Path(__file__).parents[2]
 
 # The program of `loader.runtime.child_process.python_command`.
 _CHILD = re.compile(r"import sys; .*; from (?P<module>[\w.]+) import main; main\(\*sys.argv\[1:\]\)")
-_CHILDREN = frozenset({"loader.transform.dbt_process", "loader.files.worker"})
+_CHILDREN = frozenset({"loader.transform.dbt_process", "loader.files.worker", "loader.postgres.embedded_keeper"})
+# The command of `loader.postgres.embedded_cluster.start_detached`, before that of the process.
+_DETACHED = ["/bin/sh", "-c", '"$@" &', "sh"]
 _MODULES = frozenset({"loader", "dbt.cli.main"})
 _IMPORTS = (
     "dbt.cli.main",
@@ -57,7 +59,10 @@ _IMPORTS = (
 # The commands that start such programs in turn.
 _STARTERS = frozenset({"demo", "load", "schedule", "serve", "up"})
 
-_READ_AT_START = ("LANG", "LC_", "PROMETHEUS_", "PYTHON", "TZ")
+_READ_AT_START = ("LANG", "LC_", "PYTHON", "TZ")
+# A process with such a variable imports these packages again, because its metrics are of another kind.
+_SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_WITH_METRICS = ("loader", "prometheus_client")
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MESSAGE_BYTES = 1 << 18
@@ -85,7 +90,7 @@ class _Start:
         group: The process group to join; None for that of the starter, 0 for a new one.
         umask: The mask for the modes of new files; -1 for that of the starter.
         is_safe: Keep the folder out of the path, as `-P` does.
-        starter: The id of the process that starts it.
+        starter: The id of the process that starts it; 0 if the process belongs to nobody.
         sample: A parsed dbt project. dbt compiles its decoder when it decodes the first one; empty if there is none.
     """
 
@@ -112,7 +117,9 @@ class Popen(OrdinaryPopen):  # type: ignore[type-arg]
         start = None if is_special else _read(command)
         folder = os.fspath(folder or os.curdir)
         variables = dict(os.environ if environment is None else environment)
-        if start is None or not _is_alike(variables) or not os.access(folder, os.X_OK):
+        # The start of the run's server does not wait until the fork server has its modules.
+        is_early = start is not None and not start.starter and os.getpid() not in _made
+        if start is None or is_early or not _is_alike(variables) or not os.access(folder, os.X_OK):
             super()._execute_child(*given)  # type: ignore[misc]
             return
         stdin, _, _, stdout, _, stderr = pipes
@@ -128,6 +135,10 @@ class Popen(OrdinaryPopen):  # type: ignore[type-arg]
             sample=next((str(each) for each in samples.glob("parsed-*.msgpack")), "") if samples else "",
         )
         self.pid = _fork_server().start(complete, [*standard, *sorted(pass_fds)])
+        if not start.starter:
+            # The starter waits for the end of a shell, and this program takes the place of the shell.
+            super()._execute_child(["true"], *given[1:])  # type: ignore[misc]
+            return
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
@@ -136,7 +147,9 @@ def _read(command: object) -> _Start | None:
     """Return the program of a command that a fork server can start; None for other commands."""
     if isinstance(command, str | bytes | os.PathLike) or not isinstance(command, Sequence):
         return None
-    python, *arguments = (os.fsdecode(each) for each in command)
+    words = [os.fsdecode(each) for each in command]
+    is_detached = words[: len(_DETACHED)] == _DETACHED
+    python, *arguments = words[len(_DETACHED) :] if is_detached else words
     if python != sys.executable:
         return None
     options = []
@@ -153,11 +166,12 @@ def _read(command: object) -> _Start | None:
     known = program in _MODULES if kind == "-m" else program in programs or (child and child["module"] in _CHILDREN)
     if kind not in {"-m", "-c"} or not known:
         return None
-    return _Start(tuple(arguments), tuple(options), "", {}, (), False, None, -1, is_safe, os.getpid(), "")
+    starter = 0 if is_detached else os.getpid()
+    return _Start(tuple(arguments), tuple(options), "", {}, (), False, None, -1, is_safe, starter, "")
 
 
 def _is_alike(environment: Mapping[str, str]) -> bool:
-    """Return whether the variables that Python and the metrics read at their start are those of this process."""
+    """Return whether the variables that Python reads at its start are those of this process."""
 
     def of_python(variables: Mapping[str, str]) -> dict[str, str]:
         names = {name for name in variables if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
@@ -175,9 +189,9 @@ class _ForkServer:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def start(self, start: _Start, descriptors: Sequence[int]) -> int:
-        """Start a program as a child of this process, and return its process id."""
+        """Start a program as a child of this process, or of nobody, and return its process id."""
         with self._lock:
-            self._adopt_orphans(1)
+            self._adopt_orphans(int(start.starter != 0))
             try:
                 socket.send_fds(self._link, [pickle.dumps(start)], descriptors)
                 answer = self._link.recv(64)
@@ -274,7 +288,7 @@ def _run(start: _Start, descriptors: Sequence[int]) -> NoReturn:
     """Turn this process into a program, and end with it."""
     # The child between the two may not have ended yet, and the program may ask for its parent.
     deadline = time.monotonic() + 60
-    while os.getppid() != start.starter:
+    while start.starter and os.getppid() != start.starter:
         if time.monotonic() > deadline:
             os._exit(1)  # the starter has ended
         time.sleep(0.0005)
@@ -330,13 +344,15 @@ def _take(descriptors: Sequence[int], numbers: Sequence[int]) -> None:
 
 
 def _use_package(start: _Start) -> None:
-    """Forget the modules of this package if the process is to find the package elsewhere."""
+    """Forget the modules of this package if the process finds the package elsewhere or shares its metrics."""
     places = [] if start.is_safe else [start.folder]
     places += filter(None, start.environment.get("PYTHONPATH", "").split(os.pathsep))
     found = next((place for place in places if Path(place, "loader", "__init__.py").exists()), str(ROOT))
-    if Path(found).resolve() != ROOT.resolve():
-        for name in [each for each in sys.modules if each.partition(".")[0] == "loader"]:
+    is_elsewhere = Path(found).resolve() != ROOT.resolve()
+    if is_elsewhere or _SHARED_METRICS in start.environment:
+        for name in [each for each in sys.modules if each.partition(".")[0] in _WITH_METRICS]:
             del sys.modules[name]
+    if is_elsewhere:
         sys.path.insert(0, found)
 
 

@@ -197,7 +197,7 @@ def correction(entrance: str, mark: int) -> bytes:
     return b"\xef\xbb\xbf" + text.encode() + b"\r\n"
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance, route: Route, examples: int) -> None:
     """This holds whatever calls are around it."""
@@ -216,7 +216,7 @@ def test_every_call_of_a_body_lands_or_can_be_retried(module_entrance: Entrance,
     check()
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_a_body_that_is_in_quarantine_whole_is_retried_call_by_call(
     module_entrance: Entrance, route: Route, examples: int
@@ -275,7 +275,7 @@ SINGLE = {
 }
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(80, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("examples", [6, pytest.param(80, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("path", SINGLE)
 def test_a_single_call_lands_or_can_be_retried(module_entrance: Entrance, path: str, examples: int) -> None:
     """The type may be in the path only, and the call may be cut short."""
@@ -339,14 +339,17 @@ def as_parquet(rows: list[bytes], bad: set[int]) -> bytes:
 FILES = {"exported csv": as_csv, "exported parquet": as_parquet}
 
 
+@pytest.mark.parametrize("examples", [2, pytest.param(20, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("form", ["tracking calls", "exported lines", *FILES])
-def test_every_line_of_a_file_lands_or_can_be_retried(module_entrance: Entrance, tmp_path: Path, form: str) -> None:
+def test_every_line_of_a_file_lands_or_can_be_retried(
+    module_entrance: Entrance, tmp_path: Path, form: str, examples: int
+) -> None:
     """This holds whatever lines are around it."""
     connection = module_entrance.connection
     good_ways, bad_ways = TRACKING if form == "tracking calls" else EXPORTED
 
     @given(mixes)
-    @hypothesis_settings(max_examples=6)
+    @hypothesis_settings(max_examples=examples)
     def check(mix: list[tuple[bool, int]]) -> None:
         module_entrance.empty()
         connection.execute("truncate raw.loads")

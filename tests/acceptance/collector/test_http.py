@@ -136,7 +136,7 @@ def requests(entrance: Entrance) -> st.SearchStrategy[Sent]:
     return st.builds(make, kinds, st.sampled_from([0, 1, 9, 90, 9000]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.data())
 def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_alone(
     module_entrance: Entrance, data: st.DataObject

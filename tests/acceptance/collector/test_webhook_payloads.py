@@ -1,27 +1,15 @@
 """Every example of a webhook's body becomes the same row as its track call."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from loader.events.formats import FILE, ITERABLE_WEBHOOK, parse_message
-from loader.events.model import Event
-from loader.postgres.database import open_database
-from loader.raw.catalog import SchemaRegistry
-from loader.raw.landing import land
-from loader.transform.dbt import transform
-from tests.conftest import own_database
-from tests.support.folders import DATA
-
-EXAMPLES = [json.loads(line) for line in (DATA / "example_payloads.jsonl").read_text(encoding="utf-8").splitlines()]
-CASES: dict[str, dict[str, Any]] = {}
-for example in EXAMPLES:
-    CASES.setdefault(example["case"], {}).update(example)
+from loader.events.formats import ITERABLE_WEBHOOK
+from loader.settings import Settings
+from tests.support.example_events import CASES, accepted
 
 # Ids and times of the delivery itself.
 DELIVERY = {"id", "received_at", "sent_at", "uuid_ts"}
@@ -43,27 +31,10 @@ def ids() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def connection(server: str, home: Path, served_template: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+def connection(example_settings: Settings) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     """Return a connection to a database with both forms of every example."""
-    with (
-        own_database(server, home, served_template) as settings,
-        psycopg.connect(settings.database_url, autocommit=True) as opened,
-    ):
-        for entrance, form in ((ITERABLE_WEBHOOK, "webhook"), (FILE, "track")):
-            events = [accepted(entrance, example[form], place) for place, example in enumerate(CASES.values())]
-            with SchemaRegistry().transaction(opened) as seen:
-                assert land(opened, "iterable", entrance, events, seen).rows == len(CASES)
-        with open_database(settings) as database:
-            assert not [table for table in transform(database, settings) if table.error]
-        opened.row_factory = dict_row  # type: ignore[assignment]
-        yield opened  # type: ignore[misc]
-
-
-def accepted(entrance: str, message: dict[str, Any], offset: int = 0) -> Event:
-    """Return the accepted event of a message."""
-    (event,) = parse_message(entrance, json.dumps(message).encode(), offset)
-    assert isinstance(event, Event)
-    return event
+    with psycopg.connect(example_settings.database_url, row_factory=dict_row) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -68,7 +68,7 @@ def add(settings: Settings, receiver: Receiver) -> None:
 
 
 def test_up_delivers_as_soon_as_there_is_a_destination(served_settings: Settings, tmp_path: Path) -> None:
-    """The events are in the tables before they go. A rebuild of every table sends nothing again."""
+    """The events are in the tables before they go. A rebuild of the tables sends nothing again."""
     with receiving() as receiver, running_up(served_settings, tmp_path / "up.log") as up:
         up.send("before")
         with psycopg.connect(served_settings.database_url, autocommit=True) as connection:
@@ -80,7 +80,7 @@ def test_up_delivers_as_soon_as_there_is_a_destination(served_settings: Settings
             up.send("who", kind="identify")
             wait_until(lambda: set(receiver.taken_ids) == {"a", "b", "who"}, "the events")
     with open_database(served_settings) as database, database.connect(autocommit=True) as connection:
-        run(database, served_settings, full_refresh=True)
+        run(database, served_settings, "tracks", "email_opened", full_refresh=True)
         loader_here(served_settings)("forward", "--once")
         assert conserved(connection, "ops") == {"delivered": 3, "filtered": 0, "repeated": 0, "dead": 0}
     assert sorted(receiver.taken_ids) == ["a", "b", "who"]

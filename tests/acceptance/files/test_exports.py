@@ -201,11 +201,11 @@ def test_a_load_that_was_stopped_goes_on(
     shape: str,
 ) -> None:
     """Every row lands once, in every format and for any number of processes."""
-    made = rows(3000)
+    made = rows(800)
     write = {"csv": as_csv, "csv gzip": lambda r: gzip.compress(as_csv(r)), "lines": as_lines, "parquet": as_parquet}
     path = tmp_path / "emailSend"
     path.write_bytes(write[shape](made))
-    monkeypatch.setitem(LineReader.__init__.__kwdefaults__, "chunk_bytes", 100_000)
+    monkeypatch.setitem(LineReader.__init__.__kwdefaults__, "chunk_bytes", 28_000)
     real, chunks = loading.land_and_advance, iter(range(3))
 
     def stop(*arguments: Any) -> Any:

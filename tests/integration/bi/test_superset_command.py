@@ -49,7 +49,7 @@ def reader_url(settings: Settings, connection: psycopg.Connection, monkeypatch: 
 def read_archive(archive: bytes | Path) -> dict[str, Any]:
     """Return the files of an archive by path."""
     with zipfile.ZipFile(io.BytesIO(archive) if isinstance(archive, bytes) else archive) as opened:
-        return {name.split("/", 1)[1]: yaml.safe_load(opened.read(name)) for name in opened.namelist()}
+        return {name.split("/", 1)[1]: yaml.load(opened.read(name), yaml.CSafeLoader) for name in opened.namelist()}
 
 
 def test_the_file_names_the_reader_and_has_no_password(run_loader: Loader, reader_url: str, tmp_path: Path) -> None:

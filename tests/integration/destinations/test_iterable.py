@@ -255,8 +255,19 @@ def test_an_answer_that_names_one_culprit_of_many_does_not_repeat_all_others(
     assert max(project.tried.values()) <= 11
 
 
-@pytest.mark.parametrize("batch", [2, 1000])
-@pytest.mark.parametrize(("answer", "restarts"), [(LOST, False), (HALF, False), (None, True), (HALF, True)])
+@pytest.mark.parametrize(
+    ("batch", "answer", "restarts"),
+    [
+        (2, LOST, False),
+        (2, HALF, True),
+        (1000, HALF, False),
+        (1000, None, True),
+        pytest.param(2, HALF, False, marks=pytest.mark.heavy),
+        pytest.param(2, None, True, marks=pytest.mark.heavy),
+        pytest.param(1000, LOST, False, marks=pytest.mark.heavy),
+        pytest.param(1000, HALF, True, marks=pytest.mark.heavy),
+    ],
+)
 def test_of_ten_updates_of_one_user_the_last_values_win(  # noqa: PLR0917 - fixtures
     database: Database,
     connection: psycopg.Connection,

@@ -32,7 +32,7 @@ from tests.support.waiting import DEADLINE_SECONDS, wait_until
 REFUSALS = (Respond(503), Respond(429), Respond(429, headers={"Retry-After": "1"}))
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(200, marks=pytest.mark.soak)])
 def test_kills_and_lost_answers_lose_nothing_and_repeat_one_batch_each(  # noqa: PLR0917 - fixtures
     settings: Settings, connection: psycopg.Connection, receiver: Receiver, proxy: Proxy, tmp_path: Path, rounds: int
 ) -> None:
@@ -55,7 +55,7 @@ def test_kills_and_lost_answers_lose_nothing_and_repeat_one_batch_each(  # noqa:
     assert conserved(connection)["delivered"] == len(landed)
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(120, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(120, marks=pytest.mark.soak)])
 def test_kills_and_half_applied_requests_leave_each_thing_once_in_iterable(  # noqa: PLR0917 - fixtures
     settings: Settings, connection: psycopg.Connection, receiver: Receiver, proxy: Proxy, tmp_path: Path, rounds: int
 ) -> None:
@@ -79,7 +79,9 @@ def test_kills_and_half_applied_requests_leave_each_thing_once_in_iterable(  # n
 
 
 @pytest.mark.parametrize("restarts", [2, pytest.param(60, marks=pytest.mark.soak)])
-def test_restarts_of_the_database_lose_nothing_and_repeat_one_batch_each(receiver: Receiver, restarts: int) -> None:
+def test_restarts_of_the_database_lose_nothing_and_repeat_one_batch_each(
+    receiver: Receiver, cluster_template: Path, restarts: int
+) -> None:
     """The server stops fast or at once while two workers run: in the middle of a request, or between two."""
     chance = random.Random(restarts)
     landed: list[str] = []
@@ -93,7 +95,7 @@ def test_restarts_of_the_database_lose_nothing_and_repeat_one_batch_each(receive
     def has_taken(number: int) -> bool:
         return len(set(receiver.taken_ids)) == number
 
-    with own_server() as settings, open_database(settings) as database:
+    with own_server(cluster_template) as settings, open_database(settings) as database:
         with database.connect(autocommit=True) as connection:
             make_tracks(connection)
             add_segment(connection, receiver, batch=10)

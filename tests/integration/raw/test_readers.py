@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ from loader.transform.dbt import transform
 from tests.conftest import Loader, create_database, drop_database, loader_here, open_settings
 from tests.integration.postgres.test_embedded import open_folder
 from tests.support.factories import insert_event, insert_payload
+from tests.support.own_server import copy_cluster
 
 
 @pytest.fixture
@@ -186,9 +188,10 @@ def test_c2_a_role_that_may_not_create_roles_gets_the_sql(server: str, settings:
             administrator.execute(f"drop role {owner}")
 
 
-def test_c2_the_embedded_database_hands_out_the_url_of_a_reader() -> None:
+def test_c2_the_embedded_database_hands_out_the_url_of_a_reader(cluster_template: Path) -> None:
     """`loader url` prints the same URL each time. `--owner` and `--env` give the loader's role."""
     with open_folder() as home:
+        copy_cluster(cluster_template, home)
         run = loader_here(open_settings("", home))
         first = run("url")
         assert first.returncode == 0, first.stderr

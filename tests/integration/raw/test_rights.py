@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from loader.raw.readers import DEFAULT_READER, default_reader_url
 from tests.conftest import open_settings
 from tests.integration.postgres.test_embedded import open_folder
 from tests.support.folders import ROOT
+from tests.support.own_server import copy_cluster
 
 OPERATIONS = ROOT / "docs/operations.md"
 
@@ -92,9 +94,10 @@ def named(role: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def connection() -> Iterator[psycopg.Connection]:
+def connection(cluster_template: Path) -> Iterator[psycopg.Connection]:
     """Return a connection to a new user's embedded database, with a source's table, a later table, and the reader."""
     with open_folder() as home:
+        copy_cluster(cluster_template, home)
         settings = open_settings("", home).model_copy(update={"embedded_idle": 600.0})
         with open_database(settings) as database, database.connect(autocommit=True) as opened:
             opened.execute("create schema iterable; create table iterable.tracks (id text)")

@@ -114,7 +114,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 # Order and size
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.lists(DELIVERIES, max_size=3), max_size=6), st.integers(1, 2000), st.integers(1, 2000))
 @example([[], [delivery("a")]], 1000, 1)
 def test_everything_comes_out_as_it_went_in(

@@ -467,7 +467,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(LINES, st.integers(min_value=1, max_value=10**9), st.booleans())
 @example([(b"", "blank"), (BASE, "good"), (BASE + BASE, "bad"), (call_line(messageId="m2"), "good")], 1, False)
 def test_any_mix_of_lines_gives_each_its_due(lines: list[tuple[bytes, str]], offset: int, ends: bool) -> None:
