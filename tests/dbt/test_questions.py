@@ -139,7 +139,7 @@ def query_metrics(answers: Answers, metrics: Sequence[str], group_by: Sequence[s
 def test_metrics_equal_the_marts(answers: Answers) -> None:
     """Counts, uniques and rates of the semantic layer, grouped as `campaign_performance` is."""
     metrics = ["sends", "delivered", "unique_human_opens", "unique_human_clicks", "delivery_rate", "unsubscribe_rate"]
-    code, output = run_dbt(answers.url, answers.project, "parse")
+    code, output = run_dbt(answers.url, answers.project, "parse", artifacts=True)
     assert code == 0, output
     found = {
         (row["message__channel"], int(row["message__campaign_id"] or 0)): [
@@ -161,7 +161,7 @@ def test_the_command_for_metrics_works_as_typed(answers: Answers) -> None:
     """The command of docs/metrics.md runs in the folder of the project."""
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     [arguments] = re.findall(r"^    mf (query .*)$", page, re.MULTILINE)
-    code, output = run_dbt(answers.url, answers.project, "parse")
+    code, output = run_dbt(answers.url, answers.project, "parse", artifacts=True)
     assert code == 0, output
     environment = connection_environment(answers.url) | AS_PARSED | {"HOME": str(answers.project)}
     command = [str(Path(sys.executable).with_name("mf")), *arguments.split()]
