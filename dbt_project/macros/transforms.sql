@@ -51,7 +51,8 @@
 
 {#-
     Returns the first statements of each transaction. They replace the defaults of the role and the database: a run has no
-    time limit, and reads rows that others have committed meanwhile. PostgreSQL 16 has no transaction_timeout.
+    time limit, and reads rows that others have committed meanwhile. PostgreSQL 16 has no transaction_timeout. With
+    PostgreSQL's default of 4 MB, a run would sort its rows in several passes over the disk.
 -#}
 {% macro transaction_settings() -%}
     set transaction isolation level read committed, read write;
@@ -59,6 +60,7 @@
     set local lock_timeout = '{{ lock_wait() }}';
     set local idle_in_transaction_session_timeout = 0;
     set local standard_conforming_strings = on;
+    select set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 67108864) / 1024 || 'kB', true);
     select set_config('transaction_timeout', '0', true) where current_setting('transaction_timeout', true) is not null;
 {% endmacro %}
 

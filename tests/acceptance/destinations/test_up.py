@@ -67,6 +67,7 @@ def add(settings: Settings, receiver: Receiver) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.heavy
 def test_up_delivers_as_soon_as_there_is_a_destination(served_settings: Settings, tmp_path: Path) -> None:
     """The events are in the tables before they go. A rebuild of the tables sends nothing again."""
     with receiving() as receiver, running_up(served_settings, tmp_path / "up.log") as up:

@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pytest
 
 from loader.postgres.database import Database
 from loader.settings import Settings
@@ -35,10 +37,36 @@ def test_a_run_begins_with_tracks(small: Database, small_settings: Settings) -> 
     assert begun[0] == "tracks"
 
 
+def test_dbt_asks_for_no_connection_for_each_table(
+    small: Database, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of all tables asks for at most one more than a run of one; before the first table, dbt may need one."""
+    # The import takes seconds, and the process that distributes the tests runs no dbt.
+    from dbt.adapters.postgres.connections import psycopg2  # noqa: PLC0415
+
+    asked: list[object] = []
+    connect = psycopg2.connect
+
+    def count(**settings: Any) -> Any:
+        asked.append(settings["dbname"])
+        return connect(**settings)
+
+    def asked_in_run(*select: str) -> int:
+        asked.clear()
+        run(small, small_settings.model_copy(update={"threads": 1}), *select)
+        return len(asked)
+
+    monkeypatch.setattr(psycopg2, "connect", count)
+    of_one = asked_in_run("tracks")
+    assert of_one > 1
+    assert asked_in_run() <= of_one + 1
+
+
+@pytest.mark.heavy
 def test_a_run_opens_no_connection_for_each_table(
     small: Database, small_settings: Settings, small_project: Path
 ) -> None:
-    """A run of all tables opens at most one more than a run of one; before the first table, dbt may need one.
+    """The server counts the sessions of a process with the plain dbt.
 
     A process that the tests start by a fork has another dbt, which keeps connections anyway. No process with a given
     `executable` starts this way.

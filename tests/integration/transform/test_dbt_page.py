@@ -41,6 +41,7 @@ def project(small_settings: Settings) -> Iterator[Path]:
         connection.execute("drop owned by ada cascade; drop role ada")
 
 
+@pytest.mark.heavy
 def test_every_command_of_the_page_works_as_typed(small_settings: Settings, project: Path) -> None:
     """Commands of dbt and the loader run in this process, and SQL runs in the database."""
     loader = loader_here(small_settings)

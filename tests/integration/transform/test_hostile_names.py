@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
@@ -328,6 +329,7 @@ def test_any_history_gives_the_tables_the_layout_calls_for(
         house.rebuild()
 
 
+@pytest.mark.heavy
 def test_every_horror_at_once(server: str, small_template: Settings, small_package: Path) -> None:
     """Each hostile name, key and value is in one run, and then again with other types."""
     kinds: list[Callable[[int], Any]] = [
