@@ -205,25 +205,30 @@ def start_server(folder: Path, made: Path) -> str:
     return url
 
 
+_DROP = 'drop database if exists "{}" with (force)'
+
+
 def create_database(server: str, name: str, template: str = "template1") -> str:
     """Clone a database and return its URL; a database of that name from a failed test is dropped."""
-    statement = f'create database "{name}" template "{template}" strategy file_copy'
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'drop database if exists "{name}" with (force)')
-        try:
-            connection.execute(statement)
-        except psycopg.errors.InternalError as error:
-            # The strategy needs a checkpoint, which failed once in some thousand clones for an unknown reason.
-            if "checkpoint request failed" not in str(error):
-                raise
-            connection.execute(statement)
+    _execute(server, _DROP.format(name), f'create database "{name}" template "{template}" strategy file_copy')
     return f"{server.rsplit('/', 1)[0]}/{name}"
 
 
 def drop_database(server: str, name: str) -> None:
     """Drop a database and end its connections."""
+    _execute(server, _DROP.format(name))
+
+
+def _execute(server: str, *statements: str) -> None:
+    """Make or drop databases. The checkpoint for it failed once in some thousand times, for an unknown reason."""
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'drop database if exists "{name}" with (force)')
+        for statement in statements:
+            try:
+                connection.execute(statement)
+            except psycopg.errors.InternalError as error:
+                if "checkpoint request failed" not in str(error):
+                    raise
+                connection.execute(statement)
 
 
 _taken: set[int] = set()
