@@ -263,6 +263,7 @@ def test_dropped_and_restored_marts_are_made_again(warehouse: Warehouse) -> None
     warehouse.assert_expected(VARIABLES)
 
 
+@pytest.mark.heavy
 def test_marts_restored_into_another_cluster_go_on(warehouse: Warehouse, other_server: str, home: Path) -> None:
     """The snapshots of the dump mean nothing there, so the first run makes the marts again."""
     url = warehouse.database.url

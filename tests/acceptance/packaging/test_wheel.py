@@ -132,6 +132,7 @@ def use_package(run_loader: Callable[..., str], package: Path, here: Path, *sele
     assert list(here.iterdir()) == [], "something was left in the folder it was run from"
 
 
+@pytest.mark.heavy
 def test_the_unpacked_package_works_from_an_empty_folder(unpacked: Path, empty_url: str, tmp_path: Path) -> None:
     """Processes with the package in their path fill two tables of an empty database, without a checkout."""
     here = tmp_path / "empty"

@@ -260,6 +260,7 @@ def kill_after_steps(steps: Iterable[int], server: EmbeddedServer, monkeypatch: 
     return url
 
 
+@pytest.mark.heavy
 def test_c2_a_stopped_cluster_is_brought_over_after_a_killed_try(
     old: tuple[EmbeddedServer, Grants], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def advanced_dump(begun: Path, small_template: Settings, small_package: Path) ->
         yield dumped(url)
 
 
+@pytest.mark.heavy
 def test_a4_a_dump_restored_into_a_physical_copy_is_noticed(
     folder: Path, begun: Path, advanced_dump: bytes, small_home: Path
 ) -> None:

@@ -235,7 +235,7 @@ RAW = {
 }
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first run", "later run"])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.heavy), False], ids=["first run", "later run"])
 def test_b1_a_run_names_the_session_that_locks_the_raw_schema(
     first: bool, warehouse: Warehouse, impatient: Settings
 ) -> None:
