@@ -215,7 +215,7 @@ def test_any_history_gives_the_tables_the_events_alone_say(machine: type[CutMach
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=3,
+            max_examples=4,
             stateful_step_count=6,
             deadline=None,
             derandomize=True,
