@@ -276,7 +276,7 @@ def test_runs_while_anything_uses_it_and_stops_afterwards(home: Path) -> None:
     """
     server = EmbeddedServer(home, idle=0.5)
     url = server.acquire()
-    time.sleep(1.2)
+    time.sleep(1.2)  # twice the idle time: nothing reports that a server stays
     assert server.is_running()
     with psycopg.connect(url, autocommit=True) as client:
         server.release()

@@ -6,28 +6,17 @@ import psycopg
 import pytest
 
 from loader.postgres.database import Database
-from loader.settings import Settings
 from loader.transform.status import read_status
 from tests.conftest import Loader
 from tests.integration.conftest import Dbt, MakeSmall
-from tests.integration.raw.test_losses import LOSE, land
-from tests.integration.transform.test_partial_runs import COLLECTION
-from tests.support.dbt_runs import run
+from tests.integration.raw.test_losses import LOSE, make_filled
 
 
 @pytest.fixture
 def small_start(make_small: MakeSmall) -> str:
     """Return the name of a database with filled tables, with and without a model."""
-
-    def fill(database: Database, settings: Settings) -> None:
-        with database.connect(autocommit=True) as connection:
-            connection.execute(COLLECTION)
-            land(connection, "email_opened", 1, 250)
-            land(connection, "email_delivered", 301, 305)
-            land(connection, "order_placed", 401, 403)
-        run(database, settings)
-
-    return make_small("conservation_template", fill)
+    events = ("email_opened", 1, 250), ("email_delivered", 301, 305), ("order_placed", 401, 403)
+    return make_filled(make_small, "conservation_template", *events)
 
 
 @pytest.fixture

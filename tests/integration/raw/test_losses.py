@@ -32,18 +32,29 @@ def land(connection: psycopg.Connection, collection: str, first: int, last: int,
     connection.execute(EVENTS, {"source": source, "collection": collection, "first": first, "last": last})
 
 
-@pytest.fixture
-def small_start(make_small: MakeSmall) -> str:
-    """Return the name of a database with 260 events in its tables."""
+def make_filled(make_small: MakeSmall, name: str, *events: tuple[str, int, int]) -> str:
+    """Make a database with events in its tables, and return its name.
+
+    Args:
+        make_small: The fixture.
+        name: The name of the database.
+        events: Collections, each with the first and the last id of its events.
+    """
 
     def fill(database: Database, settings: Settings) -> None:
         with database.connect(autocommit=True) as connection:
             connection.execute(COLLECTION)
-            land(connection, "email_opened", 1, 250)
-            land(connection, "order_placed", 1001, 1010)
+            for collection, first, last in events:
+                land(connection, collection, first, last)
         run(database, settings)
 
-    return make_small("losses_template", fill)
+    return make_small(name, fill)
+
+
+@pytest.fixture
+def small_start(make_small: MakeSmall) -> str:
+    """Return the name of a database with 260 events in its tables."""
+    return make_filled(make_small, "losses_template", ("email_opened", 1, 250), ("order_placed", 1001, 1010))
 
 
 @pytest.fixture
