@@ -15,11 +15,14 @@ Done = Callable[[UnavailableError | None], None]
 # A delivery, its bytes, and the callback for its answer.
 Waiting = tuple[Delivery, int, Done]
 
+# Smallest number of deliveries in a full batch. The fixed cost of a commit is small against that of so many rows.
+_FULL = 24
+
 log = structlog.get_logger("loader")
 
 
 class Backlog:
-    """The deliveries that wait for a batch; call its methods from the thread of the event loop.
+    """The deliveries without an answer, waiting or under way; call its methods from the thread of the event loop.
 
     Args:
         limit: Bytes that may wait. Deliveries that are in a batch without an answer count too.
@@ -29,10 +32,24 @@ class Backlog:
         self._limit = limit
         self._waiting: deque[Waiting] = deque()
         self._bytes = 0
+        self._unanswered = 0
 
     def __len__(self) -> int:
         """Return the number of deliveries that wait for a batch."""
         return len(self._waiting)
+
+    @property
+    def under_way(self) -> int:
+        """Number of deliveries in batches without an answer."""
+        return self._unanswered - len(self._waiting)
+
+    @property
+    def full(self) -> int:
+        """Number of deliveries in a full batch: half of the deliveries without an answer, but at least 24.
+
+        The other half can then arrive, or be answered, while the database works on this batch.
+        """
+        return max(_FULL, self._unanswered // 2)
 
     def add(self, delivery: Delivery, done: Done) -> None:
         """Add a delivery to the queue.
@@ -44,13 +61,14 @@ class Backlog:
         if self._bytes + size > self._limit and self._bytes:
             raise UnavailableError("The collector's queue is full. Try again in a moment.")
         self._bytes += size
+        self._unanswered += 1
         self._waiting.append((delivery, size, done))
 
-    def take(self, limit: int) -> list[Waiting]:
-        """Remove the oldest deliveries as a batch, until the batch has `limit` bytes or nothing waits."""
-        batch = []
+    def take(self, limit: int, number: int | None = None) -> list[Waiting]:
+        """Remove the oldest deliveries as a batch: `number` deliveries at most, or those of the first `limit` bytes."""
+        batch: list[Waiting] = []
         size = 0
-        while self._waiting and size < limit:
+        while self._waiting and size < limit and len(batch) != number:
             batch.append(self._waiting.popleft())
             size += batch[-1][1]
         metrics.queue_bytes.set(self._bytes)
@@ -60,6 +78,7 @@ class Backlog:
         """Answer all deliveries of a batch: durable if the error is None."""
         for _, size, done in batch:
             self._bytes -= size
+            self._unanswered -= 1
             try:
                 done(error)
             except Exception:  # a bug in one callback must not leave other requests without answers

@@ -3,8 +3,9 @@
 No timer sets the pace. While one batch is on its way to the database, the next batch gathers. The next batch leaves
 when the first batch is committed. A single delivery waits for nothing; under load, hundreds share one commit.
 
-The event loop sends a batch over one of two asynchronous connections. A batch as large as the batch ahead leaves
-without waiting for that batch. A thread lands the batches that need more than one statement, and failed batches.
+The event loop sends a batch over one of two asynchronous connections. A batch with as many deliveries as are under way
+leaves at once, so that the database and the event loop both work. A thread lands the batches that need more than one
+statement, and failed batches.
 
 A batch that the database cannot take goes to the spool. All later batches go to the spool too, until the spool has been
 replayed. So deliveries land in their order. A row goes to quarantine only when the database reports that the row is at
@@ -37,7 +38,7 @@ from loader.runtime import metrics
 # Bytes after which a batch for an asynchronous connection is full: a larger batch would hold up the event loop.
 ASYNC_BYTES = 1_000_000
 
-# How long a small batch waits for the batch ahead. This is longer than the database usually takes for a batch.
+# How long a batch with fewer deliveries than are under way waits. The database usually takes less for a batch.
 _HOLD_SECONDS = 0.05
 
 # Longest time between two checks for a database that does not answer.
@@ -75,9 +76,7 @@ class BatchWriter:
         self._backlog = Backlog(queue_bytes)
         self._commit_seconds = commit_seconds
         self._sending = False
-        # The number of deliveries in the last batch of the pool, and the time until which a smaller batch waits for
-        # that batch.
-        self._ahead = 0
+        # The time until which a batch with fewer deliveries than are under way waits.
         self._held = 0.0
         self._holding: asyncio.TimerHandle | None = None
         # The batches for the writing thread, and whether the database has left a connection with the batch without an
@@ -181,7 +180,11 @@ class BatchWriter:
             UnavailableError: Too many bytes are waiting.
         """
         self._backlog.add(delivery, done)
-        self._send_soon()
+        if len(self._backlog) >= self._backlog.full:
+            # The database begins with a full batch while the event loop still reads the requests of this turn.
+            self._send()
+        else:
+            self._send_soon()
 
     def _send_soon(self) -> None:
         """Schedule `_send`, so that deliveries that arrive in the same turn of the event loop share a batch."""
@@ -195,13 +198,13 @@ class BatchWriter:
         while self._backlog:
             connection = None if self._spooling else self._pool.free()
             if connection:
-                is_smaller = len(self._backlog) < self._ahead and self._loop.time() < self._held
-                if is_smaller and self._pool.are_busy:
-                    # A commit costs the database 150 µs, whatever it holds. So a smaller batch waits and grows.
+                is_small = len(self._backlog) < self._backlog.under_way and self._loop.time() < self._held
+                if is_small and self._pool.are_busy:
+                    # A commit costs the database 150 µs, whatever it holds. So a small batch waits and grows.
                     if self._holding is None:
                         self._holding = self._loop.call_at(self._held, self._release)
                     return
-                batch = self._backlog.take(ASYNC_BYTES)
+                batch = self._backlog.take(ASYNC_BYTES, self._backlog.full)
                 if not self._send_by(connection, batch):
                     self._leave_to_thread(batch)
             elif self._threaded or (self._pool and not self._spooling):
@@ -237,7 +240,6 @@ class BatchWriter:
             )
             self._answer(batch, None)
 
-        self._ahead = len(batch)
         self._held = self._loop.time() + _HOLD_SECONDS
         connection.execute(statement, done)
         return True

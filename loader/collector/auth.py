@@ -33,28 +33,28 @@ def _basic_user(value: bytes) -> str:
     return _decoded(token.strip()).partition(b":")[0].decode(errors="replace")
 
 
-def shown_keys(scope: Scope, custom_header: str) -> tuple[str, ...]:
+def shown_keys(scope: Scope, custom_header: bytes) -> tuple[str, ...]:
     """Return all values in a webhook's request that may be its write key, the likeliest first.
 
-    The operator of the collector chooses the name of a further header with the key.
+    The operator of the collector chooses the name of a further header with the key, given here in lower case.
     """
-    own = header(scope, custom_header.lower().encode())
+    own = header(scope, custom_header)
     return _keys_of(own, header(scope, b"authorization").strip(), scope["query_string"])
 
 
 @lru_cache(maxsize=1024)
 def _keys_of(own: bytes, authorization: bytes, query: bytes) -> tuple[str, ...]:
     keys = [own] if own else []
+    scheme, _, token = authorization.partition(b" ")
+    token = token.strip()
+    if scheme.lower() in _SCHEMES and token:
+        if scheme.lower() == b"basic":
+            # The key may be the user, the password, or both.
+            user, _, password = _decoded(token).partition(b":")
+            keys += [part for part in (user, password) if part]
+        keys.append(token)
     if authorization:
         keys.append(authorization)
-        scheme, _, token = authorization.partition(b" ")
-        token = token.strip()
-        if scheme.lower() in _SCHEMES and token:
-            keys.append(token)
-            if scheme.lower() == b"basic":
-                # The key may be the user, the password, or both.
-                user, _, password = _decoded(token).partition(b":")
-                keys += [part for part in (user, password) if part]
     shown = [key.decode(errors="replace") for key in keys]
     return (*shown, *parse_qs(query.decode(errors="replace")).get("writeKey", ()))
 

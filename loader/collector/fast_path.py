@@ -35,14 +35,12 @@ class FastPath:
         route = self._routes.get(scope["path"])
         if route is None or scope["method"] != "POST":
             return None
-        length = -1
-        for name, value in scope["headers"]:
-            # A number with thousands of leading zeros is valid HTTP, but `int` refuses such a number.
-            if name == b"content-length" and len(value) < _LENGTH_DIGITS:
-                length = int(value)
-            elif name == b"content-length" or name in _UNUSUAL_HEADERS:
-                return None
-        return route if 0 <= length <= _BYTES else None
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        # A number with thousands of leading zeros is valid HTTP, but `int` refuses such a number.
+        if not 0 < len(length) < _LENGTH_DIGITS or not _UNUSUAL_HEADERS.isdisjoint(headers):
+            return None
+        return route if int(length) <= _BYTES else None
 
     def take(self, route: Route, scope: Scope, body: bytes, respond: Callable[[Response], None]) -> bool:
         """Submit the events of a request, if its key is known and its body has an event.
@@ -57,7 +55,10 @@ class FastPath:
             Whether the request was taken; if not, the call had no effect.
         """
         keys = route.find_keys(scope)
-        source = next((found for key in keys if (found := self._keys.find(key))), None)
+        source = None
+        for key in keys:
+            if source := self._keys.find(key):
+                break
         if source is None and (keys or not route.has_key_in_body):
             return False
         try:

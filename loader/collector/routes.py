@@ -90,7 +90,7 @@ def event_routes(settings: Settings, warehouse_id: Callable[[], str] = str) -> d
         ("/webhooks/segment", SEGMENT_WEBHOOK, settings.segment_secret.get_secret_value()),
     ):
         parse: Callable[[Scope, bytes, str], list[Part]] = partial(parser.webhook, entrance, secret)
-        find_keys = partial(shown_keys, custom_header=settings.webhook_header)
+        find_keys = partial(shown_keys, custom_header=settings.webhook_header.lower().encode())
         routes[path] = Route(path, settings.webhook_bytes, entrance, entrance, find_keys, parse)
     calls = Route(
         "/v1/batch",
@@ -170,4 +170,4 @@ class _Parser:
 
 
 def _has_origin(scope: Scope) -> bool:
-    return any(name == b"origin" for name, _ in scope["headers"])
+    return b"origin" in dict(scope["headers"])

@@ -8,7 +8,7 @@ does I/O.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -59,8 +59,17 @@ _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+|((?:\.[0-9]+)?(?:[eE][+-]?[0
 _WHOLE = re.compile(r"(-?[0-9]+)\.0+")
 
 
+class _UsualBody(msgspec.Struct, gc=False, rename="camel"):
+    """The body of a webhook with one event, whose fields have the documented types."""
+
+    event_name: str
+    user_id: str | None = None
+    email: str | None = None
+    data_fields: dict[str, Raw] = {}
+
+
 class _Body(msgspec.Struct, gc=False, rename="camel"):
-    """The body of a webhook with one event."""
+    """The body of a webhook with one event, of any types."""
 
     event_name: Raw = _ABSENT
     user_id: Raw = _ABSENT
@@ -72,11 +81,12 @@ class _Told(NamedTuple):
     """The kind, the user and the properties of an event, as read from a message."""
 
     kind: str
-    user_id: Raw
-    email: Raw
+    user_id: Raw | str | None
+    email: Raw | str | None
     fields: _Fields
 
 
+_decode_usual_body = msgspec.json.Decoder(_UsualBody).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 # A number with a fraction or an exponent stays text, because a float might not be exact.
@@ -162,6 +172,14 @@ def _exported_event(text: bytes, offset: int, kind: str) -> Event:
 
 def _read_body(text: bytes) -> _Told:
     """Return a webhook's kind, user id, e-mail and properties."""
+    try:
+        usual = _decode_usual_body(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return _read_unusual_body(text)
+    return _Told(usual.event_name, usual.user_id, usual.email, _without_nulls(usual.data_fields))
+
+
+def _read_unusual_body(text: bytes) -> _Told:
     body = decode(_decode_body, text)
     if body.event_name in (_ABSENT, _NULL):
         raise RefusedError(Reason.EVENT_NOT_DEFINED, "the body has no eventName")
@@ -174,8 +192,11 @@ def _read_body(text: bytes) -> _Told:
         fields = decode(_decode_fields, bytes(body.data_fields))
     except RefusedError:
         raise RefusedError(Reason.PROPERTIES_NOT_OBJECT, "dataFields must be an object") from None
-    kept = {name: value for name, value in fields.items() if value != _NULL}
-    return _Told(kind, body.user_id, body.email, kept)
+    return _Told(kind, body.user_id, body.email, _without_nulls(fields))
+
+
+def _without_nulls(fields: dict[str, Raw]) -> _Fields:
+    return {name: value for name, value in fields.items() if value != _NULL}
 
 
 def _read_row(text: bytes, kind: str) -> _Told:
@@ -239,14 +260,16 @@ def _event(text: bytes, offset: int, told: _Told) -> Event:
 
     created = _value(fields.get("createdAt", _ABSENT))
     moment = read_moment(created)
+    second = moment.replace(microsecond=0) if moment and moment.microsecond else moment
     # The e-mail has precedence over the user id, because every entrance has the e-mail. The user id is often missing.
-    happened = [kind.lower(), address or user or anonymous, moment.replace(microsecond=0) if moment else str(created)]
+    happened = [kind.lower(), address or user or anonymous, second or str(created)]
     message_id = _message_id(kind, happened if kind in _IDENTITY else [*happened, user], fields)
 
     traits: _Fields = {"email": address} if address else {}
     context: _Fields = {"integration": _INTEGRATION, "library": _LIBRARY, "traits": traits}
     # The column `user_id` belongs to the call's own `userId`.
-    properties = {key: value for key, value in fields.items() if key != "userId"}
+    properties = fields.copy()
+    properties.pop("userId", None)
     if kind in _WITH_CLIENT:
         _move_client(properties, context)
     if address:
@@ -292,7 +315,7 @@ def _identifier(name: str, value: object) -> str | None:
     found = _value(value)
     if found is None or found == "":
         return None
-    if isinstance(found, bool) or not isinstance(found, str | int):
+    if type(found) is not str and type(found) is not int:
         raise RefusedError(Reason.ID_NOT_STRING, f"{name} must be a string")
     return str(found)
 
@@ -310,15 +333,20 @@ def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]
     """Return the id of an event, which is the same at every entrance."""
     names = _IDENTITY.get(kind)
     if names is None:
-        names = [name for name in fields if name not in ("createdAt", "email", "userId")]
-        found = {name: _canonical(fields[name]) for name in names}
+        content = _contents(fields, [name for name in fields if name not in ("createdAt", "email", "userId")])
     else:
-        found = {name: _canonical(fields[name]) for name in names if name in fields}
+        content = _contents(fields, names)
         # `url` is Iterable's name for a link, and `linkUrl` is Segment's. Only webhooks carry both.
-        found["url"] = _canonical(fields.get("url")) or _canonical(fields.get("linkUrl"))
-        found["lists"] = _list_ids(fields)
-    content = {name: value for name, value in found.items() if value is not None}
+        if url := _canonical(fields.get("url")) or _canonical(fields.get("linkUrl")):
+            content["url"] = url
+        if lists := _list_ids(fields):
+            content["lists"] = lists
     return "iterable-" + hashlib.sha256(_encode_sorted([*happened, content])).hexdigest()[:32]
+
+
+def _contents(fields: Mapping[str, Any], names: Iterable[str]) -> _Fields:
+    """Return those of the named fields that have a value, in their canonical form."""
+    return {name: value for name in names if name in fields and (value := _canonical(fields[name])) is not None}
 
 
 def _list_ids(fields: Mapping[str, Any]) -> list[str] | None:
@@ -339,6 +367,8 @@ def _canonical(value: object) -> Any:
     """
     if isinstance(value, Raw):
         value = _value(value)
+    if value is None:
+        return None
     # Most values are text that stays as it is: it is no list, no object, and not a number such as 1.0.
     if type(value) is str and value[:1] not in ("", "{", "[") and not value.endswith("0"):
         return value
@@ -348,9 +378,9 @@ def _canonical(value: object) -> Any:
         return {k: c for k, inner in value.items() if (c := _canonical(inner)) is not None} or None
     if isinstance(value, list):
         return [_canonical(inner) for inner in value] or None
-    if value is None or value == "":
-        return None
     text = str(value)
+    if not text:
+        return None
     if text[:1] in ("{", "["):
         with suppress(msgspec.MsgspecError, RecursionError, ValueError):
             return _canonical(_decode_value(text.encode()))

@@ -17,6 +17,7 @@ _WRITTEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _COUNTED = re.compile(r"(-?\d{1,15})(?:\.(\d+))?", re.ASCII)
+_TIME_TYPES = (str, int, float)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # A smaller number counts seconds. As milliseconds it would be before March 1973; as seconds, the limit is in 5138.
@@ -32,14 +33,14 @@ def read_moment(value: object) -> datetime | None:
     Returns:
         The time in UTC; None when it is none, or none that a calendar with four-digit years has.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, _TIME_TYPES):
         return None
     text = str(value).strip()
     try:
         if written := _WRITTEN.fullmatch(text):
             day, clock, fraction, offset = written.groups()
-            moment = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{offset or 'Z'}")
-            return moment.astimezone(UTC)
+            part = f".{fraction[:6]:0<6}" if fraction else ""
+            return datetime.fromisoformat(f"{day}T{clock}{part}{offset or 'Z'}").astimezone(UTC)
         if counted := _COUNTED.fullmatch(text):
             whole, fraction = int(counted[1]), int(f"{(counted[2] or '')[:6]:0<6}")
             since = whole * 1_000_000 + (-fraction if text.startswith("-") else fraction)
@@ -51,4 +52,4 @@ def read_moment(value: object) -> datetime | None:
 
 def iso_text(moment: datetime) -> str:
     """Write a time in UTC as Segment's calls do: ISO 8601 with milliseconds and `Z`."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{moment.isoformat('T', 'milliseconds')[:-6]}Z"

@@ -438,7 +438,9 @@ def test_usual_events_take_one_statement_and_one_transaction(
     async def work(writer: BatchWriter) -> None:
         await warm_up(writer, connecting)
         (moment,) = connection.execute("select clock_timestamp()").fetchall()[0]
-        await asyncio.gather(*(writer.write(delivery(f"u{number}", n=number)) for number in range(count)))
+        parts = [range(number, min(number + 10, count)) for number in range(0, count, 10)]
+        sending = [delivery(*(f"u{number}" for number in part), n=part.start) for part in parts]
+        await asyncio.gather(*map(writer.write, sending))
         [sent] = since(connection, connecting, moment)
         assert sent.startswith(statement.decode())
 
@@ -448,14 +450,14 @@ def test_usual_events_take_one_statement_and_one_transaction(
 
 
 @pytest.mark.parametrize("hold_seconds", [SECONDS, 0.1])
-def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
+def test_a_batch_leaves_when_as_many_deliveries_wait_as_are_under_way(
     settings: Settings,
     connection: psycopg.Connection,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     hold_seconds: float,
 ) -> None:
-    """A smaller batch would cost the database as much. But a batch does not wait long for a blocked batch ahead."""
+    """A smaller batch would cost the database as much. But a batch does not wait long for a blocked batch."""
     monkeypatch.setattr(loader.buffer.batch_writer, "_HOLD_SECONDS", hold_seconds)
     connecting = Connecting(settings.database_url)
 
@@ -489,6 +491,29 @@ def test_a_batch_leaves_when_it_is_as_large_as_the_one_ahead(
     query = "select array_agg(message_id order by seq) from raw.events where message_id like 'u%' group by load_xid"
     batches = sorted(each for (each,) in connection.execute(query))
     assert batches == [["u0", "u1", "u2"], ["u3", "u4", "u5"] if hold_seconds == SECONDS else ["u3", "u4"]]
+
+
+def test_a_full_batch_leaves_while_further_requests_are_read(
+    settings: Settings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """The database would have nothing to do while the event loop reads the requests of many senders."""
+    connecting = Connecting(settings.database_url)
+
+    async def work(writer: BatchWriter) -> None:
+        await warm_up(writer, connecting)
+        answers: list[UnavailableError | None] = []
+        full = writer._backlog.full
+        for under_way in (full, 2 * full, CONNECTIONS * full):
+            for number in range(full):
+                writer.submit(delivery(f"u{under_way}-{number}", n=1), answers.append)
+            assert writer._backlog.under_way == under_way
+        assert len(writer._backlog) == full
+        await until(lambda: len(answers) == 3 * full)
+        assert not any(answers)
+
+    writing(connecting, tmp_path, work)
+    query = "select count(*) from raw.events where message_id like 'u%' group by load_xid"
+    assert len(connection.execute(query).fetchall()) == 3
 
 
 def test_a_locked_table_makes_nobody_open_connections(
