@@ -38,13 +38,14 @@ def shown_keys(scope: Scope, custom_header: bytes) -> tuple[str, ...]:
 
     The operator of the collector chooses the name of a further header with the key, given here in lower case.
     """
-    own = header(scope, custom_header)
-    return _keys_of(own, header(scope, b"authorization").strip(), scope["query_string"])
+    headers = dict(scope["headers"])
+    return _keys_of(headers.get(custom_header, b""), headers.get(b"authorization", b""), scope["query_string"])
 
 
 @lru_cache(maxsize=1024)
 def _keys_of(own: bytes, authorization: bytes, query: bytes) -> tuple[str, ...]:
     keys = [own] if own else []
+    authorization = authorization.strip()
     scheme, _, token = authorization.partition(b" ")
     token = token.strip()
     if scheme.lower() in _SCHEMES and token:

@@ -8,6 +8,8 @@ requests have seconds. Any other value is not a time, and not an error. Nothing 
 import re
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 _WRITTEN = re.compile(
     r"""
     (\d{4}-\d{2}-\d{2}) [T\ ] (\d{2}:\d{2}:\d{2})
@@ -18,6 +20,7 @@ _WRITTEN = re.compile(
 )
 _COUNTED = re.compile(r"(-?\d{1,15})(?:\.(\d+))?", re.ASCII)
 _TIME_TYPES = (str, int, float)
+_encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # A smaller number counts seconds. As milliseconds it would be before March 1973; as seconds, the limit is in 5138.
@@ -52,4 +55,5 @@ def read_moment(value: object) -> datetime | None:
 
 def iso_text(moment: datetime) -> str:
     """Write a time in UTC as Segment's calls do: ISO 8601 with milliseconds and `Z`."""
-    return f"{moment.isoformat('T', 'milliseconds')[:-6]}Z"
+    # `isoformat` takes ten times as long as the encoder, which writes microseconds, or no fraction.
+    return f"{_encode(moment)[1:20].decode()}.{moment.microsecond // 1000:03}Z"
