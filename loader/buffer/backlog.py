@@ -51,8 +51,8 @@ class Backlog:
         """
         return max(_FULL, self._unanswered // 2)
 
-    def add(self, delivery: Delivery, done: Done) -> None:
-        """Add a delivery to the queue.
+    def add(self, delivery: Delivery, done: Done) -> bool:
+        """Add a delivery to the queue, and return whether a full batch waits.
 
         Raises:
             UnavailableError: Too many bytes are waiting. While nothing waits, a delivery of any size is accepted.
@@ -63,6 +63,8 @@ class Backlog:
         self._bytes += size
         self._unanswered += 1
         self._waiting.append((delivery, size, done))
+        number = len(self._waiting)
+        return number >= _FULL and number >= self.full
 
     def take(self, limit: int, number: int | None = None) -> list[Waiting]:
         """Remove the oldest deliveries as a batch: `number` deliveries at most, or those of the first `limit` bytes."""

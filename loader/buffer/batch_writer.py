@@ -179,8 +179,7 @@ class BatchWriter:
         Raises:
             UnavailableError: Too many bytes are waiting.
         """
-        self._backlog.add(delivery, done)
-        if len(self._backlog) >= self._backlog.full:
+        if self._backlog.add(delivery, done):
             # The database begins with a full batch while the event loop still reads the requests of this turn.
             self._send()
         else:

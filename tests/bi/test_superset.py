@@ -187,7 +187,7 @@ def test_a_time_range_counts_the_messages_of_its_days(session: SupersetSession, 
     assert_equal_figures(session.query(uuid("emails_sent"), days), marts.execute(counted).fetchall())
 
 
-def test_the_names_of_a_hostile_sender_are_values(session: SupersetSession) -> None:
+def test_superset_shows_the_names_of_a_hostile_sender_unchanged(session: SupersetSession) -> None:
     """Superset runs no template in a value."""
     assert {*NAMES} <= {row[0] for row in session.query(uuid("all_campaigns"))}
 
@@ -211,7 +211,7 @@ def test_descriptions_of_columns_arrive(session: SupersetSession) -> None:
     assert "main_dttm_col: day" in dataset
 
 
-def test_the_pages_import_the_file_and_ask_for_the_password(
+def test_superset_imports_the_file_and_asks_for_the_password(
     session: SupersetSession, loader: Loader, tmp_path: Path
 ) -> None:
     """The second source has its dashboards beside the first."""
@@ -243,7 +243,9 @@ def test_a_wrong_password_of_the_reader_is_found_before_the_import(
     assert session.export() == before
 
 
-def test_a_wrong_password_of_superset_is_named(superset: str, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_of_superset_gets_an_error(
+    superset: str, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names the user and the setting."""
     monkeypatch.setenv("LOADER_SUPERSET_PASSWORD", "wrong")
     done = loader("bi", "superset", "--url", superset, "--source", "Iterable")

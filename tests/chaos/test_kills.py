@@ -34,7 +34,7 @@ def own(cluster_template: Path) -> Iterator[Settings]:
         *(pytest.param(seed, None, marks=pytest.mark.soak) for seed in range(2, 8)),
     ],
 )
-def test_what_was_answered_is_there_once_whatever_is_killed(
+def test_events_with_a_200_are_in_tracks_once_after_kills(
     own: Settings, tmp_path: Path, seed: int, kills: list[str] | None
 ) -> None:
     """They are in raw.events after the last replay, in the order of each sender, and in the tables exactly once."""

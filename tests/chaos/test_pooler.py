@@ -60,7 +60,7 @@ def pooled(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
             pooler.terminate()
 
 
-def test_events_land_once_and_nobody_takes_the_database_for_away(
+def test_events_land_once_behind_a_pooler_without_the_spool(
     pooled: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Asynchronous connections and threads meet sessions with other prepared statements. No event is spooled."""

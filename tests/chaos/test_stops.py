@@ -32,7 +32,7 @@ def own(settings: Settings, tmp_path: Path) -> Settings:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--processes=2",)], ids=["alone", "supervised"])
-def test_a_signal_stops_it_in_order(
+def test_a_signal_stops_the_collector_in_order(
     own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection, arguments: tuple[str, ...]
 ) -> None:
     """SIGTERM comes under load. Every answer was a 200 whose events have landed, and the exit code is 0."""
@@ -46,7 +46,7 @@ def test_a_signal_stops_it_in_order(
     assert list(tmp_path.glob("spool/*.segment")) == []
 
 
-def test_a_second_signal_ends_it_at_once(settings: Settings, tmp_path: Path, key: str) -> None:
+def test_a_second_signal_ends_the_collector_at_once(settings: Settings, tmp_path: Path, key: str) -> None:
     """Requests under way get no answer, so no 200 is given for a lost event."""
     with proxied(settings.database_url) as proxy:
         own = settings.model_copy(
@@ -70,7 +70,7 @@ def is_listening(port: int) -> bool:
     return any(each.laddr.port == port and each.status == psutil.CONN_LISTEN for each in psutil.net_connections("tcp"))
 
 
-def test_one_process_of_several_is_started_again(
+def test_a_killed_process_of_several_is_started_again(
     own: Settings, tmp_path: Path, key: str, connection: psycopg.Connection
 ) -> None:
     """The others continue to answer, and the events in the killed process's spool land."""

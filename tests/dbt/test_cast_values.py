@@ -73,7 +73,7 @@ def whole(text: str) -> int | None:
 @pytest.mark.parametrize(
     "text", ["0x41C3", "0X41c3", "-0x1", " 0x1", "0b11", "0B1", "0o17", "0O7", "4_310_021", "1_0.5"]
 )
-def test_a13_a_prefix_or_an_underscore_is_no_number(cast: Cast, text: str) -> None:
+def test_a13_a_text_with_a_prefix_or_an_underscore_is_no_number(cast: Cast, text: str) -> None:
     """PostgreSQL 16 and newer read such texts as numbers. In events they are identifiers."""
     [row] = cast([text])
     numbers = ("bigint", "numeric", "integer", "numeric(10,2)", "double precision")
@@ -131,6 +131,6 @@ def test_a13_a_column_of_the_type_found_holds_the_value(
 
 
 @given(SHORT)
-def test_a13_a_string_is_no_number_whatever_it_looks_like(text: str) -> None:
+def test_a13_a_string_never_has_the_type_of_a_number(text: str) -> None:
     """Only a JSON number makes a column of numbers."""
     assert type_of(text) in {"text", "timestamp with time zone"}

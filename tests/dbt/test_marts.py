@@ -189,7 +189,7 @@ def rows(connection: psycopg.Connection, query: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_a_machines_and_disorder(corners: psycopg.Connection) -> None:
+def test_a_human_opens_exclude_machines_in_any_order_of_times(corners: psycopg.Connection) -> None:
     """Opens of Apple's proxy are a machine's, times come in any order, and an id counts once."""
     assert rows(
         corners,
@@ -224,7 +224,7 @@ def test_c_events_without_message_ids_belong_to_the_last_send(corners: psycopg.C
     ]
 
 
-def test_d_a_lost_send_is_counted_above_the_line_only(corners: psycopg.Connection) -> None:
+def test_d_a_message_without_a_send_counts_no_send(corners: psycopg.Connection) -> None:
     """No send is invented."""
     assert rows(
         corners,
@@ -233,7 +233,7 @@ def test_d_a_lost_send_is_counted_above_the_line_only(corners: psycopg.Connectio
     ) == [(1, 1, 0, 1, None)]
 
 
-def test_e_bounces_and_unsubscribes(corners: psycopg.Connection) -> None:
+def test_e_bounces_have_classes_and_some_unsubscribes_have_no_message(corners: psycopg.Connection) -> None:
     """Bounces have classes, and an unsubscribe belongs to a message only if the event names one."""
     assert rows(
         corners,
@@ -252,7 +252,7 @@ def test_e_bounces_and_unsubscribes(corners: psycopg.Connection) -> None:
     ]
 
 
-def test_f_periods_of_a_subscription(corners: psycopg.Connection) -> None:
+def test_f_a_repeated_state_continues_the_period_of_a_subscription(corners: psycopg.Connection) -> None:
     """A repeated state continues a period, and an unsubscribe wins its second."""
     assert rows(
         corners,
@@ -267,7 +267,7 @@ def test_f_periods_of_a_subscription(corners: psycopg.Connection) -> None:
     ]
 
 
-def test_b_a_tap_earns_the_order(corners: psycopg.Connection) -> None:
+def test_b_an_opened_push_gets_the_credit_of_an_order(corners: psycopg.Connection) -> None:
     """The opened push is worth a click in attribution and in the funnel."""
     assert rows(
         corners,
@@ -280,7 +280,7 @@ def test_b_a_tap_earns_the_order(corners: psycopg.Connection) -> None:
     )
 
 
-def test_g_models_choose_messages(corners: psycopg.Connection) -> None:
+def test_g_attribution_models_choose_the_messages_of_a_conversion(corners: psycopg.Connection) -> None:
     """Windows include both ends, an order counts once, and two ids with one address are two people."""
     assert rows(corners, "select conversion_id, order_id from conversions where order_id is not null order by 1") == [
         ("o1", "A"),
@@ -330,7 +330,7 @@ def test_late_rows_of_another_product_s_table_are_found(corners: psycopg.Connect
     ]
 
 
-def test_more_corners(corners: psycopg.Connection) -> None:
+def test_skips_make_no_message_and_campaign_ids_have_one_form(corners: psycopg.Connection) -> None:
     """A skip makes no message, a bounced message keeps its open, and ids have one form."""
     assert rows(corners, "select sends, messages, skips from campaign_performance where campaign_id = 12") == [
         (3, 1, 1)
@@ -342,13 +342,13 @@ def test_more_corners(corners: psycopg.Connection) -> None:
     ]
 
 
-def test_h_a_day_is_a_day_of_the_zone(corners: psycopg.Connection) -> None:
+def test_h_the_day_of_a_send_depends_on_the_time_zone(corners: psycopg.Connection) -> None:
     """A send at 03:00 UTC is a send of the day before in New York."""
     assert rows(corners, "select day from messages where campaign_id = 14") == [(date(2026, 3, 3),)]
     assert rows(corners, "select day from campaign_daily where campaign_id = 14") == [(date(2026, 3, 3),)]
 
 
-def test_engagement_counts_days(corners: psycopg.Connection) -> None:
+def test_engagement_windows_end_at_as_of_date(corners: psycopg.Connection) -> None:
     """`as_of_date` before the last event leaves events out of the windows, and an engagement after it is active."""
     assert rows(
         corners,

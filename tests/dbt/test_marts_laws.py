@@ -161,7 +161,9 @@ def test_a_full_refresh_makes_the_same_rows_in_place(warehouse: Warehouse) -> No
         pytest.param(20_000, 20, marks=pytest.mark.soak),
     ],
 )
-def test_many_events_in_many_runs(server: str, home: Path, served_template: str, events: int, parts: int) -> None:
+def test_many_events_in_many_runs_make_the_expected_rows(
+    server: str, home: Path, served_template: str, events: int, parts: int
+) -> None:
     """Many events make the expected rows, and the same rows after a full refresh."""
     with own_database(server, home, served_template) as settings, open_warehouse(settings, VARIABLES) as opened:
         fill_in_parts(opened, events=events, parts=parts, with_found_columns=True)
@@ -264,7 +266,9 @@ def test_dropped_and_restored_marts_are_made_again(warehouse: Warehouse) -> None
 
 
 @pytest.mark.heavy
-def test_marts_restored_into_another_cluster_go_on(warehouse: Warehouse, other_server: str, home: Path) -> None:
+def test_marts_restored_into_another_cluster_are_made_again(
+    warehouse: Warehouse, other_server: str, home: Path
+) -> None:
     """The snapshots of the dump mean nothing there, so the first run makes the marts again."""
     url = warehouse.database.url
     with restored(url, other_server, home) as settings, open_warehouse(settings, VARIABLES) as copy:
@@ -385,7 +389,7 @@ def test_a_run_with_nothing_new_reads_no_mart(warehouse: Warehouse) -> None:
     assert count_scans(warehouse, scans) == before
 
 
-def test_an_increment_reads_no_history_and_compares_no_row_with_each_other_row(warehouse: Warehouse) -> None:
+def test_an_increment_scans_no_history_and_has_no_quadratic_join(warehouse: Warehouse) -> None:
     """The server counts no sequential scan of a collection or of a mart that grows with the events.
 
     And no plan has a nested loop over two intermediate results, whatever the planner knows of them.

@@ -90,7 +90,7 @@ def test_build_fills_tests_and_describes_everything(project: Path, served: Datab
     check_description(project)
 
 
-def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Database) -> None:
+def test_the_tests_of_the_project_find_missing_rows(project: Path, served: Database) -> None:
     """`dbt test` fails if a table lacks rows that it had."""
     dbt = partial(run_dbt, served.url, project)
     with served.connect(autocommit=True) as connection:
@@ -103,7 +103,7 @@ def test_its_own_tests_find_rows_that_went_missing(project: Path, served: Databa
     assert "tracks_is_the_union" in output
 
 
-def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, empty_url: str) -> None:
+def test_a_missing_raw_schema_gets_an_error_with_loader_migrate(project: Path, empty_url: str) -> None:
     """The error names the database and the command that creates the schema."""
     code, output = run_dbt(empty_url, project, "run")
     assert code != 0
@@ -111,7 +111,7 @@ def test_a_database_without_the_raw_schema_is_told_what_to_do(project: Path, emp
     assert "loader migrate" in output
 
 
-def test_an_older_raw_schema_is_told_the_same(project: Path, settings: Settings) -> None:
+def test_an_older_raw_schema_gets_an_error_with_loader_migrate(project: Path, settings: Settings) -> None:
     """The project of a new version needs the functions of that version."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute("drop function raw.end_transform")

@@ -18,7 +18,7 @@ def test_a_duration_is_a_number_with_a_unit_or_seconds(text: str, seconds: float
 @pytest.mark.parametrize(
     "text", ["", "s", "5 d", "-5s", "0", "0.01s", "25h", "1e3", "five", "5s5s", "٥s", "nan", "inf"]
 )
-def test_anything_else_is_refused(text: str) -> None:
+def test_a_text_that_is_no_valid_duration_is_refused(text: str) -> None:
     """Very short and very long times are refused too."""
     with pytest.raises(ValueError, match="must be a duration"):
         read_duration(text)
@@ -35,6 +35,6 @@ def test_anything_else_is_refused(text: str) -> None:
         ("no such thing LINE 3: insert into x values ('secret')", "no such thing"),
     ],
 )
-def test_a_reason_holds_no_value(message: str, told: str) -> None:
+def test_the_reason_of_an_error_contains_no_private_value(message: str, told: str) -> None:
     """The log names the failure and no value of an event."""
     assert without_values(message) == told

@@ -80,7 +80,7 @@ def has(row: Row, **values: Any) -> None:
     assert {name: row[name] for name in values} == values
 
 
-def test_corner_a_machines_proxies_and_disorder() -> None:
+def test_corner_a_an_open_by_a_machine_is_no_human_open() -> None:
     """An Apple open is a machine's, a late event finds its place, and the first call with an id counts."""
     story = Story()
     story.add("Email Delivered", "10:00:00", campaignId=7, messageId="m1")
@@ -99,7 +99,7 @@ def test_corner_a_machines_proxies_and_disorder() -> None:
     assert only(marts["link_performance"])["link"] == "https://a.example.com/X"
 
 
-def test_corner_b_two_devices() -> None:
+def test_corner_b_a_push_to_two_devices_is_one_message() -> None:
     """A bounce without a message id belongs to the send of its campaign, and a tap is worth a click."""
     story = Story()
     story.add("Push Delivered", "10:00:00", campaignId=8, messageId="p1")
@@ -115,7 +115,7 @@ def test_corner_b_two_devices() -> None:
     assert [row["recipients"] for row in marts["funnel"]] == [1, 1, 1, 1, 1]
 
 
-def test_corner_c_no_message_ids() -> None:
+def test_corner_c_an_event_without_message_id_belongs_to_the_last_send() -> None:
     """An event belongs to the last send at or before its own time, of the same user key."""
     story = Story()
     for event, clock, user in [
@@ -136,7 +136,7 @@ def test_corner_c_no_message_ids() -> None:
     }
 
 
-def test_corner_d_the_send_was_lost() -> None:
+def test_corner_d_an_open_without_its_send_makes_a_message() -> None:
     """An open alone makes a message, and no rate has a denominator."""
     story = Story()
     story.add("Email Opened", "10:00:00", campaignId=10, messageId="x")
@@ -144,7 +144,7 @@ def test_corner_d_the_send_was_lost() -> None:
     has(row, messages=1, messages_without_send=1, sends=0, unique_opens=1, open_rate=None)
 
 
-def test_corner_e_bounces_and_unsubscribes() -> None:
+def test_corner_e_three_bounces_are_one_message_that_did_not_arrive() -> None:
     """Three bounces of one message are one message that did not arrive."""
     story = Story()
     story.add("Email Delivered", "10:00:00", campaignId=11, messageId="y")
@@ -162,7 +162,7 @@ def test_corner_e_bounces_and_unsubscribes() -> None:
     assert left == {("channel", 1), ("channel", 2), ("unspecified", 0), ("list", 5)}
 
 
-def test_corner_f_subscriptions() -> None:
+def test_corner_f_a_repeated_state_continues_its_period() -> None:
     """A repeated state continues a period, and an unsubscribe wins its second."""
     story = Story()
     for event, clock, source in [
@@ -226,26 +226,26 @@ def test_corner_g_an_order_counts_once() -> None:
         ("o3", "first_click", "m:X"),
     ],
 )
-def test_corner_g_first_and_last(conversion: str, model: str, message: str) -> None:
+def test_corner_g_the_first_or_last_touch_gets_the_whole_credit(conversion: str, model: str, message: str) -> None:
     """A click 168 hours before the order is in the window of 168 hours; one of 73 hours is not in that of 72."""
     whole = {"o1": Decimal(100), "o3": Decimal(7)}[conversion]
     assert credited(conversion, model) == {message: (1, whole)}
 
 
-def test_corner_g_no_credit() -> None:
+def test_corner_g_old_touches_and_other_users_get_no_credit() -> None:
     """The opens are too old for o3, and o4 is of another user with the same address."""
     found = {(row["conversion_id"], row["model"]) for row in attribution()["attributions"]}
     assert not found & {("o3", "last_open"), ("o3", "first_open")}
     assert not any(conversion == "o4" for conversion, _ in found)
 
 
-def test_corner_g_linear() -> None:
+def test_corner_g_a_linear_model_divides_the_credit_equally() -> None:
     """The last message takes what rounding leaves."""
     third, last = (Decimal("0.333333"), Decimal("33.333333")), (Decimal("0.333334"), Decimal("33.333334"))
     assert credited("o1", "linear_open") == {"m:X": third, "m:Y": third, "m:Z": last}
 
 
-def test_corner_h_days() -> None:
+def test_corner_h_a_day_is_a_day_of_the_time_zone() -> None:
     """A day is one of the time zone."""
     story = Story()
     story.add("Email Delivered", "03:00:00", campaignId=1, messageId="x")
@@ -292,7 +292,7 @@ def test_conversions_may_be_rows_of_tracks() -> None:
     has(row, conversion_id="a", occurred_at=at("10:00:00"), user_key="a:browser", value=None)
 
 
-def test_transactional_messages_earn_only_if_they_may() -> None:
+def test_a_variable_decides_whether_transactional_messages_get_credit() -> None:
     """The channel of the message decides, wherever it stands."""
     story = Story()
     story.add("Email Delivered", "10:00:00", campaignId=1, messageId="x", channelId=30)
@@ -369,7 +369,7 @@ def test_an_unsubscribe_has_the_class_of_its_source(source: str | None, kind: st
     assert only(story.marts()["events"])["unsubscribe_class"] == kind
 
 
-def test_the_clock_of_iterable_comes_first() -> None:
+def test_iterables_time_takes_precedence_over_the_time_of_the_envelope() -> None:
     """The time of the envelope counts only where Iterable's is no time."""
     story = Story()
     for created in ("2026-03-04 09:00:00 +00:00", "2026-03-04T09:00:00.134105.000Z", None):
@@ -377,7 +377,7 @@ def test_the_clock_of_iterable_comes_first() -> None:
     assert [row["occurred_at"] for row in story.marts()["events"]] == [at("09:00:00"), at("10:00:00"), at("10:00:00")]
 
 
-def test_a_message_takes_its_parts_from_its_send() -> None:
+def test_the_attributes_of_a_message_come_from_its_send() -> None:
     """An earlier event of another type only fills gaps."""
     story = Story()
     story.add("Email Opened", "09:00:00", messageId="x", campaignId=1, templateId=4)
@@ -439,7 +439,7 @@ def test_a_funnel_of_in_app_messages_needs_no_receipt() -> None:
     assert [row["share_of_previous"] for row in funnel] == [1, 1, 1, 0, None]
 
 
-def test_three_clicks_of_one_message_are_one_message() -> None:
+def test_a_linear_model_credits_three_clicks_of_one_message_once() -> None:
     """A linear model gives the message all of the credit, by its last click."""
     story = Story()
     for clock in ("10:00:00", "10:00:01", "10:00:02"):
@@ -506,7 +506,7 @@ def test_events_after_the_day_of_the_report_are_in_no_window() -> None:
         ("2026-06-03", "dormant"),
     ],
 )
-def test_engagement_fades(today: str, level: str) -> None:
+def test_engagement_decreases_after_30_and_90_days_without_activity(today: str, level: str) -> None:
     """The limits are 30 and 90 days after the last human open or click."""
     story = Story()
     story.add("Email Opened", "10:00:00", campaignId=1, messageId="x")
@@ -566,7 +566,7 @@ def test_a_link_is_a_url_without_its_query(url: str | None, link: str | None) ->
         (None, set()),
     ],
 )
-def test_the_targets_of_a_text_are_its_whole_numbers(written: str | None, ids: set[int]) -> None:
+def test_the_target_ids_of_a_text_are_its_whole_numbers(written: str | None, ids: set[int]) -> None:
     """All else is passed over."""
     assert ids_in(written) == ids
 
@@ -585,7 +585,7 @@ def test_the_targets_of_a_text_are_its_whole_numbers(written: str | None, ids: s
         ("now", None),
     ],
 )
-def test_a_time_is_written_in_the_order_of_iso(written: str, read: datetime | None) -> None:
+def test_a_time_must_have_the_iso_format(written: str, read: datetime | None) -> None:
     """A text without an offset is UTC."""
     assert time_of(written) == read
 
@@ -693,7 +693,7 @@ def test_counts_have_one_sum_in_all_marts(name: str) -> None:
     assert whole > 0
 
 
-def test_credits_sum_to_one_and_values_to_the_value() -> None:
+def test_credits_sum_to_one_and_attributed_values_to_the_conversions_value() -> None:
     """A conversion has a whole credit in a model, or none."""
     values = {row["conversion_id"]: row["value"] for row in nasty_marts()["conversions"]}
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)

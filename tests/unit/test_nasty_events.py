@@ -45,7 +45,7 @@ def test_every_collection_occurs() -> None:
     assert {table_name(call["event"]) for call in nasty().iterable} == set(COLLECTIONS)
 
 
-def test_ids_come_twice_in_one_collection_and_in_two() -> None:
+def test_some_ids_occur_twice_in_one_or_two_collections() -> None:
     """Some of these calls differ in their values."""
     collections = defaultdict(list)
     for call in nasty().iterable:

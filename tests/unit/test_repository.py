@@ -45,7 +45,7 @@ COMMANDS = dict(commands(main))
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_every_command_explains_itself(typed: str) -> None:
+def test_every_command_and_option_has_a_description(typed: str) -> None:
     """Each option has a description too."""
     command = COMMANDS[typed]
     assert command.help, f"`{typed} --help` says nothing"
@@ -61,7 +61,7 @@ def test_the_operations_explain_every_reason_and_every_metric() -> None:
     assert [name for name in [*Reason, *counted] if f"`{name}`" not in operations] == []
 
 
-def test_the_readme_and_the_ci_use_the_targets_everybody_has() -> None:
+def test_the_readme_and_the_ci_use_targets_of_the_makefile() -> None:
     """A person can run each step of the CI by hand, under the same name."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_the_readme_and_the_ci_use_the_targets_everybody_has() -> None:
     assert re.search(r"^for target in lint test;", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_every_mark_of_a_test_that_is_left_out_has_a_target() -> None:
+def test_every_mark_that_make_test_leaves_out_has_a_target() -> None:
     """`make test` leaves out tests with a mark, and its summary names the target that runs these tests."""
     recipes = dict(re.findall(r"^([a-z-]+):.*\n\t(.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     marks = [each.split(":")[0] for each in PROJECT["tool"]["pytest"]["ini_options"]["markers"]]
@@ -115,7 +115,7 @@ def test_the_migrations_are_one_chain_of_pairs() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_module_says_why_it_exists(module: Path) -> None:
+def test_a_module_has_a_docstring_that_begins_with_a_sentence(module: Path) -> None:
     """The first docstring begins with one sentence. A package below `loader` has no code in its `__init__.py`."""
     code = module.read_text(encoding="utf-8")
     if module.name == "__init__.py" and module.parent.name != "loader":
@@ -171,7 +171,7 @@ def test_every_statement_is_read_by_the_module_it_is_named_after() -> None:
     assert read == set((ROOT / "loader").rglob("*.sql"))
 
 
-def test_modules_import_at_their_top_what_they_need() -> None:
+def test_modules_import_at_their_top_except_slow_packages() -> None:
     """The exceptions are slow packages that few commands need."""
     inside = {
         module.relative_to(ROOT).as_posix(): sorted(imported)
@@ -195,7 +195,7 @@ def imports_of_functions(code: ast.Module) -> set[str]:
     return {module.split(".")[0] for module in modules}
 
 
-def test_nothing_is_left_for_later() -> None:
+def test_no_file_has_a_mark_of_unfinished_work() -> None:
     """No file contains a mark of unfinished work."""
     kinds = ("*.py", "*.sql", "*.yml", "*.md", "*.toml")
     folders = [ROOT / name for name in ("loader", "migrations", "dbt_project", "tests", "docs")]
@@ -205,13 +205,13 @@ def test_nothing_is_left_for_later() -> None:
     assert [str(path) for path in kept if UNFINISHED.search(path.read_text(encoding="utf-8"))] == []
 
 
-def test_the_version_is_one_version() -> None:
+def test_package_metadata_and_changelog_have_the_same_version() -> None:
     """The version is the same in the package, its metadata and the changelog."""
     assert PROJECT["project"]["version"] == loader.__version__
     assert f"\n## [{loader.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_the_constraints_pin_what_is_declared_and_say_nothing_of_where_it_is() -> None:
+def test_the_constraints_pin_every_dependency_and_name_no_host() -> None:
     """Every line is a comment or a name and a version. Each dependency has a line, and no line names a host."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]

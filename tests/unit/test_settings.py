@@ -99,7 +99,9 @@ def test_every_field_has_a_tested_variable() -> None:
         ("LOADER_EVERY", "soon"),
     ],
 )
-def test_a_value_that_is_none_is_wrong_use(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_an_invalid_value_of_a_variable_is_wrong_use(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     """The message names the variable and the help. The exit code means wrong use."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(UsageError, match=rf"{variable}: .*`loader --help`") as raised:
@@ -130,7 +132,7 @@ def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch
     assert read_settings() == Settings()
 
 
-def test_d9_a_misspelt_variable_is_told_with_the_setting_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d9_a_warning_names_a_misspelt_variable_and_the_probable_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt variable has no effect, so a warning names it."""
     for name in ("LOADER_HOEM", "LOADER_ZZZZ", "LOADER_HOME", "LOADER_SCHEMA", "OTHER_HOEM"):
         monkeypatch.setenv(name, "x")

@@ -92,7 +92,7 @@ def test_a_program_has_a_session_or_a_group_of_its_own() -> None:
             assert (os.getsid(process.pid) == process.pid) == ("start_new_session" in option)
 
 
-def test_other_programs_start_as_usual() -> None:
+def test_unknown_programs_start_as_usual() -> None:
     """An unknown program starts as usual, and so does a program with another setting of Python."""
     code = "import sys; print('dbt' in sys.modules)"
     for environment in (None, os.environ | {"PYTHONUTF8": "1"}):

@@ -75,7 +75,7 @@ def test_load_transform_and_status_account_for_every_line(served_settings: Setti
     assert {t["table"]: t["rows"] for t in status["tables"]}["email_opened"] == 2
 
 
-def test_status_is_for_people_too(served_loader: Loader, events: Path) -> None:
+def test_status_without_json_prints_text(served_loader: Loader, events: Path) -> None:
     """Without --json the same numbers are text, and stderr is empty."""
     served_loader("load", str(events))
     shown = served_loader("status")
@@ -99,7 +99,7 @@ def test_status_fails_when_a_row_is_missing(served_loader: Loader, served_settin
     assert served_loader("status").returncode == 0
 
 
-def test_transform_of_some_tables(served_loader: Loader, events: Path) -> None:
+def test_transform_with_select_fills_only_the_selected_tables(served_loader: Loader, events: Path) -> None:
     """--select fills the selected tables only. A name without a match is wrong use."""
     served_loader("load", str(events))
     some = served_loader("transform", "--select", "email_opened", "--select", "email_bounced")
@@ -176,7 +176,7 @@ def test_unreachable_databases_are_named_without_their_password(home: Path) -> N
     assert "secret" not in refused.stderr + refused.stdout
 
 
-def test_a_url_of_another_database_is_wrong_use(home: Path) -> None:
+def test_a_database_url_that_is_not_postgresql_is_refused(home: Path) -> None:
     """The database must be PostgreSQL."""
     refused = loader_here(open_settings("mysql://root@localhost/db", home))("status")
     assert refused.returncode == 2

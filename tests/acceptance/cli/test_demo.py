@@ -126,7 +126,7 @@ def test_a_stopped_demo_is_continued(database: Database, settings: Settings) -> 
         assert connection.execute("select count(*) from raw.events").fetchone() == before
 
 
-def test_the_demo_of_an_earlier_version_is_left_alone(database: Database, settings: Settings) -> None:
+def test_the_demo_adds_no_events_to_a_demo_of_an_earlier_version(database: Database, settings: Settings) -> None:
     """The error names the folder to remove. The sample would otherwise mix with other events."""
     with database.connect(autocommit=True) as connection:
         insert_event(connection, "email_opened", "old")

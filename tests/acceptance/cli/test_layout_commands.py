@@ -26,7 +26,7 @@ def transform(run: Loader) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_status_and_schema_tell_what_is_new_and_what_is_stuck(
+def test_status_and_schema_show_found_columns_collisions_and_waiting_columns(
     served_loader: Loader, served_settings: Settings, tmp_path: Path
 ) -> None:
     """A blocking view, a collision, a found column and a table over the limit are named with the command that helps."""
@@ -141,7 +141,7 @@ def test_d4_schema_lists_the_tables_and_shows_columns_on_demand(served_loader: L
     ("name", "hint"),
     [("nope", "There is no table nope. `loader schema`"), ("email_opend", "Similar names: email_opened")],
 )
-def test_d4_a_table_that_is_not_there_is_wrong_use(served_loader: Loader, name: str, hint: str) -> None:
+def test_d4_schema_refuses_an_unknown_table(served_loader: Loader, name: str, hint: str) -> None:
     """The exit code means wrong use, and the error suggests similar tables."""
     for form in ((), ("--json",)):
         refused = served_loader("schema", name, *form)
@@ -149,13 +149,13 @@ def test_d4_a_table_that_is_not_there_is_wrong_use(served_loader: Loader, name: 
         assert hint in refused.stderr
 
 
-def test_d4_without_any_table_the_way_to_tables_is_named(run_loader: Loader) -> None:
+def test_d4_schema_without_tables_names_the_command_that_makes_tables(run_loader: Loader) -> None:
     """No table has been made yet, which is no error."""
     empty = run_loader("schema")
     assert (empty.returncode, empty.stdout) == (0, "No table has been made yet: `loader transform` makes them.\n")
 
 
-def test_d5_the_headline_names_the_quarantine(served_loader: Loader, tmp_path: Path) -> None:
+def test_d5_the_first_line_of_status_shows_the_quarantine(served_loader: Loader, tmp_path: Path) -> None:
     """Messages in quarantine are in no table, so the first line has their share."""
     path = tmp_path / "events.ndjson"
     good = json.dumps({"type": "track", "event": "Email Opened", "userId": "u", "messageId": "a"})

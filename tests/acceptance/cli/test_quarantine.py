@@ -66,7 +66,7 @@ def test_list_shows_open_messages(run_here: Loader, loaded: Path) -> None:
     assert set(rows[0]) == {"id", "reason", "detail", "source", "path", "offset", "bytes", "received_at", "landed"}
 
 
-def test_list_is_a_table_for_people(run_here: Loader, loaded: Path) -> None:
+def test_list_without_json_prints_a_table(run_here: Loader, loaded: Path) -> None:
     """The list has a heading and an unwrapped line for each message."""
     done = run_here("quarantine", "list")
     heading, _, *rows = done.stdout.splitlines()
@@ -75,7 +75,7 @@ def test_list_is_a_table_for_people(run_here: Loader, loaded: Path) -> None:
     assert any("trailing comma" in row and str(loaded) in row for row in rows)
 
 
-def test_list_chooses(run_here: Loader, loaded: Path) -> None:
+def test_the_options_of_list_select_messages(run_here: Loader, loaded: Path) -> None:
     """--reason, --limit and --all select messages, and --all adds landed messages."""
     assert [row["reason"] for row in listed(run_here("quarantine", "list", "--json", "--reason", "invalid_json"))] == [
         "invalid_json"
@@ -90,7 +90,7 @@ def test_list_chooses(run_here: Loader, loaded: Path) -> None:
     }
 
 
-def test_an_empty_quarantine_says_so(run_here: Loader) -> None:
+def test_list_reports_an_empty_quarantine(run_here: Loader) -> None:
     """An empty list is `[]` for scripts, and a sentence for people."""
     assert listed(run_here("quarantine", "list", "--json")) == []
     assert run_here("quarantine", "list").stdout == "Nothing is in quarantine.\n"
@@ -107,7 +107,7 @@ def test_show_prints_the_original_bytes(run_here: Loader, loaded: Path, numbers:
     assert where.startswith(f"from {loaded} at byte {len(BROKEN) + len(GOOD) + len(NOBODY) + 3}, received ")
 
 
-def test_a_message_that_is_mended_lands(
+def test_a_corrected_message_lands(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str], tmp_path: Path
 ) -> None:
     """A corrected message lands in place of the original, from a file or from stdin, in any formatting."""
@@ -128,7 +128,7 @@ def test_a_message_that_is_mended_lands(
     }
 
 
-def test_a_correction_that_is_none_is_refused(
+def test_an_invalid_correction_is_refused(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
     """The command gives the error, no event lands, and the message stays unchanged. The exit code is 3."""
@@ -147,7 +147,7 @@ def test_a_correction_that_is_none_is_refused(
     assert listed(run_here("quarantine", "list", "--json", "--reason", "invalid_json"))[0]["bytes"] == len(BROKEN)
 
 
-def test_retry_lands_what_can_land_now(
+def test_retry_lands_messages_that_have_become_acceptable(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
     """All open messages are tried. Landed messages are resolved and the others stay, with exit code 3."""
@@ -160,7 +160,9 @@ def test_retry_lands_what_can_land_now(
     assert resolutions(connection)["no_user_anon_id"] == "retried"
 
 
-def test_retry_by_reason(run_here: Loader, connection: psycopg.Connection, loaded: Path) -> None:
+def test_retry_by_reason_tries_only_the_messages_with_that_reason(
+    run_here: Loader, connection: psycopg.Connection, loaded: Path
+) -> None:
     """Only the messages with that reason are tried."""
     connection.execute("update raw.quarantine set payload = %s where resolved_at is null", (GOOD,))
     done = run_here("quarantine", "retry", "--reason", "invalid_json")
@@ -208,7 +210,7 @@ def keep_body(connection: psycopg.Connection, entrance: str, body: bytes) -> str
     return str(row[0])
 
 
-def test_a_batch_lands_and_what_is_wrong_in_it_stays(run_here: Loader, connection: psycopg.Connection) -> None:
+def test_a_retried_batch_lands_except_its_refused_calls(run_here: Loader, connection: psycopg.Connection) -> None:
     """The command gives the number of landed calls. Each refused call is a separate message."""
     broken = GOOD.replace(b'"u"', b"7").replace(b"good", b"seven")
     cut = GOOD.replace(b'"good"', rb'"cut","properties":{"x":"\ud83d"}')
@@ -240,7 +242,7 @@ def test_a_batch_lands_and_what_is_wrong_in_it_stays(run_here: Loader, connectio
     ("entrance", "form"),
     [("tracking", b'{"batch":[%b]}'), ("segment-webhook", b" [%b]\n"), ("iterable-webhook", b"[%b]")],
 )
-def test_a_body_lands_corrected(run_here: Loader, connection: psycopg.Connection, entrance: str, form: bytes) -> None:
+def test_a_corrected_body_lands(run_here: Loader, connection: psycopg.Connection, entrance: str, form: bytes) -> None:
     """A body with unbalanced brackets stays until it is corrected. Then all its calls land."""
     call = b'{"eventName":"emailOpen","email":"u@x"}' if entrance == "iterable-webhook" else GOOD
     calls = b",".join(
@@ -256,7 +258,9 @@ def test_a_body_lands_corrected(run_here: Loader, connection: psycopg.Connection
     assert resolutions(connection) == {"bad_request": "replaced"}
 
 
-def test_a_body_whose_type_only_the_path_said_lands_as_that(run_here: Loader, connection: psycopg.Connection) -> None:
+def test_a_body_without_a_type_lands_with_the_type_of_its_path(
+    run_here: Loader, connection: psycopg.Connection
+) -> None:
     """The entrance records the type."""
     number = keep_body(connection, "tracking:identify", b"userId=u")
     done = run_here("quarantine", "retry", number, "--file", "-", stdin=b'\xef\xbb\xbf{"userId":"u","traits":{}}\r\n')
@@ -264,7 +268,7 @@ def test_a_body_whose_type_only_the_path_said_lands_as_that(run_here: Loader, co
     assert connection.execute("select payload ->> 'type' from raw.events").fetchall() == [("identify",)]
 
 
-def test_a_batch_of_which_nothing_can_land_stays_as_it_is(run_here: Loader, connection: psycopg.Connection) -> None:
+def test_a_batch_without_an_acceptable_call_stays_unchanged(run_here: Loader, connection: psycopg.Connection) -> None:
     """This holds if the parser refuses its calls and if the database does."""
     for calls, why in (
         ([NOBODY, NOBODY], "no_user_anon_id: neither userId nor anonymousId"),
@@ -278,7 +282,7 @@ def test_a_batch_of_which_nothing_can_land_stays_as_it_is(run_here: Loader, conn
     assert len(listed(run_here("quarantine", "list", "--json"))) == 2
 
 
-def test_what_has_landed_does_not_land_again(
+def test_a_landed_message_does_not_land_again(
     run_here: Loader, connection: psycopg.Connection, numbers: dict[str, str]
 ) -> None:
     """A retry of a landed message is wrong use, and no other named message lands. The exit code is 2."""
@@ -302,7 +306,7 @@ def test_what_has_landed_does_not_land_again(
         (["show", "one"], "not a valid integer"),
     ],
 )
-def test_wrong_use_is_told(run_here: Loader, loaded: Path, arguments: list[str], message: str) -> None:
+def test_wrong_use_gets_an_error(run_here: Loader, loaded: Path, arguments: list[str], message: str) -> None:
     """A meaningless number or option is the caller's mistake. The exit code is 2."""
     done = run_here("quarantine", *arguments, stdin=b"")
     assert done.returncode == 2

@@ -46,7 +46,7 @@ def test_a_source_is_added_with_a_key(run_here: Loader, connection: psycopg.Conn
     assert added["write_key"] not in stored[0][3]
 
 
-def test_d1_a_key_alone_is_on_stdout(run_here: Loader) -> None:
+def test_d1_stdout_has_only_the_key(run_here: Loader) -> None:
     """A script captures the key. A person reads on stderr that the key is shown only now."""
     added = run_here("source", "add", "My Shop")
     assert re.fullmatch(r"\w[\w-]{31}\n", added.stdout)
@@ -56,7 +56,7 @@ def test_d1_a_key_alone_is_on_stdout(run_here: Loader) -> None:
     assert told(another) == ["A write key for source My Shop, shown only now:"]
 
 
-def test_d1_a_key_needs_no_source_where_there_is_one(run_here: Loader) -> None:
+def test_d1_key_add_needs_no_source_name_with_one_source(run_here: Loader) -> None:
     """The advice of a 401 works as it is written. With several sources, the error names them."""
     made = run_here("key", "add")
     assert (made.returncode, told(made)) == (0, ["A write key for source iterable, shown only now:"])
@@ -68,7 +68,7 @@ def test_d1_a_key_needs_no_source_where_there_is_one(run_here: Loader) -> None:
     ]
 
 
-def test_d1_the_advice_for_a_source_that_is_there_works_as_typed(run_here: Loader) -> None:
+def test_d1_the_advice_for_an_existing_source_works_as_typed(run_here: Loader) -> None:
     """Names with spaces and quotes are quoted for a shell."""
     for name in ("Iterable", "Bob's Shop"):
         run_here("source", "add", name, "--schema", "shop")
@@ -125,7 +125,7 @@ def test_a_source_is_added_once(run_here: Loader) -> None:
     assert told(done)[0].startswith("Error: Source Iterable exists already; `loader key add")
 
 
-def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psycopg.Connection) -> None:
+def test_a_schema_with_tables_but_no_source_is_refused(run_here: Loader, connection: psycopg.Connection) -> None:
     """A schema with tables belongs to another user. An empty schema may have been made for the loader."""
     connection.execute("create schema taken; create table taken.orders (id int); create schema prepared")
     done = run_here("source", "add", "Taken")
@@ -139,7 +139,7 @@ def test_a_schema_of_somebody_else_is_refused(run_here: Loader, connection: psyc
 @pytest.mark.parametrize(
     "schema", ["raw", "public", "information_schema", "pg_catalog", "pg_mine", "Shop", "1a", "a-b", "a" * 64]
 )
-def test_a_schema_that_cannot_be_one_is_refused(run_here: Loader, schema: str) -> None:
+def test_an_invalid_schema_name_is_refused(run_here: Loader, schema: str) -> None:
     """The database's own schemas are refused, and so are names that need quotes or would be cut.
 
     The error has a reason.
@@ -159,7 +159,7 @@ def test_a_name_without_letters_needs_a_schema(run_here: Loader) -> None:
 
 
 @pytest.mark.parametrize("label", ["prod", "a:b:c", "1a:b", "a:", ":b", "a:b c", "a:ü"])
-def test_a_label_that_is_none_is_refused(run_here: Loader, connection: psycopg.Connection, label: str) -> None:
+def test_an_invalid_label_is_refused(run_here: Loader, connection: psycopg.Connection, label: str) -> None:
     """A label is a key and a value of letters, digits and hyphens. With an invalid label, nothing is added."""
     done = run_here("source", "add", "Shop", "--label", "environment:prod", "--label", label)
     assert (done.returncode, len(told(done))) == (2, 1)
@@ -167,7 +167,7 @@ def test_a_label_that_is_none_is_refused(run_here: Loader, connection: psycopg.C
     assert connection.execute("select count(*) from raw.sources").fetchone() == (1,)
 
 
-def test_keys_come_and_go(run_here: Loader, connection: psycopg.Connection) -> None:
+def test_keys_are_added_and_revoked(run_here: Loader, connection: psycopg.Connection) -> None:
     """A source can have several keys, so a key can be replaced while another works. A revoked key stays listed."""
     first = read(run_here("key", "add", "Iterable", "--label", "old", "--json"))
     second = read(run_here("key", "add", "iterable", "--label", "new", "--json"))
@@ -189,7 +189,7 @@ def test_keys_come_and_go(run_here: Loader, connection: psycopg.Connection) -> N
     assert read(run_here("key", "list", "--json"))[0]["revoked_at"] == revoked
 
 
-def test_keys_of_one_source(run_here: Loader) -> None:
+def test_key_list_can_show_the_keys_of_one_source(run_here: Loader) -> None:
     """--source lists only the keys of that source."""
     read(run_here("source", "add", "Shop", "--json"))
     read(run_here("key", "add", "Iterable", "--json"))
@@ -205,13 +205,13 @@ def test_keys_of_one_source(run_here: Loader) -> None:
         (["key", "revoke", "99"], "There is no key 99. `loader key list` shows the keys."),
     ],
 )
-def test_what_is_not_there_is_told(run_here: Loader, arguments: list[str], message: str) -> None:
+def test_an_unknown_source_or_key_gets_an_error(run_here: Loader, arguments: list[str], message: str) -> None:
     """An unknown source or key is the caller's mistake."""
     done = run_here(*arguments)
     assert (done.returncode, told(done)) == (2, [f"Error: {message}"])
 
 
-def test_lists_of_nothing_are_for_people_and_for_scripts(run_here: Loader, connection: psycopg.Connection) -> None:
+def test_empty_lists_give_the_next_step_or_empty_json(run_here: Loader, connection: psycopg.Connection) -> None:
     """An empty list gives the next step, and in JSON it is an empty list."""
     connection.execute("truncate raw.sources, raw.write_keys")
     assert run_here("source", "list").stdout == "There is no source yet. `loader source add Iterable` adds a source.\n"
@@ -220,7 +220,9 @@ def test_lists_of_nothing_are_for_people_and_for_scripts(run_here: Loader, conne
     assert read(run_here("key", "list", "--json")) == []
 
 
-def test_several_sources_must_be_told_apart(run_here: Loader, tmp_path: Path, connection: psycopg.Connection) -> None:
+def test_load_needs_a_source_name_with_several_sources(
+    run_here: Loader, tmp_path: Path, connection: psycopg.Connection
+) -> None:
     """With one source a load needs no name. With two sources it needs a source's name or schema."""
     path = tmp_path / "events.ndjson"
     path.write_text('{"type":"track","event":"Open","userId":"u","messageId":"m"}\n', encoding="utf-8")

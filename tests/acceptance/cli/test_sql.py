@@ -47,7 +47,7 @@ def test_d8_a_query_changes_nothing(run_loader: Loader, settings: Settings, stat
         )
 
 
-def test_d8_write_keeps_what_a_statement_changes(run_loader: Loader) -> None:
+def test_d8_write_keeps_the_changes_of_a_statement(run_loader: Loader) -> None:
     """A statement without rows shows its effect, and the change is kept."""
     made = run_loader("sql", "--write", "create table public.notes (note text)")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "CREATE TABLE\n")
@@ -57,7 +57,7 @@ def test_d8_write_keeps_what_a_statement_changes(run_loader: Loader) -> None:
     assert run_loader("sql", "--write", "vacuum public.notes").returncode == 0
 
 
-def test_d8_several_statements_show_each_result_or_are_refused(run_loader: Loader) -> None:
+def test_d8_several_statements_need_write_and_show_each_result(run_loader: Loader) -> None:
     """Each result is shown."""
     refused = run_loader("sql", "select 1 as a; select 2 as b")
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -81,7 +81,7 @@ def test_d8_several_statements_show_each_result_or_are_refused(run_loader: Loade
         ("nothing_like_it", "with the schema of its source, such as iterable.email_opened"),
     ],
 )
-def test_d8_a_table_that_is_not_found_is_hinted_at(served_loader: Loader, name: str, hint: str) -> None:
+def test_d8_the_error_for_an_unknown_table_has_a_hint(served_loader: Loader, name: str, hint: str) -> None:
     """The error names the table with the schema of its source."""
     refused = served_loader("sql", f"select * from {name}")
     assert refused.returncode == 2
@@ -89,20 +89,20 @@ def test_d8_a_table_that_is_not_found_is_hinted_at(served_loader: Loader, name: 
     assert hint in refused.stderr
 
 
-def test_d8_a_failure_in_the_middle_of_the_rows_is_told(run_loader: Loader) -> None:
+def test_d8_a_failure_in_the_middle_of_the_rows_gets_an_error(run_loader: Loader) -> None:
     """The error is the same as for a statement that fails at once."""
     failed = run_loader("sql", "--format", "csv", "select 1 / (3000 - n) from generate_series(1, 5000) as n")
     assert failed.returncode == 2
     assert "division by zero" in failed.stderr
 
 
-def test_d8_a_wide_row_is_a_line_for_each_column(run_loader: Loader) -> None:
+def test_d8_format_lines_prints_a_line_for_each_column(run_loader: Loader) -> None:
     """`--format lines` numbers the rows."""
     shown = run_loader("sql", "--format", "lines", "select n as number, 'é' as letter from generate_series(1, 2) as n")
     assert shown.stdout.splitlines() == ["-- row 1", "number  1", "letter  é", "-- row 2", "number  2", "letter  é"]
 
 
-def test_d8_a_terminal_gets_lines_where_a_table_is_too_wide_and_so_many_rows(settings: Settings) -> None:
+def test_d8_a_terminal_gets_wide_tables_as_lines_and_limited_rows(settings: Settings) -> None:
     """Rows beyond the limit are announced, and a pipe gets all rows."""
     columns = ", ".join(f"'{n}' as column_number_{n}" for n in range(9))
     _, wide = run_on_terminal(settings, "sql", f"select {columns}")

@@ -30,7 +30,7 @@ def post(port: int, key: str, body: bytes) -> int:
         return error.code
 
 
-def test_d6_up_tells_events_refusals_and_unknown_keys_in_plain_lines(served_settings: Settings, tmp_path: Path) -> None:
+def test_d6_up_logs_events_refusals_and_unknown_keys_in_plain_lines(served_settings: Settings, tmp_path: Path) -> None:
     """An event counts once, however many tables have it. Every refusal has a line."""
     key = loader_here(served_settings)("key", "add").stdout.strip()
     names = ["Email Opened", "Email Opened", "Email Delivered", "Email Delivered", "SMS Sent", "SMS Sent"]

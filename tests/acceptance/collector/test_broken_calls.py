@@ -44,7 +44,7 @@ def subjects(entrance: Entrance) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("path", [*TRACKING_BATCHES, *LISTS])
-def test_a1_a_cut_character_keeps_no_call_from_landing(entrance: Entrance, path: str) -> None:
+def test_a1_all_calls_of_a_body_land_despite_a_cut_character(entrance: Entrance, path: str) -> None:
     """All calls land, and the cut character becomes U+FFFD. The original call is kept, not the body."""
     items = [item(number, path, f'"{CUT}"' if number == 7 else '"x"') for number in range(20)]
     assert_taken(entrance.collector.post(path, body_of(path, items), key=entrance.key))
@@ -75,7 +75,7 @@ def test_a1_a_call_that_cannot_be_read_is_refused_alone(
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_a1_a_cut_character_ends_no_list_of_one(entrance: Entrance, path: str) -> None:
+def test_a1_a_webhook_of_one_event_with_a_cut_character_lands(entrance: Entrance, path: str) -> None:
     """This holds for an array of one event and for the event alone."""
     for number, wrapped in enumerate(("[%s]", "%s", "\ufeff[%s]", "\ufeff%s")):
         text = wrapped % item(number, path, f'"{CUT}"')
@@ -83,7 +83,7 @@ def test_a1_a_cut_character_ends_no_list_of_one(entrance: Entrance, path: str) -
     assert subjects(entrance) == dict.fromkeys(range(4), REPAIRED)
 
 
-def test_a1_what_a_batch_shares_reaches_its_calls(entrance: Entrance) -> None:
+def test_a1_the_shared_fields_of_a_batch_reach_its_calls(entrance: Entrance) -> None:
     """This also holds if a character of a shared field or of a call is cut."""
     context = f'{{"traits": {{"city": "{CUT}"}}, "a": 1}}'
     items = [item(1, "/v1/batch"), item(2, "/v1/batch", f'"{CUT}"').replace('"type"', '"context": {"b": 2}, "type"')]
@@ -95,7 +95,7 @@ def test_a1_what_a_batch_shares_reaches_its_calls(entrance: Entrance) -> None:
     assert entrance.landed("payload ->> 'sentAt'") == ["2026-03-04T15:00:03Z"] * 2
 
 
-def test_a1_a_batch_whose_calls_cannot_be_told_apart_is_refused_whole(entrance: Entrance) -> None:
+def test_a1_a_batch_with_inseparable_calls_is_refused_whole(entrance: Entrance) -> None:
     """The reason is that of the batch, never that of a repaired character."""
     for text, reason in (
         (f'{{"batch": [{item(1, "", json.dumps("x"))}, {{"x": "{CUT}"}}', "truncated_line"),
@@ -128,7 +128,7 @@ def test_a1_segments_own_library_loses_nothing_to_a_cut_character(entrance: Entr
     assert entrance.refused("resolution") == ["repaired"]
 
 
-def test_a1_a_signed_webhook_with_a_cut_character_is_taken(entrance: Entrance) -> None:
+def test_a1_a_signed_webhook_with_a_cut_character_is_accepted(entrance: Entrance) -> None:
     """Segment signs the first event of a batch, whatever the other events contain."""
     first = forwarded()
     broken = item(2, "/webhooks/segment", f'"{CUT}"')
@@ -160,7 +160,7 @@ def test_a2_a_single_call_with_a_cut_character_lands(entrance: Entrance, kind: s
 
 
 @pytest.mark.parametrize("path", ["/v1/track", "/v1/identify", "/webhooks/segment", "/webhooks/iterable"])
-def test_a2_what_is_repaired_is_never_the_reason(entrance: Entrance, path: str) -> None:
+def test_a2_a_repaired_character_is_never_the_reason_of_a_refusal(entrance: Entrance, path: str) -> None:
     """The call cannot land for another reason."""
     fields = '"type": "track", "event": "E", "eventName": "emailOpen"'
     for broken, reason in (

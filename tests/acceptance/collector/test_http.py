@@ -77,15 +77,13 @@ def test_requests_sent_at_once_are_answered_in_their_order(entrance: Entrance) -
     assert entrance.landed("message_id") == ["a", "c", "d"]
 
 
-def test_requests_that_take_different_ways_keep_their_order(entrance: Entrance) -> None:
-    """Requests with and without a task of their own alternate, for events and for answers."""
+def test_requests_on_and_off_the_fast_path_keep_their_order(entrance: Entrance) -> None:
+    """Small requests, and requests too large for the fast path, alternate on one connection."""
     names = [f"m{number}" for number in range(12)]
+    bodies = [call(name) + b" " * (60_000 if number % 3 else 0) for number, name in enumerate(names)]
     with entrance.collector.line() as line:
         line.send(
-            b"".join(
-                request(entrance, call(name), *(["Origin: https://example.com"] if number % 3 else []))
-                for number, name in enumerate(names)
-            )
+            b"".join(request(entrance, body) for body in bodies)
             + b"GET /health HTTP/1.1\r\nHost: collector\r\n\r\n"
             + request(entrance, call("last"))
         )
@@ -138,7 +136,7 @@ def requests(entrance: Entrance) -> st.SearchStrategy[Sent]:
 
 @settings(max_examples=25)
 @given(st.data())
-def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_alone(
+def test_order_and_pieces_of_requests_do_not_change_their_answers(
     module_entrance: Entrance, data: st.DataObject
 ) -> None:
     """Earlier requests on the connection do not matter, nor whether the client has waited for their answers."""
@@ -161,7 +159,7 @@ def test_requests_in_any_order_and_in_any_pieces_are_answered_as_if_each_were_al
     assert module_entrance.landed("message_id") == [each.message_id for each, _, _ in plan if each.message_id]
 
 
-def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_is_closed(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait is the same after the first and after a later request, and no request is under way."""
     monkeypatch.setattr(loader.collector.protocol, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(loader.collector.server, "IDLE_SECONDS", 0.5)
@@ -178,7 +176,7 @@ def test_a_connection_on_which_nothing_comes_is_closed(entrance: Entrance, monke
         assert held.rest() == b""
 
 
-def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_connection_leaves_no_object_in_memory(entrance: Entrance, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later request may be under way."""
     monkeypatch.setattr(loader.collector.protocol, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(loader.collector.server, "IDLE_SECONDS", 0.2)
@@ -204,7 +202,7 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(entrance: Entrance, mo
     assert len(set(entrance.landed("message_id"))) == 10
 
 
-def test_a_key_that_is_revoked_opens_nothing_on_an_open_connection(entrance: Entrance) -> None:
+def test_a_revoked_key_is_refused_on_an_open_connection(entrance: Entrance) -> None:
     """It worked before on that connection."""
     with open_database(entrance.settings) as database, database.begin() as connection:
         shown = replace(entrance, key=add_key(connection, "Iterable"))
@@ -299,7 +297,7 @@ def test_a_request_may_come_byte_by_byte(entrance: Entrance) -> None:
     assert entrance.landed("message_id") == ["a", "b"]
 
 
-def test_a_connection_is_closed_when_its_client_wants_that(entrance: Entrance) -> None:
+def test_a_request_with_connection_close_ends_its_connection(entrance: Entrance) -> None:
     """The answer announces the end, and later bytes are not a request."""
     with entrance.collector.line() as line:
         line.send(request(entrance, call("a"), "Connection: close") + request(entrance, call("b")))
@@ -361,7 +359,7 @@ def test_c9_a_length_of_thousands_of_digits_is_too_large(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_a_collector_that_stops_answers_and_closes(entrance: Entrance) -> None:
+def test_a_stopping_collector_answers_open_requests_and_closes_connections(entrance: Entrance) -> None:
     """The request may be on any path, incomplete, or behind another request."""
     with ThreadPoolExecutor(1) as beside:
         with entrance.with_settings() as other:
@@ -431,7 +429,7 @@ def test_a_broken_chunk_is_refused(entrance: Entrance) -> None:
     assert entrance.landed("message_id") == ["a"]
 
 
-def test_what_follows_a_request_and_is_none_is_refused_in_its_turn(entrance: Entrance) -> None:
+def test_excess_bytes_after_a_body_are_refused(entrance: Entrance) -> None:
     """The bytes may be the rest of a body that is longer than announced.
 
     The request before them gets its answer first.
@@ -445,7 +443,7 @@ def test_what_follows_a_request_and_is_none_is_refused_in_its_turn(entrance: Ent
     assert entrance.landed("message_id") == ["a"]
 
 
-def test_a_body_that_ends_too_soon_is_no_event(entrance: Entrance) -> None:
+def test_a_truncated_body_lands_no_event(entrance: Entrance) -> None:
     """The announced length is longer, so the received bytes do not count as the whole body."""
     body = call("a")
     with entrance.collector.line() as line:
@@ -459,7 +457,7 @@ def test_a_body_that_ends_too_soon_is_no_event(entrance: Entrance) -> None:
 
 
 @pytest.mark.parametrize("sent", ["nothing", "one byte", "most"])
-def test_a_body_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: Collecting, sent: str) -> None:
+def test_an_incomplete_body_gets_a_timeout(entrance: Entrance, hasty: Collecting, sent: str) -> None:
     """The answer gives the reason and ends the connection."""
     body = {"nothing": b"", "one byte": b"{", "most": call("a")[:-1]}[sent]
     with hasty.line() as line:
@@ -470,7 +468,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: 
         assert line.rest() == b""
 
 
-def test_a_body_that_drips_is_not_waited_for(entrance: Entrance, hasty: Collecting) -> None:
+def test_a_slow_body_gets_a_timeout(entrance: Entrance, hasty: Collecting) -> None:
     """The limit is the time of the whole body, not the time between two bytes."""
     with hasty.line() as line:
         line.send(request(entrance, b"", length=1000))
@@ -479,7 +477,7 @@ def test_a_body_that_drips_is_not_waited_for(entrance: Entrance, hasty: Collecti
 
 
 @pytest.mark.parametrize("head", [b"POST /v", b"POST /v1/track HTTP/1.1\r\nHost: c", b"GET /health HTTP/1.1\r\n"])
-def test_a_head_that_does_not_come_is_not_waited_for(entrance: Entrance, hasty: Collecting, head: bytes) -> None:
+def test_an_incomplete_or_slow_head_gets_a_timeout(entrance: Entrance, hasty: Collecting, head: bytes) -> None:
     """This includes a head that arrives slowly, for the first request and for later requests."""
     for before in (b"", b"GET /health HTTP/1.1\r\n\r\n"):
         for dripping in (b"", b"a"):
@@ -500,7 +498,7 @@ def test_a_head_without_end_is_refused(entrance: Entrance) -> None:
         assert line.rest() == b""
 
 
-def test_a_client_may_end_when_it_has_said_everything(entrance: Entrance) -> None:
+def test_a_half_closed_connection_gets_its_answers(entrance: Entrance) -> None:
     """The client gets its answers."""
     with entrance.collector.line() as line:
         line.send(request(entrance, call("a")) + request(entrance, call("b")))
@@ -511,7 +509,7 @@ def test_a_client_may_end_when_it_has_said_everything(entrance: Entrance) -> Non
     assert entrance.landed("message_id") == ["a", "b"]
 
 
-def test_who_asks_before_sending_is_told_to_go_on(entrance: Entrance) -> None:
+def test_a_request_with_expect_gets_100_continue(entrance: Entrance) -> None:
     """If the announced body is too large, the client gets that error instead."""
     with entrance.collector.line() as line:
         line.send(request(entrance, b"", "Expect: 100-continue", length=len(call("a"))))
@@ -523,7 +521,7 @@ def test_who_asks_before_sending_is_told_to_go_on(entrance: Entrance) -> None:
         assert line.rest() == b""
 
 
-def test_the_answer_to_far_too_much_can_be_read(entrance: Entrance) -> None:
+def test_the_answer_to_a_far_too_large_body_can_be_read(entrance: Entrance) -> None:
     """The client reads only after it has sent everything."""
     with entrance.collector.line() as line:
         line.send(request(entrance, b" " * 20_000_000))
@@ -541,7 +539,7 @@ def test_http_1_0_is_answered_and_closed(entrance: Entrance) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 60, 200, 250, 330])
-def test_who_would_rather_have_another_protocol_gets_this_one(entrance: Entrance, cut: int) -> None:
+def test_an_upgrade_request_is_answered_in_http_1_1(entrance: Entrance, cut: int) -> None:
     """Java's client and `curl --http2` ask for an upgrade. The connection continues."""
     data = request(entrance, call("a"), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAA")
     with entrance.collector.line() as line:
@@ -553,7 +551,7 @@ def test_who_would_rather_have_another_protocol_gets_this_one(entrance: Entrance
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n", b"CONNECT a:80 HTTP/1.1\r\n\r\n"])
-def test_what_is_no_http_is_refused(entrance: Entrance, data: bytes) -> None:
+def test_bytes_that_are_not_http_are_refused(entrance: Entrance, data: bytes) -> None:
     """Such bytes may be TLS on a port without TLS."""
     with entrance.collector.line() as line:
         line.send(data)
@@ -574,7 +572,7 @@ def test_what_is_no_http_is_refused(entrance: Entrance, data: bytes) -> None:
         ("POST", "/v1/track%2F%E2%9C%93", None),
     ],
 )
-def test_what_is_not_there_is_told_so(entrance: Entrance, method: str, path: str, allow: str | None) -> None:
+def test_an_unknown_path_or_method_gets_an_error(entrance: Entrance, method: str, path: str, allow: str | None) -> None:
     """The answer is JSON and names the allowed methods."""
     reply = entrance.collector.send(method, path)
     assert_refused(reply, *((405, "method_not_allowed") if allow else (404, "not_found")))
@@ -590,14 +588,14 @@ def test_the_answer_to_head_has_no_body(entrance: Entrance, path: str) -> None:
         assert line.reply().json == {"status": "ok"}
 
 
-def test_it_says_how_it_is(entrance: Entrance) -> None:
+def test_health_and_ready_report_the_state_of_the_collector(entrance: Entrance) -> None:
     """The collector is alive, and can make events durable in the database."""
     assert entrance.collector.get("/health").json == {"status": "ok"}
     ready = entrance.collector.get("/ready")
     assert (ready.status, ready.json) == (200, {"status": "ready", "writing_to": "database"})
 
 
-def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
+def test_without_the_database_the_collector_needs_a_spool_to_be_ready(
     entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without database and spool it is alive but not ready, and asks clients to try again."""
@@ -616,7 +614,7 @@ def test_without_the_database_it_is_ready_as_long_as_it_has_a_spool(
         wait_until(lambda: entrance.landed("message_id") == ["a"], "the spooled event")
 
 
-def test_more_than_it_may_hold_is_refused_for_the_moment(entrance: Entrance) -> None:
+def test_a_request_beyond_the_queue_limit_gets_503(entrance: Entrance) -> None:
     """Another request is under way. The answer is the same as without a database."""
     with entrance.with_settings(queue_bytes=1) as collector, collector.line() as line:
         for name in ("a", "b"):
@@ -668,7 +666,7 @@ def test_requests_of_every_route_take_the_fast_path(entrance: Entrance, path: st
     assert value(entrance.collector, "loader_fast_requests_total") == before + 2
 
 
-def test_it_counts_what_it_does(entrance: Entrance) -> None:
+def test_the_metrics_count_requests_and_events(entrance: Entrance) -> None:
     """The metrics have Prometheus' format."""
     before = values(entrance.collector)
     batch = {"batch": [json.loads(call("a")) | {"type": "track"}, {}]}
@@ -721,18 +719,18 @@ def serve_beside_idle(entrance: Entrance, count: int) -> None:
     assert len(entrance.landed()) == 50
 
 
-def test_thousands_who_say_nothing_keep_nobody_from_sending(entrance: Entrance) -> None:
+def test_two_thousand_idle_connections_do_not_block_requests(entrance: Entrance) -> None:
     """A connection without a request costs little."""
     serve_beside_idle(entrance, 2000)
 
 
 @pytest.mark.soak
-def test_ten_thousand_who_say_nothing_keep_nobody_from_sending(entrance: Entrance) -> None:
+def test_ten_thousand_idle_connections_do_not_block_requests(entrance: Entrance) -> None:
     """The same with ten thousand connections."""
     serve_beside_idle(entrance, 10_000)
 
 
-def test_processes_share_a_port_and_their_log_tells_nothing_of_anybody(entrance: Entrance) -> None:
+def test_processes_share_a_port_and_log_no_payload_or_key(entrance: Entrance) -> None:
     """The metrics are those of all processes. Errors are logged in JSON, without a payload, an address or a key."""
     secret = "s3cr3t-value"
     environment = os.environ | {

@@ -79,7 +79,7 @@ def test_every_answer_is_as_documented(entrance: Entrance, label: str, mode: str
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("label", "mode"), FUZZED)
-def test_every_answer_is_as_documented_for_long(entrance: Entrance, label: str, mode: str) -> None:
+def test_every_answer_to_many_requests_is_as_documented(entrance: Entrance, label: str, mode: str) -> None:
     """The same with more requests."""
     fuzz(entrance, label, mode, 1000)
 

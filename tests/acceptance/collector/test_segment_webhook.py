@@ -59,7 +59,7 @@ def test_a_forwarded_event_lands_as_it_is(entrance: Entrance) -> None:
     assert entrance.landed("to_char(received_at at time zone 'utc', 'HH24:MI:SS.MS')") == ["03:04:05.678"] * 2
 
 
-def test_of_a_batch_the_good_events_land_and_the_bad_ones_are_kept(entrance: Entrance) -> None:
+def test_the_good_events_of_a_batch_land_and_bad_events_are_kept(entrance: Entrance) -> None:
     """Each bad event has its reason and its bytes, with white space."""
     items = [event(), event(userId=None), 7, event(messageId="m2")]
     assert_taken(send(entrance, json.dumps(items, indent=2)))
@@ -68,7 +68,7 @@ def test_of_a_batch_the_good_events_land_and_the_bad_ones_are_kept(entrance: Ent
     assert entrance.refused("entrance") == ["segment-webhook"] * 2
 
 
-def test_the_largest_batch_segment_sends_lands(entrance: Entrance) -> None:
+def test_the_largest_batch_of_segment_lands(entrance: Entrance) -> None:
     """A batch of 4,000 events has more bytes than the tracking API accepts."""
     items = [event(messageId=f"m{number}", properties={"x": "y" * 200}) for number in range(4000)]
     assert_taken(send(entrance, items))
@@ -88,7 +88,7 @@ def test_the_largest_batch_segment_sends_lands(entrance: Entrance) -> None:
         ([[]], "not_object"),
     ],
 )
-def test_what_holds_no_event_is_told_so_and_kept(entrance: Entrance, body: Any, code: str) -> None:
+def test_a_webhook_without_a_valid_event_gets_an_error(entrance: Entrance, body: Any, code: str) -> None:
     """The status is 400, and Segment gives up."""
     reply = send(entrance, body)
     assert reply.status == 400
@@ -112,7 +112,7 @@ def test_what_holds_no_event_is_told_so_and_kept(entrance: Entrance, body: Any, 
         "basic of segment:{key}",
     ],
 )
-def test_the_key_may_stand_in_authorization_in_any_form(entrance: Entrance, form: str) -> None:
+def test_the_key_may_be_in_authorization_in_any_form(entrance: Entrance, form: str) -> None:
     """The form depends on the person who configured the webhook."""
     text = form.replace("{key}", entrance.key)
     if text.startswith("basic of "):
@@ -120,7 +120,7 @@ def test_the_key_may_stand_in_authorization_in_any_form(entrance: Entrance, form
     assert_taken(entrance.collector.post(PATH, event(), headers={"Authorization": text}))
 
 
-def test_the_key_may_stand_in_a_header_of_ones_own_or_in_the_query(entrance: Entrance) -> None:
+def test_the_key_may_be_in_another_header_or_in_the_query(entrance: Entrance) -> None:
     """An Authorization header for another party may be present."""
     other = {"Authorization": "Bearer for.the.proxy"}
     assert_taken(entrance.collector.post(PATH, event(), headers=other | {"X-Write-Key": entrance.key}))
@@ -130,14 +130,14 @@ def test_the_key_may_stand_in_a_header_of_ones_own_or_in_the_query(entrance: Ent
     assert entrance.landed("source") == ["iterable", "second", "iterable"]
 
 
-def test_a_webhook_without_a_known_key_is_told_so(entrance: Entrance) -> None:
+def test_a_webhook_without_a_known_key_is_refused(entrance: Entrance) -> None:
     """The collector refuses it before it reads the body."""
     for headers in ({}, {"Authorization": "Bearer nobody"}, {"X-Write-Key": "a", "Authorization": "b"}):
         assert_refused(entrance.collector.post(PATH, event(), headers=headers), 401, "invalid_write_key")
     assert entrance.landed() == entrance.refused() == []
 
 
-def test_answering_as_segment_does_hides_what_is_wrong(entrance: Entrance) -> None:
+def test_answering_as_segment_does_hides_errors(entrance: Entrance) -> None:
     """This covers an unknown key and an event that goes to quarantine."""
     with entrance.with_settings(segment_answers=True) as collector:
         assert_taken(collector.post(PATH, event(), headers={"Authorization": "nobody"}))
@@ -146,7 +146,7 @@ def test_answering_as_segment_does_hides_what_is_wrong(entrance: Entrance) -> No
     assert entrance.refused() == ["no_user_anon_id"]
 
 
-def test_a_signed_webhook_is_taken(entrance: Entrance, signing: Collecting) -> None:
+def test_a_signed_webhook_is_accepted(entrance: Entrance, signing: Collecting) -> None:
     """The signature is that of the body as JavaScript writes it. For a batch, it is that of the first event."""
     body = event(event="Émail ✓", properties={"a": [1.5, None, True]})
     assert_taken(send(entrance, compact(body), signing, **signature(body)))
@@ -156,7 +156,7 @@ def test_a_signed_webhook_is_taken(entrance: Entrance, signing: Collecting) -> N
     assert sorted(entrance.landed("message_id")) == ["m1", "m1", "m1", "m1", "m2", "m3"]
 
 
-def test_segments_example_is_signed_right(entrance: Entrance, signing: Collecting) -> None:
+def test_the_signature_of_segments_example_is_valid(entrance: Entrance, signing: Collecting) -> None:
     """The example asks for a user's deletion, so it is not an event. Its signature is valid."""
     body = '{"type":"delete","userId":"019mr8mf4r","timestamp":"2012-12-02T00:30:08.276Z"}'
     reply = send(entrance, body, signing, **{"X-Signature": "ec890cbd94f0c6f339496c0a426896ffb0bada93"})

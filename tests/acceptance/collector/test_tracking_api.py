@@ -92,7 +92,7 @@ def test_items_go_to_the_sources_of_their_own_keys(entrance: Entrance) -> None:
     ]
 
 
-def test_the_requests_key_comes_before_those_in_its_body(entrance: Entrance) -> None:
+def test_the_key_of_a_request_comes_before_keys_in_its_body(entrance: Entrance) -> None:
     """Libraries send the same key in both places, and neither is stored."""
     body = {"batch": [call(writeKey=entrance.other_key)], "writeKey": entrance.other_key}
     assert_taken(entrance.collector.post("/v1/batch", body, key=entrance.key))
@@ -102,14 +102,14 @@ def test_the_requests_key_comes_before_those_in_its_body(entrance: Entrance) -> 
 
 @pytest.mark.parametrize("path", ["/v1/track", "/v1/batch"])
 @pytest.mark.parametrize("key", [None, "", "unknown"])
-def test_an_unknown_key_is_told_so(entrance: Entrance, path: str, key: str | None) -> None:
+def test_an_unknown_key_is_refused(entrance: Entrance, path: str, key: str | None) -> None:
     """The status is 401, and no part of the request is kept."""
     body = call() if path == "/v1/track" else {"batch": [call()]}
     assert_refused(entrance.collector.post(path, body, key=key), 401, "invalid_write_key")
     assert entrance.landed() == entrance.refused() == []
 
 
-def test_a_key_is_good_at_once_and_no_longer_once_it_is_revoked(entrance: Entrance) -> None:
+def test_a_new_key_works_at_once_and_a_revoked_key_is_refused(entrance: Entrance) -> None:
     """No restart is needed, and the use of the key is recorded."""
     with open_database(entrance.settings) as database:
         with database.begin() as connection:
@@ -148,7 +148,7 @@ def test_two_calls_without_an_id_are_two_rows(entrance: Entrance) -> None:
     assert max(len(first), len(second)) <= 100
 
 
-def test_a_compressed_body_is_taken(entrance: Entrance) -> None:
+def test_a_compressed_body_is_accepted(entrance: Entrance) -> None:
     """The body may have several gzip members (vector 71)."""
     headers = {"Content-Encoding": "gzip"}
     data = json.dumps(call()).encode()
@@ -157,7 +157,7 @@ def test_a_compressed_body_is_taken(entrance: Entrance) -> None:
     assert entrance.landed() == [call(), call()]
 
 
-def test_plain_text_is_taken_for_json(entrance: Entrance) -> None:
+def test_plain_text_is_read_as_json(entrance: Entrance) -> None:
     """Browsers send plain text, and a byte order mark is skipped (vector 72)."""
     headers = {"Content-Type": "text/plain"}
     for text in (json.dumps(call()), "\ufeff" + json.dumps(call(), indent=1)):
@@ -177,7 +177,7 @@ def test_plain_text_is_taken_for_json(entrance: Entrance) -> None:
         ({"traits": "t"}, "traits_not_object"),
     ],
 )
-def test_a_call_with_something_wrong_is_told_so_and_kept(
+def test_an_invalid_call_gets_an_error_and_is_kept(
     entrance: Entrance, segmentlike: Collecting, fields: dict[str, Any], code: str
 ) -> None:
     """The code is Segment's. With Segment's answers the status is 200, and the call is kept too (vector 66)."""
@@ -190,7 +190,7 @@ def test_a_call_with_something_wrong_is_told_so_and_kept(
 
 
 @pytest.mark.parametrize("name", ["name", "category"])
-def test_a_page_with_an_empty_name_is_told_so(entrance: Entrance, name: str) -> None:
+def test_a_page_with_an_empty_name_is_refused(entrance: Entrance, name: str) -> None:
     """Segment refuses such a page too."""
     assert_refused(
         entrance.collector.post("/v1/page", {"userId": "u", name: ""}, key=entrance.key), 400, f"{name}_not_string"
@@ -209,7 +209,7 @@ def test_a_page_with_an_empty_name_is_told_so(entrance: Entrance, name: str) -> 
         (b"\xff", "invalid_utf8"),
     ],
 )
-def test_what_cannot_be_read_is_told_so_and_kept(
+def test_an_unreadable_body_gets_an_error_and_is_kept(
     entrance: Entrance, segmentlike: Collecting, path: str, text: str | bytes, code: str
 ) -> None:
     """The status is 400, with Segment's answers too (vector 70)."""
@@ -229,7 +229,7 @@ def test_a_body_that_cannot_be_read_is_kept_without_its_key(entrance: Entrance) 
 
 
 @pytest.mark.parametrize("body", ["", " ", '{"batch":[]}', '{"batch":{}}', "{}"])
-def test_a_batch_without_calls_is_told_so(entrance: Entrance, body: str) -> None:
+def test_a_batch_without_calls_gets_an_error(entrance: Entrance, body: str) -> None:
     """Such a batch has no events."""
     reply = entrance.collector.post("/v1/batch", body, key=entrance.key)
     assert_refused(
@@ -237,7 +237,7 @@ def test_a_batch_without_calls_is_told_so(entrance: Entrance, body: str) -> None
     )
 
 
-def test_of_a_batch_the_good_calls_land_and_the_bad_ones_are_kept(entrance: Entrance) -> None:
+def test_the_good_calls_of_a_batch_land_and_bad_calls_are_kept(entrance: Entrance) -> None:
     """Each bad call has its reason, and the answer is success (vector 73)."""
     items = [call(), {"userId": "u"}, [], call(messageId="m2"), call(userId=5), "call", None]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": items}, key=entrance.key))
@@ -289,7 +289,7 @@ def test_the_largest_batches_of_segments_libraries_pass(entrance: Entrance, coun
     assert len(entrance.landed()) == count
 
 
-def test_calls_beyond_the_number_go_to_quarantine(entrance: Entrance, small: Collecting) -> None:
+def test_calls_beyond_the_limit_of_a_batch_go_to_quarantine(entrance: Entrance, small: Collecting) -> None:
     """The answer is success, as at Segment."""
     calls = [call(messageId=f"m{number}") for number in range(5)]
     assert_taken(small.post("/v1/batch", {"batch": calls}, key=entrance.key))
@@ -298,7 +298,7 @@ def test_calls_beyond_the_number_go_to_quarantine(entrance: Entrance, small: Col
     assert [json.loads(payload)["messageId"] for payload in entrance.refused("payload")] == ["m3", "m4"]
 
 
-def test_the_number_of_calls_segment_takes_is_taken(entrance: Entrance) -> None:
+def test_a_batch_may_have_2500_calls(entrance: Entrance) -> None:
     """The limit is 2,500 calls."""
     calls = [{"userId": "u", "event": "E", "messageId": str(number)} for number in range(2501)]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": calls}, key=entrance.key))
@@ -335,7 +335,7 @@ def test_the_clients_address_is_added_where_segment_adds_it(
     assert entrance.landed("payload #>> '{context,ip}'") == [address, address]
 
 
-def test_a_proxy_nobody_trusts_is_the_client(entrance: Entrance) -> None:
+def test_the_address_of_an_untrusted_proxy_is_the_clients_address(entrance: Entrance) -> None:
     """Its header does not count."""
     with entrance.with_settings(trusted_proxies="") as collector:
         headers = {"Origin": "https://shop.example", "X-Forwarded-For": "198.51.100.7"}
@@ -363,14 +363,14 @@ def test_browsers_of_any_origin_may_send(entrance: Entrance) -> None:
         assert (reply.status, reply.headers["access-control-allow-origin"]) == (status, "*")
 
 
-def test_what_a_library_says_of_itself_is_taken_and_dropped(entrance: Entrance) -> None:
+def test_the_metrics_of_a_library_are_accepted_and_dropped(entrance: Entrance) -> None:
     """analytics.js sends its own metrics without a key."""
     assert_taken(entrance.collector.post("/v1/m", {"series": []}))
     assert entrance.landed() == entrance.refused() == []
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_segments_own_library_needs_no_more_than_another_host(entrance: Entrance, compressed: bool) -> None:
+def test_segments_library_needs_only_another_host(entrance: Entrance, compressed: bool) -> None:
     """Its calls of every kind land, and it gets no error."""
     errors: list[Exception] = []
     client = Client(
@@ -391,7 +391,7 @@ def test_segments_own_library_needs_no_more_than_another_host(entrance: Entrance
     assert all(sent_at for sent_at in entrance.landed("payload ->> 'sentAt'"))
 
 
-def test_segments_own_library_gives_up_what_can_never_land(entrance: Entrance) -> None:
+def test_segments_library_does_not_repeat_a_refused_request(entrance: Entrance) -> None:
     """The library reads code and message of the answer, and does not repeat a refused request for minutes."""
     errors: list[Exception] = []
     client = Client(

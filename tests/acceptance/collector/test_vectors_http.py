@@ -18,13 +18,13 @@ BASE: dict[str, Any] = {
 }
 
 
-def test_vector_60_integrations_keep_nothing_out(entrance: Entrance) -> None:
+def test_vector_60_integrations_with_all_false_exclude_no_event(entrance: Entrance) -> None:
     """`All: false` does not apply to warehouses."""
     assert_taken(entrance.collector.post("/v1/track", BASE | {"integrations": {"All": False}}, key=entrance.key))
     assert entrance.landed("collection") == ["email_opened"]
 
 
-def test_vector_61_integrations_keep_calls_out_of_warehouses(entrance: Entrance) -> None:
+def test_vector_61_integrations_can_exclude_calls_from_the_tables(entrance: Entrance) -> None:
     """The field is in the call or in its batch. The calls are in raw and have no collection."""
     excluded = {"integrations": {"Warehouses": {"all": False}}}
     elsewhere = {"integrations": {"Warehouses": {"warehouseIds": ["elsewhere"]}}}
@@ -38,7 +38,7 @@ def test_vector_61_integrations_keep_calls_out_of_warehouses(entrance: Entrance)
     assert entrance.landed("collection") == [None, None, "email_opened", "email_opened", None, None]
 
 
-def test_vector_63_a_batch_gives_its_calls_when_it_was_sent(entrance: Entrance) -> None:
+def test_vector_63_calls_get_the_sent_at_of_their_batch(entrance: Entrance) -> None:
     """Each of the three calls has the batch's `sentAt`."""
     batch = [BASE | {"messageId": f"m{number}"} for number in range(3)]
     body = {"batch": batch, "sentAt": "2026-03-04T15:00:00.000Z"}
@@ -58,7 +58,7 @@ def test_vector_64_basic_authentication_is_the_key_and_a_colon(entrance: Entranc
     assert entrance.landed("message_id") == ["m1"]
 
 
-def test_vector_66_a_call_of_nobody_is_not_stored_in_tables(entrance: Entrance) -> None:
+def test_vector_66_a_call_without_a_user_goes_to_quarantine(entrance: Entrance) -> None:
     """The call goes to quarantine with Segment's own reason."""
     nobody = {name: value for name, value in BASE.items() if name != "userId"}
     assert_refused(entrance.collector.post("/v1/track", nobody, key=entrance.key), 400, "no_user_anon_id")
@@ -101,7 +101,7 @@ def test_vector_72_plain_text_is_accepted(entrance: Entrance) -> None:
     assert entrance.landed("collection") == ["email_opened"]
 
 
-def test_vector_73_a_bad_item_does_not_cost_the_good_ones(entrance: Entrance) -> None:
+def test_vector_73_good_items_land_beside_a_bad_item(entrance: Entrance) -> None:
     """The good items are stored, and the bad item is in quarantine."""
     batch = [BASE, {"type": "track", "event": "Email Opened"}, BASE | {"messageId": "m3"}]
     assert_taken(entrance.collector.post("/v1/batch", {"batch": batch}, key=entrance.key))

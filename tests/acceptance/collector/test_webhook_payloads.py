@@ -54,7 +54,9 @@ def test_a_webhook_becomes_the_row_of_its_track_call(
     assert [meant[column] for column in differing] == [None] * len(differing)
 
 
-def test_tracks_has_both(connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str]) -> None:
+def test_tracks_has_the_webhook_and_the_track_call(
+    connection: psycopg.Connection[dict[str, Any]], ids: dict[str, str]
+) -> None:
     """The names are those of their tables."""
     rows = connection.execute("select id, event, event_text from iterable.tracks").fetchall()
     found = {row["id"]: (row["event"], row["event_text"]) for row in rows}

@@ -24,7 +24,7 @@ def cdp(run_loader: Loader, receiver: Receiver) -> str:
     return "cdp"
 
 
-def test_a_destination_gets_the_events_and_shows_how_far_it_is(
+def test_a_destination_gets_the_events_and_shows_its_progress(
     run_loader: Loader, connection: psycopg.Connection, receiver: Receiver, cdp: str
 ) -> None:
     """From `destination add` to the numbers in every status."""
@@ -59,7 +59,7 @@ def test_a_lost_event_shows_in_the_status(
     assert json.loads(done.stdout)["lost_deliveries"][0]["events"] == 2
 
 
-def test_pause_resume_and_remove(
+def test_a_destination_can_be_paused_resumed_and_removed(
     run_loader: Loader, connection: psycopg.Connection, receiver: Receiver, cdp: str
 ) -> None:
     """A paused destination gets nothing, and a removed one leaves nothing."""
@@ -138,13 +138,15 @@ def test_wrong_use_is_one_line_without_the_secret(run_loader: Loader, arguments:
     assert KEY not in done.stdout + done.stderr
 
 
-def test_a_name_is_given_once(run_loader: Loader, cdp: str) -> None:
+def test_a_second_destination_of_one_name_is_refused(run_loader: Loader, cdp: str) -> None:
     """The message names the command that lists the names."""
     done = run_loader("destination", "add", "cdp", "--kind", "webhook", "--url", "https://host")
     assert (done.returncode, "loader destination list" in done.stderr) == (2, True)
 
 
-def test_a_key_that_everybody_may_read_is_a_warning(run_loader: Loader, database: Database, tmp_path: Path) -> None:
+def test_a_key_file_that_all_users_may_read_gets_a_warning(
+    run_loader: Loader, database: Database, tmp_path: Path
+) -> None:
     """A file of Docker's or Kubernetes' secrets has such rights, so the destination is added."""
     place = tmp_path / "key"
     place.write_text("secret")
@@ -191,7 +193,9 @@ def test_filters_are_changed_part_by_part(
     assert json.loads(run_loader("destination", "filter", "cdp", "--clear").stdout) == {}
 
 
-def test_a_marked_event_tries_the_receiver(run_loader: Loader, receiver: Receiver, cdp: str) -> None:
+def test_destination_test_can_send_a_marked_event_to_the_receiver(
+    run_loader: Loader, receiver: Receiver, cdp: str
+) -> None:
     """The answer decides the exit code."""
     assert run_loader("destination", "test", "cdp", "--send").returncode == 0
     assert [call["event"] for call in receiver.taken] == ["Loader Test"]
@@ -245,7 +249,7 @@ def test_a_replay_says_how_many_events_it_has_and_sends_them_again(
     assert run_loader("forward", "replay", "cdp", "--since", "yesterday").returncode == 2
 
 
-def test_a_filter_on_a_source_that_is_not_there_says_so(run_loader: Loader, cdp: str) -> None:
+def test_a_filter_on_an_unknown_source_gets_a_warning(run_loader: Loader, cdp: str) -> None:
     """A wrong name would keep every call back in silence."""
     done = run_loader("destination", "filter", "cdp", "--sources", "app", "--sources", "iterable")
     assert json.loads(done.stdout) == {"sources": ["app", "iterable"]}

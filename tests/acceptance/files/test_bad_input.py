@@ -180,7 +180,7 @@ def test_odd_lines_land_as_they_are(run_here: Loader, connection: psycopg.Connec
         pytest.param(None, "No such file or directory", id="missing"),
     ],
 )
-def test_a_bad_file_is_named_and_the_others_land(
+def test_a_bad_file_is_named_and_good_files_land(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, data: bytes | None, message: str
 ) -> None:
     """One line names a file that cannot be read completely, and the exit code is 1. The other file lands."""
@@ -198,7 +198,7 @@ def test_a_bad_file_is_named_and_the_others_land(
     assert quarantined(connection) == []
 
 
-def test_an_empty_file_is_no_mistake(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
+def test_an_empty_file_is_no_error(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
     """An hour without events is no error."""
     (tmp_path / "empty").touch()
     done = run_here("load", str(tmp_path / "empty"))
@@ -213,7 +213,7 @@ def test_an_empty_file_is_no_mistake(run_here: Loader, connection: psycopg.Conne
         ("*.ndjson", "Error: No file matches {home}/*.ndjson."),
     ],
 )
-def test_nothing_to_load_is_told(
+def test_a_load_without_files_gets_an_error(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, path: str, message: str
 ) -> None:
     """A folder without events, or a pattern without a match, is not a success."""
@@ -222,7 +222,7 @@ def test_nothing_to_load_is_told(
     assert (done.returncode, told(done)) == (1, [message.format(home=tmp_path)])
 
 
-def test_wrong_use_is_told(run: Loader, tmp_path: Path) -> None:
+def test_wrong_use_gets_an_error(run: Loader, tmp_path: Path) -> None:
     """A missing path or an unknown source is the caller's mistake. The exit code is 2."""
     path = write(tmp_path / "events.ndjson", call_line("odd"))
     assert run("load").returncode == 2
@@ -326,7 +326,7 @@ def test_a_full_disk_stops_the_load_until_there_is_room(
             maintenance.execute("drop tablespace small")
 
 
-def test_a_role_without_rights_is_told(
+def test_a_role_without_rights_gets_an_error(
     connection: psycopg.Connection, module_settings: Settings, tmp_path: Path
 ) -> None:
     """The error of the database is one line, and no event is refused."""
@@ -370,7 +370,7 @@ def test_standard_input_is_a_file_without_a_name(
     assert quarantined(connection) == [("invalid_json", "-", len(BEFORE) + 1, b"{broken")]
 
 
-def test_closed_standard_input_is_told(module_settings: Settings, connection: psycopg.Connection) -> None:
+def test_a_closed_standard_input_gets_an_error(module_settings: Settings, connection: psycopg.Connection) -> None:
     """A scheduler may start a command without standard input. The error says so."""
     shell = f'exec "{sys.executable}" -m loader load - <&-'
     environment = os.environ | {"DATABASE_URL": module_settings.database_url}
@@ -379,7 +379,7 @@ def test_closed_standard_input_is_told(module_settings: Settings, connection: ps
     assert told(done)[0].startswith("Error: Standard input is closed.")
 
 
-def test_files_are_what_their_bytes_are(run: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
+def test_the_bytes_of_a_file_decide_its_format(run: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
     """Several files land together. The bytes decide the format, not the name."""
     (tmp_path / "plain.gz").write_bytes(call_line("plain") + b"\n")
     (tmp_path / "gzip.ndjson").write_bytes(gzip.compress(call_line("gzip") + b"\n"))
@@ -423,7 +423,7 @@ def test_vector_74_raw_logs_keep_their_times(run_here: Loader, connection: psyco
     assert rows == [("m1", True, False, json.loads(lines[0])), ("m2", False, True, json.loads(lines[1]))]
 
 
-def test_a_command_that_nobody_reads_ends_quietly(
+def test_a_command_with_a_closed_output_pipe_ends_without_an_error(
     module_settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """`loader load … | true` causes no traceback."""

@@ -53,7 +53,9 @@ def leaves(value: dict[str, Any], event: str, path: str = "") -> Iterator[tuple[
 
 
 @pytest.mark.parametrize("case", TRACKS)
-def test_every_property_is_right(connection: psycopg.Connection[dict[str, Any]], case: str) -> None:
+def test_every_property_is_in_its_column_with_its_type(
+    connection: psycopg.Connection[dict[str, Any]], case: str
+) -> None:
     """The event's row has each property and context value in its own column, with its own type."""
     track = TRACKS[case]
     event = track["event"]
@@ -92,7 +94,7 @@ def test_every_property_is_right(connection: psycopg.Connection[dict[str, Any]],
     assert {column for column, value in others.items() if value is not None} == set()
 
 
-def test_tracks_has_them_all(connection: psycopg.Connection[dict[str, Any]]) -> None:
+def test_tracks_has_each_event_once(connection: psycopg.Connection[dict[str, Any]]) -> None:
     """`tracks` has each event once, with its table's name."""
     wanted = {track["messageId"]: track["event"] for track in TRACKS.values()}
     rows = connection.execute("select id, event_text from iterable.tracks where id = any(%s)", [[*wanted]]).fetchall()
@@ -100,7 +102,7 @@ def test_tracks_has_them_all(connection: psycopg.Connection[dict[str, Any]]) -> 
     assert len(rows) == len(TRACKS)
 
 
-def test_nothing_was_lost(connection: psycopg.Connection[dict[str, Any]]) -> None:
+def test_no_event_or_value_is_lost(connection: psycopg.Connection[dict[str, Any]]) -> None:
     """No value exceeds its column, and the conservation law holds. Each event has landed by a webhook, too."""
     assert connection.execute("select * from raw.mismatches").fetchall() == []
     law = connection.execute("select * from raw.conservation").fetchone()

@@ -134,7 +134,9 @@ def test_every_shape_of_a_file_lands_the_same_events(
     assert "loaded before" in run_here(*EXPORT, str(path)).stdout
 
 
-def test_rows_and_webhooks_become_one_row(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
+def test_an_exported_row_has_the_id_of_its_webhook(
+    run_here: Loader, connection: psycopg.Connection, tmp_path: Path
+) -> None:
     """Each example's body, exported without names, has the same id."""
     for number, body in enumerate(WEBHOOKS):
         fields = {name: value for name, value in body["dataFields"].items() if not name.endswith("Name")}
@@ -145,9 +147,7 @@ def test_rows_and_webhooks_become_one_row(run_here: Loader, connection: psycopg.
     assert {row[0] for row in landed(connection)} == meant
 
 
-def test_a_bad_row_costs_its_neighbours_nothing(
-    run_here: Loader, connection: psycopg.Connection, tmp_path: Path
-) -> None:
+def test_a_bad_row_is_refused_alone(run_here: Loader, connection: psycopg.Connection, tmp_path: Path) -> None:
     """Too many or too few cells, an open quote, and invalid bytes: each such row is refused alone."""
     header, *good = as_csv([row | {"transactionalData": "{}"} for row in rows(6)]).splitlines(keepends=True)
     bad = [
@@ -181,7 +181,7 @@ def test_a_row_in_quarantine_is_read_as_an_export_again(
     assert [row[0] for row in landed(connection)] == [webhook(rows(1)[0]).message_id]
 
 
-def test_what_the_database_refuses_is_kept_as_it_came(
+def test_a_row_that_the_database_refuses_is_kept_unchanged(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """The call that was made of the row is not kept, because a retry could not read it."""
@@ -193,7 +193,7 @@ def test_what_the_database_refuses_is_kept_as_it_came(
 
 
 @pytest.mark.parametrize("shape", ["csv", "csv gzip", "lines", "parquet"])
-def test_a_load_that_was_stopped_goes_on(
+def test_a_stopped_load_continues(
     run_here: Loader,
     connection: psycopg.Connection,
     tmp_path: Path,
@@ -224,7 +224,7 @@ def test_a_load_that_was_stopped_goes_on(
     assert sorted(row[0] for row in landed(connection)) == sorted(webhook(row).message_id for row in made)
 
 
-def test_a_file_that_was_cut_short_lands_what_can_be_read(
+def test_the_readable_rows_of_a_truncated_file_land(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """The rest lands when the whole file arrives."""
@@ -240,7 +240,7 @@ def test_a_file_that_was_cut_short_lands_what_can_be_read(
     assert len(landed(connection)) == len({row[0] for row in landed(connection)}) == 200
 
 
-def test_a_file_loaded_as_something_else_is_loaded_again(
+def test_a_file_can_be_loaded_again_with_another_format_or_type(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """A person who forgot the format, or gave a wrong type, need not change the file."""
@@ -253,7 +253,7 @@ def test_a_file_loaded_as_something_else_is_loaded_again(
 
 
 @pytest.mark.parametrize(("shape", "code"), [("lines", 0), ("csv", 0), ("parquet", 1)])
-def test_an_export_comes_through_a_pipe(
+def test_an_export_other_than_parquet_can_come_through_a_pipe(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, shape: str, code: int
 ) -> None:
     """Lines of JSON and CSV work. Parquet is read from its end, which a pipe does not support."""
@@ -286,7 +286,7 @@ def test_an_export_comes_through_a_pipe(
         (EXPORT, ("emailSend.parquet.gz", gzip.compress(SHAPES["parquet"])), 1, "give the Parquet file itself"),
     ],
 )
-def test_wrong_use_is_told(
+def test_wrong_use_and_bad_files_get_an_error(
     run_here: Loader, tmp_path: Path, *, arguments: tuple[str, ...], file: tuple[str, bytes], code: int, says: str
 ) -> None:
     """The error names the problem and the remedy."""

@@ -23,7 +23,7 @@ def count(connection: psycopg.Connection, table: str) -> int:
     return int(row[0])
 
 
-def test_d3_a_mixed_folder_loads_its_events_and_lists_the_rest_in_one_line(
+def test_d3_a_mixed_folder_loads_its_events_and_lists_skipped_files(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """Logs, tables and notes beside the events are skipped. A file that is named itself is loaded."""
@@ -80,7 +80,7 @@ def test_d3_a_file_without_events_is_stopped_and_named(
     assert count(connection, "raw.quarantine") == len(lines.splitlines())
 
 
-def test_d3_calls_taken_for_an_export_are_told_apart(run_here: Loader, tmp_path: Path) -> None:
+def test_d3_tracking_calls_loaded_as_an_export_get_an_error(run_here: Loader, tmp_path: Path) -> None:
     """The error names a format that was given by mistake."""
     path = tmp_path / "emailSend.ndjson"
     path.write_text(CALL.replace("userId", "anonymousId") + "\n", encoding="utf-8")
@@ -90,7 +90,7 @@ def test_d3_calls_taken_for_an_export_are_told_apart(run_here: Loader, tmp_path:
 
 
 @pytest.mark.parametrize("before", [1, CHECKED_LINES - 1])
-def test_d3_one_event_among_the_first_lines_is_enough(
+def test_d3_a_file_with_one_event_among_its_first_lines_loads(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path, before: int
 ) -> None:
     """A damaged beginning does not exclude the rest, if it is shorter than the checked lines."""
@@ -102,7 +102,7 @@ def test_d3_one_event_among_the_first_lines_is_enough(
     assert count(connection, "raw.quarantine") == before + 1
 
 
-def test_d3_an_event_behind_the_lines_that_are_looked_at_needs_the_option(
+def test_d3_an_event_behind_the_checked_lines_needs_the_no_check_option(
     run_here: Loader, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """With the option, and in later loads, the file is loaded like any other."""
@@ -150,7 +150,7 @@ def refused(run_here: Loader, tmp_path: Path) -> Path:
         (["--reason", "no_such_reason"], 0),
     ],
 )
-def test_d3_what_is_discarded_stays_counted(
+def test_d3_discarded_messages_stay_counted(
     run_here: Loader, connection: psycopg.Connection, refused: Path, arguments: list[str], gone: int
 ) -> None:
     """The messages and their bytes are gone. The law holds, and raw.discarded has their number and bytes."""
@@ -185,7 +185,7 @@ def test_d3_a_file_that_was_loaded_again_keeps_its_loads_apart(
     assert law(connection)["discarded"] == 8
 
 
-def test_d3_a_discard_is_confirmed(
+def test_d3_a_discard_needs_a_confirmation(
     run_here: Loader, connection: psycopg.Connection, refused: Path, module_settings: Settings
 ) -> None:
     """Without --yes, a script is refused and a person is asked. Landed messages are never discarded."""

@@ -101,7 +101,7 @@ def test_the_image_runs_as_a_user_and_builds_nothing() -> None:
     assert ("VOLUME", HOME) in stage
 
 
-def test_the_build_is_given_what_it_copies_and_it_is_enough(tmp_path: Path) -> None:
+def test_the_build_context_is_complete_and_has_no_superfluous_file(tmp_path: Path) -> None:
     """No file is missing or superfluous, and the files make the wheel."""
     rules = [rule for rule in (ROOT / ".dockerignore").read_text().splitlines() if not rule.startswith("#")]
     assert rules[0] == "*"
@@ -123,7 +123,7 @@ def test_the_build_is_given_what_it_copies_and_it_is_enough(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", STAYING)
-def test_a_service_that_stays_is_restarted_watched_and_given_time_to_stop(name: str) -> None:
+def test_a_permanent_service_has_restarts_a_health_check_and_a_grace_period(name: str) -> None:
     """Docker checks its health, starts it again when it ends, and gives it time to finish its work."""
     service = STAYING[name]
     assert service["restart"] == "unless-stopped"
@@ -132,7 +132,7 @@ def test_a_service_that_stays_is_restarted_watched_and_given_time_to_stop(name: 
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_container_of_ours_has_no_rights_it_does_not_need(name: str) -> None:
+def test_a_container_of_the_loader_has_no_needless_rights(name: str) -> None:
     """It can write only to its volume and to /tmp, and cannot get other rights."""
     service = OURS[name]
     assert service["read_only"] is True
@@ -141,7 +141,7 @@ def test_a_container_of_ours_has_no_rights_it_does_not_need(name: str) -> None:
     assert service["tmpfs"] == ["/tmp"]
 
 
-def test_nothing_starts_before_the_schema_is_there() -> None:
+def test_the_services_of_the_loader_start_after_the_migration() -> None:
     """The migration waits for a database that answers, and everything else for the end of the migration."""
     assert SERVICES["migrate"]["depends_on"] == {"database": {"condition": "service_healthy"}}
     assert SERVICES["migrate"]["restart"] == "on-failure"
@@ -149,7 +149,7 @@ def test_nothing_starts_before_the_schema_is_there() -> None:
         assert SERVICES[name]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
 
 
-def test_what_must_outlive_a_container_is_on_a_volume_of_its_own() -> None:
+def test_each_data_folder_is_on_a_volume_of_its_own() -> None:
     """Each volume is declared, used once, and mounted where the program keeps its data."""
     mounts = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", ())]
     assert sorted(volume for volume, _ in mounts) == sorted(COMPOSE["volumes"])
@@ -167,7 +167,7 @@ def test_no_secret_is_in_the_file() -> None:
             substitute(json.dumps(variables), {})
 
 
-def test_only_this_machine_reaches_the_ports_unless_told_otherwise() -> None:
+def test_only_this_machine_reaches_the_ports_by_default() -> None:
     """Published ports are bound to 127.0.0.1 by default."""
     published = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert published
@@ -317,7 +317,7 @@ def test_a_service_that_does_not_run_is_not_healthy(name: str, service: str, ser
     assert not Containers(server, tmp_path).is_healthy(name, service)
 
 
-def test_an_event_sent_to_either_is_in_its_table(containers: Containers, write_key: str) -> None:
+def test_an_event_sent_to_the_collector_or_up_is_in_tracks(containers: Containers, write_key: str) -> None:
     """The event goes from the collector's port to the schema of the source, with the password in its own variable."""
     for name in ("collector", "up"):
         call = {"event": "Email Opened", "userId": name, "messageId": name, "properties": {"campaignId": 1}}
@@ -337,7 +337,7 @@ def test_an_event_sent_to_either_is_in_its_table(containers: Containers, write_k
         wait_until(lambda: rows() == [("collector",), ("up",)], "both events in tracks")
 
 
-def test_postgresql_takes_the_options_it_is_given(server: str, shared_home: Path) -> None:
+def test_postgresql_accepts_the_options_of_the_compose_file(server: str, shared_home: Path) -> None:
     """Each option is a setting of PostgreSQL, with a permitted value."""
     program, *options = SERVICES["database"]["command"]
     assert program == "postgres"

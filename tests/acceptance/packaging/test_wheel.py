@@ -89,9 +89,7 @@ def site_packages(environment: Path) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_package_the_dbt_project_and_the_migrations_and_nothing_else(
-    copied: Path, wheel: Path
-) -> None:
+def test_the_wheel_has_only_the_package_the_dbt_project_and_the_migrations(copied: Path, wheel: Path) -> None:
     """It has the files of the repository's three folders, and no file that a working copy collects."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -81,7 +81,7 @@ def test_vector_06_an_event_is_in_its_table_and_in_tracks(rows: Rows) -> None:
     assert find(rows, "v6")["id"] == find(rows, "v6", "tracks")["id"] == "v6"
 
 
-def test_vector_07_event_and_event_text(rows: Rows) -> None:
+def test_vector_07_event_names_the_table_and_event_text_keeps_the_name(rows: Rows) -> None:
     """`event` names the table, and `event_text` is the unchanged name."""
     for table in ("email_opened", "tracks"):
         row = find(rows, "v6", table)
@@ -91,7 +91,7 @@ def test_vector_07_event_and_event_text(rows: Rows) -> None:
 @pytest.mark.parametrize(
     ("message_id", "table"), [("v8", "sms_bounced"), ("v9", "in_app_clicked"), ("v11", "email_send_skip")]
 )
-def test_vectors_08_09_11_names_of_tables(rows: Rows, message_id: str, table: str) -> None:
+def test_vectors_08_09_11_events_are_in_the_tables_of_their_names(rows: Rows, message_id: str, table: str) -> None:
     """An event is in the table of its name, and in tracks."""
     assert find(rows, message_id, table)["event"] == table
     assert find(rows, message_id, "tracks")["event"] == table
@@ -100,13 +100,15 @@ def test_vectors_08_09_11_names_of_tables(rows: Rows, message_id: str, table: st
 @pytest.mark.parametrize(
     ("message_id", "table"), [("v10", "i_os_opened_2x"), ("v13", "_101_account_update"), ("v14", "_open")]
 )
-def test_vectors_10_13_14_names_without_a_table(rows: Rows, message_id: str, table: str) -> None:
+def test_vectors_10_13_14_tracks_names_the_table_of_an_undeclared_event(
+    rows: Rows, message_id: str, table: str
+) -> None:
     """An undeclared event is in tracks, under the name of its table."""
     row = find(rows, message_id, "tracks")
     assert row["event"] == table == table_name(row["event_text"])
 
 
-def test_vector_15_types_of_the_layout(rows: Rows) -> None:
+def test_vector_15_columns_have_the_types_of_the_layout(rows: Rows) -> None:
     """The id is the primary key, times are times, and strings are text."""
     types = column_types(rows, "email_opened")
     assert types["id"] == "character varying(1024)"
@@ -127,26 +129,26 @@ def test_vector_16_one_id_is_one_row(rows: Rows) -> None:
     assert find(rows, "v16", "tracks")["id"] == "v16"
 
 
-def test_vector_17_no_message_id_is_a_row_each(rows: Rows) -> None:
+def test_vector_17_each_event_without_an_id_is_a_row(rows: Rows) -> None:
     """Each event without an id gets an id of at most 100 characters."""
     found = rows.execute("select id from iterable.email_opened where user_id = 'v17'").fetchall()
     assert len({row["id"] for row in found}) == 2
     assert all(len(row["id"]) <= 100 for row in found)
 
 
-def test_vector_18_anonymous_users(rows: Rows) -> None:
+def test_vector_18_a_row_without_a_user_id_has_the_anonymous_id(rows: Rows) -> None:
     """Without a user id, the row has the anonymous id."""
     row = find(rows, "v18")
     assert (row["anonymous_id"], row["user_id"]) == ("a@b.c", None)
 
 
-def test_vector_19_integers(rows: Rows) -> None:
+def test_vector_19_a_declared_integer_is_a_bigint(rows: Rows) -> None:
     """A declared integer is a bigint."""
     assert find(rows, "v19")["campaign_id"] == 123
     assert column_types(rows, "email_opened")["campaign_id"] == "bigint"
 
 
-def test_vector_21_the_property_message_id(rows: Rows) -> None:
+def test_vector_21_the_property_message_id_has_its_own_column(rows: Rows) -> None:
     """Iterable's messageId is a separate column. The row's id is Segment's."""
     row = find(rows, "v21")
     assert (row["message_id"], row["id"]) == ("abc", "v21")
@@ -173,7 +175,7 @@ def test_vector_25_the_senders_clock_is_corrected(rows: Rows) -> None:
     assert row["sent_at"] == datetime(2015, 12, 12, 19, 11, 1, 169_000, tzinfo=UTC)
 
 
-def test_vector_27_no_time_at_all(rows: Rows) -> None:
+def test_vector_27_an_event_without_times_has_its_time_of_receipt(rows: Rows) -> None:
     """The time of an event without times is its time of receipt."""
     row = find(rows, "v27")
     assert row["timestamp"] == row["received_at"]
@@ -181,7 +183,7 @@ def test_vector_27_no_time_at_all(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("table", ["email_opened", "tracks"])
-def test_vectors_29_30_31_context(rows: Rows, table: str) -> None:
+def test_vectors_29_30_31_context_values_have_columns_with_a_prefix(rows: Rows, table: str) -> None:
     """Context values have columns with a prefix, in the collection and in tracks."""
     assert find(rows, "v29", table)["context_traits_email"] == "e@x"
     integration = find(rows, "v30", table)
@@ -214,13 +216,13 @@ def test_vectors_44_45_the_layouts_columns_are_protected(rows: Rows) -> None:
     assert find(rows, "v45")["event"] == "email_opened"
 
 
-def test_vector_48_booleans(rows: Rows) -> None:
+def test_vector_48_a_declared_boolean_is_a_boolean(rows: Rows) -> None:
     """A declared boolean is a boolean."""
     assert find(rows, "v48")["is_bot"] is True
     assert column_types(rows, "email_opened")["is_bot"] == "boolean"
 
 
-def test_vector_50_what_does_not_fit_is_reported(rows: Rows) -> None:
+def test_vector_50_a_value_that_its_column_cannot_hold_is_reported(rows: Rows) -> None:
     """The row is kept with NULL for the value. The value is whole in raw, and listed."""
     row = find(rows, "v50")
     assert (row["campaign_id"], row["campaign_name"]) == (None, "kept")
@@ -230,7 +232,7 @@ def test_vector_50_what_does_not_fit_is_reported(rows: Rows) -> None:
     assert raw.fetchone() == {"kept": "n/a"}
 
 
-def test_whole_floats_are_integers_and_others_are_not(rows: Rows) -> None:
+def test_whole_floats_are_integers_and_fractions_are_mismatches(rows: Rows) -> None:
     """12.0 is 12. The value 12.5 and values beyond bigint are listed, not cut."""
     row = find(rows, "v_whole")
     assert (row["campaign_id"], row["template_id"], row["workflow_id"]) == (12, None, None)
@@ -243,7 +245,7 @@ def test_whole_floats_are_integers_and_others_are_not(rows: Rows) -> None:
     ]
 
 
-def test_vector_52_acronyms(rows: Rows) -> None:
+def test_vector_52_an_acronym_and_the_next_word_are_one_word(rows: Rows) -> None:
     """A run of capitals and the next word are one word."""
     assert find(rows, "v52", "sms_delivered")["from_smssender_id"] == 7
     assert column_types(rows, "sms_delivered")["from_smssender_id"] == "bigint"
@@ -254,7 +256,7 @@ def test_vector_54_text_is_never_cut(rows: Rows) -> None:
     assert find(rows, "v54")["email_subject"] == LONG
 
 
-def test_vectors_60_62_what_has_no_column(rows: Rows) -> None:
+def test_vectors_60_62_integrations_and_envelope_fields_have_no_column(rows: Rows) -> None:
     """Integrations do not exclude an event, and other fields of the envelope have no columns."""
     assert find(rows, "v60")["id"] == "v60"
     for table in ("email_opened", "tracks"):
@@ -262,7 +264,7 @@ def test_vectors_60_62_what_has_no_column(rows: Rows) -> None:
         assert not [c for c in columns if c in {"type", "version", "channel", "project_id"} or c.startswith("integr")]
 
 
-def test_vector_66_nobody(rows: Rows) -> None:
+def test_vector_66_an_event_without_a_user_goes_to_quarantine(rows: Rows) -> None:
     """An event without a user is refused with the reason, and kept."""
     refused = rows.execute("select reason, convert_from(payload, 'UTF8') as line from raw.quarantine").fetchall()
     assert [row["reason"] for row in refused] == ["no_user_anon_id"]

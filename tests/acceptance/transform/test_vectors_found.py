@@ -205,7 +205,7 @@ def test_vector_51_a_new_property_is_a_new_column(rows: Rows) -> None:
 
 
 @pytest.mark.heavy
-def test_vector_53_more_properties_than_a_table_has_columns(served_settings: Settings, tmp_path: Path) -> None:
+def test_vector_53_properties_beyond_the_column_limit_are_listed(served_settings: Settings, tmp_path: Path) -> None:
     """The table gets as many columns as PostgreSQL permits, in the order of the keys.
 
     The others are in raw, and listed. `test_found_columns.py` has a table with a few more properties than columns.

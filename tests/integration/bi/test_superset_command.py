@@ -83,7 +83,7 @@ def test_a_repeated_import_sends_the_same_bytes(
     assert read_archive(sent[0])["databases/warehouse.yaml"]["sqlalchemy_uri"] == reader_url
 
 
-def test_the_primary_model_of_the_marts_is_the_first_value_of_the_filter(
+def test_the_primary_model_is_the_first_value_of_the_filter(
     run_loader: Loader, reader_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """Without the default model, the filter begins with the first model that there is. So it is with the currency."""
@@ -173,7 +173,9 @@ def test_a_reader_of_another_source_is_refused(
     assert "cannot read iterable_marts.attributions, iterable_marts.messages. If these tables exist" in done.stderr
 
 
-def test_a_source_without_marts_is_named(run_loader: Loader, reader_url: str, connection: psycopg.Connection) -> None:
+def test_without_marts_the_error_names_the_setting(
+    run_loader: Loader, reader_url: str, connection: psycopg.Connection
+) -> None:
     """Marts are missing after runs with LOADER_MARTS=false."""
     connection.execute("drop schema iterable_marts cascade")
     for arguments in ([], ["--source", "Iterable"]):
@@ -205,14 +207,14 @@ def test_the_password_of_superset_is_asked_for(run_loader: Loader, reader_url: s
     assert "Set LOADER_SUPERSET_PASSWORD to the password of the user admin" in done.stderr
 
 
-def test_a_file_or_an_address_is_given(run_loader: Loader) -> None:
+def test_a_file_and_an_address_together_are_refused(run_loader: Loader) -> None:
     """Both together would leave open which was meant."""
     done = run_loader("bi", "superset", "--zip", "d.zip", "--url", "http://localhost:8088")
     assert done.returncode == 2
     assert "Give one of them" in done.stderr
 
 
-def test_a_file_that_cannot_be_written_is_named(run_loader: Loader, reader_url: str, tmp_path: Path) -> None:
+def test_the_error_of_an_unwritable_file_names_the_option(run_loader: Loader, reader_url: str, tmp_path: Path) -> None:
     """The error names the option."""
     done = run_loader("bi", "superset", "--zip", str(tmp_path / "missing" / "d.zip"))
     assert done.returncode == 1

@@ -146,7 +146,7 @@ def knowing(connection: psycopg.Connection, *more: Delivery) -> SchemaRegistry:
 # Rows
 
 
-def test_rows_arrive_as_they_were_made(
+def test_rows_keep_their_payload_id_and_time(
     settings: Settings, connection: psycopg.Connection, statements: Statements
 ) -> None:
     """The payload keeps its bytes, the id may have any letters, and the time is the event's or the batch's."""
@@ -188,7 +188,7 @@ def test_one_statement_takes_several_sources(settings: Settings, connection: psy
     assert connection.execute("select count(distinct load_xid) from raw.events").fetchone() == (1,)
 
 
-def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) -> None:
+def test_only_a_batch_of_known_properties_gets_a_landing_statement(connection: psycopg.Connection) -> None:
     """A new property, type or collection, and a refused message, need more than a COPY."""
     registry = knowing(connection)
     assert landing_statement(registry, [delivery("a", n=1)])
@@ -198,7 +198,7 @@ def test_only_what_holds_nothing_new_is_usual(connection: psycopg.Connection) ->
     assert landing_statement(registry, [delivery()]) is None
 
 
-def test_a_collection_nobody_has_committed_yet_is_not_usual(connection: psycopg.Connection) -> None:
+def test_an_event_of_an_uncommitted_collection_gets_no_landing_statement(connection: psycopg.Connection) -> None:
     """This holds however many events of a failed transaction were inspected before."""
     registry = SchemaRegistry()
     with registry.transaction(connection) as seen:
@@ -231,7 +231,9 @@ def test_a_bad_row_fails_its_batch_alone(
     assert ids(connection) == ["good"]
 
 
-def test_a_notice_is_no_answer(settings: Settings, connection: psycopg.Connection, statements: Statements) -> None:
+def test_a_notice_of_a_trigger_does_not_fail_a_batch(
+    settings: Settings, connection: psycopg.Connection, statements: Statements
+) -> None:
     """A trigger may raise notices."""
     connection.execute("""
         create function public.tell() returns trigger language plpgsql as
@@ -284,7 +286,7 @@ def test_a_connection_that_ends_while_idle_fails_the_next_batch(
 
 
 @pytest.mark.parametrize("end", [AsyncConnection.cut, AsyncConnection.close])
-def test_a_wire_that_is_given_up_tells_its_batch(
+def test_a_connection_closed_during_a_batch_fails_the_batch(
     proxy: Proxy, end: Callable[[AsyncConnection], None], statements: Statements
 ) -> None:
     """A COPY without an answer ends with its connection, even if its data is larger than the network's buffers."""
@@ -309,7 +311,7 @@ def test_a_wire_that_is_given_up_tells_its_batch(
 
 
 @pytest.mark.parametrize("count", [FEW, FEW + 1])
-def test_a_batch_compared_with_a_replaced_record_does_not_land_by_its_statement(
+def test_a_batch_checked_against_an_older_generation_does_not_land(
     settings: Settings, connection: psycopg.Connection, count: int
 ) -> None:
     """The transaction that checks the generation is the landing transaction, so no check afterwards is needed."""
@@ -429,7 +431,7 @@ def since(connection: psycopg.Connection, connecting: Connecting, moment: dateti
 
 
 @pytest.mark.parametrize(("count", "statement"), [(FEW, b"select raw.land("), (FEW + 1, b"select raw.require_gener")])
-def test_usual_events_take_one_statement_and_one_transaction(
+def test_events_with_known_properties_land_by_one_statement_in_one_transaction(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path, count: int, statement: bytes
 ) -> None:
     """Events that arrive together leave together, and the connection runs only that statement."""
@@ -516,7 +518,7 @@ def test_a_full_batch_leaves_while_further_requests_are_read(
     assert len(connection.execute(query).fetchall()) == 3
 
 
-def test_a_locked_table_makes_nobody_open_connections(
+def test_no_further_connection_is_opened_while_a_table_is_locked(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """Each further connection would wait for the lock on the server, even after its client has given up."""
@@ -535,7 +537,7 @@ def test_a_locked_table_makes_nobody_open_connections(
     writing(connecting, tmp_path, work, commit_seconds=0.2)
 
 
-def test_without_connections_events_go_by_the_thread(
+def test_with_one_permitted_connection_the_thread_lands_the_events(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """A database that permits one connection is not away: no event is spooled or lands twice."""
@@ -570,7 +572,7 @@ def test_broken_connections_cost_no_event_and_are_replaced(
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_noticed(
+def test_a_reset_right_after_the_servers_last_message_is_noticed(
     proxy: Proxy, connection: psycopg.Connection, tmp_path: Path, busy: bool
 ) -> None:
     """If both arrive at once, libuv reports only the first.
@@ -587,13 +589,13 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
                 connection.execute("lock table raw.events in exclusive mode")
             under_way = [asyncio.create_task(writer.write(delivery("under way", n=1)))] if busy else []
             await until(lambda: waiting(connection) == len(under_way))
-            wires = [wire for wire in writer._pool._connections if wire.is_busy == busy]
-            assert len(wires) == (1 if busy else CONNECTIONS)
-            for wire in wires:
+            found = [each for each in writer._pool._connections if each.is_busy == busy]
+            assert len(found) == (1 if busy else CONNECTIONS)
+            for each in found:
                 # From here to the reset, the event loop does not run.
-                connection.execute("select pg_terminate_backend(%s, 10000)", (wire._connection.info.backend_pid,))
+                connection.execute("select pg_terminate_backend(%s, 10000)", (each._connection.info.backend_pid,))
                 ended = select.poll()
-                ended.register(wire._socket, 0)
+                ended.register(each._socket, 0)
                 assert ended.poll(SECONDS * 1000)
         await asyncio.gather(*under_way, *(writer.write(delivery(f"next {each}", n=1)) for each in range(5)))
         await until(lambda: len(writer._pool) == CONNECTIONS)
@@ -603,7 +605,7 @@ def test_a_connection_that_is_reset_behind_the_last_words_of_its_server_is_notic
     assert {f"next {each}" for each in range(5)} | ({"under way"} if busy else set()) <= set(landed)
 
 
-def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
+def test_a_batch_on_a_connection_is_answered_after_the_thread_times_out(
     proxy: Proxy, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """The database does not answer. A connection that is no longer used is cut in its time too."""
@@ -625,7 +627,7 @@ def test_what_is_on_a_wire_is_answered_when_the_thread_gives_up_first(
     assert {"unusual", "usual"} <= set(ids(connection))
 
 
-def test_nobody_waits_twice_for_a_database_that_does_not_answer(
+def test_a_batch_waits_once_for_a_database_that_does_not_answer(
     proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A batch that has waited for a connection in vain goes to the spool without another attempt."""
@@ -642,7 +644,7 @@ def test_nobody_waits_twice_for_a_database_that_does_not_answer(
     assert (told.out + told.err).count("The database has not answered a batch in time.") == 1
 
 
-def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
+def test_a_failed_answer_does_not_stop_the_other_answers_of_its_batch(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """The other senders of the batch get their answers, and the batch's bytes no longer count as waiting."""
@@ -666,7 +668,7 @@ def test_one_who_cannot_be_answered_keeps_nobody_from_the_answer(
     writing(connecting, tmp_path, work)
 
 
-def test_unusual_events_that_wait_for_each_other_share_a_commit(
+def test_waiting_events_with_new_properties_share_commits(
     settings: Settings, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """Many such events need no more transactions than the thread can begin."""

@@ -181,7 +181,7 @@ def test_a_replay_whose_answer_is_lost_is_not_repeated(
     assert ids(connection) == ["first", "second", "third", "fourth"]
 
 
-def test_nothing_stays_behind_when_the_database_is_back_at_once(
+def test_no_event_stays_in_the_spool_after_a_short_outage(
     beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
     """One thread turns to the spool while another finds the spool empty.
@@ -244,7 +244,7 @@ def test_a_collector_starts_without_its_database(
     assert spooled(beyond) == 0
 
 
-def test_what_a_stopped_collector_has_spooled_waits_for_the_next(
+def test_the_next_collector_replays_the_spool_of_a_stopped_collector(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection
 ) -> None:
     """This also holds if the next collector finds the database at once, and if it has no spool of its own."""
@@ -294,7 +294,7 @@ def read_only(settings: Settings) -> Settings:
 
 
 @pytest.mark.parametrize("without", [no_room, little_room, read_only])
-def test_without_a_spool_the_answer_is_to_try_again(
+def test_without_a_spool_the_answer_is_503_until_the_database_returns(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, without: object
 ) -> None:
     """The answer is 503 with Retry-After and without details of the machine. A 200 always means a durable event."""
@@ -362,7 +362,7 @@ def test_a_full_queue_refuses_and_recovers(
     ],
     ids=["read-only", "disk-full", "somebody's-trigger", "serialization", "cancelled", "no-permission"],
 )
-def test_the_databases_own_trouble_blames_no_event(
+def test_errors_of_the_database_itself_quarantine_no_event(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, trouble: str
 ) -> None:
     """The spool accepts the events with 200, and no event goes to quarantine.
@@ -428,7 +428,7 @@ def send_batch(collector: Collecting, key: str, calls: list[str]) -> Reply:
 
 
 @pytest.mark.parametrize("where", ["database", "spool"])
-def test_one_bad_row_costs_its_neighbours_nothing(
+def test_only_the_bad_row_of_a_commit_goes_to_quarantine(
     proxy: Proxy, beyond: Settings, key: str, connection: psycopg.Connection, where: str
 ) -> None:
     """Of hundreds of rows in a commit, exactly that row goes to quarantine, directly or during a replay."""
@@ -445,7 +445,7 @@ def test_one_bad_row_costs_its_neighbours_nothing(
     assert reasons(connection) == ["refused_by_database"]
 
 
-def test_nothing_but_bad_rows_is_no_outage(beyond: Settings, key: str, connection: psycopg.Connection) -> None:
+def test_a_batch_of_bad_rows_is_not_an_outage(beyond: Settings, key: str, connection: psycopg.Connection) -> None:
     """A batch of refused rows goes to quarantine completely, and the next event lands."""
     with collecting(beyond) as collector:
         assert send_batch(collector, key, [refused(str(number)) for number in range(2000)]).status == 200
@@ -487,7 +487,7 @@ def test_nothing_but_bad_rows_is_no_outage(beyond: Settings, key: str, connectio
         (None, False),  # no answer
     ],
 )
-def test_only_some_errors_are_the_rows(state: str | None, blamed: bool) -> None:
+def test_only_some_database_errors_blame_the_row(state: str | None, blamed: bool) -> None:
     """After any other error the same row may land later, so it does not go to quarantine."""
     error = psycopg.errors.lookup(state)() if state and state != "25P02" else psycopg.OperationalError()
     assert (error.sqlstate == state) or state in {None, "25P02"}

@@ -145,7 +145,7 @@ def test_a8_two_deployments_on_one_folder_get_their_own_events(ours: Named, thei
     assert list(spool.glob("*.segment")) == []
 
 
-def test_a8_a_collector_that_has_not_met_its_database_spools_for_the_warehouse_of_its_keys(
+def test_a8_an_unconnected_collector_spools_for_the_warehouse_of_its_write_keys(
     ours: Named, theirs: Named, spool: Path
 ) -> None:
     """It starts with another DATABASE_URL, whose database is away, and knows the saved write keys."""
@@ -164,7 +164,9 @@ def test_a8_a_collector_that_has_not_met_its_database_spools_for_the_warehouse_o
         wait_until(lambda: ids(ours[0]) == ["a", "b"], "the events to land in their own warehouse")
 
 
-def test_a8_a_running_collector_whose_url_leads_elsewhere(server: str, ours: Named, theirs: Named, spool: Path) -> None:
+def test_a8_former_keys_and_spool_do_not_apply_to_a_swapped_database(
+    server: str, ours: Named, theirs: Named, spool: Path
+) -> None:
     """The database is replaced by another with the same name. The former keys and spool do not count there."""
     names = [settings.database_url.rsplit("/", 1)[1] for settings, _ in (ours, theirs)]
 
@@ -267,7 +269,7 @@ def test_a8_a_physical_clone_gets_a_new_id(ours: Named) -> None:
     assert renewed.strip() == id_of(ours[0])
 
 
-def test_a8_what_an_older_version_left_replays(ours: Named, spool: Path) -> None:
+def test_a8_segments_and_keys_of_an_older_version_still_work(ours: Named, spool: Path) -> None:
     """The previous version wrote segments and saved keys without an id. They count as before."""
     shutil.copytree(DATA / "spool", spool)
     settings, _ = ours
@@ -293,7 +295,7 @@ def test_a8_what_an_older_version_left_replays(ours: Named, spool: Path) -> None
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
 
 
-def test_c7_asking_whether_a_collector_is_ready_costs_the_disk_nothing(
+def test_c7_a_readiness_request_writes_nothing_to_disk(
     ours: Named, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No key is sent, and the database is away. The spool does not grow, and no file is synced."""

@@ -165,7 +165,7 @@ def test_a10_a_time_that_cannot_be_read_is_noted(
     assert everything(connection) == increments
 
 
-def test_a10_the_time_that_segment_has_computed_is_no_loss(
+def test_a10_a_timestamp_computed_by_segment_is_no_mismatch(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
     """A call from Segment's raw logs keeps its timestamp, whatever the client has sent."""

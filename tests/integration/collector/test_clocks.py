@@ -68,7 +68,7 @@ def times(connection: psycopg.Connection) -> dict[str, datetime]:
 
 
 @pytest.mark.usefixtures("a_year_ahead")
-def test_a11_every_way_in_has_the_databases_clock(
+def test_a11_each_landing_path_uses_the_databases_clock(
     beyond: Settings,
     proxy: Proxy,
     key: str,
@@ -100,7 +100,7 @@ def test_a11_every_way_in_has_the_databases_clock(
 
 
 @pytest.mark.usefixtures("a_year_ahead")
-def test_a11_a_clock_that_is_not_known_yet_is_corrected_when_the_spool_is_replayed(
+def test_a11_a_replay_corrects_times_of_an_unknown_clock(
     beyond: Settings,
     proxy: Proxy,
     key: str,
@@ -141,7 +141,7 @@ def unusual(name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("properties", [usual, unusual])
-def test_a11_the_moment_of_receipt_counts_and_not_that_of_landing(
+def test_a11_waiting_events_keep_their_time_of_receipt(
     beyond: Settings, key: str, connection: psycopg.Connection, properties: Callable[[str], dict[str, object]]
 ) -> None:
     """Events wait for a lock and share a commit. Each event keeps its time of receipt."""

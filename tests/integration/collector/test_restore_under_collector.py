@@ -57,7 +57,8 @@ def replace_database(settings: Settings, server: str, proxy: Proxy, file: Path) 
     with psycopg.connect(server, autocommit=True) as connection:
         opened = "select from pg_stat_activity where datname = %s and application_name = 'loader'"
         wait_until(
-            lambda: len(connection.execute(opened, (name,)).fetchall()) >= CONNECTIONS, "wires to be opened again"
+            lambda: len(connection.execute(opened, (name,)).fetchall()) >= CONNECTIONS,
+            "the connections to be opened again",
         )
 
 

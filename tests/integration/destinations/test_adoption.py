@@ -75,7 +75,9 @@ def test_a_restored_dump_delivers_every_event_once(
 
 
 @pytest.mark.parametrize("text", ["3:3:", "3:9:4,7", "5:9:5"])
-def test_a_cut_snapshot_shows_the_same_below_and_nothing_above(connection: psycopg.Connection, text: str) -> None:
+def test_a_cut_snapshot_shows_only_the_visible_transactions_below_the_cut(
+    connection: psycopg.Connection, text: str
+) -> None:
     """Every cut of every snapshot agrees with the snapshot below the cut."""
     for before in range(1, 12):
         rows = connection.execute(

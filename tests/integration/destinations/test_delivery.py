@@ -66,7 +66,7 @@ def test_a_transaction_that_commits_late_is_in_a_later_window(
     assert conserved(connection)["delivered"] == 33
 
 
-def test_of_several_events_with_one_id_the_one_that_tracks_has_goes(
+def test_of_events_with_one_id_only_the_event_in_tracks_is_sent(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The others are counted as repeated, in the same window or a later one."""
@@ -89,7 +89,7 @@ def test_of_several_events_with_one_id_the_one_that_tracks_has_goes(
     assert conserved(connection) == {"delivered": 3, "filtered": 0, "repeated": 3, "dead": 0}
 
 
-def test_calls_that_are_in_no_table_go_as_they_come(
+def test_calls_without_a_table_are_sent_once_in_landing_order(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """A repeated id among the last calls is left out, also after a restart of the worker."""
@@ -114,7 +114,7 @@ def test_calls_that_are_in_no_table_go_as_they_come(
     assert conserved(connection)["repeated"] == 2
 
 
-def test_a_new_destination_begins_now_unless_it_begins_with_the_start(
+def test_a_new_destination_without_from_start_gets_only_later_events(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Events that have landed before stay, even if tracks reads them later. A later source begins with its start."""

@@ -53,7 +53,7 @@ def land_with_bad(connection: psycopg.Connection, count: int, bad: set[int]) -> 
     fill_tracks(connection)
 
 
-def test_an_answer_that_asks_for_patience_repeats_the_same_batch(
+def test_a_temporary_error_repeats_the_same_batch(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The waits grow up to five minutes, and nothing dies."""
@@ -103,7 +103,7 @@ def test_retry_after_is_respected_up_to_an_hour(
         (429, "Fri, 31 Dec 9999 23:59:59 GMT", 10),
     ],
 )
-def test_no_wait_that_a_receiver_names_makes_a_tight_loop_or_a_standstill(  # noqa: PLR0917 - fixtures
+def test_with_any_retry_after_value_the_requests_stay_few_but_regular(  # noqa: PLR0917 - fixtures
     database: Database,
     connection: psycopg.Connection,
     receiver: Receiver,
@@ -132,7 +132,7 @@ def test_no_wait_that_a_receiver_names_makes_a_tight_loop_or_a_standstill(  # no
     assert receiver.taken_ids == ids(3)
 
 
-def test_a_failing_destination_says_why_and_recovers(
+def test_a_failing_destination_shows_the_reason_until_it_recovers(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The state has the reason while the receiver is away, and nothing afterwards."""
@@ -202,7 +202,7 @@ def test_a_refused_key_pauses_and_one_probe_resumes(
     assert conserved(connection)["dead"] == 0
 
 
-def test_a_certificate_that_is_not_trusted_pauses_and_says_why(
+def test_an_untrusted_certificate_pauses_the_delivery_with_the_reason(
     database: Database, connection: psycopg.Connection
 ) -> None:
     """Nothing reaches such a receiver, and nothing dies. A trusted certificate for another name is refused as well."""
@@ -286,7 +286,7 @@ def test_a_refused_batch_is_halved_until_the_culprits_are_alone(
     assert conserved(connection) == {"delivered": 96, "filtered": 0, "repeated": 0, "dead": 4}
 
 
-def test_dead_letters_go_again_after_the_mend(
+def test_accepted_dead_letters_leave_the_list_after_a_retry(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Those that are accepted leave the list. The others stay, with one more attempt."""
@@ -303,7 +303,7 @@ def test_dead_letters_go_again_after_the_mend(
     assert conserved(connection) == {"delivered": 29, "filtered": 0, "repeated": 0, "dead": 1}
 
 
-def test_dead_letters_whose_events_are_gone_stop_no_others(
+def test_dead_letters_without_events_do_not_stop_other_dead_letters(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Letters of another source go, although these come first."""
@@ -343,7 +343,7 @@ def test_twenty_refusals_in_a_row_pause_the_destination(
     assert conserved(connection)["delivered"] == 100
 
 
-def test_events_that_the_own_checks_refuse_count_too(
+def test_refusals_by_the_loaders_own_checks_pause_the_destination(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """A wrong mapping must not empty the queue, although no request is sent."""
@@ -359,7 +359,7 @@ def test_events_that_the_own_checks_refuse_count_too(
     assert conserved(connection)["dead"] == len(list_letters(connection, found.id, 100)) == 20
 
 
-def test_refusals_count_in_landing_order(
+def test_an_accepted_event_between_refusals_restarts_the_count(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """One accepted event between them begins a new row, in one batch too."""
@@ -405,7 +405,7 @@ def test_a_resumed_destination_begins_to_count_anew(
 
 
 @pytest.mark.heavy
-def test_refusals_of_a_twentieth_pause_the_destination(
+def test_refusals_of_one_event_in_twenty_pause_the_destination(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The last 1,000 events count, once there have been so many."""

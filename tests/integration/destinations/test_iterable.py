@@ -224,7 +224,7 @@ def test_exactly_the_bad_items_of_a_batch_are_dead(
         ({"birthday": "soon"}, "RequestFieldsTypesMismatched"),
     ],
 )
-def test_a_bad_update_of_a_user_costs_none_of_the_users_others(
+def test_a_bad_update_of_a_user_drops_no_other_update(
     database: Database, connection: psycopg.Connection, receiver: Receiver, bad: dict[str, str], reason: str
 ) -> None:
     """Several updates go as one, and the answer names the user or the field."""
@@ -240,7 +240,7 @@ def test_a_bad_update_of_a_user_costs_none_of_the_users_others(
     assert len(project.bodies) < 25
 
 
-def test_an_answer_that_names_one_culprit_of_many_does_not_repeat_all_others(
+def test_answers_that_name_one_bad_event_cost_no_more_than_halving(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Each event goes as often as halving needs, and no more."""
@@ -316,7 +316,7 @@ def test_of_ten_updates_of_one_user_the_last_values_win(  # noqa: PLR0917 - fixt
     assert conserved(connection, "crm")["delivered"] == 16 * place
 
 
-def test_a_dead_update_that_goes_again_leaves_the_values_of_later_ones(
+def test_a_retried_dead_update_does_not_overwrite_values_of_later_updates(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The worker tries the update of an unknown user again after the user has come with newer values."""
@@ -415,7 +415,7 @@ def test_events_of_iterable_never_go_back(
     assert conserved(connection, "crm") == {"delivered": 1, "filtered": 3, "repeated": 0, "dead": 0}
 
 
-def test_two_projects_do_not_feed_each_other(
+def test_events_that_a_project_reports_go_to_no_project(
     database: Database, settings: Settings, connection: psycopg.Connection, receiver: Receiver, tmp_path: Path
 ) -> None:
     """Each project gets the calls of the app. The events that a project reports go to no project."""
@@ -463,7 +463,7 @@ def test_a_forgotten_user_is_refused_once_and_never_sent_again(
     assert conserved(connection, "crm") == {"delivered": 2, "filtered": 2, "repeated": 0, "dead": 1}
 
 
-def test_an_event_of_an_unknown_user_is_tried_again_for_half_an_hour(
+def test_an_event_of_an_unknown_user_is_retried_for_half_an_hour(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The profile may be on its way. After three more tries a person decides."""
@@ -486,7 +486,7 @@ def test_an_event_of_an_unknown_user_is_tried_again_for_half_an_hour(
     assert conserved(connection, "crm")["dead"] == 1
 
 
-def test_a_key_that_failed_less_often_than_it_was_sent_is_sent_alone(
+def test_a_key_with_fewer_failures_than_items_is_sent_alone(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Only the items that fail alone are dead."""
@@ -577,7 +577,7 @@ def test_an_email_project_makes_users_of_user_ids_on_request(
     assert dead_reasons(connection) == {}
 
 
-def test_an_answer_that_is_not_iterables_is_no_answer(
+def test_a_200_without_iterables_json_is_tried_again(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The page of a proxy has the status 200 too, and accepts nothing."""
@@ -638,7 +638,7 @@ def test_a_replay_and_the_live_delivery_share_the_limits(
     assert len(times) == 7
 
 
-def test_a_refused_key_pauses_and_kills_nothing(
+def test_a_refused_key_pauses_the_delivery_without_dead_letters(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The status decides, although the body says success."""

@@ -56,7 +56,7 @@ def test_kills_and_lost_answers_lose_nothing_and_repeat_one_batch_each(  # noqa:
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(120, marks=pytest.mark.soak)])
-def test_kills_and_half_applied_requests_leave_each_thing_once_in_iterable(  # noqa: PLR0917 - fixtures
+def test_kills_and_half_applied_requests_leave_each_event_once_in_iterable(  # noqa: PLR0917 - fixtures
     settings: Settings, connection: psycopg.Connection, receiver: Receiver, proxy: Proxy, tmp_path: Path, rounds: int
 ) -> None:
     """Every event, purchase and field of a profile is as expected. Iterable knows an event by its id."""

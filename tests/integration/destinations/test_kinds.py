@@ -156,7 +156,7 @@ def test_a_secret_is_replaced_while_every_webhook_verifies(
     assert receiver.taken_ids == ["a", "b", "c", "d"]
 
 
-def test_a_webhook_that_is_too_large_goes_without_iterables_body_or_is_dead(
+def test_a_webhook_over_the_limit_goes_without_iterables_body_or_is_dead(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The receiver says so with 413."""

@@ -52,7 +52,7 @@ def test_a_replay_runs_beside_the_live_delivery(
     assert (replay.delivered, replay.waiting) == (10, 0)
 
 
-def test_a_replay_by_the_events_own_time_and_name_continues_after_a_stop(
+def test_a_replay_by_event_time_and_name_continues_after_a_stop(
     database: Database, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """Only matching events go, and none of them twice."""
@@ -91,7 +91,7 @@ def land_month(connection: psycopg.Connection, count: int) -> dict[str, str]:
     return {"until": (row[0] + timedelta(microseconds=1)).isoformat()}
 
 
-def test_live_events_and_a_replay_of_a_month_do_not_wait_for_each_other(
+def test_live_events_and_a_long_replay_do_not_wait_for_each_other(
     database: Database, settings: Settings, connection: psycopg.Connection, receiver: Receiver
 ) -> None:
     """The receiver holds a request of the replay until all live events are there, and then a live request."""
@@ -158,7 +158,7 @@ def test_a_live_request_waits_for_one_turn_of_a_replay_at_most(
 
 
 @pytest.mark.soak
-def test_the_latency_of_live_events_beside_a_replay_of_a_month(
+def test_two_replays_of_a_month_and_live_events_lose_nothing(
     database: Database,
     settings: Settings,
     connection: psycopg.Connection,

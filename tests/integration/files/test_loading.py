@@ -169,7 +169,7 @@ def test_each_source_has_its_own_files(
 
 
 @pytest.mark.parametrize("same_length", [True, False])
-def test_another_file_that_begins_alike_is_another_file(
+def test_files_with_the_same_beginning_are_different_files(
     connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path, *, same_length: bool
 ) -> None:
     """All bytes distinguish files, not their names or first lines."""
@@ -198,7 +198,7 @@ def test_a_file_that_has_grown_is_continued(
     assert outcomes(load(path)) == ["unchanged"]
 
 
-def test_a_file_goes_on_in_a_compressed_copy(
+def test_a_load_continues_in_a_compressed_copy_of_the_file(
     connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path
 ) -> None:
     """A log that was loaded while it grew continues after it is rotated and compressed."""
@@ -229,7 +229,7 @@ def test_a_last_line_that_gets_its_newline_is_not_landed_again(
 
 
 @pytest.mark.parametrize("lines", [1, 10])
-def test_a_piece_of_a_line_is_replaced_by_the_whole(
+def test_a_complete_line_replaces_its_quarantined_piece(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, lines: int
 ) -> None:
     """A line that was loaded while it was written goes to quarantine. It lands and is resolved when it is complete."""
@@ -245,7 +245,7 @@ def test_a_piece_of_a_line_is_replaced_by_the_whole(
     ]
 
 
-def test_a_load_that_stops_before_it_says_it_is_done_has_landed_its_last_line_once(
+def test_a_load_that_cannot_record_its_end_lands_its_last_line_once(
     connection: psycopg.Connection, load: Loads, events: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last line and the record of its landing are one transaction."""
@@ -258,7 +258,9 @@ def test_a_load_that_stops_before_it_says_it_is_done_has_landed_its_last_line_on
     assert Counter(landed(connection)) == ids(11)
 
 
-def test_a_damaged_file_goes_on_when_it_is_whole(connection: psycopg.Connection, load: Loads, tmp_path: Path) -> None:
+def test_a_load_continues_when_a_damaged_file_is_whole(
+    connection: psycopg.Connection, load: Loads, tmp_path: Path
+) -> None:
     """The readable part of an incomplete download lands. The whole file adds the rest."""
     lines = b"".join(make_line(i, bytes_more=random.Random(i).randrange(200)) + b"\n" for i in range(2000))
     packed = gzip.compress(lines, compresslevel=1)
@@ -281,7 +283,7 @@ def test_a_damaged_file_goes_on_when_it_is_whole(connection: psycopg.Connection,
 # Several files, several workers
 
 
-def test_a_file_that_cannot_be_read_does_not_keep_the_others_out(
+def test_an_unreadable_file_does_not_stop_the_other_files(
     connection: psycopg.Connection, load: Loads, events: Path, tmp_path: Path
 ) -> None:
     """Each file is reported, and the readable files land."""
@@ -297,7 +299,7 @@ def test_a_file_that_cannot_be_read_does_not_keep_the_others_out(
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_many_workers_land_what_one_would(
+def test_many_workers_land_the_same_rows_as_one_worker(
     connection: psycopg.Connection, load: Loads, tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
     """Chunks that land in parallel form the whole file, with the places of its bad lines. The bar reaches its end."""
@@ -319,7 +321,7 @@ def test_many_workers_land_what_one_would(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_file_that_fails_in_a_worker_leaves_the_next_one_alone(
+def test_a_file_that_fails_in_a_worker_leaves_the_next_file_alone(
     connection: psycopg.Connection, load: Loads, tmp_path: Path
 ) -> None:
     """A file that is cut off during its load fails, and the next file is loaded completely."""
@@ -454,7 +456,7 @@ def test_a_loader_that_is_killed_goes_on_where_it_was(
     assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
 
 
-def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
+def test_a_killed_worker_stops_the_load_and_loses_no_event(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
     """The load stops with one line, ends the other workers, and continues when it is run again."""
@@ -470,7 +472,7 @@ def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(
     assert_continues(database, connection, long_file, home)
 
 
-def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
+def test_an_ended_session_stops_the_load_and_loses_no_event(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
     """When the server ends the sessions, the load stops with one line, and continues when it is run again."""
@@ -488,7 +490,7 @@ def test_a_session_that_is_ended_is_told_and_nothing_is_lost(
     assert connection.execute("select count(*) from raw.quarantine").fetchone() == (0,)
 
 
-def test_ctrl_c_is_a_way_to_stop(
+def test_ctrl_c_stops_a_load_that_can_continue(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
     """A terminal signals all processes of the group. The load prints one line and can continue."""
@@ -521,7 +523,7 @@ def test_two_loaders_on_one_file_land_it_once(
     assert connection.execute("select count(*) from raw.loads").fetchone() == (1,)
 
 
-def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
+def test_time_limits_of_the_database_do_not_end_a_wait_between_loaders(
     database: Database, connection: psycopg.Connection, long_file: Path, home: Path
 ) -> None:
     """The wait lasts until the other loader ends, so no time limit applies."""
@@ -542,7 +544,7 @@ def test_a_loader_waits_for_another_whatever_time_limits_the_database_has(
     assert (code, out) == (0, "1 file loaded before and unchanged since\n")
 
 
-def test_an_offset_that_somebody_moved_lands_nothing(
+def test_no_rows_land_when_their_offset_has_moved(
     connection: psycopg.Connection, load: Loads, events: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows and offset are one transaction. If the offset has moved, the rows do not land either."""
@@ -574,7 +576,7 @@ def test_workers_that_wait_for_a_lock_can_be_stopped(
     assert Counter(landed(connection)) == Counter()
 
 
-def test_workers_without_a_database_say_so(database: Database, events: Path) -> None:
+def test_workers_without_a_database_give_the_reason(database: Database, events: Path) -> None:
     """A worker that cannot connect, for example with too many connections, gives the reason."""
     workers = Workers(f"{database.url}_missing", 1, database.lock_wait)
 

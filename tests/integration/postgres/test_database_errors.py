@@ -34,9 +34,7 @@ def fail_with_autocommit(database: Database) -> None:
 
 
 @pytest.mark.parametrize("fail", [fail_with_sqlalchemy, fail_with_psycopg, fail_with_autocommit])
-def test_an_error_of_either_api_leaves_the_database_as_one_type(
-    settings: Settings, fail: Callable[[Database], None]
-) -> None:
+def test_database_errors_of_both_apis_have_one_type(settings: Settings, fail: Callable[[Database], None]) -> None:
     """Callers catch `DatabaseError` without importing an API."""
     with (
         pytest.raises(DatabaseError, match=r"^The database failed: division by zero$"),
@@ -45,7 +43,7 @@ def test_an_error_of_either_api_leaves_the_database_as_one_type(
         fail(database)
 
 
-def test_other_errors_leave_the_database_as_they_are(settings: Settings) -> None:
+def test_an_error_of_the_loader_keeps_its_type_and_message(settings: Settings) -> None:
     """An error of the loader keeps its message and its exit code."""
     with pytest.raises(UsageError, match="wrong"), open_database(settings):
         raise UsageError("wrong")

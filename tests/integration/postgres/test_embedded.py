@@ -222,7 +222,7 @@ def test_password_is_required(running: EmbeddedServer) -> None:
     assert (found.st_mode & 0o777, found.st_uid) == (0o600, os.geteuid())
 
 
-def test_listens_on_the_loopback_address_only(running: EmbeddedServer) -> None:
+def test_server_listens_on_the_loopback_address_only(running: EmbeddedServer) -> None:
     """Other machines cannot reach the server, and no socket file exists."""
     url = running.acquire()
     sockets = psutil.Process(postmaster(running.home)).net_connections(kind="all")
@@ -259,7 +259,7 @@ def test_processes_that_start_at_the_same_moment_share_one_server(bare_home: Pat
     assert (bare_home / "embedded/postgres.log").read_text().count("starting PostgreSQL") == 1
 
 
-def test_acquire_again_is_the_same(running: EmbeddedServer) -> None:
+def test_a_second_acquire_changes_nothing(running: EmbeddedServer) -> None:
     """A second acquire in a process changes nothing, and one release undoes both."""
     assert running.acquire() == running.acquire()
     running.release()
@@ -269,7 +269,7 @@ def test_acquire_again_is_the_same(running: EmbeddedServer) -> None:
     running.release()
 
 
-def test_runs_while_anything_uses_it_and_stops_afterwards(home: Path) -> None:
+def test_server_runs_while_in_use_and_stops_when_idle(home: Path) -> None:
     """A command without a connection, a BI tool's session and very short sessions count as use.
 
     Without them, the server and its keeper end after the idle time.
@@ -294,7 +294,7 @@ def test_runs_while_anything_uses_it_and_stops_afterwards(home: Path) -> None:
     assert "nothing uses the server any more" in (home / "embedded/postgres.log").read_text()
 
 
-def test_killed_command_is_no_user_any_more(home: Path) -> None:
+def test_killed_command_does_not_keep_the_server_running(home: Path) -> None:
     """A command that ended by kill -9 does not keep the server running."""
     with user_of(home, idle=0.5) as (process, url):
         assert url
@@ -430,7 +430,7 @@ def test_remembered_port_in_use_is_replaced(
     assert query(moved, "select 1") == 1
 
 
-def test_port_asked_for_in_use_is_an_error(home: Path) -> None:
+def test_a_configured_port_in_use_is_an_error(home: Path) -> None:
     """If another program has the configured port, the error names the port and the setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -441,7 +441,9 @@ def test_port_asked_for_in_use_is_an_error(home: Path) -> None:
     asked.release()
 
 
-def test_port_asked_for_of_a_running_server(running: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_for_another_port_uses_the_running_server(
+    running: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """A command that asks for another port uses the running server and gets a warning."""
     url = running.acquire()
     other = EmbeddedServer(running.home, port=1024)
@@ -513,7 +515,7 @@ def test_failed_start_shows_the_log(server: EmbeddedServer, home: Path) -> None:
     assert server.folder.is_free("users.lock")
 
 
-def test_changed_password_is_an_error_and_deleting_it_sets_another(server: EmbeddedServer, home: Path) -> None:
+def test_changed_password_is_an_error_and_a_deleted_password_is_replaced(server: EmbeddedServer, home: Path) -> None:
     """The error names an unknown password as the problem, and its advice works."""
     url = server.acquire()
     query(url, "create table of_forgetful as select 7 as value")
@@ -524,7 +526,7 @@ def test_changed_password_is_an_error_and_deleting_it_sets_another(server: Embed
     assert query(server.acquire(), "select value from of_forgetful") == 7
 
 
-def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
+def test_server_without_free_connections_counts_as_running(server: EmbeddedServer) -> None:
     """A server without a free connection counts as running.
 
     A client that needs a connection gets PostgreSQL's error.
@@ -549,7 +551,7 @@ def test_all_connections_taken_is_no_error(server: EmbeddedServer) -> None:
         assert server.acquire() == url
 
 
-def test_output_of_a_command_ends_with_it(home: Path) -> None:
+def test_output_of_a_command_ends_with_the_command(home: Path) -> None:
     """A program that captures a command's output does not wait for the server that the command started."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", USE, str(home), "600"]

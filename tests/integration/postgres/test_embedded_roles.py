@@ -218,7 +218,7 @@ def test_c2_a_new_cluster_hands_out_no_superuser(new: EmbeddedServer) -> None:
         assert connection.execute("show is_superuser").fetchone() == ("on",)
 
 
-def test_c2_a_running_server_of_the_first_version_is_brought_over(old: tuple[EmbeddedServer, Grants]) -> None:
+def test_c2_a_running_server_of_the_first_version_is_upgraded(old: tuple[EmbeddedServer, Grants]) -> None:
     """The URL, data, views, grants and default privileges stay. A new keeper replaces the old keeper."""
     server, before = old
     url = start_old_server(server)
@@ -261,7 +261,7 @@ def kill_after_steps(steps: Iterable[int], server: EmbeddedServer, monkeypatch: 
 
 
 @pytest.mark.heavy
-def test_c2_a_stopped_cluster_is_brought_over_after_a_killed_try(
+def test_c2_the_next_start_completes_a_killed_upgrade(
     old: tuple[EmbeddedServer, Grants], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a kill between the first steps, and another before the last step, the next start does the others."""
@@ -271,7 +271,7 @@ def test_c2_a_stopped_cluster_is_brought_over_after_a_killed_try(
 
 
 @pytest.mark.heavy
-def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
+def test_c2_the_next_start_completes_an_upgrade_killed_at_any_step(
     old: tuple[EmbeddedServer, Grants], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a kill before, between or after any two steps, the next start does the remaining steps."""
@@ -280,7 +280,7 @@ def test_c2_a_stopped_cluster_is_brought_over_whenever_the_last_try_was_killed(
     server.release()
 
 
-def test_c2_an_older_cluster_in_the_place_of_a_newer_one_is_brought_over(old: tuple[EmbeddedServer, Grants]) -> None:
+def test_c2_an_older_cluster_restored_over_a_newer_cluster_is_upgraded(old: tuple[EmbeddedServer, Grants]) -> None:
     """A backup of an older version lies in a folder with the newer secret. The superuser shows the older version."""
     server, before = old
     server.folder.write("keeper_password", "of another cluster")

@@ -165,7 +165,7 @@ def test_a4_a_newer_dump_after_a_rewind_is_noticed(
         go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d"})
 
 
-def test_a4_a_physical_copy_goes_on_as_it_is(folder: Path, begun: Path, small_home: Path) -> None:
+def test_a4_a_physical_copy_continues_unchanged(folder: Path, begun: Path, small_home: Path) -> None:
     """Its files agree with its transaction ids, so no event is marked again, in the copy or after a rewind."""
     copy_cluster(begun, folder / "first")
     with own_cluster(folder / "first") as url:
@@ -193,7 +193,9 @@ def begun_settings(
         yield opened
 
 
-def test_a4_a_dump_restored_beside_its_original(begun_settings: Settings, server: str, small_home: Path) -> None:
+def test_a4_a_dump_restored_beside_its_original_loses_no_event(
+    begun_settings: Settings, server: str, small_home: Path
+) -> None:
     """In another database of the same cluster no event is lost or doubled, and the original continues."""
     url = begun_settings.database_url
     land(url, "email_opened", "c")
@@ -202,7 +204,7 @@ def test_a4_a_dump_restored_beside_its_original(begun_settings: Settings, server
     go_on(url, small_home, seen={"a", "b"}, waiting={"c"})
 
 
-def test_a4_an_older_dump_under_events_that_go_on_landing(
+def test_a4_events_that_land_right_after_a_restore_are_new(
     begun_settings: Settings, other_server: str, server: str, small_home: Path
 ) -> None:
     """Events that land between a restore and the first command are new, whatever the restored snapshots contain."""
@@ -220,7 +222,7 @@ def test_a4_an_older_dump_under_events_that_go_on_landing(
     go_on(url, small_home, seen={"a", "b", "c"}, waiting={"d", "early", "saved"}, is_rebuilt=True)
 
 
-def test_a4_readers_that_differ_start_over_in_nothing(
+def test_a4_tables_with_different_cursors_keep_their_rows_after_a_restore(
     begun_settings: Settings, other_server: str, small_home: Path
 ) -> None:
     """A table ahead of tracks and a table behind tracks keep their rows. Each reads only its missing events."""
@@ -244,7 +246,7 @@ def test_a4_readers_that_differ_start_over_in_nothing(
         assert law(connection)["duplicates"] == 1
 
 
-def test_a4_to_look_costs_a_few_rows(small_settings: Settings, small: Database) -> None:
+def test_a4_the_check_for_a_restore_scans_no_events(small_settings: Settings, small: Database) -> None:
     """Without work, the check scans no events, blocks no writers and writes nothing."""
     with small.connect(autocommit=True) as connection:
         connection.execute(
@@ -271,7 +273,7 @@ def test_a4_to_look_costs_a_few_rows(small_settings: Settings, small: Database) 
 
 
 @pytest.mark.parametrize("damage", ["snapshot", "load_xid"])
-def test_a4_ids_beyond_the_present_are_stamped_again(small_settings: Settings, small: Database, damage: str) -> None:
+def test_a4_future_transaction_ids_lead_to_an_adoption(small_settings: Settings, small: Database, damage: str) -> None:
     """Such ids come from a later time of the cluster, before the cluster was set back."""
     url = small_settings.database_url
     land(url, "email_opened", "a")

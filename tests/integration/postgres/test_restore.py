@@ -32,7 +32,7 @@ def ids(url: str, table: str) -> list[str]:
 
 
 @pytest.mark.parametrize("behind", [pytest.param("everything", marks=pytest.mark.heavy), "one table"])
-def test_a_restored_database_goes_on(
+def test_a_restored_database_transforms_each_waiting_event_once(
     small_settings: Settings, other_server: str, small_home: Path, behind: str
 ) -> None:
     """Events that waited at the time of the dump are transformed once, no row is doubled, and new events follow."""

@@ -70,7 +70,7 @@ def test_more_collections_than_are_remembered_can_land(
     assert [row[0] for row in collections(connection, "collection")] == ["a", "b", "c"]
 
 
-def test_landing_records_what_events_are_made_of(connection: psycopg.Connection) -> None:
+def test_landing_records_the_collections_and_properties_of_events(connection: psycopg.Connection) -> None:
     """Each collection and each path below properties and context is recorded once, in order, with column and types."""
     first = {"campaignId": 1, "email": "a@b.c", "dataFields": {"at": "2019-07-08T18:33:25Z", "tags": [1]}, "no": None}
     land_lines(
@@ -96,7 +96,7 @@ def test_landing_records_what_events_are_made_of(connection: psycopg.Connection)
     ]
 
 
-def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection) -> None:
+def test_known_properties_are_not_recorded_again(connection: psycopg.Connection) -> None:
     """A process that knows the properties, or finds them recorded, writes nothing. A new type is added."""
     registry = SchemaRegistry()
     land_lines(connection, [call("m1", {"a": 1, "b": "x"})], registry)
@@ -111,7 +111,7 @@ def test_what_is_known_is_recorded_no_second_time(connection: psycopg.Connection
     ]
 
 
-def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None:
+def test_properties_of_a_rolled_back_transaction_are_recorded_again(connection: psycopg.Connection) -> None:
     """Properties that were not committed are recorded by the next event with them, even in the same process."""
     registry = SchemaRegistry()
     with suppress(ZeroDivisionError), registry.transaction(connection) as changes:
@@ -126,7 +126,7 @@ def test_a_rollback_leaves_nothing_known(connection: psycopg.Connection) -> None
     assert properties(connection, "path, first_event_id") == [(["properties", "a"], "m3")]
 
 
-def test_a_refused_event_is_made_of_nothing(connection: psycopg.Connection) -> None:
+def test_a_refused_event_records_no_properties(connection: psycopg.Connection) -> None:
     """The properties of a refused event are recorded when the corrected message lands from the quarantine."""
     bad = call("m1", {"lost": 0}).replace(b"0}", TOO_LARGE + b"}")
     land_lines(connection, [bad, call("m2", {"kept": 1})])
@@ -136,7 +136,7 @@ def test_a_refused_event_is_made_of_nothing(connection: psycopg.Connection) -> N
     assert properties(connection, "path[2], types") == [("kept", ["bigint"]), ("lost", ["numeric"])]
 
 
-def test_loaders_do_not_wait_for_each_other_for_ever(database: Database, tmp_path: Path) -> None:
+def test_loaders_with_the_same_new_properties_do_not_deadlock(database: Database, tmp_path: Path) -> None:
     """Two loads of several workers, with the same new properties in every chunk, come to an end.
 
     The first chunk takes longest, because of rows that the database refuses. So the others are ready to commit before
@@ -265,7 +265,7 @@ def everything(connection: psycopg.Connection) -> tuple[Rows, Rows]:
     return collections(connection, "source, collection, event, first_event_id, untracked"), sorted(found)
 
 
-def test_a_rescan_of_what_landing_recorded_changes_nothing(connection: psycopg.Connection) -> None:
+def test_a_rescan_of_a_correct_registry_changes_nothing(connection: psycopg.Connection) -> None:
     """The rescan writes no row again."""
     land_lines(connection, VARIED * 3)
     before = properties(connection, "*, xmin"), collections(connection, "*")
@@ -274,7 +274,7 @@ def test_a_rescan_of_what_landing_recorded_changes_nothing(connection: psycopg.C
     assert (found.events, found.collections, found.properties, found.new) == (15, 3, len(before[0]), 0)
 
 
-def test_a_rescan_finds_what_landing_records(connection: psycopg.Connection) -> None:
+def test_a_rescan_rebuilds_the_registry_that_landing_recorded(connection: psycopg.Connection) -> None:
     """A record that is made only from the events equals the record of landing."""
     land_lines(connection, VARIED * 3)
     before = everything(connection)
@@ -284,7 +284,7 @@ def test_a_rescan_finds_what_landing_records(connection: psycopg.Connection) -> 
     assert (sorted(after[0]), after[1]) == (sorted(before[0]), before[1])
 
 
-def test_a_rescan_mends_what_is_recorded(connection: psycopg.Connection) -> None:
+def test_a_rescan_repairs_the_registry(connection: psycopg.Connection) -> None:
     """Missing entries are added, and entries without events are removed.
 
     The other entries keep their place and time.
@@ -308,7 +308,7 @@ def test_a_rescan_mends_what_is_recorded(connection: psycopg.Connection) -> None
     assert rescan(connection, "iterable").new == 0
 
 
-def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psycopg.Connection) -> None:
+def test_a_rescan_orders_a_rebuild_of_tables_with_new_properties(connection: psycopg.Connection) -> None:
     """These are the tables of collections with new properties, and tracks only for new properties of a context."""
     land_lines(connection, VARIED)
     connection.execute(
@@ -336,7 +336,7 @@ def test_a_rescan_has_the_tables_made_again_that_lack_something(connection: psyc
 
 
 @pytest.mark.usefixtures("few_properties")
-def test_a_rescan_keeps_what_is_tracked_of_a_collection_that_has_more(connection: psycopg.Connection) -> None:
+def test_a_rescan_keeps_the_tracked_properties_of_a_collection_over_the_limit(connection: psycopg.Connection) -> None:
     """The properties that were seen first stay, although the keys of a stored event have another order."""
     lines = [call("m1", {f"key{i}": 1 for i in range(TRACKED + 50, 0, -1)}), call("m2", {"a": 1})]
     land_lines(connection, lines)
@@ -362,7 +362,7 @@ def test_landing_goes_on_during_a_rescan(database: Database, connection: psycopg
     assert (["properties", "new"],) in properties(connection, "path")
 
 
-def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.Connection) -> None:
+def test_a_process_records_properties_again_that_a_rescan_has_removed(connection: psycopg.Connection) -> None:
     """A process's copy of the registry is valid until a rescan rebuilds the registry."""
     registry = SchemaRegistry()
     land_lines(connection, VARIED, registry)
@@ -374,7 +374,7 @@ def test_a_process_records_again_what_a_rescan_has_removed(connection: psycopg.C
     assert everything(connection) == before
 
 
-def test_what_lands_during_a_rescan_stays_recorded(database: Database, connection: psycopg.Connection) -> None:
+def test_properties_that_land_during_a_rescan_stay_recorded(database: Database, connection: psycopg.Connection) -> None:
     """A transaction that began before a rescan and commits after it records nothing and loses no property."""
     registry = SchemaRegistry()
     land_lines(connection, VARIED, registry)
@@ -401,7 +401,7 @@ def test_what_lands_during_a_rescan_stays_recorded(database: Database, connectio
     assert (sorted(after[0]), after[1]) == (sorted(before[0]), before[1])
 
 
-def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> None:
+def test_the_rescan_command_prints_its_counts(run_loader: Loader, tmp_path: Path) -> None:
     """The command prints one line, and the record is complete."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(b"\n".join(VARIED))
@@ -411,7 +411,7 @@ def test_the_command_says_what_it_found(run_loader: Loader, tmp_path: Path) -> N
     assert run_loader("rescan", "--source", "nobody").returncode == 2
 
 
-def test_the_database_reads_every_time_that_is_taken_for_one(connection: psycopg.Connection) -> None:
+def test_the_database_can_read_every_text_recorded_as_a_time(connection: psycopg.Connection) -> None:
     """Every text that is recorded as a time can be cast to a time, for each part at its limits and in any time zone."""
     days = ["0001-01-01", "0004-02-29", "1582-10-10", "1999-12-31", "2000-02-29", "2024-02-29", "9999-12-31"]
     clocks = ["00:00", "23:59", "00:00:00", "23:59:59", "23:59:59.9", "12:00:00.123456789012", "23:59:59.999999999999"]

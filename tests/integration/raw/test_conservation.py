@@ -60,7 +60,7 @@ def filled(small: Database) -> Iterator[psycopg.Connection]:
         "two that cancel",
     ],
 )
-def test_every_damage_is_seen(  # noqa: PLR0917 - pytest passes them by name
+def test_status_and_data_tests_detect_every_damage(  # noqa: PLR0917 - pytest passes them by name
     filled: psycopg.Connection,
     small: Database,
     loader: Loader,
@@ -86,7 +86,9 @@ def test_every_damage_is_seen(  # noqa: PLR0917 - pytest passes them by name
         assert f"in test {name}" in output
 
 
-def test_a5_a_rebuild_of_an_older_version_that_lost_rows_is_told(filled: psycopg.Connection, loader: Loader) -> None:
+def test_a5_status_reports_rows_lost_by_a_rebuild_of_an_older_version(
+    filled: psycopg.Connection, loader: Loader
+) -> None:
     """No rows are left to compare, but the reports of the runs show the loss.
 
     Repeating the rebuild ends the message.

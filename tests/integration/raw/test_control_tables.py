@@ -52,13 +52,13 @@ def differences(connection: Connection, tables: MetaData) -> list[tuple[object, 
     return [change for change in found if not str(change[0]).endswith("_comment")]
 
 
-def test_the_definitions_are_what_the_migrations_build(database: Database) -> None:
+def test_the_definitions_equal_the_tables_of_the_migrations(database: Database) -> None:
     """Names, types and nullability of all columns are compared in both directions."""
     with database.begin() as connection:
         assert differences(connection, metadata) == []
 
 
-def test_the_primary_keys_are_those_of_the_migrations(database: Database) -> None:
+def test_the_primary_keys_equal_the_primary_keys_of_the_migrations(database: Database) -> None:
     """Alembic does not compare primary keys."""
     with database.begin() as connection:
         inspector = inspect(connection)
@@ -66,7 +66,7 @@ def test_the_primary_keys_are_those_of_the_migrations(database: Database) -> Non
     assert built == {table.name: [column.name for column in table.primary_key] for table in metadata.tables.values()}
 
 
-def test_every_table_of_the_migrations_is_defined_or_belongs_to_the_data_path(database: Database) -> None:
+def test_every_table_of_the_migrations_is_defined_or_in_the_data_path(database: Database) -> None:
     """A table of a new migration must be added to one of the two lists."""
     with database.begin() as connection:
         inspector = inspect(connection)

@@ -58,7 +58,7 @@ def test_a15_an_upgrade_over_unrecorded_events_asks_for_a_rescan(server: str, ho
             assert (status.returncode, WORDS in status.stderr) == (0, False)
 
 
-def test_a15_nobody_is_asked_who_has_nothing_unrecorded(server: str, home: Path) -> None:
+def test_a15_an_upgrade_without_unrecorded_properties_asks_for_no_rescan(server: str, home: Path) -> None:
     """An empty warehouse, and calls without properties, need no rescan."""
     with own_database(server, home) as settings:
         bring_up(settings, "0006")

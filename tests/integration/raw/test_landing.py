@@ -85,7 +85,7 @@ def test_refused_rows_are_found_among_thousands(connection: psycopg.Connection) 
         assert (landed.rows, landed.reasons, landed.repaired) == (2000 - len(places), reasons, 0)
 
 
-def test_a_refused_row_keeps_the_words_of_the_database(connection: psycopg.Connection) -> None:
+def test_a_refused_row_keeps_the_error_of_the_database(connection: psycopg.Connection) -> None:
     """The message in quarantine has the SQLSTATE and the database's reason."""
     land_lines(connection, [line("m1", value=TOO_LARGE)], path="logs/a.ndjson")
     assert quarantined(connection, "source, entrance, path, detail, resolved_at") == [
@@ -100,7 +100,7 @@ def test_when_every_row_is_refused_nothing_lands(connection: psycopg.Connection)
     assert len(quarantined(connection)) == 50
 
 
-def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Connection) -> None:
+def test_a_repaired_and_refused_line_is_one_message_in_quarantine(connection: psycopg.Connection) -> None:
     """A line that is repaired and then refused has not landed.
 
     The quarantine has one message with its original bytes.
@@ -118,7 +118,7 @@ def test_what_is_repaired_and_then_refused_is_one_message(connection: psycopg.Co
 
 
 @pytest.mark.parametrize("entrance", [ITERABLE_WEBHOOK, export_entrance("emailOpen")])
-def test_a_call_that_was_made_is_not_what_the_sender_gets_back(connection: psycopg.Connection, entrance: str) -> None:
+def test_quarantine_keeps_the_senders_bytes_and_no_derived_call(connection: psycopg.Connection, entrance: str) -> None:
     """The quarantine has the bytes of the sender, and never the call that the loader made from them."""
     sent = [
         b'{"email":"%b","native":{"native":7},"eventName":"emailOpen", "dataFields":{"n":%b, "native":[]}}' % each
@@ -206,7 +206,7 @@ def test_an_error_without_a_state_is_not_about_the_row() -> None:
     assert not blames_row(psycopg.OperationalError("the connection is closed"))
 
 
-def test_errors_of_the_server_are_judged_as_they_come(connection: psycopg.Connection) -> None:
+def test_a_real_server_error_refuses_one_row_or_stops_the_landing(connection: psycopg.Connection) -> None:
     """With real errors of a server, either one row is refused, or no row lands and the error is raised."""
     lines = [line(f"m{i}") for i in range(10)]
     for state in "53100", "57014", "22003", "23514":
@@ -232,7 +232,7 @@ def test_errors_of_the_server_are_judged_as_they_come(connection: psycopg.Connec
         ("55P03", "continues after the last commit"),
     ],
 )
-def test_errors_of_the_database_say_what_to_do(state: str, advice: str) -> None:
+def test_errors_of_the_database_name_the_next_step(state: str, advice: str) -> None:
     """The message has the SQLSTATE, the database's own message and the next step."""
     error = explain(errors.lookup(state)("first\nsecond"))
     assert isinstance(error, DatabaseError)
@@ -272,7 +272,7 @@ def test_every_character_survives(connection: psycopg.Connection) -> None:
     assert [payload for _, payload in stored] == calls
 
 
-def test_bytes_are_utf_8_whatever_the_environment_says(
+def test_the_client_encoding_of_the_environment_does_not_change_text(
     database: Database, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A variable that is meant for psql does not change letters outside ASCII."""
@@ -330,7 +330,7 @@ def test_events_of_a_collection_keep_their_order(connection: psycopg.Connection)
         assert [row[0] for row in rows] == [f"m{j}" for j in range(i, 999, 3)]
 
 
-def test_the_time_of_receipt_is_the_given_one_or_now(connection: psycopg.Connection) -> None:
+def test_the_time_of_receipt_is_the_given_time_or_now(connection: psycopg.Connection) -> None:
     """The receivedAt of a raw log is kept to the microsecond. An event without this time is received when it lands."""
     given = line("m1")[:-1] + b',"receivedAt":"2015-12-12T19:11:01.266123+05:30"}'
     land_lines(connection, [given, line("m2")])
@@ -351,7 +351,7 @@ def test_the_time_of_receipt_is_the_given_one_or_now(connection: psycopg.Connect
         "9999-12-31T23:59:59.999999-14",
     ],
 )
-def test_the_time_of_receipt_is_the_one_the_database_reads(connection: psycopg.Connection, value: str) -> None:
+def test_python_and_the_database_read_the_same_time_of_receipt(connection: psycopg.Connection, value: str) -> None:
     """The models compare the column with the payload's text, so both are the same time to the last digit."""
     land_lines(connection, [line("m1")[:-1] + f',"receivedAt":"{value}"}}'.encode()])
     rows = connection.execute("select received_at = (payload ->> 'receivedAt')::timestamptz from raw.events").fetchall()
@@ -367,7 +367,7 @@ def test_landing_commits_nothing(database: Database, connection: psycopg.Connect
     assert (landed_ids(connection), quarantined(connection)) == ([], [])
 
 
-def test_what_became_of_messages_adds_up() -> None:
+def test_landing_results_add_up() -> None:
     """The counts of several landings are added."""
     total = LandingResult(1)
     total.add(LandingResult(2))
@@ -380,7 +380,7 @@ def test_what_became_of_messages_adds_up() -> None:
     assert (total.rows, total.reasons, total.repaired, total.quarantined) == (9, {"invalid_json": 4}, 2, 4)
 
 
-def test_nothing_is_landed_of_nothing(connection: psycopg.Connection) -> None:
+def test_an_empty_chunk_lands_without_an_error(connection: psycopg.Connection) -> None:
     """An empty chunk is no error."""
     messages: list[Event | Refused] = []
     assert land(connection, "iterable", "file", messages, None) == LandingResult()

@@ -102,7 +102,7 @@ def test_a5_the_loss_can_be_allowed(damaged: psycopg.Connection, loader: Loader)
     assert loader("status").returncode == 0
 
 
-def test_a5_plain_dbt_refuses_and_allows_alike(damaged: psycopg.Connection, dbt: Dbt) -> None:
+def test_a5_dbt_without_the_loader_also_refuses_and_allows_losses(damaged: psycopg.Connection, dbt: Dbt) -> None:
     """Dbt names each table with both numbers, and a variable permits the loss."""
     code, output = dbt("run", "--full-refresh", "--select", "email_opened", "email_delivered")
     assert code == 1
@@ -193,7 +193,9 @@ def test_a5_a_cursor_set_to_null_by_hand_costs_no_rows(
     assert loader("status").returncode == 1
 
 
-def test_a5_a_dropped_table_is_made_from_what_is_there(damaged: psycopg.Connection, loader: Loader, dbt: Dbt) -> None:
+def test_a5_a_dropped_table_is_made_from_the_remaining_events(
+    damaged: psycopg.Connection, loader: Loader, dbt: Dbt
+) -> None:
     """The table has no rows to lose, and a note gives the number of events that raw.events lacks."""
     damaged.execute("drop table iterable.email_opened, iterable.order_placed")
     done = loader("transform")

@@ -35,7 +35,7 @@ def test_two_processes_cannot_both_move_a_position(connection: psycopg.Connectio
     assert read_positions(connection) == {"a": 10}
 
 
-def test_only_positions_of_long_ago_are_forgotten(connection: psycopg.Connection) -> None:
+def test_only_positions_older_than_a_year_are_deleted(connection: psycopg.Connection) -> None:
     """A segment may wait for months, but not for more than a year."""
     for segment, age in (("a", "13 months"), ("b", "11 months")):
         advance(connection, segment, 0, 1)

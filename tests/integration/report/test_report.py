@@ -87,7 +87,7 @@ def one(connection: psycopg.Connection, query: str) -> Any:
     return row[0]
 
 
-def test_the_totals_are_those_of_the_messages(connection: psycopg.Connection, month: Element) -> None:
+def test_the_totals_agree_with_the_messages(connection: psycopg.Connection, month: Element) -> None:
     """A recipient counts once in a row, so the first row is no sum of the others."""
     expected = connection.execute(
         f"""
@@ -108,7 +108,7 @@ def test_the_totals_are_those_of_the_messages(connection: psycopg.Connection, mo
     assert reached[0] < sum(reached[1:])
 
 
-def test_the_days_are_those_of_channel_daily(connection: psycopg.Connection, month: Element) -> None:
+def test_the_days_agree_with_channel_daily(connection: psycopg.Connection, month: Element) -> None:
     """Every day and channel of the mart is in the table to unfold, and the chart has the same sums."""
     sends = one(connection, f"select sum(sends)::int from channel_daily where {IN_PERIOD}")
     rows = month.section("days").table()
@@ -119,7 +119,7 @@ def test_the_days_are_those_of_channel_daily(connection: psycopg.Connection, mon
     assert sum(int(re.findall(r": ([\d,]+)", title)[0].replace(",", "")) for title in titles) == sends
 
 
-def test_campaigns_that_were_sent_in_the_period_have_the_rates_of_the_mart(
+def test_campaigns_sent_in_the_period_have_the_rates_of_the_mart(
     connection: psycopg.Connection, month: Element
 ) -> None:
     """A campaign without messages of other days has the same figures in campaign_performance."""
@@ -180,7 +180,7 @@ def funnels(shown: Element) -> dict[str, list[str]]:
     return found
 
 
-def test_revenue_is_that_of_the_attributions(connection: psycopg.Connection, month: Element) -> None:
+def test_the_revenue_agrees_with_the_attributions(connection: psycopg.Connection, month: Element) -> None:
     """Each currency has its own sum, which is the sum of its campaigns."""
     expected = connection.execute(
         "select currency, sum(value) from attributions"
@@ -195,7 +195,7 @@ def test_revenue_is_that_of_the_attributions(connection: psycopg.Connection, mon
     assert {f"{amount:,.2f} {currency}" for currency, amount in expected} <= set(values)
 
 
-def test_machines_and_links_are_those_of_the_events(connection: psycopg.Connection, month: Element) -> None:
+def test_machine_opens_and_link_clicks_agree_with_the_messages(connection: psycopg.Connection, month: Element) -> None:
     """The clicks of all links are the clicks of the period's messages."""
     totals = (
         "select sum(human_opens)::int, sum(opens - human_opens)::int from messages"
@@ -213,7 +213,7 @@ def test_machines_and_links_are_those_of_the_events(connection: psycopg.Connecti
     )
 
 
-def test_domains_are_those_of_deliverability_daily(connection: psycopg.Connection, month: Element) -> None:
+def test_the_domains_agree_with_deliverability_daily(connection: psycopg.Connection, month: Element) -> None:
     """Sums of events over days are the same in both; uniques are not added up."""
     expected = connection.execute(
         f"""
@@ -247,7 +247,7 @@ def test_no_address_of_a_recipient_is_on_the_page(connection: psycopg.Connection
     assert [value for (value,) in found if value and value in text] == []
 
 
-def test_a_schema_with_quotes_and_hostile_names_have_their_page(copied: tuple[psycopg.Connection, Loader]) -> None:
+def test_a_quoted_schema_and_hostile_names_are_shown_as_text(copied: tuple[psycopg.Connection, Loader]) -> None:
     """Names are shown as text. They are neither elements of the page nor SQL."""
     connection, loader = copied
     connection.execute(
@@ -368,7 +368,7 @@ def test_the_period_ends_with_the_last_day_that_has_events(filled: Settings, con
     assert f"{first.day} {first:%b %Y} to {newest.day} {newest:%b %Y}, 7 days" in shown.all("header")[0].text()
 
 
-def test_one_day_and_a_day_without_events(filled: Settings) -> None:
+def test_one_day_gives_a_bar_and_an_empty_day_no_table(filled: Settings) -> None:
     """A report of a day has a bar, and a report of nothing says so."""
     day = page(loader_here(filled), "--source", "iterable", "--from", str(LAST), "--to", str(LAST))
     assert len(day.section("days").all("svg")[0].all("g")) == 1

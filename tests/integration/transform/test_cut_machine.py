@@ -210,7 +210,7 @@ def machine(served: Database, served_settings: Settings) -> type[CutMachine]:
     return Bound
 
 
-def test_any_history_gives_the_tables_the_events_alone_say(machine: type[CutMachine]) -> None:
+def test_tables_equal_their_events_after_any_history(machine: type[CutMachine]) -> None:
     """After every run, each table equals its events, the law holds, and a rebuild changes nothing."""
     run_state_machine_as_test(
         machine,
@@ -228,7 +228,7 @@ def test_any_history_gives_the_tables_the_events_alone_say(machine: type[CutMach
 
 
 @pytest.mark.soak
-def test_any_long_history(machine: type[CutMachine]) -> None:
+def test_tables_equal_their_events_after_any_long_history(machine: type[CutMachine]) -> None:
     """The same with many long random histories."""
     run_state_machine_as_test(
         machine,

@@ -284,7 +284,7 @@ def test_retry_fills_the_tables_that_failed(connection: psycopg.Connection, proj
     assert runs == [("success",), ("error",)]
 
 
-def test_the_loader_fills_production_whatever_dbts_environment_names(
+def test_the_loader_fills_production_although_dbts_environment_names_another_target(
     connection: psycopg.Connection, small: Database, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A developer's DBT_TARGET does not make a transform or a scheduler leave production unfilled."""

@@ -79,7 +79,7 @@ def test_every_command_of_the_page_works_as_typed(small_settings: Settings, proj
     assert run > 20
 
 
-def test_the_examples_of_yml_are_yml() -> None:
+def test_the_yml_examples_of_the_page_have_the_projects_defaults() -> None:
     """The default values on the page are those of the project."""
     examples = [yaml.safe_load(block) for block in blocks() if is_yaml(block)]
     assert [next(iter(example)) for example in examples] == ["iterable_warehouse", "vars", "models"]

@@ -170,7 +170,7 @@ def test_a_declared_column_keeps_its_type(warehouse: Warehouse) -> None:
     assert warehouse.rows("select path, reason from raw.collisions") == [(["properties", "campaign_id"], "shared")]
 
 
-def test_a_view_holds_a_type_up_and_widen_finishes(warehouse: Warehouse) -> None:
+def test_a_view_blocks_a_widening_until_the_widen_command(warehouse: Warehouse) -> None:
     """The run continues with NULL and a note. `widen` makes the views again with their owner, grants and comments."""
     warehouse.land({"found": True})
     warehouse.run()
@@ -233,7 +233,7 @@ def test_an_event_without_a_model_gets_a_table(warehouse: Warehouse) -> None:
     assert law(warehouse.connection)["in_collections"] == 2
 
 
-def test_a_table_that_cannot_be_filled_keeps_the_others_waiting_for_one_run(warehouse: Warehouse) -> None:
+def test_a_failing_table_delays_the_other_tables_by_one_run(warehouse: Warehouse) -> None:
     """The run fails for this table each time. From the second run on, all other tables are filled."""
     warehouse.land({}, event="First")
     warehouse.land({}, event="Second")
@@ -293,7 +293,7 @@ def test_a_full_table_lists_the_values_without_a_column(warehouse: Warehouse) ->
 
 
 @pytest.mark.heavy
-def test_a_table_ends_where_postgresql_does(warehouse: Warehouse) -> None:
+def test_a_table_has_no_more_columns_than_postgresql_allows(warehouse: Warehouse) -> None:
     """A table that is filled up to the limit has rows that fit on a page."""
     warehouse.land({f"p{i}": i for i in range(1700)}, {"p1": 1, "p1500": 2}, event="Wide")
     warehouse.run()

@@ -62,7 +62,7 @@ def rows_read(connection: psycopg.Connection, statement: str) -> int:
     return count(plan[0]["Plan"])
 
 
-def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, small_settings: Settings) -> None:
+def test_the_check_for_new_events_does_not_read_the_history(history: Database, small_settings: Settings) -> None:
     """Without new events the check reads nothing, even for a table without recent events and with a second source."""
     statements = (NEWS, WAITING.replace("%(most)s", str(COUNTED_AT_MOST)))
     with history.connect(autocommit=True) as connection:
@@ -76,7 +76,7 @@ def test_a_look_reads_what_is_new_and_none_of_the_history(history: Database, sma
             assert 0 < rows_read(connection, statement) <= 4
 
 
-def test_it_says_how_old_the_oldest_waiting_event_is(small: Database, small_settings: Settings) -> None:
+def test_freshness_gives_the_age_of_the_oldest_waiting_event(small: Database, small_settings: Settings) -> None:
     """An event counts once, until it is in its own table and in tracks. A call other than track never counts."""
     assert read(small).waiting == 0
     assert read(small).oldest_seconds is None
@@ -111,7 +111,7 @@ def test_events_of_a_late_transaction_wait(small: Database, small_settings: Sett
         assert connection.execute(NEWS).fetchone() == (False,)
 
 
-def test_a_run_of_some_tables_hides_no_news(small: Database, small_settings: Settings) -> None:
+def test_a_run_of_some_tables_leaves_work_open(small: Database, small_settings: Settings) -> None:
     """Only a run that filled every table shows that no work is left."""
     with small.connect(autocommit=True) as connection:
         insert_event(connection, "email_opened", "a")
@@ -121,7 +121,7 @@ def test_a_run_of_some_tables_hides_no_news(small: Database, small_settings: Set
         assert connection.execute(NEWS).fetchone() == (False,)
 
 
-def test_it_counts_what_is_in_quarantine_and_asks_the_scheduler(small: Database) -> None:
+def test_freshness_counts_open_quarantine_messages_and_scheduler_failures(small: Database) -> None:
     """Open messages count by reason. Failures count only for the scheduler that is at work."""
     refused = (
         "insert into raw.quarantine (source, entrance, reason, detail, payload) values ('iterable', 'file', %s, '', '')"

@@ -33,7 +33,7 @@ def test_each_further_try_waits_twice_as_long(connection: psycopg.Connection) ->
     assert connection.execute("select * from raw.held_tables").fetchall() == []
 
 
-def test_a_held_table_is_work_for_the_scheduler_when_its_time_has_come(
+def test_a_held_table_is_work_for_the_scheduler_when_due(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
     """Before that time the scheduler has no work.

@@ -319,7 +319,7 @@ def warehouse(server: str, template: Settings, package: Path) -> Iterator[Wareho
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 @given(histories())
-def test_any_history_gives_the_tables_the_layout_calls_for(
+def test_the_tables_equal_the_layout_model_after_random_events(
     server: str, small_template: Settings, small_package: Path, runs: list[list[Event]]
 ) -> None:
     """Names and shapes are random. After each of several runs, every table equals the model, and so does a rebuild."""
@@ -330,7 +330,9 @@ def test_any_history_gives_the_tables_the_layout_calls_for(
 
 
 @pytest.mark.heavy
-def test_every_horror_at_once(server: str, small_template: Settings, small_package: Path) -> None:
+def test_all_hostile_names_and_values_can_share_one_run(
+    server: str, small_template: Settings, small_package: Path
+) -> None:
     """Each hostile name, key and value is in one run, and then again with other types."""
     kinds: list[Callable[[int], Any]] = [
         lambda n: INTEGERS[n % len(INTEGERS)],
@@ -353,7 +355,9 @@ def test_every_horror_at_once(server: str, small_template: Settings, small_packa
         house.rebuild()
 
 
-def test_a_table_with_the_name_of_another_ones_key(server: str, small_template: Settings, small_package: Path) -> None:
+def test_a_table_may_have_the_name_of_another_tables_key(
+    server: str, small_template: Settings, small_package: Path
+) -> None:
     """The key of `foo` is called `foo_pkey`. An event may have that name too, before or after `foo`."""
     with warehouse(server, small_template, small_package) as house:
         for names in (["Foo", "Bar Pkey", "Email Opened Pkey"], ["Foo Pkey", "Bar"]):

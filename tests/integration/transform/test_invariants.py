@@ -131,7 +131,7 @@ def began_last(first: psycopg.Connection, second: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("history", [began_first, began_last])
-def test_the_first_landed_wins_however_late_it_commits(
+def test_the_first_landed_event_counts_even_if_it_commits_last(
     small: Database,
     small_settings: Settings,
     reader: psycopg.Connection,
@@ -172,7 +172,7 @@ def test_a_later_event_never_takes_an_id(small: Database, small_settings: Settin
     assert everything(reader) == increments
 
 
-def test_an_id_changes_hands_more_than_once(
+def test_the_first_of_three_events_with_one_id_counts_in_the_end(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """Three events with one id become visible last to first.
@@ -232,7 +232,7 @@ def test_a_source_is_filled_whole_or_not_at_all(
 # Parallel runs, and readers beside them.
 
 
-def test_first_runs_side_by_side_double_and_miss_nothing(unfilled: Database, unfilled_settings: Settings) -> None:
+def test_concurrent_first_runs_serve_each_event_once(unfilled: Database, unfilled_settings: Settings) -> None:
     """The runs are of dbt and of the loader, each with its own snapshot.
 
     All succeed, and every event is served once.
@@ -264,7 +264,7 @@ def test_first_runs_side_by_side_double_and_miss_nothing(unfilled: Database, unf
     assert_equals_rebuild(unfilled, unfilled_settings)
 
 
-def test_a_rebuild_that_comes_late_never_goes_back_in_time(
+def test_a_rebuild_with_an_older_snapshot_keeps_rows_of_later_runs(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """A rebuild whose snapshot is older than the cursor keeps the rows that a later run has added."""
@@ -317,7 +317,7 @@ def test_readers_go_on_reading_while_a_table_is_rebuilt(
 
 
 @pytest.mark.parametrize("comes_back", [False, pytest.param(True, marks=pytest.mark.heavy)])
-def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
+def test_a_restored_dump_with_a_waiting_latecomer_gives_the_same_tables(
     small: Database,
     small_settings: Settings,
     reader: psycopg.Connection,
@@ -367,7 +367,7 @@ def test_a_dump_taken_at_a_bad_moment_goes_on_where_it_stood(
                 assert_equals_rebuild(returned, back)
 
 
-def test_a_transaction_older_than_the_adoption_is_not_taken_for_seen(
+def test_events_of_a_transaction_older_than_the_adoption_are_new(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """An event is new even if its transaction got its id before the adoption and landed the event after it."""
@@ -433,7 +433,7 @@ def test_every_message_is_accounted_for(
     assert law(reader, "unknown")["waiting"] == 1
 
 
-def test_the_law_tells_when_a_row_is_lost_or_appears(
+def test_the_conservation_law_detects_missing_and_extra_rows(
     small: Database, small_settings: Settings, reader: psycopg.Connection
 ) -> None:
     """Removed or added rows, in a collection or in tracks, are missing there and nowhere else."""

@@ -123,7 +123,7 @@ def test_a14_a_context_that_is_no_object_is_noted(
     assert connection.execute(first).fetchall() == [("a", ["text"])]
 
 
-def test_a14_sql_shows_times_that_python_has_not(
+def test_a14_the_sql_command_shows_times_outside_pythons_range(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
     """Time zones move the first day of the year 1 to the year before, and the last of 9999 to the year after."""
@@ -145,7 +145,7 @@ def test_a14_sql_shows_times_that_python_has_not(
     assert mismatches(connection) == []
 
 
-def test_a14_what_raw_keeps_of_a_call(connection: psycopg.Connection) -> None:
+def test_a14_raw_keeps_every_value_and_the_last_of_equal_keys(connection: psycopg.Connection) -> None:
     """Raw keeps every value, and each number by its value. Keys are sorted, and the last of two equal keys is kept."""
     send(
         connection,

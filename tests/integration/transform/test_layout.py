@@ -78,7 +78,7 @@ def columns(connection: psycopg.Connection, table: str) -> dict[str, str]:
     )
 
 
-def test_every_table_is_there_though_empty(connection: psycopg.Connection) -> None:
+def test_every_table_exists_after_the_first_run(connection: psycopg.Connection) -> None:
     """After the first run, the 22 documented collections, the five send skips and tracks exist, and nothing else."""
     tables = {
         row[0]
@@ -91,12 +91,14 @@ def test_every_table_is_there_though_empty(connection: psycopg.Connection) -> No
 
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
-def test_a_collection_has_the_columns_the_facts_attest(connection: psycopg.Connection, collection: str) -> None:
+def test_a_collection_has_the_columns_of_its_attested_properties(
+    connection: psycopg.Connection, collection: str
+) -> None:
     """These are the layout's columns, the context's, and every attested property of the collection, with its type."""
     assert columns(connection, table_name(collection)) == declared(collection)
 
 
-def test_tracks_has_what_a_real_warehouse_has(connection: psycopg.Connection) -> None:
+def test_tracks_has_the_columns_of_a_segment_warehouse(connection: psycopg.Connection) -> None:
     """These are the columns that all events share, without properties."""
     assert columns(connection, "tracks") == LAYOUT | CLIENT
 
@@ -138,7 +140,7 @@ def test_the_primary_key_is_the_only_unique_index(connection: psycopg.Connection
         assert definition == f"CREATE UNIQUE INDEX {name} ON iterable.{table} USING btree (id)"
 
 
-def test_every_table_and_column_explains_itself(connection: psycopg.Connection) -> None:
+def test_every_table_and_column_has_a_comment(connection: psycopg.Connection) -> None:
     """BI tools show the comments, so every table and column has a comment."""
     silent = connection.execute(
         "select relname, attname from pg_class join pg_attribute on attrelid = pg_class.oid"

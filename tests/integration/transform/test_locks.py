@@ -108,7 +108,7 @@ def test_b1_a_locked_table_gets_its_rows_without_the_column(warehouse: Warehouse
     assert everything(warehouse.connection) == before
 
 
-def test_b1_a_late_column_takes_the_value_of_the_event_that_made_the_row(warehouse: Warehouse) -> None:
+def test_b1_a_late_column_takes_the_value_of_the_rows_event(warehouse: Warehouse) -> None:
     """An id from before the column was first missed has a row without the value, as in a rebuild."""
     warehouse.land({})
     warehouse.run()

@@ -41,7 +41,7 @@ def pass_an_hour(connection: psycopg.Connection) -> None:
     connection.execute("update raw.collections set admitted_at = admitted_at - interval '61 minutes'")
 
 
-def test_c11_a_source_gets_so_many_new_tables_an_hour(small: Database, small_settings: Settings) -> None:
+def test_c11_a_source_gets_a_limited_number_of_new_tables_an_hour(small: Database, small_settings: Settings) -> None:
     """The names seen first come first. The others follow hour by hour, complete, and tracks has all events at once."""
     limited = small_settings.model_copy(update={"new_tables": 2})
     with small.connect(autocommit=True) as connection:
@@ -60,7 +60,7 @@ def test_c11_a_source_gets_so_many_new_tables_an_hour(small: Database, small_set
         assert connection.execute("select * from raw.conservation where missing_in_tracks <> 0").fetchall() == []
 
 
-def test_c11_the_next_hour_is_work_for_the_scheduler(small: Database, small_settings: Settings) -> None:
+def test_c11_tables_over_the_hourly_limit_are_made_an_hour_later(small: Database, small_settings: Settings) -> None:
     """A waiting table is made although no event has landed since, up to the limit of the source."""
     limited = small_settings.model_copy(update={"new_tables": 2, "tables": 3})
     schedule = Schedule(limited, 1)

@@ -54,7 +54,7 @@ STRANGERS = {
 }
 
 
-def test_b5_what_is_no_table_costs_only_the_table_of_its_name(
+def test_b5_a_view_or_type_blocks_only_the_table_of_its_name(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
     """Each such object is named with advice, and the other tables are filled. After its removal, its table is made."""
@@ -87,7 +87,7 @@ def test_b5_what_is_no_table_costs_only_the_table_of_its_name(
     assert law(connection)["waiting"] == len(STRANGERS) - 2
 
 
-def test_b6_a_schema_that_cannot_be_made_costs_only_its_source(
+def test_b6_a_schema_that_cannot_be_made_blocks_only_its_source(
     connection: psycopg.Connection, small_settings: Settings
 ) -> None:
     """A role without CREATE on the database fills the first source. The second's tables are held with the reason."""
@@ -135,7 +135,7 @@ def test_b6_a_schema_that_cannot_be_made_costs_only_its_source(
         connection.execute("drop owned by no_creator cascade; drop role no_creator")
 
 
-def test_b6_a_hook_that_fails_is_told_once_and_first(connection: psycopg.Connection, small_settings: Settings) -> None:
+def test_b6_the_error_of_a_failing_hook_is_shown_once(connection: psycopg.Connection, small_settings: Settings) -> None:
     """It is not shown as an error of every table."""
     connection.execute("""
         create function public.refuse() returns trigger language plpgsql as $$

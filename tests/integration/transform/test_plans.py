@@ -97,7 +97,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(history: Database, small_settin
     assert runs == [("success", 4)]
 
 
-def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
+def test_an_idle_source_does_not_read_events_of_other_sources_again(
     history: Database, small_settings: Settings
 ) -> None:
     """Its cursors move past these events, without a report."""
@@ -128,7 +128,7 @@ def test_a_source_that_gets_nothing_does_not_come_by_the_others_events_again(
         assert connection.execute("select count(*) from raw.syncs where source = 'idle'").fetchone() == reports
 
 
-def test_a_run_costs_the_same_however_many_came_before(
+def test_a_run_costs_the_same_however_many_runs_came_before(
     history: Database, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A permanent process asks for the source of its flags as often in its third run as in its second.

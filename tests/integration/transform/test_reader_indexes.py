@@ -116,7 +116,7 @@ def test_a_first_fill_takes_a_user_id_of_any_length(unfilled: Database, unfilled
         assert connection.execute("select count(*) from raw.waiting_indexes").fetchone() == (0,)
 
 
-def test_a_run_that_cannot_replace_an_index_says_so(
+def test_a_run_that_cannot_replace_an_index_gives_the_reason(
     connection: psycopg.Connection, small: Database, small_settings: Settings
 ) -> None:
     """A reader holds the table. The next run writes the row."""
@@ -131,7 +131,7 @@ def test_a_run_that_cannot_replace_an_index_says_so(
     assert connection.execute("select id from iterable.email_opened").fetchall() == [("a",)]
 
 
-def test_many_events_of_one_user_cost_no_more_than_others(connection: psycopg.Connection) -> None:
+def test_many_events_of_one_user_do_not_slow_down_inserts(connection: psycopg.Connection) -> None:
     """A hash index would read all entries of the user for each new row: 50 pages here, and thousands later."""
     insert = "insert into iterable.email_opened (id, user_id) select %s || i, 'u' from generate_series(1, %s) as i"
     connection.execute(insert, ("first", 20_000))

@@ -178,7 +178,7 @@ def test_b2_objects_that_keep_rows_end_no_full_refresh(warehouse: Warehouse) -> 
     assert held(warehouse) == {}
 
 
-def test_b2_rows_that_an_object_leaves_out_are_told(warehouse: Warehouse) -> None:
+def test_b2_notes_give_the_number_of_rows_that_an_object_left_out(warehouse: Warehouse) -> None:
     """The run continues, and its notes give the number of events without a row."""
     for event in ("Email Opened", "Email Delivered"):
         warehouse.land({}, event=event)
@@ -364,7 +364,7 @@ def test_b2_a_column_of_a_domain_costs_only_the_values_it_refuses(warehouse: War
     assert warehouse.rows("select event_id, value from raw.mismatches") == [("e2", "12")]
 
 
-def test_a_models_own_sql_that_fails_is_a_failure(warehouse: Warehouse) -> None:
+def test_a_failing_model_of_a_team_is_an_error_and_not_held(warehouse: Warehouse) -> None:
     """A team with its own casts sees dbt's error, and the table is not held."""
     project = copied_project(warehouse.settings)
     model = project / "models" / "iterable" / "email_opened"

@@ -38,7 +38,7 @@ def has_news(connection: psycopg.Connection) -> bool:
     return bool(row[0])
 
 
-def test_runs_of_each_model_count_as_one_run_of_all(dbt: Dbt, connection: psycopg.Connection) -> None:
+def test_runs_of_each_model_count_as_one_whole_run(dbt: Dbt, connection: psycopg.Connection) -> None:
     """The scheduler has nothing to do after them. An event that one of them has not read is news."""
     insert_event(connection, "email_opened", "a")
     for number, piece in enumerate(PIECES):
@@ -61,7 +61,7 @@ def test_runs_of_each_model_count_as_one_run_of_all(dbt: Dbt, connection: psycop
     assert not has_news(connection)
 
 
-def test_pieces_that_end_at_once_are_not_forgotten(connection: psycopg.Connection, small: Database) -> None:
+def test_runs_that_end_at_the_same_time_both_count(connection: psycopg.Connection, small: Database) -> None:
     """The last of two runs sees the models that the first has filled."""
     start = "insert into raw.transforms (id, snapshot) values (%s, pg_current_snapshot())"
     end = "select raw.end_transform(%s, null, array[%s], array['a', 'b'])"
@@ -94,7 +94,7 @@ def importer(small_project: Path, small_settings: Settings, tmp_path: Path) -> D
     return dbt
 
 
-def test_a_project_may_import_this_one(importer: Dbt, connection: psycopg.Connection) -> None:
+def test_a_teams_project_may_import_the_loaders_dbt_project(importer: Dbt, connection: psycopg.Connection) -> None:
     """A failed model of the team is no failure of the tables. A run of the team's models alone leaves no record."""
     insert_event(connection, "email_opened", "a")
     code, output = importer("run")

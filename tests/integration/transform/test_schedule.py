@@ -96,7 +96,7 @@ def await_looks(connection: psycopg.Connection, number: int) -> None:
     wait_until(lambda: seen.add(value(connection, latest)) or len(seen) > number, "looks for news")
 
 
-def test_what_lands_is_in_its_table_and_nothing_new_costs_no_run(
+def test_the_scheduler_runs_only_for_new_events_and_sources(
     small_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """It runs once at its start, then only for events and new sources. At its end it removes its row."""
@@ -144,7 +144,7 @@ class RecordedRunner:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_marts_have_a_pace_of_their_own(
+def test_the_marts_run_at_their_own_interval(
     small_settings: Settings, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     """Runs between fill the tables alone. After an hour, a run fills the marts without new events."""
@@ -191,7 +191,7 @@ def test_dbt_from_cron_beside_a_scheduler_is_safe(
         wait_until(lambda: connection.execute(law).fetchone() == (2, 0, 0, 0), "every event in both its tables")
 
 
-def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
+def test_a_second_scheduler_takes_over_when_the_first_is_killed(
     small_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """Two runs never overlap. After kill -9 the next scheduler takes over, and the killed one is shown as dead."""
@@ -228,7 +228,7 @@ def test_one_of_several_works_and_another_takes_over_when_it_is_killed(
     assert value(connection, overlapping) == 0
 
 
-def test_what_runs_noted_long_ago_is_removed_but_where_the_tables_stand(connection: psycopg.Connection) -> None:
+def test_old_reports_of_runs_are_removed_except_the_last_of_each_table(connection: psycopg.Connection) -> None:
     """The last report and run of each table stay, and so does the last run that filled every table."""
     latest = set(connection.execute("select model, transform_id from raw.syncs").fetchall())
     [(whole,)] = connection.execute("select id from raw.transforms where whole").fetchall()
@@ -302,7 +302,7 @@ def test_a_signal_lets_the_run_finish(small_settings: Settings, connection: psyc
     assert value(connection, "select count(*) from raw.schedules") == 0
 
 
-def test_a_second_signal_ends_it_at_once(
+def test_a_second_signal_ends_the_scheduler_at_once(
     small: Database, small_settings: Settings, connection: psycopg.Connection
 ) -> None:
     """The exit code shows the signal, dbt has ended, and no work is half done."""
@@ -374,7 +374,7 @@ def assert_recovery(messages: list[str]) -> None:
     assert not any("loader:" in message for message in messages), "a password"
 
 
-def test_it_outlives_an_outage_of_the_database(
+def test_the_scheduler_survives_an_outage_of_the_database(
     small_settings: Settings,
     connection: psycopg.Connection,
     caplog: pytest.LogCaptureFixture,
@@ -393,7 +393,7 @@ def test_it_outlives_an_outage_of_the_database(
 
 
 @pytest.mark.heavy
-def test_it_outlives_a_restart_of_the_database(
+def test_the_scheduler_survives_a_restart_of_the_database(
     small_project: Path, small_template: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server that restarts under the scheduler is such an outage."""

@@ -46,7 +46,7 @@ def assert_complete(url: str, last: int) -> None:
 
 
 @pytest.mark.heavy
-def test_runs_side_by_side_neither_double_nor_miss(small: Database, small_settings: Settings) -> None:
+def test_concurrent_runs_serve_each_event_once(small: Database, small_settings: Settings) -> None:
     """Two runs of dbt by hand and a run of the loader overlap while events land. Each event is served once."""
     land(small.url, 1, 4000)
     with start_dbt(small_settings, "run") as one, start_dbt(small_settings, "run") as other:
@@ -147,7 +147,9 @@ def test_views_grants_and_readers_survive_a_new_column_and_a_rebuild(small: Data
     assert_complete(small.url, 400)
 
 
-def test_a_table_with_rows_of_somebody_else_is_left_alone(unfilled: Database, unfilled_settings: Settings) -> None:
+def test_a_table_with_rows_from_outside_raw_events_is_left_alone(
+    unfilled: Database, unfilled_settings: Settings
+) -> None:
     """Rows that did not come from raw.events are replaced only on request. The other tables are filled."""
     with unfilled.connect(autocommit=True) as connection:
         connection.execute("create schema iterable")

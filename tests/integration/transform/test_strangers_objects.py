@@ -173,7 +173,7 @@ def test_b3_a_run_rewrites_no_large_table(warehouse: Warehouse) -> None:
     assert warehouse.rows("select vip from iterable.email_opened order by id") == [("true",), ("gold",)]
 
 
-def test_b4_a_view_of_dbt_is_made_again_and_any_other_is_warned_of(
+def test_b4_a_run_replaces_views_of_dbt_and_warns_of_other_views(
     warehouse: Warehouse, small_settings: Settings
 ) -> None:
     """A run may replace the views that dbt itself replaces. Any other view stays, and every output names it."""

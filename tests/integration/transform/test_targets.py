@@ -270,7 +270,7 @@ def test_a_restored_database_is_first_read_by_production(warehouse: Warehouse) -
             open_development(warehouse.owner, "dbt_x_raw", "dbt_x_iterable")
 
 
-def test_a_role_without_a_right_is_told_which(warehouse: Warehouse) -> None:
+def test_the_error_for_a_missing_right_has_the_grant_statement(warehouse: Warehouse) -> None:
     """The message has the statement that gives the right."""
     warehouse.owner.execute(f"revoke select on raw.properties from {ROLE}")
     code, output = warehouse.run("run", "--select", "email_opened")

@@ -116,7 +116,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("with_key", [True, False])
-def test_a6_a_comment_does_not_make_a_model_other_sql(team: Team, with_key: bool) -> None:
+def test_a6_comments_and_spelling_of_the_macro_call_do_not_matter(team: Team, with_key: bool) -> None:
     """The macro's call gets the columns of the events, whatever its spelling, and a rebuild changes nothing."""
     if not with_key:
         team.forget_the_projects_key()

@@ -103,7 +103,7 @@ def widen(connection: psycopg.Connection) -> str:
 
 
 @pytest.mark.parametrize("view", HOSTILE_VIEWS.values(), ids=HOSTILE_VIEWS)
-def test_c1_a_view_that_is_created_again_runs_nothing_with_the_rights_of_the_loader(
+def test_c1_a_recreated_view_runs_nothing_with_the_rights_of_the_loader(
     connection: psycopg.Connection, view: str
 ) -> None:
     """Rows, indexes and literals of a view never run its owner's functions as another role."""
@@ -115,7 +115,7 @@ def test_c1_a_view_that_is_created_again_runs_nothing_with_the_rights_of_the_loa
     assert connection.execute(f"select rolsuper from pg_roles where rolname = '{HOSTILE}'").fetchone() == (False,)
 
 
-def test_c1_a_view_with_a_type_of_its_owner_is_in_the_way(connection: psycopg.Connection) -> None:
+def test_c1_a_view_with_a_type_of_its_owner_blocks_widening(connection: psycopg.Connection) -> None:
     """The view and the column stay unchanged, and the reason names the view."""
     as_hostile(connection, ATTACK)
     as_hostile(connection, HOSTILE_VIEWS["literal in a view"])
@@ -142,7 +142,7 @@ def test_c1_a_materialized_view_of_another_owner_is_filled_again(connection: psy
     ).fetchall() == [(name, name != "empty", HOSTILE) for name in ("above", "empty", "filled", "filled_id")]
 
 
-def test_c1_a_view_of_a_role_the_loader_is_no_member_of_is_in_the_way(connection: psycopg.Connection) -> None:
+def test_c1_a_view_of_a_role_outside_the_loaders_roles_blocks_widening(connection: psycopg.Connection) -> None:
     """A role without rights over the owner leaves the view unchanged, and names the owner."""
     as_hostile(connection, "create view bi.theirs as select found from iterable.wide")
     connection.execute(f"""
@@ -160,7 +160,7 @@ def test_c1_a_view_of_a_role_the_loader_is_no_member_of_is_in_the_way(connection
         connection.execute(f"drop owned by {PLAIN} cascade; drop role {PLAIN}")
 
 
-def test_c1_functions_of_the_raw_schema_find_no_others_in_public(connection: psycopg.Connection) -> None:
+def test_c1_functions_of_the_raw_schema_call_no_functions_in_public(connection: psycopg.Connection) -> None:
     """Each function that runs statements finds names only in pg_catalog, although others may create in `public`."""
     assert (
         connection.execute(

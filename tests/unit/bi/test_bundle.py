@@ -114,7 +114,7 @@ def test_no_metric_adds_people_or_averages_a_rate() -> None:
         ("count(distinct recipient_key)", False),
     ],
 )
-def test_a_sum_of_people_is_found(expression: str, *, is_wrong: bool) -> None:
+def test_the_pattern_finds_a_metric_that_adds_people_or_averages_a_rate(expression: str, *, is_wrong: bool) -> None:
     """The test above can fail."""
     assert bool(PEOPLE.search(expression)) is is_wrong
 
@@ -155,7 +155,7 @@ def test_a_chart_of_a_mart_with_a_time_axis_obeys_the_time_filter() -> None:
         assert filtered == ([time_axis] if time_axis else [])
 
 
-def test_a_chart_asks_a_question_and_has_no_unknown_key() -> None:
+def test_a_chart_has_a_question_as_description_and_no_unknown_key() -> None:
     """A comma in a YAML mapping would make a part of a text a key."""
     for key, chart in ASSETS.charts().items():
         assert chart.keys() <= CHART_KEYS, key
@@ -194,7 +194,7 @@ def test_a_filter_offers_the_values_of_a_column_that_exists() -> None:
             assert each.get("sortMetric") in {None, *(metric["metric_name"] for metric in dataset["metrics"])}
 
 
-def test_the_filter_of_the_model_begins_with_the_primary_model_and_spares_the_comparison() -> None:
+def test_the_model_filter_begins_with_the_primary_model_and_excludes_the_comparison() -> None:
     """The chart that compares the models must not have one model only."""
     revenue = DASHBOARDS["dashboards/revenue.yaml"]
     filters = {each["name"]: each for each in revenue["metadata"]["native_filter_configuration"]}
@@ -238,7 +238,7 @@ def test_two_sources_share_no_asset() -> None:
 
 
 @pytest.mark.parametrize("source", ['it\'s "quoted": {{ x }}', "☕" * 300, "a: b # c\nd"])
-def test_the_name_of_a_source_is_a_text_for_yaml_and_fits(source: str) -> None:
+def test_any_source_name_gives_valid_yaml_and_a_short_connection_name(source: str) -> None:
     """Superset keeps 250 characters of the name of a connection."""
     archive = zip_files(make_files(ASSETS, replace(CONNECTION, source=source)))
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:

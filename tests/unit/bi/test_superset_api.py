@@ -43,7 +43,7 @@ def test_an_address_needs_http_and_a_host(url: str) -> None:
         Superset(url)
 
 
-def test_a_superset_that_is_down_is_named() -> None:
+def test_the_error_names_the_address_of_a_superset_that_is_down() -> None:
     """The port was free a moment ago."""
     with stub() as server:
         url = server.url
@@ -51,7 +51,7 @@ def test_a_superset_that_is_down_is_named() -> None:
         run(url)
 
 
-def test_a_host_that_does_not_exist_is_named() -> None:
+def test_the_error_names_a_host_that_does_not_exist() -> None:
     """The name is reserved for this purpose."""
     with pytest.raises(SupersetError, match=r"does not answer at http://superset\.invalid"):
         run("http://superset.invalid")
@@ -89,7 +89,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ({"upload": (422, '{"message": "No"}')}, "refuses the dashboards: No"),
     ],
 )
-def test_each_refusal_has_its_error(changed: dict[str, Answer], message: str) -> None:
+def test_the_error_of_each_refusal_names_the_address_and_the_reason(changed: dict[str, Answer], message: str) -> None:
     """The error names the address, the reason and the next step."""
     with stub(**changed) as server, pytest.raises(SupersetError, match=message) as raised:
         run(server.url)

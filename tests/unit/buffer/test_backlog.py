@@ -29,13 +29,13 @@ def test_half_of_the_deliveries_without_an_answer_are_a_full_batch() -> None:
     assert (len(backlog), backlog.under_way, backlog.full) == (50, 0, 25)
 
 
-def test_a_full_batch_is_worth_a_commit() -> None:
+def test_a_full_batch_has_a_minimum_number_of_deliveries() -> None:
     """With few senders, a half of their deliveries would be too little for the fixed cost of a commit."""
     backlog, _ = filled(3)
     assert backlog.full > 3
 
 
-def test_a_batch_ends_at_its_bytes() -> None:
+def test_a_batch_has_all_deliveries_up_to_its_limit_of_bytes() -> None:
     """A batch without a number has all deliveries that its bytes permit."""
     backlog, _ = filled(100)
     assert len(backlog.take(20)) == 10

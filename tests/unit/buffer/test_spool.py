@@ -117,7 +117,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 @settings(max_examples=20)
 @given(st.lists(st.lists(DELIVERIES, max_size=3), max_size=6), st.integers(1, 2000), st.integers(1, 2000))
 @example([[], [delivery("a")]], 1000, 1)
-def test_everything_comes_out_as_it_went_in(
+def test_a_replay_returns_all_deliveries_in_order_and_unchanged(
     tmp_path_factory: pytest.TempPathFactory, appends: list[list[Delivery]], segment_bytes: int, part_bytes: int
 ) -> None:
     """Deliveries come out in order and byte for byte, however segments and parts divide them.
@@ -134,7 +134,7 @@ def test_everything_comes_out_as_it_went_in(
     assert list(folder.iterdir()) == []
 
 
-def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
+def test_a_segment_has_a_limited_size_and_is_deleted_after_its_replay(tmp_path: Path) -> None:
     """A replayed segment is deleted, so a spool gives its room back piece by piece."""
     spool = Spool(tmp_path, ROOM, segment_bytes=1000)
     for number in range(10):
@@ -150,7 +150,7 @@ def test_a_segment_ends_at_its_size(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_what_is_appended_while_it_is_replayed_comes_last(spool: Spool) -> None:
+def test_a_delivery_appended_during_a_replay_is_replayed_last(spool: Spool) -> None:
     """The last part is the part after which no delivery has come."""
     spool.append([delivery("a")])
     part = spool.next_part(1)
@@ -161,7 +161,7 @@ def test_what_is_appended_while_it_is_replayed_comes_last(spool: Spool) -> None:
     assert [names(part.deliveries) for part in replay(spool)] == [["b"]]
 
 
-def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
+def test_a_full_spool_refuses_deliveries_until_a_part_is_replayed(tmp_path: Path) -> None:
     """A delivery that does not fit is refused as a whole. Replaying gives room back."""
     spool = Spool(tmp_path, 3000)
     for number in range(4):
@@ -180,7 +180,7 @@ def test_a_spool_keeps_to_its_size(tmp_path: Path) -> None:
     ]
 
 
-def test_a_spool_of_no_size_takes_nothing_but_gives_back_what_is_there(tmp_path: Path) -> None:
+def test_a_spool_with_limit_0_refuses_deliveries_and_still_replays_its_segments(tmp_path: Path) -> None:
     """A spool with a limit of 0 refuses deliveries and still gives back the events that it holds."""
     earlier = Spool(tmp_path, ROOM)
     earlier.append([delivery("a")])
@@ -192,7 +192,7 @@ def test_a_spool_of_no_size_takes_nothing_but_gives_back_what_is_there(tmp_path:
     assert [names(part.deliveries) for part in replay(spool)] == [["a"]]
 
 
-def test_what_is_spooled_is_for_its_owner_only(spool: Spool, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_a_segment(spool: Spool, tmp_path: Path) -> None:
     """Only the owner may read the files, because they hold the events of senders."""
     spool.append([delivery("a")])
     [segment] = segments(tmp_path)
@@ -202,7 +202,7 @@ def test_what_is_spooled_is_for_its_owner_only(spool: Spool, tmp_path: Path) -> 
 # Positions in the database
 
 
-def test_replaying_goes_on_where_the_database_stands(tmp_path: Path) -> None:
+def test_a_replay_continues_at_the_position_in_the_database(tmp_path: Path) -> None:
     """The database's position of a segment counts, in another process too."""
     first = Spool(tmp_path, ROOM)
     for name in "abc":
@@ -214,7 +214,7 @@ def test_replaying_goes_on_where_the_database_stands(tmp_path: Path) -> None:
     assert contents(tmp_path, {part.segment: part.end}) == ["b", "c"]
 
 
-def test_a_part_of_unknown_outcome_is_asked_about(spool: Spool) -> None:
+def test_a_committed_part_whose_answer_was_lost_is_not_replayed_again(spool: Spool) -> None:
     """A commit whose answer was lost has moved the position. The part does not land again."""
     for name in "abc":
         spool.append([delivery(name)])
@@ -224,7 +224,7 @@ def test_a_part_of_unknown_outcome_is_asked_about(spool: Spool) -> None:
     assert [names(part.deliveries) for part in replay(spool)] == [["b"], ["c"]]
 
 
-def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> None:
+def test_a_database_from_a_backup_gets_its_lost_events_again(spool: Spool) -> None:
     """The spool follows a position that went back or is unknown."""
     for name in "ab":
         spool.append([delivery(name)])
@@ -235,7 +235,7 @@ def test_a_database_from_a_backup_gets_again_what_it_has_lost(spool: Spool) -> N
     assert [names(part.deliveries) for part in replay(spool)] == [["a"], ["b"]]
 
 
-def test_a_position_beyond_the_end_is_the_end(tmp_path: Path) -> None:
+def test_a_position_beyond_the_end_of_a_segment_replays_nothing(tmp_path: Path) -> None:
     """If a disk has lost an end that was replayed before, no event is lost."""
     first = Spool(tmp_path, ROOM)
     first.append([delivery("a")])
@@ -247,7 +247,7 @@ def test_a_position_beyond_the_end_is_the_end(tmp_path: Path) -> None:
 # Damage
 
 
-def test_a_record_cut_short_costs_itself_only(tmp_path: Path) -> None:
+def test_all_records_before_a_record_cut_short_are_replayed(tmp_path: Path) -> None:
     """A power cut may cut the last record anywhere.
 
     The earlier records come out, and the bytes of the cut record are kept.
@@ -268,7 +268,7 @@ def test_a_record_cut_short_costs_itself_only(tmp_path: Path) -> None:
         assert set_aside(folder) == data[whole:length]
 
 
-def test_a_damaged_record_costs_no_other(tmp_path: Path) -> None:
+def test_all_records_around_a_damaged_record_are_replayed(tmp_path: Path) -> None:
     """Any byte of a record may be wrong. The other records come out, and the bytes of the damaged record are kept."""
     spool = Spool(tmp_path / "whole", ROOM)
     ends = []
@@ -340,7 +340,7 @@ def test_c8_segments_of_the_old_form_are_read(tmp_path: Path) -> None:
         assert contents(folder) == [f"old-{number}" for number in range(1, last + 1)]
 
 
-def test_a_segment_whose_name_was_changed_is_left_alone(tmp_path: Path) -> None:
+def test_a_renamed_segment_is_neither_replayed_nor_changed(tmp_path: Path) -> None:
     """The checksums depend on the segment's name. Without the name, every record would count as damage."""
     spool = Spool(tmp_path, ROOM)
     spool.append([delivery("a")])
@@ -356,7 +356,7 @@ def test_a_segment_whose_name_was_changed_is_left_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == ["a"]
 
 
-def test_large_damage_costs_nothing_that_follows(tmp_path: Path) -> None:
+def test_a_record_after_large_damage_is_replayed(tmp_path: Path) -> None:
     """A damaged stretch longer than one read does not hide a good record behind the stretch."""
     spool = Spool(tmp_path, ROOM)
     for name, size in (("a", 10), ("b", 5000), ("c", 10)):
@@ -386,7 +386,9 @@ def test_damage_is_kept_aside_once(tmp_path: Path) -> None:
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
 
 
-def test_damage_that_cannot_be_kept_aside_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_stops_until_the_damaged_bytes_can_be_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each replay tries again to keep the damaged bytes, until a disk accepts them."""
     spool = Spool(tmp_path, ROOM)
     spool.append([delivery("a")])
@@ -418,7 +420,7 @@ def of(identity: str) -> Warehouse:
 OURS, THEIRS = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "12")
 
 
-def test_a_segment_carries_the_warehouse_it_was_written_for(tmp_path: Path) -> None:
+def test_a_segment_carries_the_id_of_its_warehouse(tmp_path: Path) -> None:
     """A segment gets the id when the id is known, and a new segment begins when the id changes."""
     warehouse = Warehouse()
     spool = Spool(tmp_path, ROOM, warehouse)
@@ -444,7 +446,7 @@ def test_only_segments_of_the_warehouse_are_replayed(tmp_path: Path) -> None:
     assert segments(tmp_path) == []
 
 
-def test_what_is_written_for_another_warehouse_meanwhile_is_not_replayed(tmp_path: Path) -> None:
+def test_a_segment_begun_for_another_warehouse_during_a_replay_is_not_replayed(tmp_path: Path) -> None:
     """A replay for one warehouse finds a segment that was begun for another warehouse, and leaves the segment."""
     warehouse = of(THEIRS)
     spool = Spool(tmp_path, ROOM, warehouse)
@@ -461,7 +463,7 @@ def test_what_is_written_for_another_warehouse_meanwhile_is_not_replayed(tmp_pat
 # Room
 
 
-def test_c7_room_is_found_out_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c7_the_check_for_room_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check makes and syncs no file, whatever its result is."""
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     monkeypatch.setattr(os, "pwrite", failing(errno.EIO))
@@ -489,7 +491,7 @@ def test_c7_a_disk_that_has_just_failed_has_no_room(spool: Spool, monkeypatch: p
 # Several processes
 
 
-def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
+def test_a_process_does_not_replay_segments_that_another_process_holds(tmp_path: Path) -> None:
     """Each process has its own segments. The next process that looks takes over abandoned segments, in their order."""
     first = Spool(tmp_path, ROOM)
     first.append([delivery("a")])
@@ -503,7 +505,7 @@ def test_a_process_leaves_alone_what_another_one_holds(tmp_path: Path) -> None:
     assert segments(tmp_path) == []
 
 
-def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
+def test_records_appended_by_a_killed_process_are_replayed(tmp_path: Path) -> None:
     """`kill -9` frees the lock and loses no record."""
     program = (
         "import os, signal, sys; from pathlib import Path; from tests.unit.buffer.test_spool import Spool, delivery;"
@@ -515,7 +517,7 @@ def test_what_a_killed_process_has_appended_is_there(tmp_path: Path) -> None:
     assert contents(tmp_path) == ["a", "b", "c"]
 
 
-def test_a_new_segment_that_another_process_has_deleted_takes_nothing(
+def test_a_new_segment_that_another_process_has_deleted_refuses_deliveries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process may adopt, empty and delete a new file before its creator locks the file."""
@@ -559,7 +561,7 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_takes_nothing_of_what_it_refuses(spool: Spool, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_no_part_of_a_refused_record(spool: Spool, tmp_path: Path) -> None:
     """The written part of a record is cut off again. When there is room, a new segment begins."""
     spool.append([delivery("a")])
     before = spool.size
@@ -571,7 +573,7 @@ def test_a_full_disk_takes_nothing_of_what_it_refuses(spool: Spool, tmp_path: Pa
     assert [name for part in replay(spool) for name in names(part.deliveries)] == ["a", "c"]
 
 
-def test_a_disk_that_stays_full_does_not_use_up_files(spool: Spool, tmp_path: Path) -> None:
+def test_failed_appends_to_a_full_disk_leave_no_files_and_no_descriptors(spool: Spool, tmp_path: Path) -> None:
     """Each attempt begins a segment and leaves no file. A collector without free descriptors could not continue."""
     descriptors = len(list(Path("/dev/fd").iterdir()))
     with full_disk(100):
@@ -583,7 +585,7 @@ def test_a_disk_that_stays_full_does_not_use_up_files(spool: Spool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_what_the_disk_did_not_confirm_is_not_kept(
+def test_a_record_whose_sync_failed_is_not_replayed(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """After a failed fsync, the content of the disk is unknown, so the segment accepts no more records."""
@@ -598,7 +600,7 @@ def test_what_the_disk_did_not_confirm_is_not_kept(
     assert contents(tmp_path) == ["a", "c"]
 
 
-def test_a_segment_whose_name_is_not_durable_takes_nothing(
+def test_a_delivery_is_refused_until_the_name_of_its_segment_is_durable(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is synced first. If that fails, the next append begins a new segment and syncs again."""
@@ -615,7 +617,7 @@ def test_a_segment_whose_name_is_not_durable_takes_nothing(
 
 
 @pytest.mark.parametrize("folder", ["/proc/spool", "/dev/null/spool"])
-def test_a_folder_that_cannot_be_made_is_no_spool(folder: str) -> None:
+def test_a_spool_whose_folder_cannot_be_made_refuses_deliveries(folder: str) -> None:
     """The process continues and refuses deliveries."""
     spool = Spool(Path(folder), ROOM)
     assert spool.adopt() == 0
@@ -645,7 +647,7 @@ def test_an_event_of_an_earlier_version_is_replayed(tmp_path: Path) -> None:
     assert contents(tmp_path) == ["m"]
 
 
-def test_times_survive(spool: Spool) -> None:
+def test_a_replay_keeps_times_to_the_microsecond(spool: Spool) -> None:
     """Times keep their microseconds and their time zone."""
     there = NOW.astimezone() + timedelta(microseconds=123456)
     spool.append([Delivery("a", "b", [Event(b"{}", 1, "id", None, there)], [], NOW)])

@@ -22,7 +22,7 @@ def shown(path: str) -> str:
     return result.stdout
 
 
-def test_d9_every_command_has_an_example_and_no_example_is_for_another() -> None:
+def test_d9_every_command_has_an_example_and_every_example_names_its_command() -> None:
     """A new command without an example fails this test."""
     assert set(EXAMPLES) == set(COMMANDS)
     for path, examples in EXAMPLES.items():
@@ -49,14 +49,14 @@ def test_d9_no_summary_is_cut(path: str) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_summaries_in_the_list_of_commands_are_the_commands_own() -> None:
+def test_the_list_of_commands_repeats_the_summary_of_each_command() -> None:
     """The list of commands imports no command, so it repeats the summaries."""
     listed = " ".join(shown("").partition("Commands:\n")[2].partition("\n\n")[0].split())
     summaries = [f"{name} {command.short_help}" for name, command in main.commands.items()]
     assert listed == " ".join(" ".join(summaries).split())
 
 
-def test_a_command_starts_without_what_other_commands_need() -> None:
+def test_a_command_imports_only_the_packages_that_it_needs() -> None:
     """The list of commands needs no database, and a command needs only its own module."""
     assert imported("list", "status", "serve") == [
         set(),

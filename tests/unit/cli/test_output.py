@@ -14,7 +14,7 @@ from loader.raw.landing import LandingResult
 from loader.runtime.terminal import count, shorten
 
 
-def test_columns_of_numbers_stand_to_the_right() -> None:
+def test_columns_of_numbers_are_aligned_to_the_right() -> None:
     """Digits of equal weight are aligned, words begin at the left, and no line ends in spaces."""
     rows = [{"table": "tracks", "rows": 1204, "share": 0.5}, {"table": "email_opened", "rows": 7, "share": None}]
     assert table(rows).splitlines() == [
@@ -32,7 +32,7 @@ def test_cells_are_one_line_each() -> None:
     assert table([row]).splitlines()[2] == "two lines and more  yes     2024-01-02 01:04:05  environment:prod team:crm"
 
 
-def test_exact_cells_are_what_the_database_prints() -> None:
+def test_exact_cells_show_values_as_the_database_prints_them() -> None:
     """The rows of a query are shown without prettier values."""
     shown = grid(["n", "flag", "list"], [[1204, True, ["é", 1]], [Decimal("1.50"), None, {}]], exact=True)
     assert shown.splitlines()[2:] == ['1204  true  ["é", 1]', "1.50        {}"]
@@ -58,7 +58,7 @@ def test_no_rows_are_an_empty_table() -> None:
         (86400 * 2 + 3600 * 5 + 59, "2 d 5 h"),
     ],
 )
-def test_d10_spans_of_time(seconds: float, text: str) -> None:
+def test_d10_a_span_of_time_has_at_most_two_units(seconds: float, text: str) -> None:
     """A span has at most two units, and the larger unit comes first."""
     assert duration(seconds) == text
 
@@ -68,7 +68,7 @@ def test_counts_agree_with_their_noun() -> None:
     assert [count(n, "row") for n in (0, 1, 1204)] == ["0 rows", "1 row", "1,204 rows"]
 
 
-def test_json_keeps_what_json_can_hold() -> None:
+def test_json_holds_numbers_iso_times_and_spans_in_seconds() -> None:
     """Times are ISO 8601, spans are seconds, integers stay integers, and text stays readable."""
     value = {
         "at": datetime(2024, 1, 2, tzinfo=UTC),
@@ -99,7 +99,7 @@ def test_rows_are_shown_for_people_or_for_scripts(capsys: pytest.CaptureFixture[
     assert err == ""
 
 
-def test_what_landed_is_told_with_each_reason() -> None:
+def test_the_summary_of_a_landing_counts_events_and_each_reason() -> None:
     """The most frequent reason comes first. Repaired events have a line of their own."""
     landed = LandingResult(1204, Counter(invalid_json=2, nul_character=3), repaired=3)
     lines = landed_lines(landed)
@@ -109,7 +109,7 @@ def test_what_landed_is_told_with_each_reason() -> None:
     assert len(landed_lines(LandingResult(1))) == 1
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(
+def test_progress_in_a_log_is_at_most_a_line_every_ten_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a terminal, progress is a line on stderr at most every ten seconds."""
@@ -128,7 +128,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(
     ]
 
 
-def test_d3_progress_counts_what_is_refused(
+def test_d3_progress_counts_the_messages_in_quarantine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of messages in quarantine stands beside the number of landed events."""
@@ -141,7 +141,7 @@ def test_d3_progress_counts_what_is_refused(
     assert capsys.readouterr().err == "48 events landed, 4,400,000 in quarantine, 5 events/s, 50%, 10 s left\n"
 
 
-def test_d10_a_text_that_is_cut_shows_it() -> None:
+def test_d10_a_shortened_text_ends_in_an_ellipsis() -> None:
     """The length includes the ellipsis."""
     assert shorten("abcde", 5) == "abcde"
     assert shorten("abcdef", 5) == "abcd…"
@@ -150,7 +150,7 @@ def test_d10_a_text_that_is_cut_shows_it() -> None:
 @pytest.mark.parametrize(
     ("reason", "shown"), [("refused", "refused."), ("refused.", "refused."), ("is it\n running?", "is it running?")]
 )
-def test_d10_a_reason_ends_in_one_mark(reason: str, shown: str) -> None:
+def test_d10_a_reason_ends_in_one_punctuation_mark(reason: str, shown: str) -> None:
     """A message of libpq ends as a sentence does."""
     message = str(unreachable("postgresql://u:secret@h/d", reason))
     assert (

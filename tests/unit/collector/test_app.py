@@ -39,20 +39,20 @@ def resolved(item: dict[str, Any]) -> dict[str, Any]:
     return DOCUMENT["components"]["pathItems"][item["$ref"].rsplit("/", 1)[1]] if "$ref" in item else item
 
 
-def test_the_document_has_the_routes_there_are(collector: Collector) -> None:
+def test_the_document_lists_exactly_the_routes_of_the_collector(collector: Collector) -> None:
     """The document has all methods of the routes and no others. It allows a slash at the end of a POST's path."""
     documented = {path: {method.upper() for method in resolved(item)} for path, item in DOCUMENT["paths"].items()}
     with_slash = {f"{path}/": methods for path, methods in documented.items() if "POST" in methods}
     assert {path: set(methods) for path, methods in collector.routes.items()} == documented | with_slash
 
 
-def test_the_document_is_of_this_version() -> None:
+def test_the_document_has_the_version_of_the_loader() -> None:
     """A person with a copy of the document can tell its version."""
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert DOCUMENT["info"]["version"] == loader.__version__
 
 
-def test_every_reference_in_the_document_leads_somewhere() -> None:
+def test_every_reference_in_the_document_has_a_target() -> None:
     """Every reference has a target, and every component has a reference."""
     referred = set()
 
@@ -86,7 +86,7 @@ def answer(collector: Collector, path: str, receive: Callable[[], Any], method: 
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
-def test_a_mistake_of_ours_is_an_error_like_any_other(collector: Collector) -> None:
+def test_an_internal_error_is_answered_with_500_without_its_cause(collector: Collector) -> None:
     """The client gets an error in JSON and may try again. Only the log has the cause."""
 
     async def receive() -> Any:
@@ -97,7 +97,7 @@ def test_a_mistake_of_ours_is_an_error_like_any_other(collector: Collector) -> N
     assert "private" not in json.dumps(body)
 
 
-def test_a_request_that_is_given_up_has_an_answer(collector: Collector) -> None:
+def test_a_cancelled_request_is_answered_with_503(collector: Collector) -> None:
     """The server cancels requests that last longer than its own end may take."""
 
     async def receive() -> Any:
@@ -107,7 +107,7 @@ def test_a_request_that_is_given_up_has_an_answer(collector: Collector) -> None:
     assert (status, body["code"]) == (503, "unavailable")
 
 
-def test_a_key_that_cannot_be_looked_up_is_not_called_wrong(collector: Collector) -> None:
+def test_a_write_key_that_cannot_be_looked_up_is_answered_with_503(collector: Collector) -> None:
     """While the database is away and no keys are saved, the client is asked to try again."""
 
     async def receive() -> Any:

@@ -63,12 +63,12 @@ def test_the_key_is_the_user_of_basic_authentication(shown: str, key: str) -> No
         ({"authorization": "Bearer other", "x_token": "k1"}, b""),
     ],
 )
-def test_a_webhook_may_show_its_key_anywhere(headers: dict[str, str], query: bytes) -> None:
+def test_a_webhook_may_have_its_key_in_headers_or_the_query(headers: dict[str, str], query: bytes) -> None:
     """Each sender may use its own form."""
     assert "k1" in list(shown_keys(request(query, **headers), b"x-token"))
 
 
-def test_a_webhook_without_a_key_shows_none() -> None:
+def test_a_key_in_an_unconfigured_header_does_not_count() -> None:
     """A key in a header that is not configured does not count either."""
     assert list(shown_keys(request(x_other="k1"), b"x-token")) == []
 
@@ -93,7 +93,7 @@ def test_a_webhook_without_a_key_shows_none() -> None:
         (None, "198.51.100.7", ""),
     ],
 )
-def test_only_a_trusted_proxy_may_say_for_whom_it_speaks(
+def test_only_a_trusted_proxy_may_give_the_address_of_a_client(
     client: str | None, forwarded: str | None, address: str
 ) -> None:
     """The nearest address that is not a trusted proxy counts, and only if it is an IPv4 address."""
@@ -101,7 +101,7 @@ def test_only_a_trusted_proxy_may_say_for_whom_it_speaks(
     assert client_address(request(client=client, **headers), trusted_networks("10.0.0.0/8, ::1")) == address
 
 
-def test_what_is_no_network_is_not_trusted() -> None:
+def test_an_invalid_network_of_trusted_proxies_is_an_error() -> None:
     """The error comes at the start and names the setting. Bits beyond the mask are accepted."""
     assert [str(network) for network in trusted_networks("10.1.2.3/8,,::1")] == ["10.0.0.0/8", "::1/128"]
     with pytest.raises(UsageError, match="LOADER_TRUSTED_PROXIES"):

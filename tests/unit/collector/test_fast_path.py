@@ -101,7 +101,7 @@ def take(writer: Writer) -> Take:
     ],
     ids=["plain", "behind a proxy", "from a browser", "gzip"],
 )
-def test_small_whole_requests_of_every_route_are_taken(  # noqa: PLR0917 - each is a parameter of the test
+def test_the_fast_path_takes_small_complete_requests_of_every_route(  # noqa: PLR0917 - each is a parameter of the test
     take: Take,
     writer: Writer,
     path: str,
@@ -120,14 +120,14 @@ def test_small_whole_requests_of_every_route_are_taken(  # noqa: PLR0917 - each 
     assert responses == [SUCCESS]
 
 
-def test_a_key_in_the_body_is_as_good_as_one_in_the_head(take: Take, writer: Writer) -> None:
+def test_the_fast_path_accepts_a_write_key_in_the_body(take: Take, writer: Writer) -> None:
     """The event does not contain the key."""
     assert take("/v1/track", CALL | {"writeKey": KEY}) == []
     assert take("/v1/batch", BATCH | {"writeKey": KEY}) == []
     assert all(b'"key"' not in event.payload for delivery, _ in writer.submitted for event in delivery.events)
 
 
-def test_a_browser_gets_its_address_into_the_event(take: Take, writer: Writer) -> None:
+def test_an_event_from_a_browser_gets_the_address_of_the_browser(take: Take, writer: Writer) -> None:
     """The application adds the same address."""
     take("/v1/track", CALL, BASIC, (b"origin", b"https://shop.example"))
     [(delivery, _)] = writer.submitted
@@ -150,7 +150,7 @@ def test_a_browser_gets_its_address_into_the_event(take: Take, writer: Writer) -
         ("/v1/nothing", CALL, (BASIC,)),
     ],
 )
-def test_any_other_request_is_left_to_the_application(
+def test_large_unusual_and_invalid_requests_are_left_to_the_application(
     take: Take, writer: Writer, path: str, body: object, headers: tuple[tuple[bytes, bytes], ...]
 ) -> None:
     """The fast path stores no part of such a request."""

@@ -66,7 +66,7 @@ def code(*parts: bytes, **options: Any) -> str:
     st.lists(st.binary(max_size=40), min_size=1, max_size=8),
     st.sampled_from(["", "identity", "gzip", "x-gzip", "GZIP"]),
 )
-def test_a_body_is_whole_however_it_arrives(parts: Sequence[bytes], encoding: str) -> None:
+def test_a_body_in_parts_of_any_size_is_read_completely(parts: Sequence[bytes], encoding: str) -> None:
     """A body may arrive in parts of any size, uncompressed or compressed in as many members."""
     headers = {"content_encoding": encoding} if encoding else {}
     sent = [packed(part) for part in parts] if "g" in encoding.lower() else parts
@@ -80,7 +80,7 @@ def test_a_compressed_body_may_arrive_cut_anywhere(cut: int) -> None:
     assert read(data[:cut], data[cut:], content_encoding="gzip") == b"firstsecond"
 
 
-def test_the_limit_is_met_exactly() -> None:
+def test_a_body_may_have_exactly_the_limit_of_bytes() -> None:
     """The limit counts the bytes as they came and the decompressed bytes."""
     full = b"x" * LIMIT
     assert read(full) == full
@@ -91,7 +91,7 @@ def test_the_limit_is_met_exactly() -> None:
     assert code(packed(full) + packed(b"x"), content_encoding="gzip") == "payload_too_large"
 
 
-def test_a_bomb_is_refused_before_it_has_gone_off() -> None:
+def test_a_decompression_bomb_is_refused_with_little_memory() -> None:
     """A hundred megabytes compressed to a hundred kilobytes need no more memory than the limit."""
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(100)), packer.flush()])
@@ -104,7 +104,7 @@ def test_a_bomb_is_refused_before_it_has_gone_off() -> None:
         tracemalloc.stop()
 
 
-def test_thousands_of_empty_members_are_refused() -> None:
+def test_thousands_of_empty_gzip_members_are_refused() -> None:
     """Each member is little work, and thousands of members are much work."""
     assert code(packed(b"") * 5000, limit=500_000, content_encoding="gzip") == "bad_request"
 
@@ -122,7 +122,7 @@ def test_thousands_of_empty_members_are_refused() -> None:
         (packed(b"{}"), "gzip, gzip"),
     ],
 )
-def test_what_cannot_be_decompressed_is_refused(data: bytes, encoding: str) -> None:
+def test_a_body_that_cannot_be_decompressed_is_refused(data: bytes, encoding: str) -> None:
     """The data may be cut short, damaged, uncompressed, compressed with another method, or followed by other bytes."""
     refused = refusal(data, content_encoding=encoding)
     assert refused.response.status == 400
@@ -141,18 +141,18 @@ def test_a_large_body_is_read_to_its_end_and_thrown_away() -> None:
     assert answer.headers == ()
 
 
-def test_a_body_without_end_is_not_read_to_its_end() -> None:
+def test_a_body_far_beyond_the_limit_ends_the_connection() -> None:
     """A body far beyond the limit ends the connection."""
     answer = refusal(*[bytes(10_000_000)] * 11, whole=False).response
     assert (answer.status, answer.headers) == (400, ((b"connection", b"close"),))
 
 
-def test_who_asks_before_sending_too_much_is_told_so() -> None:
+def test_an_announced_body_over_the_limit_is_refused_before_it_is_sent() -> None:
     """The client gets the answer without a `100 Continue`, which reading the body would send."""
     assert code(whole=False, expect="100-continue", content_length="1001") == "payload_too_large"
 
 
-def test_a_client_that_goes_is_not_answered() -> None:
+def test_a_client_that_disconnects_gets_no_answer() -> None:
     """The request is incomplete, so no part of it counts."""
 
     async def run() -> None:
@@ -173,7 +173,7 @@ def test_a_header_sent_several_times_is_one_list() -> None:
     assert header(request, b"origin") == b""
 
 
-def test_what_may_pass_in_a_moment_says_when() -> None:
+def test_a_503_answer_has_a_retry_after_header() -> None:
     """Clients wait for that time before they try again."""
     answer = unavailable("Try again.").response
     assert (answer.status, answer.headers) == (503, ((b"retry-after", b"1"),))

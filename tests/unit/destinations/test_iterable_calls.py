@@ -84,7 +84,7 @@ def test_the_address_of_a_track_call_may_be_in_its_context() -> None:
     assert mapped(event="E", context=context, properties={"email": "a@example.com"}).email == "a@example.com"
 
 
-def test_an_order_is_a_purchase_as_segments_own_test_has_it() -> None:
+def test_an_order_becomes_the_same_purchase_as_in_segments_example() -> None:
     """The example is that of Segment's destination."""
     product = {
         "product_id": "507f1f77bcf86cd799439011",
@@ -166,7 +166,7 @@ def test_an_order_id_that_is_no_text_or_number_is_replaced(order_id: object) -> 
 
 
 @pytest.mark.parametrize("value", [b"1e400", b"1" * 5000, b"[" * 900 + b"]" * 900, b'{"a":' * 900 + b"1" + b"}" * 900])
-def test_values_that_cannot_be_mapped_are_refused_and_stop_nothing(value: bytes) -> None:
+def test_a_call_with_values_that_cannot_be_mapped_is_refused(value: bytes) -> None:
     """A call that lands may be nested deeper than the mapping can go."""
     body = b'{"type":"track","event":"E","userId":"u","messageId":"m","properties":{"x":' + value + b"}}"
     with pytest.raises(UnmappableError) as caught:
@@ -255,7 +255,7 @@ def test_calls_that_iterable_would_refuse_are_refused_without_a_request(fields: 
     assert refusal(**({"event": "E"} | fields)) == reason
 
 
-def test_a_project_of_user_ids_needs_one() -> None:
+def test_a_project_of_user_ids_refuses_a_call_without_a_user_id() -> None:
     """An address alone identifies nobody there."""
     options = Options(project="userid")
     fields: dict[str, Any] = {"event": "E", "userId": None, "properties": {"email": "a@example.com"}}

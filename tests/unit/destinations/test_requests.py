@@ -49,7 +49,7 @@ def test_an_encrypted_address_and_one_of_this_machine_are_accepted(url: str) -> 
         "https://host:port/",
     ],
 )
-def test_a_wrong_address_is_refused_without_being_repeated(url: str) -> None:
+def test_the_error_of_a_wrong_address_does_not_repeat_its_secret(url: str) -> None:
     """An address may contain a secret."""
     with pytest.raises(UsageError) as caught:
         check_url(url, allow_http=False)
@@ -108,7 +108,7 @@ def test_a_secret_is_read_from_its_place(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("reference", ["env:", "file:relative", "https://x", "secret", "file:"])
-def test_a_place_has_one_of_two_forms(reference: str) -> None:
+def test_the_place_of_a_secret_must_be_a_file_or_a_variable(reference: str) -> None:
     """The message does not repeat the text, which may be the secret."""
     with pytest.raises(UsageError) as caught:
         check_reference(reference)
@@ -208,7 +208,7 @@ def test_a_wait_is_read_as_seconds_or_as_a_date(header: str | None, seconds: flo
         (599, Outcome.AGAIN),
     ],
 )
-def test_the_status_alone_decides_what_an_answer_means(status: int, outcome: Outcome) -> None:
+def test_the_status_alone_decides_the_outcome_of_an_answer(status: int, outcome: Outcome) -> None:
     """The body may say anything."""
     with receiving() as receiver:
         receiver.answer = lambda _: Respond(status, b'{"code": "Success"}' if status != 204 else b"")
@@ -229,7 +229,7 @@ def test_no_redirect_is_followed() -> None:
         assert elsewhere.requests == []
 
 
-def test_an_answer_that_breaks_off_is_no_answer() -> None:
+def test_requests_without_an_answer_or_a_connection_are_sent_again() -> None:
     """The reason names the host and the failure, and no part of the address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -246,7 +246,7 @@ def test_an_answer_that_breaks_off_is_no_answer() -> None:
         assert judge(answer, "host").outcome is Outcome.AGAIN
 
 
-def test_a_connection_that_is_not_encrypted_is_no_answer() -> None:
+def test_a_request_whose_tls_handshake_failed_is_sent_again() -> None:
     """A receiver that restarts may break off in the middle of the greeting, so the same batch goes again."""
     with receiving() as plain:
         client = HttpClient(plain.url.replace("http://", "https://"))
@@ -318,7 +318,7 @@ def test_an_answer_counts_if_it_is_whole(answer: bytes, outcome: Outcome) -> Non
         thread.join()
 
 
-def test_a_host_without_an_address_is_no_answer() -> None:
+def test_a_request_to_an_unknown_host_is_sent_again() -> None:
     """The reason names the host."""
     client = HttpClient("https://host.invalid")
     answer = client.post("", b"{}", {})
@@ -327,7 +327,7 @@ def test_a_host_without_an_address_is_no_answer() -> None:
     assert judge(answer, "host").outcome is Outcome.AGAIN
 
 
-def test_a_secret_that_no_header_carries_is_a_wrong_setting() -> None:
+def test_a_secret_with_a_line_break_is_a_wrong_setting() -> None:
     """A line break in a key would end the header."""
     client = HttpClient("http://127.0.0.1:9")
     with pytest.raises(ConfigurationError) as caught:

@@ -108,7 +108,7 @@ def test_conditions_look_at_values_by_their_paths(condition: str, *, admitted: b
 
 
 @pytest.mark.parametrize("value", [b"1" * 5000, b"[" * 50_000 + b"]" * 50_000])
-def test_conditions_meet_values_that_nobody_can_read(value: bytes) -> None:
+def test_a_value_that_cannot_be_decoded_exists_and_equals_nothing(value: bytes) -> None:
     """They are there, and equal nothing."""
     payload = b'{"type": "track", "event": "E", "userId": "u", "properties": {"x": ' + value + b"}}"
     call = LandedCall(1, "1", "iterable", "m", "2026-03-04T10:00:00.000Z", None, payload)
@@ -146,7 +146,7 @@ def test_a_text_that_is_no_condition_is_refused(text: str) -> None:
         ({"All": False, "Other": True}, False),
     ],
 )
-def test_the_calls_own_integrations_count(integrations: object, *, admitted: bool) -> None:
+def test_the_integrations_of_a_call_choose_its_destinations(integrations: object, *, admitted: bool) -> None:
     """As with Segment, by the name or the kind of the destination."""
     assert passes(Filters(), integrations=integrations) is admitted
 
@@ -176,7 +176,7 @@ def test_the_shape_drops_keeps_and_hashes_values() -> None:
     assert call["userId"] == hashlib.sha256(b"u1").hexdigest()
 
 
-def test_only_keeps_the_listed_values_of_properties_traits_and_context() -> None:
+def test_the_option_only_keeps_listed_values_of_properties_traits_and_context() -> None:
     """The ids and the name of a call always go."""
     filters = Filters(only=("properties.a", "properties.list.x", "context.page.url"))
     call = shaped(
@@ -204,7 +204,7 @@ def test_events_get_new_names_after_the_filters() -> None:
     assert call["event"] == "Mail Opened"
 
 
-def test_iterables_own_body_goes_only_on_request() -> None:
+def test_iterables_own_body_is_sent_only_on_request() -> None:
     """The call without it is kept for receivers to which the whole call is too large."""
     assert "native" not in (shaped(native={"x": 1}) or {})
     call = Shaper(Filters(native=True), "cdp", "segment").shape(landed(native={"x": 1}))
@@ -215,7 +215,7 @@ def test_iterables_own_body_goes_only_on_request() -> None:
 
 
 @pytest.mark.parametrize("original", ["2026-03-04T10:00:00.000Z", "2026-03-04T09:00:00+01:00", 7])
-def test_a_call_has_the_time_of_tracks_and_keeps_the_senders(original: object) -> None:
+def test_a_call_has_the_time_of_tracks_and_its_original_time(original: object) -> None:
     """The receiver sets its own time of receipt, and corrects by the time of this sending."""
     call = shaped(timestamp="2026-03-04T10:55:00.000Z", originalTimestamp=original, receivedAt="y", sentAt="z")
     assert call is not None
@@ -249,7 +249,7 @@ def test_values_keep_their_bytes() -> None:
     assert b'{"a": 1.10, "b": 123456789012345678901}' in call.body
 
 
-def test_a_call_gets_the_mark_of_this_warehouse_beside_the_others() -> None:
+def test_a_call_gets_the_mark_of_this_warehouse_beside_other_marks() -> None:
     """So that a ring of warehouses ends."""
     shaper = Shaper(Filters(), "cdp", "segment", "here")
     for context, via in (({}, ["here"]), ({"via": ["there"]}, ["there", "here"]), ({"via": "x"}, ["here"])):
@@ -258,7 +258,7 @@ def test_a_call_gets_the_mark_of_this_warehouse_beside_the_others() -> None:
         assert json.loads(call.body)["context"]["via"] == via
 
 
-def test_filters_survive_the_database() -> None:
+def test_stored_filters_are_read_back_unchanged() -> None:
     """The stored form has only what differs from the default."""
     filters = Filters(
         events=("a*",), where=(Condition("x", "in", [1, "b"]),), rename={"a": "b"}, sample=0.25, native=True

@@ -16,7 +16,7 @@ def test_turns_are_spaced_evenly_for_each_limit() -> None:
     assert [pace.take_turn("free", 0.0, 10.0) for _ in range(2)] == [10.0, 10.0]
 
 
-def test_the_first_update_of_a_profile_decides() -> None:
+def test_the_first_update_of_a_profile_decides_when_the_profile_is_visible() -> None:
     """A user with several keys is as new as the newest key."""
     profiles = NewProfiles()
     profiles.note(["a@example.com", "u1"], 100.0)

@@ -116,7 +116,7 @@ def test_the_envelopes_address_comes_first() -> None:
     ("kind", "user"),
     [("smsSend", "+14155550187"), ("smsReceived", "+14155550141"), ("whatsAppReceived", "+14155550141")],
 )
-def test_a_user_with_nothing_else_has_a_phone_number(kind: str, user: str) -> None:
+def test_the_phone_number_identifies_a_user_without_id_and_address(kind: str, user: str) -> None:
     """The phone number is the recipient's, or the sender's of an inbound message."""
     fields = {"fromPhoneNumber": "+14155550141", "toPhoneNumber": "+14155550187"}
     assert call(body(kind, fields))["anonymousId"] == user
@@ -130,21 +130,21 @@ def test_no_digit_of_a_number_is_lost() -> None:
     assert payload.endswith(b'"native":' + data + b"}")
 
 
-def test_a10_a_time_that_cannot_be_read_is_the_calls_time_as_it_is_written() -> None:
+def test_a10_an_unreadable_time_stays_unchanged_as_the_time_of_the_call() -> None:
     """The time keeps its text. A run finds that it cannot read the time, and records a mismatch."""
     made = call(body(fields=FIELDS | {"createdAt": "soon"}))
     assert made["timestamp"] == "soon"
     assert made["properties"]["createdAt"] == "soon"
 
 
-def test_a10_a_number_that_is_no_time_is_the_calls_time_as_well() -> None:
+def test_a10_a_number_that_is_no_time_stays_the_time_of_the_call() -> None:
     """A run records a mismatch here too. A value that is neither text nor number is not a time."""
     assert call(body(fields=FIELDS | {"createdAt": 10**18}))["timestamp"] == 10**18
     for value in (True, None, "", {}, []):
         assert "timestamp" not in call(body(fields=FIELDS | {"createdAt": value}))
 
 
-def test_the_users_device_is_context_where_segment_has_it_there() -> None:
+def test_opens_and_clicks_have_the_users_device_in_their_context() -> None:
     """Opens and clicks have the device in their context. Other events may have a property of such a name."""
     client = {"ip": "192.0.2.1", "userAgent": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X)"}
     opened, subscribed = call(body("emailOpen", FIELDS | client)), call(body("emailSubscribe", FIELDS | client))
@@ -168,7 +168,7 @@ def test_the_users_device_is_context_where_segment_has_it_there() -> None:
         ("日本語", "日本語", ""),
     ],
 )
-def test_an_event_has_segments_name_or_its_own(kind: str, event: str, table: str) -> None:
+def test_an_event_has_segments_name_or_iterables_name(kind: str, event: str, table: str) -> None:
     """An event that Segment does not get keeps Iterable's name."""
     made = accepted(body(kind))
     assert (json.loads(made.payload)["event"], made.collection) == (event, table)
@@ -197,13 +197,13 @@ def test_an_event_has_segments_name_or_its_own(kind: str, event: str, table: str
     ],
     ids=lambda value: value.value if isinstance(value, Reason) else repr(value[:40]),
 )
-def test_what_cannot_become_an_event_is_refused_with_a_reason(data: bytes, reason: Reason) -> None:
+def test_a_message_that_cannot_become_an_event_is_refused_with_a_reason(data: bytes, reason: Reason) -> None:
     """The refusal has the message's bytes, place and an explanation."""
     assert refused(data).reason == reason
     assert refused(data).detail
 
 
-def test_a_bad_element_costs_its_neighbours_nothing() -> None:
+def test_a_bad_element_of_an_array_is_refused_alone() -> None:
     """Each element of an array has its own bytes and place."""
     bad = [b"7", b'{"eventName":"\xff"}', b"{}", b"[]"]
     elements = [body(email="a@x"), bad[0], body(email="b@x"), *bad[1:], body(email="c@x")]
@@ -254,7 +254,7 @@ def test_characters_no_text_can_hold_are_replaced() -> None:
         ),
     ).map(lambda value: json.dumps(value).encode())
 )
-def test_no_message_is_an_error(data: bytes) -> None:
+def test_any_bytes_give_an_event_or_a_refusal(data: bytes) -> None:
     """Any bytes give an event or a refusal, and the call of an event is JSON."""
     for messages in (parse_webhook(data), parse_export(data, 0, "emailSend"), parse_export(data, 0, "purchase")):
         for message in messages:
@@ -276,7 +276,7 @@ def test_the_message_is_found_in_its_call(value: str) -> None:
     assert sent_text(accepted(row, "emailOpen").payload) == row
 
 
-def test_a_number_longer_than_python_prints_is_no_error() -> None:
+def test_a_number_of_five_thousand_digits_lands_unchanged() -> None:
     """The number lands unchanged."""
     digits = "9" * 5000
     data = body(fields=FIELDS | {"campaignId": 0}).replace(b'"campaignId": 0', f'"campaignId": {digits}'.encode())
@@ -297,7 +297,7 @@ def test_the_examples_are_all_different_events() -> None:
     created=st.booleans(),
     data=st.data(),
 )
-def test_the_way_it_is_written_is_no_part_of_an_id(
+def test_the_spelling_of_a_message_is_no_part_of_its_id(
     webhook: dict[str, Any], nulls: set[str], data: st.DataObject, *, created: bool
 ) -> None:
     """Another order, more nulls, another form of the time, and numbers as text give the same id."""
@@ -312,7 +312,7 @@ def test_the_way_it_is_written_is_no_part_of_an_id(
 
 
 @pytest.mark.parametrize("kind", ["emailOpen", "purchase"])
-def test_every_form_of_a_time_is_the_same_second(kind: str) -> None:
+def test_every_form_of_a_time_gives_the_same_id(kind: str) -> None:
     """A webhook has the second and no fraction."""
     assert len({identity(kind, FIELDS | {"createdAt": created}) for created in CREATED}) == 1
 
@@ -321,7 +321,7 @@ def test_every_form_of_a_time_is_the_same_second(kind: str) -> None:
     kind=st.sampled_from(sorted(set(KINDS) - {"emailSubscribe", "emailUnSubscribe"})),
     name=st.sampled_from(sorted(DISCRIMINATORS)),
 )
-def test_what_tells_events_apart_is_part_of_an_id(kind: str, name: str) -> None:
+def test_devices_links_messages_users_and_seconds_are_part_of_an_id(kind: str, name: str) -> None:
     """Two devices, links, messages, users or seconds give two ids."""
     first, second = DISCRIMINATORS[name]
     assert identity(kind, FIELDS | {name: first}) != identity(kind, FIELDS | {name: second})
@@ -336,7 +336,7 @@ def test_two_lists_are_two_subscriptions(kind: str, name: str) -> None:
     assert identity(kind, FIELDS | {"emailListId": 1}) == identity(kind, FIELDS | {"emailListIds": [1]})
 
 
-def test_everything_tells_events_apart_that_nobody_has_described() -> None:
+def test_every_property_of_an_undocumented_kind_is_part_of_the_id() -> None:
     """For a kind without documentation, each property is part of the id."""
     assert identity("purchase", FIELDS | {"total": 1}) != identity("purchase", FIELDS | {"total": 2})
     assert identity("purchase", FIELDS | {"a": {"b": 1, "c": 2}}) == identity(
@@ -349,7 +349,7 @@ def test_everything_tells_events_apart_that_nobody_has_described() -> None:
 # Exports
 
 
-def test_an_exports_row_is_the_event_of_the_webhook() -> None:
+def test_an_exported_row_has_the_same_id_as_the_webhook() -> None:
     """The row has fewer fields, and texts in place of other types. The id is the same."""
     fields = FIELDS | {
         "platformEndpoint": "e1",
@@ -370,7 +370,7 @@ def test_an_exports_row_is_the_event_of_the_webhook() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted({webhook["eventName"] for webhook in WEBHOOKS} & set(SEGMENT_EVENTS)))
-def test_an_id_needs_nothing_that_exports_are_not_known_to_have(kind: str) -> None:
+def test_an_id_needs_no_field_that_exports_lack(kind: str) -> None:
     """Devices and message types count where they are present.
 
     A kind without a documented export may need other fields.
@@ -423,7 +423,7 @@ def test_a_row_of_text_has_the_properties_of_the_webhook(webhook: dict[str, Any]
         ("somethingNew", "12", "12"),
     ],
 )
-def test_text_becomes_what_its_property_is(name: str, text: str, value: object) -> None:
+def test_a_text_is_converted_to_the_type_of_its_property(name: str, text: str, value: object) -> None:
     """A text is converted if its property is known to have another type and the text fits.
 
     Unknown properties stay text.
@@ -444,7 +444,7 @@ def test_dotted_names_are_objects() -> None:
     }
 
 
-def test_the_lines_of_a_file_have_their_places() -> None:
+def test_the_messages_of_a_file_have_the_offsets_of_their_lines() -> None:
     """Blank lines are skipped, and a line that is not a row is refused alone."""
     good = json.dumps({"email": "m@x"}).encode()
     data = good + b"\n\nnot,a,row\n" + good[:-1] + b"\n" + good
@@ -455,7 +455,7 @@ def test_the_lines_of_a_file_have_their_places() -> None:
     assert [data[m.offset - 50 :][:5] for m in messages] == [good[:5], b"not,a", good[:5], good[:5]]
 
 
-def test_a_message_is_read_as_its_entrance_reads() -> None:
+def test_a_message_is_read_by_the_rules_of_its_entrance() -> None:
     """The quarantine records the entrance, so a retry follows the rules of the first attempt."""
     track = b'{"type":"track","event":"A","userId":"u"}'
     (webhook,) = parse_message(ITERABLE_WEBHOOK, body(), 0)

@@ -57,7 +57,7 @@ def test_a_kind_is_known_however_it_is_spelled(name: str, kind: str | None) -> N
         ("-", None),
     ],
 )
-def test_a_files_name_tells_what_it_holds(path: str, kind: str | None) -> None:
+def test_the_name_of_a_file_tells_its_kind_of_events(path: str, kind: str | None) -> None:
     """The longest kind in the innermost name counts, and only if the kind is a separate word."""
     assert kind_of_file(path) == kind
 

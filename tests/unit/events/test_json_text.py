@@ -29,7 +29,7 @@ def test_a_refused_text_keeps_its_bytes() -> None:
     assert parse_text(b' "bad" ', 7, make_event) == [refused]
 
 
-def test_bytes_that_are_not_text_never_reach_the_format() -> None:
+def test_bytes_that_are_not_utf8_are_refused() -> None:
     """The refusal has the bytes, and the position of the first wrong byte."""
     [refused] = parse_text(b'"bad\xff"', 7, make_event)
     assert isinstance(refused, Refused)
@@ -68,7 +68,7 @@ def test_a_text_that_is_no_array_is_refused(text: bytes, reason: Reason) -> None
     assert error.value.detail
 
 
-def test_what_a_decoder_returns_is_returned() -> None:
+def test_decode_returns_the_result_of_the_decoder() -> None:
     """Only the decoder's own errors become refusals."""
     assert decode(len, b"{}") == 2
     with pytest.raises(ZeroDivisionError):

@@ -19,6 +19,6 @@ def test_each_byte_of_a_delivery_counts_once() -> None:
     assert event.payload.count(body) == 1
 
 
-def test_a_delivery_without_messages_counts_nothing() -> None:
+def test_a_delivery_without_messages_counts_no_bytes() -> None:
     """A probe of readiness has room in a full queue."""
     assert Delivery("", "", [], [], NOW).size == 0

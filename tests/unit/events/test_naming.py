@@ -51,12 +51,12 @@ def go_snakecase(name: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "expected"), vectors())
-def test_published_vectors(name: str, expected: str) -> None:
+def test_published_names_have_their_published_snake_case(name: str, expected: str) -> None:
     """Every published name has its published snake case."""
     assert snake_case(name) == expected
 
 
-def test_vectors_are_all_there() -> None:
+def test_the_list_of_vectors_is_complete() -> None:
     """The list of vectors is not empty and has its full length."""
     assert len(vectors()) == 68
 
@@ -81,12 +81,12 @@ def test_snake_case_of_a_path_is_that_of_its_parts(first: str, second: str) -> N
     assert snake_case(f"{first}.{second}") == "_".join(parts)
 
 
-def test_vector_08_sms_bounced() -> None:
+def test_vector_08_an_acronym_is_one_word() -> None:
     """An acronym is one word."""
     assert table_name("SMS Bounced") == "sms_bounced"
 
 
-def test_vector_09_in_app_clicked() -> None:
+def test_vector_09_each_word_stays_a_word() -> None:
     """Each word stays a word."""
     assert table_name("In App Clicked") == "in_app_clicked"
 
@@ -96,38 +96,38 @@ def test_vector_10_a_digit_starts_no_word() -> None:
     assert table_name("iOS Opened 2x") == "i_os_opened_2x"
 
 
-def test_vector_11_events_nobody_documented_have_tables() -> None:
+def test_vector_11_undocumented_events_have_tables() -> None:
     """A table's name needs no list of known events."""
     assert table_name("Email Send Skip") == "email_send_skip"
 
 
-def test_vector_13_leading_digit() -> None:
+def test_vector_13_a_leading_digit_gets_an_underscore() -> None:
     """A name that starts with a digit gets an underscore in front, because no bare identifier starts with a digit."""
     assert table_name("101 Account Update") == "_101_account_update"
 
 
-def test_vector_14_reserved_word() -> None:
+def test_vector_14_a_reserved_word_gets_an_underscore() -> None:
     """A reserved word gets an underscore in front."""
     assert table_name("Open") == "_open"
 
 
-def test_vector_19_camel_case_property() -> None:
+def test_vector_19_a_camel_case_property_becomes_snake_case() -> None:
     """A property in camel case becomes a column in snake case."""
     assert identifier(snake_case("campaignId")) == "campaign_id"
 
 
-def test_vector_33_nested_property() -> None:
+def test_vector_33_a_nested_property_becomes_one_column() -> None:
     """The path of a nested property becomes one column."""
     assert identifier(snake_case("product_id.sku")) == "product_id_sku"
 
 
-def test_vector_41_reserved_word_as_a_column() -> None:
+def test_vector_41_a_reserved_word_as_a_column_gets_an_underscore() -> None:
     """A reserved word as a column gets an underscore in front, in PostgreSQL too."""
     assert identifier(snake_case("user")) == "_user"
     assert identifier(snake_case("tag")) == "_tag"
 
 
-def test_vector_52_acronym_inside_a_property() -> None:
+def test_vector_52_an_acronym_and_the_next_word_fuse() -> None:
     """An acronym and the word after it fuse."""
     assert identifier(snake_case("fromSMSSenderId")) == "from_smssender_id"
 
@@ -173,7 +173,7 @@ def test_columns_need_no_quotes(keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"])
-def test_every_column_of_postgresql_keeps_its_name(name: str) -> None:
+def test_no_property_takes_the_name_of_a_system_column(name: str) -> None:
     """A table has PostgreSQL's own columns, so a property gets another name. A table may have such a name."""
     assert column_name(["properties", name.upper()]) == f"_{name}"
     assert table_name(name) == name
@@ -186,7 +186,7 @@ def test_every_reserved_word_is_prefixed_once(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["language", "timestamp", "campaign", "userx", "opened"])
-def test_other_words_stay_bare(word: str) -> None:
+def test_words_that_segment_does_not_reserve_stay_unchanged(word: str) -> None:
     """Words that Segment leaves bare stay bare, `language` and `timestamp` among them."""
     assert identifier(word) == word
 
@@ -198,7 +198,7 @@ def test_no_event_takes_a_table_of_the_layout(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "日本語", "__", " ", "!?"])
-def test_a_name_of_nothing_has_no_table(name: str) -> None:
+def test_a_name_without_ascii_letters_and_digits_has_no_table(name: str) -> None:
     """An event whose name has no ASCII letter or digit has no table."""
     assert table_name(name) == ""
 
@@ -254,7 +254,7 @@ def test_names_of_63_bytes_are_kept() -> None:
         ("...", ""),
     ],
 )
-def test_schema_of_a_source(source: str, schema: str) -> None:
+def test_a_schema_is_the_name_of_its_source_in_lower_case(source: str, schema: str) -> None:
     """The schema is the name in lower case. Capitals stay together and other characters are dropped."""
     assert schema_name(source) == schema
 

@@ -62,7 +62,7 @@ def test_an_event_is_kept_byte_for_byte() -> None:
     assert accepted(line) == Event(line, ANYWHERE, "m1", "email_opened", None)
 
 
-def test_offsets_count_bytes_from_the_given_one() -> None:
+def test_offsets_count_bytes_from_the_given_offset() -> None:
     """Each event knows the offset of its line in bytes, not in characters."""
     lines = [call_line(userId="é" * 3), call_line(), call_line(userId="🎉")]
     data = b"\n".join(lines)
@@ -154,13 +154,13 @@ def test_white_space_around_a_line_is_no_part_of_it() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\r\n", b" \t \n", b"\n\n\n"])
-def test_blank_lines_are_nothing(data: bytes) -> None:
+def test_a_blank_line_is_neither_an_event_nor_a_refusal(data: bytes) -> None:
     """A blank line is neither an event nor a refusal."""
     assert parse(data) == []
     assert parse(data + BASE + b"\n" + data)[0] == Event(BASE, ANYWHERE + len(data), "m1", "email_opened", None)
 
 
-def test_a_byte_order_mark_begins_a_file_only() -> None:
+def test_a_byte_order_mark_is_skipped_only_where_a_file_begins() -> None:
     """A byte order mark at the beginning of a file is skipped. Elsewhere it is invalid JSON."""
     marked = b"\xef\xbb\xbf" + BASE
     assert accepted(marked, 0).payload == BASE
@@ -175,7 +175,7 @@ def test_the_last_of_two_equal_keys_counts() -> None:
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", str(2**70).encode(), b"0.1000", b"1" * 5000])
-def test_numbers_no_machine_holds_are_left_alone(number: bytes) -> None:
+def test_a_number_of_any_size_keeps_all_digits(number: bytes) -> None:
     """A property's number keeps all digits."""
     line = with_value(number)
     assert accepted(line).payload == line
@@ -200,7 +200,7 @@ def test_a_missing_message_id_is_made_from_the_line_and_its_place() -> None:
 
 
 @pytest.mark.parametrize("given", ["", 1.5, True, [], {}])
-def test_a_message_id_that_is_none_counts_as_missing(given: object) -> None:
+def test_an_empty_or_invalid_message_id_counts_as_missing(given: object) -> None:
     """Events with an empty or invalid id get ids from their places."""
     line = call_line(messageId=given)
     assert accepted(line, 5).message_id != accepted(line, 6).message_id
@@ -279,7 +279,7 @@ def test_the_time_of_receipt_is_kept_as_given(value: str, read: datetime) -> Non
         {},
     ],
 )
-def test_another_time_of_receipt_is_now(value: object) -> None:
+def test_an_invalid_time_of_receipt_counts_as_missing(value: object) -> None:
     """An invalid time, or a time that the database may not be able to read, does not cost the event."""
     assert accepted(call_line(receivedAt=value)).received_at is None
 
@@ -355,7 +355,7 @@ def test_a_line_that_is_no_call_is_refused_with_a_reason(line: bytes, reason: Re
 
 
 @pytest.mark.parametrize("name", ["properties", "traits"])
-def test_null_is_no_object_and_no_mistake(name: str) -> None:
+def test_null_counts_as_a_missing_object(name: str) -> None:
     """Libraries send null for absent objects."""
     line = BASE[:-1] + f',"{name}":null}}'.encode()
     assert accepted(line).payload == line
@@ -369,7 +369,7 @@ def test_every_reason_of_this_module_is_tested() -> None:
     assert {reason for _, reason in mark.args[1]} | elsewhere == set(Reason)
 
 
-def test_an_object_on_two_lines_does_not_shift_its_neighbours() -> None:
+def test_an_object_on_two_lines_does_not_change_the_other_lines() -> None:
     """Each event keeps its id if one object is on two lines and two objects are on one line."""
     first, second, third = (call_line(messageId=name) for name in ("a", "b", "c"))
     head, tail = BASE[:-1] + b',"properties":', b'{"x":1}}'
@@ -422,13 +422,13 @@ def test_characters_no_database_text_holds_are_replaced(value: bytes, mended: by
         rb'"\u00e9\n\t\"\/"',
     ],
 )
-def test_other_escapes_are_left_alone(value: bytes) -> None:
+def test_valid_escapes_stay_unchanged(value: bytes) -> None:
     """Paired surrogates and escaped backslashes need no repair."""
     line = with_value(value)
     assert accepted(line).payload == line
 
 
-def test_a_repaired_id_and_event_are_those_that_land() -> None:
+def test_the_id_and_the_collection_come_from_the_repaired_payload() -> None:
     """The row's id and table come from the repaired payload."""
     event, original = parse(rb'{"type":"track","event":"Email\u0000Opened","userId":"u","messageId":"m\ud83d"}')
     assert isinstance(event, Event)
@@ -436,7 +436,7 @@ def test_a_repaired_id_and_event_are_those_that_land() -> None:
     assert (event.message_id, event.collection) == ("m\ufffd", "email_opened")
 
 
-def test_a_bad_line_is_not_repaired_first() -> None:
+def test_a_line_that_cannot_land_is_refused_without_repair() -> None:
     """A line that cannot land is refused once, with its own bytes."""
     refusal = refused(rb'{"type":"track","event":"E\u0000"}')
     assert (refusal.reason, refusal.payload) == (Reason.NO_USER_ANON_ID, rb'{"type":"track","event":"E\u0000"}')
@@ -470,7 +470,9 @@ LINES = st.lists(
 @settings(max_examples=100)
 @given(LINES, st.integers(min_value=1, max_value=10**9), st.booleans())
 @example([(b"", "blank"), (BASE, "good"), (BASE + BASE, "bad"), (call_line(messageId="m2"), "good")], 1, False)
-def test_any_mix_of_lines_gives_each_its_due(lines: list[tuple[bytes, str]], offset: int, ends: bool) -> None:
+def test_exactly_the_valid_lines_of_any_mix_become_events(
+    lines: list[tuple[bytes, str]], offset: int, ends: bool
+) -> None:
     """Exactly the valid lines are accepted, in their order and with their offsets. The invalid lines are refused."""
     data = b"\n".join(line for line, _ in lines) + (b"\n" if ends else b"")
     places, place = [], offset
@@ -489,7 +491,7 @@ def test_any_mix_of_lines_gives_each_its_due(lines: list[tuple[bytes, str]], off
 
 
 @given(LINES, st.integers(min_value=1, max_value=10**9))
-def test_a_line_is_read_alike_alone_and_in_company(lines: list[tuple[bytes, str]], offset: int) -> None:
+def test_the_lines_around_a_line_do_not_change_its_result(lines: list[tuple[bytes, str]], offset: int) -> None:
     """A line becomes the same event or the same refusal, whatever lines are around it."""
     together = parse(b"\n".join(line for line, _ in lines), offset)
     alone: list[Event | Refused] = []
@@ -500,7 +502,7 @@ def test_a_line_is_read_alike_alone_and_in_company(lines: list[tuple[bytes, str]
 
 
 @given(GOOD, st.integers(min_value=1, max_value=10**9))
-def test_the_quick_look_and_the_careful_look_agree(line: bytes, offset: int) -> None:
+def test_the_fast_decoder_and_the_full_parser_give_the_same_event(line: bytes, offset: int) -> None:
     """The fast decoder and the full parser give the same event for a valid line."""
     assert [plain(m) for m in parse_lines(line, offset)] == [plain(m) for m in parse_line(line, offset)]
 

@@ -17,7 +17,7 @@ def signature(text: bytes) -> bytes:
     return hmac.new(b"shhh", text, hashlib.sha1).hexdigest().encode()
 
 
-def test_a_signed_body_is_known() -> None:
+def test_a_body_with_its_signature_is_accepted() -> None:
     """The signature of the body's bytes is accepted in upper case and in lower case."""
     assert is_signed(SIGNED, SIGNATURE, "shhh")
     assert is_signed(SIGNED, SIGNATURE.upper(), "shhh")
@@ -57,7 +57,7 @@ def test_numbers_are_signed_as_javascript_writes_them() -> None:
         (b"[" * 100_000, SIGNATURE),
     ],
 )
-def test_another_body_is_not_signed(body: bytes, given: bytes) -> None:
+def test_a_body_with_a_wrong_signature_is_refused(body: bytes, given: bytes) -> None:
     """A small difference is enough."""
     assert not is_signed(body, given, "shhh")
     assert not is_signed(SIGNED, SIGNATURE, "another secret")

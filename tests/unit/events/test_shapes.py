@@ -105,7 +105,7 @@ def test_a_value_has_the_narrowest_type_that_holds_it(value: str, kind: str | No
         "0004-02-29T23:59:59Z",
     ],
 )
-def test_a_time_is_a_date_and_a_clock(value: str) -> None:
+def test_a_text_in_iso_8601_with_a_t_is_a_time(value: str) -> None:
     """A time is ISO 8601 with a T. The offset is optional."""
     assert type_of(value) == "timestamp with time zone"
 
@@ -144,7 +144,7 @@ def test_a_time_is_a_date_and_a_clock(value: str) -> None:
         "2019-W28-1T18:33:25Z",
     ],
 )
-def test_what_is_not_quite_a_time_is_text(value: str) -> None:
+def test_a_string_that_is_almost_a_time_is_text(value: str) -> None:
     """Invalid days, other formats, and text before or after the time make the value text."""
     assert type_of(value) == "text"
 
@@ -152,13 +152,13 @@ def test_what_is_not_quite_a_time_is_text(value: str) -> None:
 @given(
     st.datetimes(timezones=st.builds(timezone, st.integers(-959, 959).map(lambda minutes: timedelta(minutes=minutes))))
 )
-def test_every_moment_is_a_time(moment: datetime) -> None:
+def test_every_time_that_python_writes_is_a_time(moment: datetime) -> None:
     """Every time that Python writes in ISO 8601 is a time, and so are the days around it."""
     assert type_of(moment.isoformat()) == "timestamp with time zone"
 
 
 @given(st.integers(1, 9999), st.integers(0, 13), st.integers(0, 32))
-def test_the_calendar_is_the_calendar(year: int, month: int, day: int) -> None:
+def test_exactly_the_days_of_the_calendar_are_accepted(year: int, month: int, day: int) -> None:
     """A day is accepted if and only if the calendar has it."""
     text = f"{year:04}-{month:02}-{day:02}T00:00:00"
     exists = False
@@ -167,7 +167,7 @@ def test_the_calendar_is_the_calendar(year: int, month: int, day: int) -> None:
     assert (type_of(text) == "timestamp with time zone") is exists
 
 
-def test_what_is_covered_needs_no_wider_column() -> None:
+def test_text_covers_every_type_and_numeric_covers_integers() -> None:
     """Text holds every type, and numeric holds integers. No other type holds another type."""
     pairs = {(have, kind) for have in TYPES for kind in TYPES if covers({have}, kind)}
     assert pairs == {(kind, kind) for kind in TYPES} | {("text", kind) for kind in TYPES} | {("numeric", "bigint")}
@@ -188,7 +188,7 @@ def test_paths_are_found_in_the_order_of_the_keys() -> None:
 
 
 @pytest.mark.parametrize("whole", [b"{}", b'{"properties":null}', b'{"context":null}', b'{"context":{}}', b'{"a":1}'])
-def test_a_call_without_any_is_made_of_nothing(whole: bytes) -> None:
+def test_a_call_without_properties_and_context_has_no_paths(whole: bytes) -> None:
     """Fields outside properties and context have no paths."""
     assert found(whole) == []
 
@@ -208,12 +208,12 @@ def test_a14_a_context_that_is_no_object_is_a_value(whole: bytes, kind: str) -> 
     assert found(b'{"context":{"ip":"::1"}}', shape) == [(("context", "ip"), "text")]
 
 
-def test_the_name_is_the_one_that_came() -> None:
+def test_the_name_of_an_event_is_not_normalized() -> None:
     """The name is the event's name, not the table's."""
     assert event_name(b'{"event":"Email  Op\\u0065ned","properties":{"event":"x"}}') == "Email  Opened"
 
 
-def test_the_decoder_takes_what_is_like_the_events_before() -> None:
+def test_the_decoder_accepts_only_events_with_known_properties() -> None:
     """After compilation, any subset of the known properties passes, with nulls, empty objects and any order."""
     shape = Shape()
     first = payload(
@@ -245,7 +245,7 @@ def test_the_decoder_takes_what_is_like_the_events_before() -> None:
         assert found(payload(unknown), shape)
 
 
-def test_what_is_known_from_the_record_is_compiled_as_well() -> None:
+def test_recorded_properties_are_compiled_into_the_decoder() -> None:
     """A process that starts with the recorded properties does not discover them again."""
     shape = Shape([(["properties", "a"], ["bigint"]), (["context", "b", "c"], ["boolean", "text"])], untracked=True)
     compile_now(shape)
@@ -292,7 +292,7 @@ def check_decoder(history: list[tuple[bytes, bool, bool]]) -> None:
 
 @settings(max_examples=25)
 @given(HISTORIES)
-def test_the_decoder_never_misses_anything(history: list[tuple[bytes, bool, bool]]) -> None:
+def test_the_decoder_accepts_no_event_with_a_new_property(history: list[tuple[bytes, bool, bool]]) -> None:
     """After any known events, a call that the decoder accepts has no new property."""
     check_decoder(history)
 
@@ -300,7 +300,7 @@ def test_the_decoder_never_misses_anything(history: list[tuple[bytes, bool, bool
 @pytest.mark.heavy
 @settings(max_examples=2000)
 @given(HISTORIES)
-def test_the_decoder_misses_nothing_in_many_histories(history: list[tuple[bytes, bool, bool]]) -> None:
+def test_the_decoder_accepts_no_new_property_in_many_histories(history: list[tuple[bytes, bool, bool]]) -> None:
     """The same holds for eighty times as many histories."""
     check_decoder(history)
 
@@ -324,7 +324,7 @@ def flattened(value: Any, path: Path = ()) -> dict[Path, str]:
 
 
 @given(EVENTS)
-def test_paths_are_those_a_simpler_reading_finds(whole: bytes) -> None:
+def test_paths_equal_the_result_of_a_simple_recursive_function(whole: bytes) -> None:
     """A recursive function over exactly parsed JSON finds the same paths."""
     call = json.loads(whole, parse_int=Decimal, parse_float=Decimal)
     expected = flattened({root: call[root] for root in ("properties", "context")})
@@ -340,7 +340,7 @@ def test_a_repeated_key_counts_once_as_in_the_database() -> None:
     assert found(whole, shape) == [(("properties", "a"), "text")]
 
 
-def test_ever_new_properties_do_not_mean_ever_new_decoders() -> None:
+def test_thousands_of_new_properties_compile_only_a_few_decoders() -> None:
     """Decoders are compiled only if they save time: two thousand shapes cost a handful of decoders."""
     shape = Shape()
     decoders = set()
@@ -354,7 +354,7 @@ def test_ever_new_properties_do_not_mean_ever_new_decoders() -> None:
     assert len(decoders) < 15
 
 
-def test_what_only_ever_is_null_is_not_remembered_without_end() -> None:
+def test_keys_that_are_always_null_use_limited_memory() -> None:
     """Keys that are always null use limited memory: at most twice as many entries as there are tracked properties."""
     shape = Shape()
     for start in range(0, 5 * TRACKED_PROPERTIES, 1000):
@@ -363,7 +363,7 @@ def test_what_only_ever_is_null_is_not_remembered_without_end() -> None:
 
 
 @pytest.mark.parametrize("width", [499, 501, 3000])
-def test_very_wide_objects_are_taken_apart_each_time(width: int) -> None:
+def test_no_decoder_is_compiled_for_very_wide_objects(width: int) -> None:
     """A decoder for such an object would not be faster. No decoder accepts a property that it does not check."""
     shape = Shape((["properties", f"key{i}"], ["bigint"]) for i in range(width))
     for _ in range(width + 100):

@@ -79,13 +79,13 @@ def test_fractions_of_seconds_are_kept(written: object, microsecond: int) -> Non
         [],
     ],
 )
-def test_what_is_no_time_is_none(written: object) -> None:
+def test_a_value_that_is_no_time_gives_none(written: object) -> None:
     """An event with such a time lands too."""
     assert read_moment(written) is None
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.+ Z-]{0,30}")))
-def test_nothing_is_an_error(written: object) -> None:
+def test_any_value_gives_a_time_or_none(written: object) -> None:
     """Any text gives a time in UTC or None."""
     moment = read_moment(written)
     assert moment is None or moment.utcoffset() == datetime.now(UTC).utcoffset()

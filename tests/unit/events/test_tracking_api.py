@@ -121,7 +121,7 @@ def test_numbers_stay_exact(number: str, more: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_path_says_what_a_call_is(kind: str) -> None:
+def test_the_path_decides_the_type_of_a_call(kind: str) -> None:
     """The call's own type does not count, whatever its spelling."""
     for own in ("", '"type":"track",', '"type":"group",', '"type":null,', '"type":7,', '"type" : "alias",'):
         event = single(f'{{{own}"userId":"u","event":"E","name":"n"}}', kind)
@@ -129,7 +129,7 @@ def test_the_path_says_what_a_call_is(kind: str) -> None:
         assert (event.collection == "e") == (kind == "track")
 
 
-def test_a_call_without_an_id_gets_another_one_each_time() -> None:
+def test_a_call_without_an_id_gets_a_new_id_each_time() -> None:
     """A null or empty id counts as missing. The new id is within Segment's 100 characters."""
     sent = [f'{{"userId":"u","event":"E"{given}}}' for given in ("", ',"messageId":null', ',"messageId":""')]
     ids = [single(text).message_id for text in sent for _ in range(2)]
@@ -167,7 +167,7 @@ def test_a_call_keeps_its_own_id() -> None:
         ({"context": {"a": 1}, "sentAt": "s"}, {"context": {}}, {"context": {"a": 1}, "sentAt": "s"}),
     ],
 )
-def test_a_batch_gives_its_calls_what_they_have_not(
+def test_a_batch_adds_its_shared_fields_to_each_call(
     shared: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]
 ) -> None:
     """A call gets the time of sending, context and integrations. Its own values take precedence, except null."""
@@ -191,7 +191,7 @@ def test_write_keys_are_taken_out_of_calls() -> None:
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b" \n\xef\xbb\xbf ", b"\n"])
-def test_what_stands_before_the_body_does_not_matter(mark: bytes) -> None:
+def test_a_byte_order_mark_and_white_space_before_the_body_are_skipped(mark: bytes) -> None:
     """A byte order mark and white space are skipped."""
     assert single(mark + b'{"userId":"u","event":"E"}\n').collection == "e"
     assert len(payloads(read_batch(mark + body(call()), LIMITS)[1])) == 1
@@ -254,21 +254,21 @@ def test_a_body_without_calls_is_refused(text: bytes, code: Reason) -> None:
         (b'{"userId":"u","event":"E","traits":1}', Reason.TRAITS_NOT_OBJECT),
     ],
 )
-def test_a_call_with_something_wrong_is_refused_for_it(text: bytes, reason: Reason) -> None:
+def test_an_invalid_call_is_refused_with_its_reason(text: bytes, reason: Reason) -> None:
     """The reason is Segment's code, if Segment has a code."""
     events, [refusal] = parse_calls([read_call(text, "track", LIMITS)], 1)
     assert events == []
     assert refusal.reason == reason
 
 
-def test_the_server_says_when_a_call_was_received() -> None:
+def test_the_clients_time_of_receipt_is_ignored() -> None:
     """The client's time of receipt does not count, whatever its spelling."""
     for name in ("receivedAt", "\\u0072eceivedAt"):
         assert single(f'{{"userId":"u","event":"E","{name}":"2001-01-01T00:00:00Z"}}').received_at is None
 
 
 @pytest.mark.parametrize("written", ["type", "t\\u0079pe"])
-def test_what_the_path_says_counts(written: str) -> None:
+def test_the_path_overrides_a_type_with_any_spelling_of_its_name(written: str) -> None:
     """The call's own type does not count, whatever the spelling of its name."""
     event = single(f'{{"userId":"u","event":"E","{written}":"identify"}}')
     assert (event.collection, json.loads(event.payload)["type"]) == ("e", "track")
@@ -284,7 +284,7 @@ def test_what_the_path_says_counts(written: str) -> None:
         b'{"userId":"u","event":"E","messageId":"m","context":{"a":{"direct":true}},"properties":{"writeKey":"k"}}',
     ],
 )
-def test_a_call_that_has_everything_lands_as_it_came(text: bytes) -> None:
+def test_a_complete_call_lands_byte_for_byte(text: bytes) -> None:
     """A complete call lands byte for byte."""
     event = read_whole_call(text, "track", LIMITS)
     assert event
@@ -314,13 +314,13 @@ def test_a_call_that_has_everything_lands_as_it_came(text: bytes) -> None:
         ('{"userId":"u","event":"E","type":"track","messageId":"m","x":"%s"}' % ("y" * 40_000), "track"),
     ],
 )
-def test_a_call_that_lacks_something_is_looked_at(text: str, kind: str) -> None:
+def test_an_incomplete_or_invalid_call_is_left_to_the_full_parser(text: str, kind: str) -> None:
     """The parser of incomplete calls adds the id and the type, and gives an invalid call its place in quarantine."""
     assert read_whole_call(text.encode(), kind, LIMITS) is None
 
 
 @given(good_calls, st.booleans())
-def test_both_readers_land_the_same(fields: dict[str, Any], has_type: bool) -> None:
+def test_both_parsers_of_a_call_give_the_same_event(fields: dict[str, Any], has_type: bool) -> None:
     """A row does not depend on the parser of its call."""
     fields = {name: value for name, value in fields.items() if has_type or name != "type"} | {"messageId": "m1"}
     text = json.dumps(fields).encode()
@@ -332,7 +332,7 @@ def test_both_readers_land_the_same(fields: dict[str, Any], has_type: bool) -> N
     assert json.loads(event.payload) | {"type": "track"} == json.loads(other.payload)
 
 
-def test_the_limit_of_a_call_is_met_exactly() -> None:
+def test_a_call_may_have_exactly_the_limit_of_bytes() -> None:
     """The call's own bytes count, without additions of the batch or the server.
 
     Segment's libraries send up to the limit.
@@ -350,7 +350,7 @@ def test_the_limit_of_a_call_is_met_exactly() -> None:
     assert len(event.payload) > 32_768
 
 
-def test_calls_beyond_the_number_are_refused() -> None:
+def test_calls_of_a_batch_beyond_the_limit_are_refused() -> None:
     """The calls up to the limit land."""
     _, calls = read_batch(body(*[call(messageId=f"m{n}") for n in range(5)]), Limits(batch_items=3))
     events, refused = parse_calls(calls, 1)
@@ -385,7 +385,7 @@ def test_the_address_is_added_where_segment_adds_it(
     assert line.get("context", {}).get("ip") == address
 
 
-def test_no_address_is_added_to_what_cannot_be_read() -> None:
+def test_no_address_is_added_to_an_unreadable_call() -> None:
     """Such a body goes to quarantine unchanged."""
     for text in (b'{"direct"', b'{"context":"direct"}', b'{"context":{"direct":tru}}'):
         assert with_address(Call(text), "192.0.2.1", client_side=True).line == text

@@ -57,7 +57,7 @@ def test_c3_no_write_key_is_kept_of_any_call(flaw: str, spelling: str) -> None:
         assert KEY.encode() not in kept(messages)
 
 
-def test_c3_no_write_key_is_kept_of_what_is_no_call() -> None:
+def test_c3_no_write_key_is_kept_of_a_batch_array_or_text() -> None:
     """The line holds a batch, an array of calls or a single value."""
     item = {"writeKey": KEY, "userId": "u"}
     for body in ({"batch": [item]}, [item], json.dumps(item)):
@@ -96,9 +96,7 @@ def test_a_call_without_a_key_keeps_its_bytes() -> None:
         (b'{"overwriteKey":"a"', "", b'{"overwriteKey":"a"'),
     ],
 )
-def test_c3_a_write_key_in_a_text_that_cannot_be_read_is_found_and_taken_out(
-    text: bytes, key: str, left: bytes
-) -> None:
+def test_c3_a_write_key_in_an_unreadable_text_is_found_and_removed(text: bytes, key: str, left: bytes) -> None:
     """The text can then be kept, and its source is known."""
     assert find_write_key(text) == key
     assert blank_write_keys(text) == left

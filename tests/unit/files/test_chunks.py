@@ -51,7 +51,7 @@ def test_chunks_are_the_file_in_whole_lines(content: bytes, chunk_bytes: int) ->
 
 
 @given(CONTENT, st.integers(min_value=1, max_value=100), st.data())
-def test_a_reader_goes_on_at_any_line(content: bytes, chunk_bytes: int, data: st.DataObject) -> None:
+def test_a_reader_continues_at_any_line(content: bytes, chunk_bytes: int, data: st.DataObject) -> None:
     """After a skip to a line, the reader gives the rest of the file, with offsets and digests of the whole file."""
     starts = [0, *(i + 1 for i, byte in enumerate(content) if byte == ord("\n"))]
     start = data.draw(st.sampled_from(starts))
@@ -64,13 +64,13 @@ def test_a_reader_goes_on_at_any_line(content: bytes, chunk_bytes: int, data: st
     assert reader.content_digest == sha256(content)
 
 
-def test_a_file_shorter_than_where_it_should_go_on_is_an_error() -> None:
+def test_skipping_beyond_the_end_of_a_file_is_an_error() -> None:
     """Offsets of another file are not used."""
     with pytest.raises(FileError, match="became shorter"):
         open_reader(b"abc\n").skip(5)
 
 
-def test_an_overlong_line_is_left_out_and_its_neighbours_are_not() -> None:
+def test_an_overlong_line_is_left_out_and_the_other_lines_are_kept() -> None:
     """Only the beginning of a line over the limit is kept. The other lines are complete."""
     long = b"x" * 1000
     before, overlong, after = open_reader(b"a\n" + long + b"\nb\n").chunks()
@@ -81,13 +81,13 @@ def test_an_overlong_line_is_left_out_and_its_neighbours_are_not() -> None:
     assert overlong.digest == sha256(b"a\n" + long + b"\n")
 
 
-def test_of_an_overlong_line_little_is_kept() -> None:
+def test_only_the_beginning_of_an_overlong_line_is_kept() -> None:
     """The quarantine does not fill with files that have no lines."""
     chunk = next(open_reader(b"x" * 500_000 + b"\n", 200_000, 200_000).chunks())
     assert (chunk.length, chunk.truncated) == (KEPT_BYTES, 400_001)
 
 
-def test_an_overlong_last_line_may_still_be_growing() -> None:
+def test_a_file_counts_as_read_up_to_an_overlong_last_line() -> None:
     """Such a line without a newline is the last line. The file counts as read up to the line's beginning."""
     long = b"x" * 1000
     reader = open_reader(b"a\n" + long)
@@ -98,7 +98,7 @@ def test_an_overlong_last_line_may_still_be_growing() -> None:
     assert (reader.size, reader.content_digest) == (1002, sha256(b"a\n" + long))
 
 
-def test_lines_up_to_the_limit_are_whole() -> None:
+def test_a_line_within_the_limit_is_one_chunk() -> None:
     """A line within the limit is one piece, even if it is longer than a chunk."""
     line = b"x" * 63 + b"\n"
     assert [chunk.data for chunk in open_reader(b"a\n" + line + b"b\n").chunks()] == [b"a\n", line, b"b\n"]
@@ -129,7 +129,7 @@ def test_a_chunk_whose_file_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\n", b"\r\n", b" \n", b"", b" "])
-def test_a_line_that_only_got_its_newline_is_passed_over(tail: bytes) -> None:
+def test_a_landed_line_that_only_got_its_newline_is_skipped(tail: bytes) -> None:
     """A last line that has landed is skipped if only its newline has come since."""
     old, new = b"a\nbcd", b"e\n"
     reader = open_reader(old + tail + (new if tail.endswith(b"\n") else b""), 100)
@@ -169,7 +169,7 @@ def test_a_file_that_was_cut_short_yields_its_good_part(tmp_path: Path, pack: Ca
     assert 0.2 < len(read) / len(lines) < 0.6
 
 
-def test_a_file_cut_at_the_end_of_a_line_is_damaged_all_the_same(tmp_path: Path) -> None:
+def test_a_compressed_file_cut_at_the_end_of_a_line_is_damaged(tmp_path: Path) -> None:
     """A compressed file tells whether it is complete, so a cut between two lines is reported too."""
     zstd = zstandard.ZstdCompressor(write_checksum=True).compress(LINES)
     for packed in (gzip.compress(LINES)[:-8], zstd[:-4]):
@@ -194,7 +194,7 @@ def test_garbage_after_a_compressed_file_is_damage(tmp_path: Path) -> None:
 
 
 @given(CONTENT, st.sets(st.integers(min_value=0, max_value=300)))
-def test_digests_are_those_of_everything_before(content: bytes, positions: set[int]) -> None:
+def test_a_digest_covers_all_bytes_before_its_position(content: bytes, positions: set[int]) -> None:
     """Each position within the file has the digest of the bytes before it. A near end of the file is found."""
     digests, end = digests_at(io.BufferedReader(io.BytesIO(content), 8), positions)
     reached = {position for position in positions if position <= len(content)}

@@ -77,7 +77,9 @@ def cells(row: tuple[str, ...]) -> dict[str, str]:
 
 @given(rows=ROWS, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;\t|"))
 @example(rows=[("", "", "")], quoting=csv.QUOTE_MINIMAL, delimiter="\t")
-def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]], quoting: int, delimiter: str) -> None:
+def test_csv_rows_are_read_as_they_were_written(
+    path: Path, rows: list[tuple[str, ...]], quoting: int, delimiter: str
+) -> None:
     """Quotes, delimiters and newlines are part of a cell. An empty cell has no value."""
     path.write_bytes(b"".join(as_csv(rows, quoting=quoting, delimiter=delimiter)))
     assert [json.loads(line) for line in read(path)] == [cells(row) for row in rows]
@@ -91,9 +93,7 @@ def test_what_was_written_as_csv_is_read(path: Path, rows: list[tuple[str, ...]]
     place=st.integers(0, 8),
 )
 @example(rows=[("", "", ",0")], bad=b'x,"never closed\r\n', place=0)
-def test_a_row_that_does_not_fit_is_passed_on_as_it_is(
-    path: Path, rows: list[tuple[str, ...]], bad: bytes, place: int
-) -> None:
+def test_an_invalid_row_is_passed_on_unchanged(path: Path, rows: list[tuple[str, ...]], bad: bytes, place: int) -> None:
     """Such a row comes out in its place, and every other row is complete."""
     header, *pieces = as_csv(rows)
     place = min(place, len(rows))

@@ -79,7 +79,7 @@ def test_d3_names_say_which_files_of_a_folder_hold_calls(name: str, fits: bool) 
     assert CALLS.fits(f"folder/{name}") is fits
 
 
-def test_d3_a_folder_takes_only_names_that_hold_events(folder: Path) -> None:
+def test_d3_a_search_of_a_folder_takes_only_names_of_event_files(folder: Path) -> None:
     """The other files are listed. A file that is named or matched by a pattern is taken, whatever its name is."""
     for name in ("notes.txt", "deep/app.log"):
         (folder / name).write_bytes(LINES)
@@ -90,7 +90,7 @@ def test_d3_a_folder_takes_only_names_that_hold_events(folder: Path) -> None:
     assert (len(named.paths), named.left_out) == (5, [])
 
 
-def test_d3_a_folder_without_such_a_name_is_an_error(tmp_path: Path) -> None:
+def test_d3_a_folder_without_names_of_event_files_is_an_error(tmp_path: Path) -> None:
     """The error names the files in the folder and the names of event files."""
     for name in "abcd":
         (tmp_path / f"{name}.csv").write_bytes(LINES)
@@ -103,7 +103,7 @@ def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(folder: Path) -
     assert found([str(folder)]) == [f"{folder}/{name}" for name in ("a.ndjson", "b.ndjson", "deep/er/c.gz")]
 
 
-def test_a_pattern_names_what_it_matches(folder: Path) -> None:
+def test_a_pattern_finds_all_matching_files_and_folders(folder: Path) -> None:
     """Some shells and schedulers do not expand patterns. Matched folders are searched."""
     assert found([f"{folder}/*.ndjson"]) == [f"{folder}/a.ndjson", f"{folder}/b.ndjson"]
     assert found([f"{folder}/**/*.gz"]) == [f"{folder}/deep/er/c.gz"]
@@ -147,7 +147,7 @@ def test_an_empty_path_is_an_error() -> None:
         found([""])
 
 
-def test_a_missing_file_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_only_when_it_is_opened(tmp_path: Path) -> None:
     """A missing file does not stop the other files. Its own load fails with its name."""
     missing = str(tmp_path / "missing.ndjson")
     assert found([missing]) == [missing]
@@ -155,7 +155,7 @@ def test_a_missing_file_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_opening_a_folder_as_a_file_is_an_error(tmp_path: Path) -> None:
     """The error of a file that cannot be read gives the reason."""
     with pytest.raises(FileError, match="Is a directory"), open_events(str(tmp_path)):
         pass
@@ -170,7 +170,7 @@ def test_pipes_are_no_regular_files(tmp_path: Path) -> None:
         assert not is_regular(path)
 
 
-def test_names_of_any_bytes_can_be_written_down() -> None:
+def test_file_names_that_are_not_utf8_can_be_printed() -> None:
     """A name that is not UTF-8 is shown with replacement characters."""
     assert printable(os.fsdecode(b"caf\xe9.ndjson")) == "caf\ufffd.ndjson"
     assert printable("café.ndjson") == "café.ndjson"
@@ -189,7 +189,7 @@ PACKED = {
 
 @pytest.mark.parametrize("packed", PACKED.values(), ids=PACKED)
 @pytest.mark.parametrize("name", ["events.gz", "events.zst", "events.ndjson", "events"])
-def test_bytes_say_what_a_file_is(tmp_path: Path, packed: bytes, name: str) -> None:
+def test_the_bytes_of_a_file_decide_its_compression(tmp_path: Path, packed: bytes, name: str) -> None:
     """The bytes decide on decompression, not the name. Each form gives the same lines and digests."""
     path, plain = tmp_path / name, tmp_path / "plain"
     path.write_bytes(packed)
@@ -224,7 +224,7 @@ def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, data: bytes, what: str) -> None:
+def test_the_refusal_of_a_foreign_file_names_its_format(tmp_path: Path, data: bytes, what: str) -> None:
     """A file in another format is refused by the name of its format. Its lines do not go to quarantine."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(data)
@@ -233,7 +233,7 @@ def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, data: bytes,
 
 
 @pytest.mark.parametrize("start", [b'{"a":1}\n', b'\n\xef\xbb\xbf {"a":1}\n'])
-def test_a_bad_line_does_not_make_a_bad_file(tmp_path: Path, start: bytes) -> None:
+def test_a_file_with_nul_bytes_in_one_line_is_accepted(tmp_path: Path, start: bytes) -> None:
     """A line with a NUL byte among lines of JSON is refused alone."""
     path = tmp_path / "events.ndjson"
     path.write_bytes(start + b"\0\0\n")
@@ -271,7 +271,7 @@ def test_a_file_keeps_its_head_when_it_grows(tmp_path: Path, before: bytes, afte
     assert head_of(path) == head
 
 
-def test_another_first_line_is_another_head(tmp_path: Path) -> None:
+def test_files_with_different_first_lines_have_different_heads(tmp_path: Path) -> None:
     """Files with different first lines have different heads."""
     heads = set()
     for number in range(3):
@@ -280,7 +280,7 @@ def test_another_first_line_is_another_head(tmp_path: Path) -> None:
     assert len(heads) == 3
 
 
-def test_the_head_of_a_damaged_file_is_that_of_the_whole(tmp_path: Path) -> None:
+def test_a_file_cut_short_has_the_head_of_the_whole_file(tmp_path: Path) -> None:
     """A file that was cut short is found again when the whole file arrives."""
     packed = gzip.compress(LINES, compresslevel=0)
     (tmp_path / "whole").write_bytes(packed)

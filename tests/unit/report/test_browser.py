@@ -54,13 +54,13 @@ def test_a_browser_runs_the_script_of_the_page_and_no_other(tmp_path: Path) -> N
     assert shown.all("title")[0].text() == "Iterable: messages from 1 Mar 2026 to 30 Mar 2026"
 
 
-def test_a_browser_runs_no_script_that_escaped_into_the_page(tmp_path: Path) -> None:
+def test_a_browser_runs_no_script_injected_into_the_page(tmp_path: Path) -> None:
     """The policy is a second wall: it holds even where the escaping of a name would be forgotten."""
     shown = open_in_browser(render_page(EMPTY).replace("<footer>", f"<footer>{TAKE_OVER}"), tmp_path)
     assert shown.all("title")[0].text() == "Iterable: messages from 1 Mar 2026 to 30 Mar 2026"
 
 
-def test_a_click_on_a_heading_sorts_by_value_and_a_missing_value_stays_last(tmp_path: Path) -> None:
+def test_a_click_on_a_heading_sorts_by_value_with_missing_values_last(tmp_path: Path) -> None:
     """Numbers begin with the largest, names with the first. A second click turns the order."""
     rows = [
         campaign(7, "b", 1, human_open_rate="0.09"),

@@ -46,7 +46,7 @@ def test_shares_have_one_decimal(share: str, shown: str) -> None:
     assert plain(formats.percent(Decimal(share))) == shown
 
 
-def test_a_share_of_nothing_is_a_dash() -> None:
+def test_a_missing_value_is_shown_as_a_dash() -> None:
     """SMS has no opens, and nothing can be delivered of no sends."""
     assert formats.percent(None) == formats.money(None) == formats.moment(None) == "–"
 
@@ -113,6 +113,6 @@ def test_a_share_changes_in_points() -> None:
         ("☕" * 300, "☕" * 199 + "…"),
     ],
 )
-def test_a_text_of_a_sender_is_fit_to_be_forwarded(text: str, shown: str) -> None:
+def test_a_text_of_a_sender_shows_no_address_and_no_control_character(text: str, shown: str) -> None:
     """No address of a person leaves the warehouse with the page, and no character hides or reverses others."""
     assert formats.sender_text(text) == shown

@@ -180,7 +180,7 @@ def test_a_sortable_cell_has_its_exact_value() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_of_senders_are_text_and_nothing_else(name: str) -> None:
+def test_html_in_a_senders_name_is_shown_as_text(name: str) -> None:
     """Every place that shows a sender's text shows it as it is, and the page has the elements that it always has."""
 
     def page_with(text: str) -> Element:
@@ -243,7 +243,7 @@ def test_only_the_script_of_the_page_may_run() -> None:
     assert f"script-src 'sha256-{digest}'" in page.replace("&#39;", "'")
 
 
-def test_an_empty_report_says_so_in_each_section() -> None:
+def test_each_section_of_an_empty_report_says_that_there_is_no_data() -> None:
     """Nothing is divided by nothing, and no table is without rows."""
     page = rendered()
     assert page.all("table") == page.all("svg") == []
@@ -256,7 +256,7 @@ def test_an_empty_report_says_so_in_each_section() -> None:
         assert re.search(r"\b(No|Nothing)\b", page.section(section).text()), section
 
 
-def test_each_section_unfolds_its_statement() -> None:
+def test_each_section_contains_its_sql_statement() -> None:
     """The statement ends with a semicolon, and its characters are those of SQL."""
     page = rendered()
     sections = page.all("section")
@@ -297,7 +297,7 @@ def test_a_reader_s_page_has_no_statement_that_a_reader_cannot_run() -> None:
     assert len(rendered().section("completeness").statements()) == 4
 
 
-def test_the_days_name_their_zone() -> None:
+def test_the_page_names_the_time_zone_of_its_days() -> None:
     """A reader cannot read the zone of the marts."""
     assert "Days are days in Europe/Berlin." in rendered().all("header")[0].text()
     assert "Days are days in the time zone of the marts." in rendered(time_zone=None).all("header")[0].text()

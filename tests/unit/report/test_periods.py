@@ -21,7 +21,7 @@ NEWEST = date(2026, 3, 31)
         (date(2026, 3, 1), date(2026, 3, 5), 30, Period(date(2026, 3, 1), date(2026, 3, 5))),
     ],
 )
-def test_a_period_is_given_by_its_days_or_ends_with_the_newest(
+def test_a_period_ends_with_the_newest_day_unless_days_are_given(
     first: date | None, last: date | None, days: int, period: Period
 ) -> None:
     """Without any day, it is the last days that have data."""
@@ -38,7 +38,7 @@ def test_the_period_before_is_as_long_and_ends_the_day_before() -> None:
 @pytest.mark.parametrize(
     ("first", "last"), [(date(2026, 3, 2), date(2026, 3, 1)), (date(1, 1, 2), NEWEST), (None, date(1, 1, 10))]
 )
-def test_a_period_that_cannot_be_is_refused(first: date | None, last: date | None) -> None:
+def test_an_impossible_period_is_refused(first: date | None, last: date | None) -> None:
     """It ends before it begins, or there is no period before it."""
     with pytest.raises(UsageError, match=r"period"):
         choose_period(first, last, 30, NEWEST)

@@ -19,6 +19,6 @@ def test_values_are_quoted_as_sql() -> None:
     )
 
 
-def test_a_value_is_not_filled_in_again() -> None:
+def test_a_value_that_looks_like_a_parameter_stays_unchanged() -> None:
     """The name of a model may look like a parameter."""
     assert fill_values("%(model)s", {"model": "%(model)s"}) == "'%(model)s'"

@@ -19,7 +19,7 @@ def test_each_wait_is_twice_the_one_before_up_to_the_limit(whole_waits: None) ->
     assert tries.failures == 5
 
 
-def test_a_success_begins_anew(whole_waits: None) -> None:
+def test_the_wait_after_a_success_is_the_first_wait_again(whole_waits: None) -> None:
     """The wait after a success is the first wait again."""
     tries = Backoff(0.5, 3.0)
     tries.fail()
@@ -36,7 +36,7 @@ def test_waits_differ_between_processes() -> None:
     assert all(1.0 <= wait <= 2.0 for wait in waits)
 
 
-def test_days_of_failures_are_no_error() -> None:
+def test_thousands_of_failures_do_not_overflow_the_wait() -> None:
     """A power of two for each failure would exceed the range of a float after 1,024 failures."""
     tries = Backoff(2.0, 60.0)
     assert all(tries.fail() <= 60.0 for _ in range(5_000))

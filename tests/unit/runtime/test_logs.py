@@ -47,7 +47,7 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
-def test_an_error_is_told_by_its_kind_and_place_and_not_by_its_words(written: io.StringIO, foreign: bool) -> None:
+def test_the_log_shows_an_errors_type_and_place_but_not_its_message(written: io.StringIO, foreign: bool) -> None:
     """This also holds for the causes of an error, in the loader's log and in the logs of libraries."""
     try:
         fail()
@@ -95,7 +95,7 @@ def test_c4_a_log_holds_no_control_character_from_outside(written: io.StringIO, 
     assert "\x1b]" not in text
 
 
-def test_d6_a_line_on_a_terminal_is_plain_and_has_the_time_of_the_clock(written: io.StringIO) -> None:
+def test_d6_a_line_on_a_terminal_is_plain_and_has_the_clock_time(written: io.StringIO) -> None:
     """A person reads the event. The level is left out unless it is a warning or an error."""
     structlog.get_logger("loader").info("6 events in 4 tables")
     structlog.get_logger("loader").warning("5 messages refused", source="app")

@@ -26,7 +26,9 @@ with stopped_by_signals() as stop:
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_first_signal_stops_and_each_later_one_ends(first: signal.Signals, second: signal.Signals) -> None:
+def test_the_first_signal_stops_the_process_and_each_later_signal_ends_it(
+    first: signal.Signals, second: signal.Signals
+) -> None:
     """SIGTERM and SIGINT are equal, in any order."""
     calls: Queue[int] = Queue()
     with handle_signals(lambda: calls.put(0), calls.put):
@@ -38,7 +40,7 @@ def test_the_first_signal_stops_and_each_later_one_ends(first: signal.Signals, s
     assert calls.empty()
 
 
-def test_the_handlers_of_before_are_put_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     """After the block, Ctrl-C interrupts the process as before."""
     before = [signal.getsignal(number) for number in SIGNALS]
     with handle_signals(lambda: None, lambda _: None):
@@ -48,7 +50,7 @@ def test_the_handlers_of_before_are_put_back() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_other_signals_neither_stop_nor_end() -> None:
+def test_a_signal_with_another_handler_neither_stops_nor_ends_the_process() -> None:
     """A signal with a handler of its own, such as SIGUSR1, wakes the thread and changes nothing."""
     calls: Queue[int] = Queue()
     before = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)

@@ -24,7 +24,7 @@ from loader.runtime.terminal import escape_controls, escape_json_controls
         ("plain, é, 日本語, 🎉, ❤\ufe0f, a\u00a0b, a\u3000b", "plain, é, 日本語, 🎉, ❤\ufe0f, a\u00a0b, a\u3000b"),
     ],
 )
-def test_c4_what_a_terminal_obeys_or_hides_is_an_escape(text: str, shown: str) -> None:
+def test_c4_control_and_invisible_characters_become_escapes(text: str, shown: str) -> None:
     """Control, bidirectional, invisible and broken characters become escapes. Visible text stays."""
     assert escape_controls(text) == shown
 

@@ -78,7 +78,7 @@ def test_samples_that_end_on_two_sundays_differ_in_their_dates_alone() -> None:
     ("today", "sunday"),
     [(date(2026, 5, 4), date(2026, 5, 3)), (date(2026, 5, 9), date(2026, 5, 3)), (date(2026, 5, 3), date(2026, 4, 26))],
 )
-def test_the_last_sunday_is_over(today: date, sunday: date) -> None:
+def test_the_last_sunday_is_before_today(today: date, sunday: date) -> None:
     """On a Sunday, it is the Sunday before."""
     assert last_sunday(today) == sunday
 
@@ -89,7 +89,7 @@ def test_every_collection_occurs(size: tuple[int, ...]) -> None:
     assert {table_name(call["event"]) for call in sample(*size).iterable} == set(COLLECTIONS)
 
 
-def test_the_default_has_the_size_of_a_demo() -> None:
+def test_the_default_sample_has_15000_to_25000_events() -> None:
     """Its events are 15,000 to 25,000."""
     assert 15_000 <= len(sample().iterable) + len(sample().app) <= 25_000
 
@@ -116,7 +116,7 @@ def test_every_call_has_an_id_of_its_own() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_only_devices_share_the_send_of_a_message() -> None:
+def test_only_push_messages_to_two_devices_have_two_sends() -> None:
     """Every other message has one send."""
     sends = Counter(
         (call["event"], call["properties"]["messageId"]) for call in sample().iterable if call["event"] in SENDS
@@ -153,7 +153,7 @@ def test_a_call_has_the_form_of_segment() -> None:
         assert ("userId" in call) != ("anonymousId" in call)
 
 
-def test_ten_campaigns_and_two_journeys_send() -> None:
+def test_ten_campaigns_and_two_journeys_send_messages() -> None:
     """Each has a name and the channel of its collection."""
     journeys = [*WELCOME_STEPS, *CART_STEPS]
     sent = {
@@ -206,7 +206,7 @@ def test_the_rates_of_an_email_campaign_are_believable(campaign: Campaign) -> No
     assert 0.001 * len(delivered) <= len(left) <= 0.005 * len(delivered)
 
 
-def test_other_channels_are_believable() -> None:
+def test_the_rates_of_push_sms_and_in_app_messages_are_believable() -> None:
     """Pushes are tapped and text messages clicked by some, and in-app messages opened by many."""
     shares = {
         channel: share(sent, reaction)
@@ -246,7 +246,7 @@ def test_machines_open_more_than_a_fifth_of_the_emails() -> None:
         assert messages_with(clicked) - messages_with(clicked, human=True)
 
 
-def test_the_welcome_journey_does_better_than_every_campaign() -> None:
+def test_the_welcome_journey_has_higher_rates_than_every_campaign() -> None:
     """New recipients open and click more."""
     campaigns = [each.id for each in BLASTS if each.channel == "email"]
     for event in ("Email Opened", "Email Link Clicked"):
@@ -254,7 +254,7 @@ def test_the_welcome_journey_does_better_than_every_campaign() -> None:
         assert share("Email Delivered", event, WELCOME) > 1.2 * best
 
 
-def test_one_domain_blocks_in_the_second_half() -> None:
+def test_one_domain_blocks_emails_in_the_second_half() -> None:
     """Other domains never block, and it accepts its emails in the first half."""
     blocked = [
         call

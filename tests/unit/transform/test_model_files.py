@@ -77,7 +77,7 @@ def test_tracks_reads_the_context_alone() -> None:
     assert all("property" not in column.get("config", {}).get("meta", {}) for column in model["columns"])
 
 
-def test_a_model_is_read_as_it_was_given() -> None:
+def test_a_model_written_to_yml_is_read_back_unchanged() -> None:
     """Long texts, Jinja and colons included."""
     model = {"name": "a", "description": "x: " + "y" * 300 + " {{ doc('id') }} é", "columns": []}
     assert yaml.safe_load(render_model(model)) == {"version": 2, "models": [model]}
