@@ -172,7 +172,7 @@ class SchemaRegistry:
         return True
 
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:
-        """Read the recorded properties of those collections that the copy lacks.
+        """Read the recorded properties of the collections that the copy lacks.
 
         Args:
             connection: An open connection.
