@@ -182,7 +182,7 @@
 
 {#-
     Gives columns of a table wider types, and returns whether any column got one. The existing rows get the values that the
-    old types could not hold; a rebuild fills all rows without it.
+    old types could not hold; a rebuild fills all rows in any case.
 -#}
 {% macro widen_columns(table, plan) %}
     {%- do run_query("savepoint before_widening") -%}

@@ -75,7 +75,7 @@ class SampleEvents:
 
 
 def last_sunday(today: date) -> date:
-    """Return the last Sunday before a day; samples that end on a Sunday differ in nothing but their dates."""
+    """Return the last Sunday before a day; samples that end on a Sunday differ only in their dates."""
     return today - timedelta(days=today.weekday() + 1)
 
 
