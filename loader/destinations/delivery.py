@@ -374,7 +374,7 @@ class Delivery:
         by_seq = {letter.call.seq: letter for letter in letters}
         landed = [letter.call for letter in letters]
         if destination.kind == "iterable":
-            # An old update would replace the values of later updates, so the later updates go again. They count once.
+            # An old update would replace the values of later updates, so the later updates go again. Each counts once.
             landed += read_later_updates(self._connection, self._id, letters)
         calls = []
         for each in sorted(landed, key=lambda call: call.seq):
