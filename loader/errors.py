@@ -30,7 +30,7 @@ class UsageError(LoaderError):
 
 
 class DatabaseError(LoaderError):
-    """The database cannot be reached, is too old, or refuses to do what is needed."""
+    """The database cannot be reached, is too old, or refuses a statement."""
 
 
 class EmbeddedError(DatabaseError):

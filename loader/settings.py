@@ -27,7 +27,7 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def default_home() -> Path:
-    """Return where the embedded database lives when `LOADER_HOME` is not set.
+    """Return the folder of the embedded database when `LOADER_HOME` is not set.
 
     PostgreSQL refuses to run as root, so root's server runs as another user, who cannot enter root's own home.
     """

@@ -1,4 +1,4 @@
--- Which step of a journey loses them? A step is a campaign of the journey, in the order of its first message.
+-- At which step of a journey do people drop? A step is a campaign of the journey, in the order of its first message.
 with people as (
     select
         workflow_id,

@@ -1,4 +1,4 @@
-{#- Fails where dbt's config asks for a table that a run cannot make, and says what to do. -#}
+{#- Fails where dbt's config asks for a table that a run cannot make, and names the remedy. -#}
 
 {#- Fails for versions of a model, and for an alias of a table of the layout. -#}
 {% macro check_model() %}

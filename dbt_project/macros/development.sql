@@ -1,9 +1,9 @@
 {#-
-    A development run: a run on a target that is not production. It makes each table from the events of the last days, found
-    columns included, and has no increments. The functions of the schema raw do all but the SQL of the select.
+    A development run: a run on a target that is not production. The run makes each table from the events of the last days,
+    found columns included, and has no increments. The functions of the schema raw do all but the SQL of the select.
 -#}
 
-{#- Begins the record of a development run in the schema of its own, and tells a person on the first run where it writes. -#}
+{#- Begins the record of a development run in the schema of its own, and prints the schemas of the run the first time. -#}
 {% macro start_development() %}
     {%- do check_rights_to_read() -%}
     {%- set schemas = [] -%}

@@ -114,7 +114,7 @@
 
 
 {#-
-    Inserts the rows of the new events, and returns their number. The statement is the one that dbt shows as the model's.
+    Inserts the rows of the new events, and returns their number. dbt shows this statement as the model's.
     `raw.insertion_order` explains the order of the rows. A first fill inserts in landing order.
 -#}
 {% macro insert_new_events(table, plan, columns, has_known_ids) %}
@@ -182,7 +182,7 @@
 
 {#-
     Gives columns of a table wider types, and returns whether any column got one. The existing rows get the values that the
-    old types could not hold; a rebuild fills all rows anyway.
+    old types could not hold; a rebuild fills all rows in any case.
 -#}
 {% macro widen_columns(table, plan) %}
     {%- do run_query("savepoint before_widening") -%}

@@ -3,7 +3,7 @@
     layout (`raw.place_properties`). Names and keys come from outside. They are data and string literals here, never code.
 -#}
 
-{#- Returns all columns that a run fills, in the form of `declared_columns`. `plan` is what `raw.open_table` returns. -#}
+{#- Returns all columns that a run fills, in the form of `declared_columns`. `plan` is the result of `raw.open_table`. -#}
 {% macro planned_columns(plan) %}
     {%- set fractions = listed(plan.fractions) -%}
     {%- set others = {} -%}

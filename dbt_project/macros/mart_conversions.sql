@@ -81,7 +81,7 @@
 {%- endmacro %}
 
 
-{#- The rows of all conversion tables. In an increment, those that have come since the last run. -#}
+{#- The rows of all conversion tables. In an increment, the rows that have come since the last run. -#}
 {% macro collected_conversions() -%}
     {%- for conversion in readable_conversions() %}
     select

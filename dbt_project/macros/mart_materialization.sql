@@ -164,7 +164,7 @@
 
 
 {#-
-    Computes the rows of the changed keys, and writes those that differ from the stored rows. The log gets the same rows:
+    Computes the rows of the changed keys, and writes the rows that differ from the stored rows. The log gets the same rows:
     with sign -1 as they were, with sign 1 as they are. Returns the number of rows in the log.
 -#}
 {% macro change_rows(relation, log, source_name, plan) %}

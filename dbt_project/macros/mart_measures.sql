@@ -10,7 +10,7 @@
 {% endmacro %}
 
 
-{#- The counts of distinct recipients, and what a recipient's messages must have. -#}
+{#- The counts of distinct recipients, and the condition on a recipient's messages. -#}
 {% macro recipient_counts() %}
     {{ return({
         'unique_sends': 'sends', 'unique_bounces': 'bounces', 'unique_delivered': 'delivered', 'unique_opens': 'opens',

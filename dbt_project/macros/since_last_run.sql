@@ -15,7 +15,7 @@
 {%- endmacro %}
 
 
-{#- The snapshot that the model has finished with. In its first run it shows nothing: no transaction is older than 1. -#}
+{#- The snapshot that the model has finished with. In the first run, the snapshot shows no event: no transaction is older than 1. -#}
 {% macro previous_snapshot() -%}
     coalesce(nullif(current_setting('loader.previous_snapshot', true), ''), '1:1:')::pg_snapshot
 {%- endmacro %}

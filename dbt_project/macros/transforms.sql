@@ -37,7 +37,7 @@
     select raw.admit_readers(schema_name) from raw.sources;
 
     update raw.transforms
-    set status = 'interrupted', finished_at = clock_timestamp(), error = 'It ended without a word.'
+    set status = 'interrupted', finished_at = clock_timestamp(), error = 'The run ended without a report.'
     where
         status = 'running'
         and not exists (

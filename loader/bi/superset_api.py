@@ -68,7 +68,7 @@ class Superset:
         self._read(answer)
 
     def import_assets(self, archive: bytes) -> None:
-        """Make the assets of a ZIP archive, and overwrite those that have the same UUIDs.
+        """Make the assets of a ZIP archive, and overwrite assets that have the same UUIDs.
 
         Raises:
             SupersetError: Superset refuses the assets.

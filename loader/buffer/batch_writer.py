@@ -199,7 +199,7 @@ class BatchWriter:
             if connection:
                 is_small = len(self._backlog) < self._backlog.under_way and self._loop.time() < self._held
                 if is_small and self._pool.are_busy:
-                    # A commit costs the database 150 µs, whatever it holds. So a small batch waits and grows.
+                    # A commit costs the database 150 µs at any size. So a small batch waits and grows.
                     if self._holding is None:
                         self._holding = self._loop.call_at(self._held, self._release)
                     return
@@ -293,7 +293,7 @@ class BatchWriter:
                 error = UnavailableError(
                     "The database is away, and the spool accepts no events. Try again in a moment."
                 )
-            except Exception as failed:  # a bug must neither pass for success nor stop the thread
+            except Exception as failed:  # after a bug, the requests get an error and the thread continues
                 log.exception("a batch could not be written")
                 error = UnavailableError(f"The collector has failed ({type(failed).__name__}). Try again.")
             self._loop.call_soon_threadsafe(self._written, batch, error)

@@ -88,7 +88,7 @@ def run_demo(settings: Settings) -> None:
             url = default_reader_url(connection, database.url, EmbeddedServer(home).folder)
         output.echo(f"\nConnect with psql or a BI tool: {url}")
         output.echo(
-            f"The database stops when nothing has used it for {output.duration(settings.embedded_idle)}; "
+            f"The database stops after {output.duration(settings.embedded_idle)} without use; "
             "this command starts the database again:"
         )
         output.echo(f"LOADER_HOME={shlex.quote(str(home))} {_this_program()} url")

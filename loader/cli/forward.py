@@ -41,7 +41,7 @@ def forward() -> None:
 
 @forward.command(name="run")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--once", is_flag=True, help="End when nothing waits, or a minute after a receiver begins to fail.")
+@click.option("--once", is_flag=True, help="End when no event waits, or a minute after a receiver begins to fail.")
 def forward_run(names: tuple[str, ...], *, once: bool) -> None:
     """Deliver landed events to the destinations, until stopped.
 
@@ -61,7 +61,9 @@ def forward_run(names: tuple[str, ...], *, once: bool) -> None:
         stuck = [each for each in found if each.state != "active"]
         for each in stuck:
             reason = f": {each.last_error.rstrip('.')}" if each.last_error else ""
-            output.note(f"Destination {each.name} has not got all events. It is {describe_state(each)}{reason}.")
+            output.note(
+                f"Destination {each.name} has not got all events. The destination is {describe_state(each)}{reason}."
+            )
             if each.waits_for_person:
                 output.note(f"`loader destination resume {each.name}` continues.")
         if stuck:
@@ -134,7 +136,7 @@ def forward_replay(
 @forward.command(name="status")
 @context.as_json
 def forward_status(*, as_json: bool) -> None:
-    """Show how far each destination is, and why it stands."""
+    """Show the progress and the state of each destination, with the reason of a pause or failure."""
     with context.database() as (database, _), database.autocommit() as connection:
         found = {each.name: each for each in list_destinations(connection)}
         progress = read_progress(connection)
@@ -212,7 +214,7 @@ def dead_show(name: str, number: int) -> None:
 @click.argument("name")
 @_reason_option
 def dead_retry(name: str, reason: str | None) -> None:
-    """Send dead letters again, in landing order; those that are accepted go from the list."""
+    """Send dead letters again, in landing order; accepted events leave the list."""
     with context.database() as (database, _), database.autocommit() as connection:
         _say_retried(retry_letters(connection, find_destination(connection, name).id, reason), name)
 

@@ -94,8 +94,8 @@ _CODES: dict[str, dict[int, str]] = {
     "spool land": {3: "landed, with messages in quarantine"},
     "destination test": {1: "the receiver did not accept the event, or the work failed"},
     "forward run": {
-        0: "stopped in order, or nothing waits",
-        1: "with --once: a destination stands",
+        0: "stopped by a signal, or no event waits",
+        1: "with --once: a destination is paused or failing",
         143: "stopped at once by a second signal",
     },
     "up": {0: "stopped in order", 1: "stopped at once by a second signal, or the work failed"},

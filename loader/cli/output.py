@@ -180,7 +180,7 @@ class ProgressDisplay:
 
 
 def cell(value: Any, *, exact: bool = False) -> str:
-    """Return a value as one line of visible text; `exact` has the meaning that `grid` describes."""
+    """Return a value as one line of visible text; `grid` describes `exact`."""
     if value is None:
         return ""
     if exact:

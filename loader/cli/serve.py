@@ -21,7 +21,7 @@ def serve(host: str, port: int, processes: int | None, descriptor: int | None) -
     """Accept events over HTTP from Segment's libraries, Iterable's webhooks and Segment's webhooks.
 
     A request is answered when its events are committed, or synced to the spool while the database is away. SIGTERM
-    stops the collector after every request under way is answered. A second SIGTERM stops it at once.
+    stops the collector after every request under way is answered. A second SIGTERM stops the collector at once.
     """
     settings = read_settings()
     if processes:

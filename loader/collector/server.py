@@ -60,7 +60,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def _end(self, number: int) -> None:
-        os.write(2, b"Stopped at once; what was under way is not answered.\n")
+        os.write(2, b"Stopped at once; requests under way get no answer.\n")
         os._exit(128 + number)
 
 
@@ -195,7 +195,7 @@ def _check(connector: Connector) -> None:
         connector().close()
     except (SchemaBehindError, UsageError):
         raise
-    except Exception as error:  # noqa: BLE001 - events wait in the spool, whatever the cause
+    except Exception as error:  # noqa: BLE001 - after any error, events wait in the spool
         log.warning(
             "the database is away; events go to the spool until the database is back", reason=without_values(error)
         )

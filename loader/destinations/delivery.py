@@ -299,7 +299,7 @@ class Delivery:
         """Send several batches at once; calls of one user are in one lane.
 
         Yields:
-            Calls without a gap before them. Calls after a call that is not done are not yielded, and go again later.
+            Calls without a gap before them. Calls after the first unfinished call go again later.
         """
         lanes = len(self._receivers)
         size = self._receivers[0].batch_calls * lanes
@@ -326,7 +326,7 @@ class Delivery:
         done: Sequence[Call] = (),
         dead: Sequence[Dead] = (),
     ) -> Cursor:
-        """Move the cursor past calls that are done, and keep those that the receiver did not accept.
+        """Move the cursor past calls that are done, and keep the calls that the receiver did not accept.
 
         Raises:
             HaltedError: The receiver refuses too many events.
@@ -365,7 +365,7 @@ class Delivery:
         )
 
     def _retry_letters(self, destination: Destination, sender: Sender) -> bool:
-        """Send the dead letters whose next try is due, and delete those that are accepted."""
+        """Send the dead letters whose next try is due, and delete the accepted dead letters."""
         letters = read_due_letters(self._connection, self._id, moved_seconds=self._clock.ahead_seconds())
         if not letters:
             return False
@@ -374,7 +374,7 @@ class Delivery:
         by_seq = {letter.call.seq: letter for letter in letters}
         landed = [letter.call for letter in letters]
         if destination.kind == "iterable":
-            # An old update would replace the values of later ones, so these go again after it. They count once.
+            # An old update would replace the values of later updates, so the later updates go again. Each counts once.
             landed += read_later_updates(self._connection, self._id, letters)
         calls = []
         for each in sorted(landed, key=lambda call: call.seq):
@@ -399,7 +399,7 @@ class Delivery:
 def _send_share(
     sender: Sender, receiver: Receiver, calls: Sequence[Call], name: str
 ) -> tuple[list[tuple[Call, Dead | None]], Exception | None]:
-    """Send the calls of one lane; return those that are done, and the error that ended the work."""
+    """Send the calls of one lane; return the calls that are done, and the error that ended the work."""
     outcomes: list[tuple[Call, Dead | None]] = []
     try:
         for batch in receiver.batches(calls):

@@ -183,11 +183,11 @@ class IterableReceiver:
                 yield from ([item.call] for item in step)
 
     def _units(self, endpoint: Endpoint, items: Sequence[Item]) -> list[tuple[list[Item], dict[str, Any]]]:
-        """Return what the request lists: the items behind each entry, and the entry."""
+        """Return the entries of the request: the items behind each entry, and the entry."""
         if endpoint is not Endpoint.USERS:
             return [([item], item.body) for item in items]
         groups, rest = group_profiles(items)
-        # A batch has no rest. A part of a halved batch has none either.
+        # A batch has no rest, and neither has a part of a halved batch.
         groups += [[item] for item in rest]
         return [(group, merged_body(group, nested=self._options.merge_nested_objects)) for group in groups]
 
@@ -262,7 +262,7 @@ class IterableReceiver:
         culprits: list[Call] = []
         if isinstance(params, dict):
             places = {int(found[1]) for name in params if (found := _CULPRIT.match(name))}
-            # Of several updates that go as one, any may be the culprit. Halving finds it.
+            # Any of several updates that go as one item may cause the refusal. Halving finds this update.
             culprits = [groups[place][0].call for place in places if place < len(groups) and len(groups[place]) == 1]
             wrong = params.get("validationErrors")
             if isinstance(wrong, dict):

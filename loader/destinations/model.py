@@ -42,7 +42,7 @@ class Outcome(Enum):
     """The meaning of an answer for the batch that was sent."""
 
     TAKEN = auto()
-    """The receiver has the calls, except those that the reply lists."""
+    """The receiver has the calls, except the calls that the reply lists."""
     AGAIN = auto()
     """The same batch may succeed later."""
     CONFIG = auto()

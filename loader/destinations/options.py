@@ -1,6 +1,6 @@
 """Defines the settings of a destination, and checks them for each kind.
 
-The database holds the settings as JSON. They name secrets by their places, and never contain a secret.
+The database holds the settings as JSON. The settings name secrets by their places, and never contain a secret.
 """
 
 from collections.abc import Mapping

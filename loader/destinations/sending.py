@@ -85,7 +85,7 @@ class Sender:
     def resolve(
         self, receiver: Receiver, calls: Sequence[Call], window: str
     ) -> Iterator[tuple[Sequence[Call], Sequence[Dead]]]:
-        """Send a batch; halve a refused batch until each culprit stands alone.
+        """Send a batch; halve a refused batch until each refused call is alone.
 
         Yields:
             Calls that are done, and those of them that the receiver did not accept.
@@ -108,7 +108,7 @@ class Sender:
             if dead:
                 yield [each.call for each in dead], dead
             rest = [call for call in calls if call.seq not in blamed]
-            # An answer may name one culprit of many. Without halves, all others would go again for each culprit.
+            # An answer may name one of many bad calls. Without halves, all others would go again for each bad call.
             middle = (len(rest) + 1) // 2
             for half in filter(None, (rest[:middle], rest[middle:])):
                 yield from self.resolve(receiver, half, window)

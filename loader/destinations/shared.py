@@ -1,6 +1,6 @@
 """Keeps the knowledge that the live delivery of a destination and its replays share in one process.
 
-They share the limits of the receiver, so the turns of their requests are given out together.
+These deliveries share the limits of the receiver, so the turns of their requests are given out together.
 """
 
 import math

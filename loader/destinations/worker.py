@@ -201,7 +201,7 @@ class Worker:
                 log.info("the cursor of a delivery was moved; it is read again")
                 self._clock.wait(self._stop, IDLE_SECONDS)
             except Exception as error:
-                # An error of the database, or a bug, of which the other deliveries must know nothing.
+                # An error of the database, or a bug, must not stop the other deliveries.
                 is_expected = isinstance(error, LoaderError | psycopg.Error)
                 if not backoff.failures:
                     give_up_at = self._clock.seconds() + ONCE_SECONDS

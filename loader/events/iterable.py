@@ -345,7 +345,7 @@ def _message_id(kind: str, happened: Sequence[object], fields: Mapping[str, Any]
 
 
 def _contents(fields: Mapping[str, Any], names: Iterable[str]) -> _Fields:
-    """Return those of the named fields that have a value, in their canonical form."""
+    """Return the named fields that have a value, in their canonical form."""
     return {name: value for name in names if name in fields and (value := _canonical(fields[name])) is not None}
 
 

@@ -155,7 +155,7 @@ def _expand(path: str, naming: Naming, left_out: dict[str, None]) -> Iterator[st
         if not events:
             raise FileError(
                 f"The folder {name} contains no file with the name of an event file ({naming.example}). It contains "
-                f"{first_names(files, 3)}. Name these files to load them anyway."
+                f"{first_names(files, 3)}. Name these files to load them."
             )
         left_out.update(dict.fromkeys(file for file in files if not naming.fits(file)))
         yield from events

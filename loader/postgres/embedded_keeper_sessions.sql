@@ -1,4 +1,4 @@
--- A tool may open a session for each query and be gone at every check. The total of sessions shows that it was there.
+-- A tool may open a session for each query, and have no session at a check. The total of sessions shows its sessions.
 select
     (
         select count(*) from pg_stat_activity

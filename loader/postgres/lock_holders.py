@@ -17,7 +17,7 @@ _HOLDERS = read_statement(__file__, "sessions")
 
 
 def lock_error(connection: psycopg.Connection, outcome: str) -> DatabaseError:
-    """Return an error that names the three sessions with the oldest transactions among those that hold locks.
+    """Return an error that names three sessions that hold locks, those with the oldest transactions.
 
     Args:
         connection: A connection that can run a query.

@@ -25,7 +25,7 @@ from loader.postgres.statements import read_statement
 # A source and one of its collections.
 Key = tuple[str, str]
 
-# Largest number of collections that a process keeps in memory. It is far above the number in any intended use.
+# Largest number of collections that a process keeps in memory. The limit is far above any intended use.
 _REMEMBERED = 10_000
 
 _collection = attrgetter("collection")
@@ -172,7 +172,7 @@ class SchemaRegistry:
         return True
 
     def load(self, connection: psycopg.Connection, source: str, collections: Iterable[str]) -> None:
-        """Read the recorded properties of those collections that the copy lacks.
+        """Read the recorded properties of the collections that the copy lacks.
 
         Args:
             connection: An open connection.

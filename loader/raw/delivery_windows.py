@@ -1,6 +1,6 @@
 """Reads the landed events that a destination has not got, window by window, and moves the cursor of the destination.
 
-A window has the events between two snapshots: those that tracks has read and the cursor has not. A transaction that
+A window has the events between two snapshots: events that tracks has read and the cursor has not. A transaction that
 commits late is therefore in a later window, and never lost. Within a window, events come in landing order.
 """
 
@@ -311,7 +311,7 @@ def add_replay(
 
 
 def count_replay(connection: psycopg.Connection, source: str, selection: Mapping[str, Any]) -> int:
-    """Return the number of a source's events in the time of a replay, whatever their names.
+    """Return the number of a source's events in the time of a replay, with any name.
 
     Args:
         connection: A connection in autocommit.

@@ -1,4 +1,4 @@
--- Of several events with one id, tracks has the one whose time of receipt its row has. The others are repeated.
+-- Of several events with one id, tracks has the event whose time of receipt is in its row. The other events are repeated.
 select
     page.seq,
     page.load_xid::text as load_xid,

@@ -32,7 +32,7 @@ _ROW_CODES = frozenset({"54000", "54001"})
 _BLOCK = 256
 
 # Largest number of characters of a detail in raw.quarantine. A detail may quote a long value, and the quarantine has
-# the whole message anyway.
+# the whole message too.
 _DETAIL_CHARACTERS = 1000
 
 _QUARANTINE = read_statement(__file__, "quarantine")

@@ -1,4 +1,4 @@
--- The campaigns with messages in the period, those with most sends first; 0 stands for messages without a campaign.
+-- The campaigns with messages in the period, in descending order of sends; 0 stands for messages without a campaign.
 with recipients as (
     select
         channel,

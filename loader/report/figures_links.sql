@@ -1,4 +1,4 @@
--- The links in the period's messages, those that most people clicked first.
+-- The links in the period's messages, in descending order of the people who clicked.
 with clicked as (
     select
         events.channel,

@@ -75,7 +75,7 @@ def find_marts(connection: psycopg.Connection, source: str | None, *, is_reader:
 
 
 def _choose(source: str | None, names: dict[str, str], schemas: Sequence[str]) -> str:
-    """Return the schema that a name stands for, among the sources and those of them that have marts."""
+    """Return the schema of a name, among the sources and the sources with marts."""
     if source is not None:
         asked = [schema for schema, name in names.items() if source in {schema, name}]
         asked = asked or [schema for schema in names if schema == schema_name(source)]

@@ -101,7 +101,7 @@ def _environment() -> Environment:
 
 
 def _rows(figure: Figure) -> list[Row]:
-    """Return the rows of a figure, with every text fit for the page, whatever column has it."""
+    """Return the rows of a figure, with the texts of all columns fit for the page."""
     return [
         {name: formats.sender_text(value) if isinstance(value, str) else value for name, value in row.items()}
         for row in figure.rows

@@ -1,7 +1,7 @@
 """Chance in the sample events, which gives the same results for the same seed.
 
-It comes from `random()` and `getrandbits()` alone, whose numbers are equal in every version of Python. Events that are
-rare come at a fixed pace instead, so that a small sample has them too.
+The values come from `random()` and `getrandbits()` alone, whose numbers are equal in every version of Python. Events
+that are rare come at a fixed pace instead, so that a small sample has them too.
 """
 
 import random

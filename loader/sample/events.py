@@ -75,7 +75,7 @@ class SampleEvents:
 
 
 def last_sunday(today: date) -> date:
-    """Return the last Sunday before a day; samples that end on a Sunday differ in nothing but their dates."""
+    """Return the last Sunday before a day; samples that end on a Sunday differ only in their dates."""
     return today - timedelta(days=today.weekday() + 1)
 
 
@@ -212,7 +212,7 @@ class _Roaster:
         heappush(self._planned, (due, next(self._numbers), steps, person, entered))
 
     def _send_planned(self, end: int) -> None:
-        """Send what is due, in the order of time, so that each message knows the consequences of the earlier ones."""
+        """Send the due messages in the order of time, so that each message knows the effects of earlier messages."""
         while self._planned and self._planned[0][0] < end:
             moment, _, steps, person, entered = heappop(self._planned)
             has_ordered = self._send(steps[0], person, moment)

@@ -1,4 +1,4 @@
-"""Changes what dbt has no setting for: the leftovers of a run, its connections, and the order of the tables.
+"""Changes parts of dbt that have no setting: the leftovers of a run, its connections, and the order of the tables.
 
 pyproject.toml bounds dbt to the versions that were tested.
 """

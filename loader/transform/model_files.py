@@ -107,7 +107,7 @@ def _unit_tests(path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the files, or with `--check` only name those that differ from the catalogue; return the exit code."""
+    """Write the files, or with `--check` only name the files that differ from the catalogue; return the exit code."""
     project = bundled("dbt_project")
     files = generate_models(project)
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -1,4 +1,4 @@
-"""Reads what a run of dbt reads and leaves in the schema raw: sources, collections, sync reports and held tables."""
+"""Reads a run's input and reports in the schema raw: sources, collections, sync reports and held tables."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
--- Calls other than track count as well. They add no row, but a run moves the snapshot cursor past them, so that the
--- next check does not find them again.
+-- Calls other than track count as well. Such calls add no row, but a run moves the snapshot cursor past these calls, so
+-- that the next check does not find them again.
 with done as materialized (
     select coalesce(
         (

@@ -1,7 +1,7 @@
 """A second implementation of the layout's rules in Python, by the contract: the tables for given events.
 
-It shares no code with the loader or the dbt project, so it can disagree with them. Only the declarations of a model
-are read from the project.
+The model shares no code with the loader or the dbt project, so it can disagree with them. Only the declarations of a
+model are read from the project.
 """
 
 import hashlib

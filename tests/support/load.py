@@ -26,7 +26,7 @@ def track(message_id: str, **properties: object) -> dict[str, object]:
 
 
 class Load:
-    """Senders that each send one request after the other with short pauses, whatever the answers.
+    """Senders that each send one request after the other with short pauses, after any answer.
 
     Attributes:
         accepted: The ids of the events answered with 200, by sender, in their order.
@@ -115,4 +115,4 @@ def assert_landed(connection: psycopg.Connection, sent: Load) -> None:
 
 def wait_until_replayed(connection: psycopg.Connection, sent: Load) -> None:
     """Wait until every event answered with 200 is in raw.events."""
-    wait_until(lambda: sent.ids <= landed(connection).keys(), "what was spooled to land")
+    wait_until(lambda: sent.ids <= landed(connection).keys(), "the spooled events to land")

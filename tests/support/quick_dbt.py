@@ -1,6 +1,6 @@
 """Saves dbt work in the tests' processes: repeated parsing, compiling and checking, and messages without a logger.
 
-Parsing the project takes several times as long as a run. dbt does it again for each connection, though only the name of
+Parsing the project takes several times as long as a run. dbt parses again for each connection, though only the name of
 the database differs in the result. And dbt builds a message for each event of its debug level, which no logger takes.
 For each result of a query, agate builds a parser of times in plain language, while dbt has only fixed formats.
 
@@ -366,7 +366,7 @@ def _fire_wanted(
 
 
 class _Made(dict[str, Any]):
-    """A dictionary that makes a value when it is asked for one.
+    """A dictionary that makes a missing value on request.
 
     Args:
         make: Makes the value of a name.

@@ -1,4 +1,4 @@
-"""A dbt project with three tables, for tests of processes around a run; it takes a quarter of the time."""
+"""A dbt project with three tables, for tests of processes around a run; a run takes a quarter of the time."""
 
 import shutil
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ children of the product this way, and every other program as usual. Such a proce
 its usual command line.
 
 The fork server has one thread. Its child forks again and ends, so the system gives the grandchild to the starter, which
-adopts orphans for that moment. The keeper of an embedded database is adopted by nobody, as usual.
+adopts orphans for that moment. The keeper of an embedded database is not adopted, as usual.
 """
 
 import atexit
@@ -90,7 +90,7 @@ class _Start:
         group: The process group to join; None for that of the starter, 0 for a new one.
         umask: The mask for the modes of new files; -1 for that of the starter.
         is_safe: Keep the folder out of the path, as `-P` does.
-        starter: The id of the process that starts it; 0 if the process belongs to nobody.
+        starter: The id of the process that starts it; 0 if the process has no parent.
         sample: A parsed dbt project. dbt compiles its decoder when it decodes the first one; empty if there is none.
     """
 
@@ -189,7 +189,7 @@ class _ForkServer:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def start(self, start: _Start, descriptors: Sequence[int]) -> int:
-        """Start a program as a child of this process, or of nobody, and return its process id."""
+        """Start a program as a child of this process, or without a parent, and return its process id."""
         with self._lock:
             self._adopt_orphans(int(start.starter != 0))
             try:
@@ -221,7 +221,7 @@ def _fork_server() -> _ForkServer:
                 # The system keeps a command line in the place that it had at first, so this one is long.
                 command = [sys.executable, "-c", program, "-" * 4000]
                 process = OrdinaryPopen(command, cwd=ROOT, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
-                # It ends with this process, and nobody waits for it.
+                # The server ends with this process, and no process waits for the server.
                 process.returncode = 0
             _made[os.getpid()] = _ForkServer(here)
         return _made[os.getpid()]

@@ -80,8 +80,8 @@ def test_a_destination_can_be_paused_resumed_and_removed(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1:9", "It is failing: no answer from 127.0.0.1"),
-        ("env:NO_URL", "It is paused (config): The variable NO_URL is not set"),
+        ("http://127.0.0.1:9", "The destination is failing: no answer from 127.0.0.1"),
+        ("env:NO_URL", "The destination is paused (config): The variable NO_URL is not set"),
     ],
 )
 def test_one_round_ends_while_a_receiver_is_down(  # noqa: PLR0917 - fixtures

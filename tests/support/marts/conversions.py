@@ -179,7 +179,7 @@ def _attribute(model: Mapping[str, Any], conversion: Row, touches: Sequence[Row]
 
 
 def _shares(whole: Decimal, parts: int) -> list[Decimal]:
-    """Return a number in equal parts of six decimals, of which the last takes what is missing."""
+    """Return a number in equal parts of six decimals; the last part makes the sum exact."""
     if parts < 2:
         return [whole] * parts
     with localcontext(prec=200):
