@@ -68,6 +68,12 @@ def test_a_webhook_may_have_its_key_in_headers_or_the_query(headers: dict[str, s
     assert "k1" in list(shown_keys(request(query, **headers), b"x-token"))
 
 
+def test_the_parts_of_basic_authorization_come_before_the_whole_header() -> None:
+    """The first value is nearly always the key, so that the other values need no lookup."""
+    whole = basic("k1:")
+    assert shown_keys(request(authorization=whole), b"x-token") == ("k1", whole.removeprefix("Basic "), whole)
+
+
 def test_a_key_in_an_unconfigured_header_does_not_count() -> None:
     """A key in a header that is not configured does not count either."""
     assert list(shown_keys(request(x_other="k1"), b"x-token")) == []
