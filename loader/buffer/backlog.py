@@ -63,8 +63,7 @@ class Backlog:
         self._bytes += size
         self._unanswered += 1
         self._waiting.append((delivery, size, done))
-        number = len(self._waiting)
-        return number >= _FULL and number >= self.full
+        return len(self._waiting) >= self.full
 
     def take(self, limit: int, number: int | None = None) -> list[Waiting]:
         """Remove the oldest deliveries as a batch: `number` deliveries at most, or those of the first `limit` bytes."""

@@ -1,7 +1,7 @@
 """The collector's ASGI application: reads requests, stores their messages and answers.
 
 A request is answered with success only after its messages are durable. A message that cannot become an event goes to
-quarantine, with any answer. A client gives up after a 400, so the message would otherwise be lost.
+quarantine, also when the answer is an error: a client gives up after a 400, so the message would otherwise be lost.
 """
 
 import asyncio

@@ -38,8 +38,7 @@ def shown_keys(scope: Scope, custom_header: bytes) -> tuple[str, ...]:
 
     The operator of the collector chooses the name of a further header with the key, given here in lower case.
     """
-    headers = dict(scope["headers"])
-    return _keys_of(headers.get(custom_header, b""), headers.get(b"authorization", b""), scope["query_string"])
+    return _keys_of(header(scope, custom_header), header(scope, b"authorization"), scope["query_string"])
 
 
 @lru_cache(maxsize=1024)

@@ -180,6 +180,7 @@ def _read_body(text: bytes) -> _Told:
 
 
 def _read_unusual_body(text: bytes) -> _Told:
+    """Return the same of a body with fields of other types, or raise the reason why the body is no event."""
     body = decode(_decode_body, text)
     if body.event_name in (_ABSENT, _NULL):
         raise RefusedError(Reason.EVENT_NOT_DEFINED, "the body has no eventName")
@@ -315,7 +316,7 @@ def _identifier(name: str, value: object) -> str | None:
     found = _value(value)
     if found is None or found == "":
         return None
-    if type(found) is not str and type(found) is not int:
+    if type(found) not in (str, int):
         raise RefusedError(Reason.ID_NOT_STRING, f"{name} must be a string")
     return str(found)
 

@@ -90,7 +90,7 @@ class Call(msgspec.Struct, gc=False):
     Attributes:
         line: The complete call.
         write_key: The write key in the call itself; empty if the call has none.
-        excess: The exceeded limit, for which the call is refused with any content; None within the limits.
+        excess: The reason and the detail of a refusal for an exceeded limit; None within the limits.
     """
 
     line: bytes

@@ -311,7 +311,7 @@ def add_replay(
 
 
 def count_replay(connection: psycopg.Connection, source: str, selection: Mapping[str, Any]) -> int:
-    """Return the number of a source's events in the time of a replay, with any name.
+    """Return the number of a source's events in the time of a replay, of all names.
 
     Args:
         connection: A connection in autocommit.

@@ -207,7 +207,7 @@ def freshness(ground: Ground) -> None:
     with _running(ground, url, "up", f"--port={port}"), psycopg.connect(url, autocommit=True) as connection:
         _wait_for(port)
         while connection.execute("select to_regclass('iterable.email_opened')").fetchone() == (None,):
-            time.sleep(0.1)
+            time.sleep(0.1)  # nothing reports that a table has been made
         for number in range(10):
             body = {"event": "Email Opened", "userId": "u", "messageId": f"fresh-{number}"}
             _post(port, key, body)

@@ -107,10 +107,10 @@ def statements(request: pytest.FixtureRequest, connection: psycopg.Connection) -
     return Statements(request.param, generation.encode())
 
 
-async def executed(wire: AsyncConnection, statement: LandingStatement) -> Exception | None:
+async def executed(asynchronous: AsyncConnection, statement: LandingStatement) -> Exception | None:
     """Run a statement, and return its error."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    wire.execute(statement, future.set_result)
+    asynchronous.execute(statement, future.set_result)
     return await asyncio.wait_for(future, SECONDS)
 
 
@@ -118,19 +118,19 @@ def on_connection(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) 
     """Run a function with a connection whose time limit is checked regularly, as the writer does."""
 
     async def run() -> None:
-        wire = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS)
+        asynchronous = AsyncConnection(connect(url, autocommit=True), asyncio.get_running_loop(), SECONDS)
 
         async def look() -> None:
             while True:
                 await asyncio.sleep(0.05)
-                wire.notice()
+                asynchronous.notice()
 
         looking = asyncio.create_task(look())
         try:
-            await work(wire)
+            await work(asynchronous)
         finally:
             looking.cancel()
-            wire.close()
+            asynchronous.close()
 
     uvloop.run(run())
 
@@ -156,8 +156,8 @@ def test_rows_keep_their_payload_id_and_time(
         Event(b'{"b": 12345678901234567890123}', 1, "two", None, own),
     ]
 
-    async def work(wire: AsyncConnection) -> None:
-        assert await executed(wire, statements.of(*sent)) is None
+    async def work(asynchronous: AsyncConnection) -> None:
+        assert await executed(asynchronous, statements.of(*sent)) is None
 
     on_connection(settings.database_url, work)
     query = "select source, collection, message_id, payload::text, received_at from raw.events order by seq"
@@ -178,8 +178,8 @@ def test_one_statement_takes_several_sources(settings: Settings, connection: psy
     assert statement
     assert bool(statement.copied) == bool(more)
 
-    async def work(wire: AsyncConnection) -> None:
-        assert await executed(wire, statement) is None
+    async def work(asynchronous: AsyncConnection) -> None:
+        assert await executed(asynchronous, statement) is None
 
     on_connection(settings.database_url, work)
     query = "select source, message_id from raw.events order by 2"
@@ -218,14 +218,14 @@ def test_a_bad_row_fails_its_batch_alone(
     many = events(*map(str, range(2000)), text="x" * 2000)
     bad = Event(b'{"n": 1e200000}', 0, "bad", None, None)
 
-    async def work(wire: AsyncConnection) -> None:
+    async def work(asynchronous: AsyncConnection) -> None:
         for place in (0, 1, 1000, 2000):
             assert isinstance(
-                await executed(wire, statements.of(*many[:place], bad, *many[place:])), psycopg.DatabaseError
+                await executed(asynchronous, statements.of(*many[:place], bad, *many[place:])), psycopg.DatabaseError
             )
-            assert not wire.is_busy
-        assert wire.is_whole()
-        assert await executed(wire, statements.of(*events("good"))) is None
+            assert not asynchronous.is_busy
+        assert asynchronous.is_whole()
+        assert await executed(asynchronous, statements.of(*events("good"))) is None
 
     on_connection(settings.database_url, work)
     assert ids(connection) == ["good"]
@@ -241,9 +241,9 @@ def test_a_notice_of_a_trigger_does_not_fail_a_batch(
     """)
     connection.execute("create trigger tell before insert on raw.events for each row execute function public.tell()")
 
-    async def work(wire: AsyncConnection) -> None:
+    async def work(asynchronous: AsyncConnection) -> None:
         for each in "ab":
-            assert await executed(wire, statements.of(*events(each))) is None
+            assert await executed(asynchronous, statements.of(*events(each))) is None
 
     on_connection(settings.database_url, work)
     assert ids(connection) == ["a", "b"]
@@ -254,11 +254,11 @@ def test_a_connection_prepares_no_statement(
 ) -> None:
     """Behind a pooler, another client may discard or replace the prepared statements of the session."""
 
-    async def work(wire: AsyncConnection) -> None:
+    async def work(asynchronous: AsyncConnection) -> None:
         for each in "ab":
-            assert await executed(wire, statements.of(*events(each))) is None
-            assert wire._connection.execute("select * from pg_prepared_statements").fetchall() == []
-            wire._connection.pgconn.exec_(b"discard all")
+            assert await executed(asynchronous, statements.of(*events(each))) is None
+            assert asynchronous._connection.execute("select * from pg_prepared_statements").fetchall() == []
+            asynchronous._connection.pgconn.exec_(b"discard all")
 
     on_connection(settings.database_url, work)
     assert ids(connection) == ["a", "b"]
@@ -270,16 +270,16 @@ def test_a_connection_that_ends_while_idle_fails_the_next_batch(
 ) -> None:
     """The batch has not landed, and the connection is known to be broken, whichever side ended it."""
 
-    async def work(wire: AsyncConnection) -> None:
+    async def work(asynchronous: AsyncConnection) -> None:
         if used:
-            assert await executed(wire, statements.of(*events("before"))) is None
+            assert await executed(asynchronous, statements.of(*events("before"))) is None
         connection.execute("""
             select pg_terminate_backend(pid, 10000) from pg_stat_activity
             where datname = current_database() and pid <> pg_backend_pid() and application_name = 'loader'
         """)
-        assert isinstance(await executed(wire, statements.of(*events("after"))), psycopg.Error)
-        assert not wire.is_whole()
-        assert not wire.is_busy
+        assert isinstance(await executed(asynchronous, statements.of(*events("after"))), psycopg.Error)
+        assert not asynchronous.is_whole()
+        assert not asynchronous.is_busy
 
     on_connection(settings.database_url, work)
     assert "after" not in ids(connection)
@@ -291,7 +291,7 @@ def test_a_connection_closed_during_a_batch_fails_the_batch(
 ) -> None:
     """A COPY without an answer ends with its connection, even if its data is larger than the network's buffers."""
 
-    async def work(wire: AsyncConnection) -> None:
+    async def work(asynchronous: AsyncConnection) -> None:
         for size in (10, 20_000_000):
             other = AsyncConnection(connect(proxy.url, autocommit=True), asyncio.get_running_loop(), SECONDS)
             proxy.deafen()
@@ -302,7 +302,7 @@ def test_a_connection_closed_during_a_batch_fails_the_batch(
             assert isinstance(await copying, psycopg.Error)
             other.close()
             proxy.hear()
-        assert await executed(wire, statements.of(*events("b"))) is None
+        assert await executed(asynchronous, statements.of(*events("b"))) is None
 
     on_connection(proxy.url, work)
 
@@ -320,10 +320,10 @@ def test_a_batch_checked_against_an_older_generation_does_not_land(
     connection.execute("delete from raw.events")
     rescan(connection)
 
-    async def work(wire: AsyncConnection) -> None:
-        assert "another generation" in str(await executed(wire, statement))
-        assert not wire.is_busy
-        assert wire.is_whole()
+    async def work(asynchronous: AsyncConnection) -> None:
+        assert "another generation" in str(await executed(asynchronous, statement))
+        assert not asynchronous.is_busy
+        assert asynchronous.is_whole()
 
     on_connection(settings.database_url, work)
     assert ids(connection) == []
@@ -388,8 +388,9 @@ def writing(
     *,
     commit_seconds: float = SECONDS,
     spool_bytes: int = 10**9,
+    is_warm: bool = True,
 ) -> None:
-    """Run a function with a writer, and stop the writer in order."""
+    """Run a function with a writer, which is warmed up before by default, and stop the writer in order."""
 
     async def run() -> None:
         warehouse = Warehouse()
@@ -403,6 +404,8 @@ def writing(
         await writer.start()
         try:
             assert await writer.reached_database(SECONDS)
+            if is_warm:
+                await warm_up(writer)
             await asyncio.wait_for(work(writer), SECONDS)
         finally:
             await asyncio.wait_for(writer.stop(), SECONDS)
@@ -416,7 +419,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def warm_up(writer: BatchWriter, connecting: Connecting) -> None:
+async def warm_up(writer: BatchWriter) -> None:
     """Write until events are usual and every connection is open."""
     for number in range(3):
         await writer.write(delivery(*(f"warm-{number}-{each}" for each in range(20)), n=1))
@@ -438,7 +441,6 @@ def test_events_with_known_properties_land_by_one_statement_in_one_transaction(
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         (moment,) = connection.execute("select clock_timestamp()").fetchall()[0]
         parts = [range(number, min(number + 10, count)) for number in range(0, count, 10)]
         sending = [delivery(*(f"u{number}" for number in part), n=part.start) for part in parts]
@@ -467,7 +469,6 @@ def test_a_batch_leaves_when_as_many_deliveries_wait_as_are_under_way(
         await until(lambda: waiting(connection) == count)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         answers: list[UnavailableError | None] = []
 
         def submit(count: int) -> None:
@@ -502,7 +503,6 @@ def test_a_full_batch_leaves_while_further_requests_are_read(
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         answers: list[UnavailableError | None] = []
         full = writer._backlog.full
         for under_way in (full, 2 * full, CONNECTIONS * full):
@@ -532,9 +532,9 @@ def test_no_further_connection_is_opened_while_a_table_is_locked(
             await asyncio.sleep(0.5)
             assert len(connecting.opened) == 1 + CONNECTIONS
             assert waiting(connection) == 0
-        await warm_up(writer, connecting)
+        await warm_up(writer)
 
-    writing(connecting, tmp_path, work, commit_seconds=0.2)
+    writing(connecting, tmp_path, work, commit_seconds=0.2, is_warm=False)
 
 
 def test_with_one_permitted_connection_the_thread_lands_the_events(
@@ -549,7 +549,7 @@ def test_with_one_permitted_connection_the_thread_lands_the_events(
             await writer.write(delivery(str(number), n=1))
             assert not writer.spooling
 
-    writing(connecting, tmp_path, work)
+    writing(connecting, tmp_path, work, is_warm=False)
     assert ids(connection) == [str(number) for number in range(20)]
 
 
@@ -560,7 +560,6 @@ def test_broken_connections_cost_no_event_and_are_replaced(
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         for broken in connecting.opened[1:]:
             connection.execute("select pg_terminate_backend(%s, 10000)", (broken.info.backend_pid,))
         await asyncio.gather(*(writer.write(delivery(f"u{number}", n=1)) for number in range(5)))
@@ -582,7 +581,6 @@ def test_a_reset_right_after_the_servers_last_message_is_noticed(
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         proxy.resetting = True
         with connection.transaction():
             if busy:
@@ -612,7 +610,6 @@ def test_a_batch_on_a_connection_is_answered_after_the_thread_times_out(
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         proxy.deafen()
         unusual = asyncio.create_task(writer.write(delivery("unusual", other=1)))
         await asyncio.sleep(0.3)
@@ -634,7 +631,6 @@ def test_a_batch_waits_once_for_a_database_that_does_not_answer(
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         proxy.deafen()
         await writer.write(delivery("usual", n=1))
         assert writer.spooling
@@ -651,7 +647,6 @@ def test_a_failed_answer_does_not_stop_the_other_answers_of_its_batch(
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         answers: list[UnavailableError | None] = []
 
         def fail(error: UnavailableError | None) -> None:
@@ -675,7 +670,6 @@ def test_waiting_events_with_new_properties_share_commits(
     connecting = Connecting(settings.database_url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         with connection.transaction():
             connection.execute("lock table raw.generation in access exclusive mode")
             tasks = []
@@ -698,7 +692,6 @@ def test_a_rescan_that_races_with_connections_loses_no_property(
     connecting = Connecting(proxy.url)
 
     async def work(writer: BatchWriter) -> None:
-        await warm_up(writer, connecting)
         await asyncio.to_thread(connection.execute, "delete from raw.events")
         await asyncio.to_thread(rescan, connection)
         # These events landed by the previous registry.

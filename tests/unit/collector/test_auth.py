@@ -74,6 +74,12 @@ def test_the_parts_of_basic_authorization_come_before_the_whole_header() -> None
     assert shown_keys(request(authorization=whole), b"x-token") == ("k1", whole.removeprefix("Basic "), whole)
 
 
+def test_a_repeated_header_is_one_joined_value() -> None:
+    """A proxy and a sender that both set the header must not decide the source by their order."""
+    twice = {"headers": [(b"authorization", b"k1"), (b"authorization", b"k2")], "query_string": b""}
+    assert shown_keys(twice, b"x-token") == ("k1, k2",)
+
+
 def test_a_key_in_an_unconfigured_header_does_not_count() -> None:
     """A key in a header that is not configured does not count either."""
     assert list(shown_keys(request(x_other="k1"), b"x-token")) == []
